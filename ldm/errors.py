@@ -1,0 +1,96 @@
+"""Errors that a user can act on: a stable code, one line, a fixed exit status.
+
+Every error of this project carries what was seen, what was expected and what to do next, in one
+line. The command line prints that line and exits with ``exit_code``; a program that uses the
+library catches :class:`DsdiffError`.
+"""
+
+from __future__ import annotations
+
+MAX_LINE = 300
+
+
+class DsdiffError(Exception):
+    """Base of all errors with a stable code.
+
+    Args:
+        code: stable upper-case identifier, for example ``DATA-SHAPE``.
+        message: what was seen; what was expected; what to do next.
+        case: subject (patient) the error belongs to, if any.
+    """
+
+    exit_code = 70
+
+    def __init__(self, code: str, message: str, case: str | None = None) -> None:
+        super().__init__(code, message, case)
+        self.code, self.message, self.case = code, message, case
+
+    def __str__(self) -> str:
+        subject = f" case={self.case}" if self.case else ""
+        return one_line(f"{self.code}{subject}: {self.message}")
+
+
+class ConfigError(DsdiffError):
+    """Wrong usage or configuration."""
+
+    exit_code = 2
+
+
+class DataError(DsdiffError):
+    """Input data that cannot be used as it is."""
+
+    exit_code = 3
+
+
+class CheckpointError(DsdiffError):
+    """A checkpoint that is missing, damaged or does not fit."""
+
+    exit_code = 4
+
+
+class OutputError(DsdiffError):
+    """An output that cannot be written, or that must not be overwritten."""
+
+    exit_code = 5
+
+
+class NonFiniteError(DsdiffError):
+    """NaN or infinity in a loss, a gradient or a sample."""
+
+    exit_code = 6
+
+
+class OutOfMemory(DsdiffError):  # noqa: N818 - the state is the name
+    """Host or device memory is exhausted."""
+
+    exit_code = 7
+
+
+class WorkerError(DsdiffError):
+    """A data worker or another rank died."""
+
+    exit_code = 8
+
+
+class PartialError(DsdiffError):
+    """Some cases failed, the others were completed."""
+
+    exit_code = 9
+
+
+class UnsafeError(DsdiffError):
+    """Refused because it would run or load something that is not trusted."""
+
+    exit_code = 10
+
+
+class BusyError(DsdiffError):
+    """The run folder is in use by another process."""
+
+    exit_code = 11
+
+
+def one_line(text: str, limit: int = MAX_LINE) -> str:
+    """Return ``text`` on one line of at most ``limit`` characters, control characters escaped."""
+    escaped = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return escaped if len(escaped) <= limit else escaped[: limit - 3] + "..."

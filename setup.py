@@ -1,0 +1,46 @@
+"""Installation of dsdiff; ``configs`` travels inside the package so that verbs work from anywhere."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "ldm/__init__.py").read_text()).group(1)
+CONFIGS = ["configs", *(f"configs/{p.name}" for p in (HERE / "configs").iterdir() if p.is_dir())]
+
+setup(
+    name="dsdiff",
+    version=VERSION,
+    description="Latent diffusion with swappable backbones for contrast-enhanced MRI synthesis",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.10",
+    packages=[
+        *find_packages(include=["ldm*", "guided_diffusion*", "UNet_DS_Diff*"]),
+        *(f"ldm.{folder.replace('/', '.')}" for folder in CONFIGS),
+    ],
+    package_dir={f"ldm.{folder.replace('/', '.')}": folder for folder in CONFIGS},
+    package_data={"": ["*.yaml", "*.j2"]},
+    entry_points={"console_scripts": ["dsdiff = ldm.cli.main:main"]},
+    install_requires=[
+        "torch>=2.10",  # below, weights_only loading can be bypassed (CVE-2025-32434, -2026-24747)
+        "pytorch-lightning>=2.6,!=2.6.2,!=2.6.3",  # stolen-credential releases
+        "omegaconf>=2.4",
+        "einops",
+        "timm",
+        "nibabel",
+        "scikit-image",
+        "torchmetrics",
+        "safetensors",
+        "monai>=1.6",
+        "matplotlib",
+        "jinja2",
+        "tensorboard",
+        "rich",
+    ],
+    extras_require={
+        "test": ["pytest", "hypothesis", "ruff", "pytorch-msssim", "SimpleITK"],
+    },
+)
