@@ -1,0 +1,123 @@
+"""Primitives that every network here is made of: convolutions, norms, resampling, embeddings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import torch.utils.checkpoint
+from torch import Tensor, nn
+
+from ldm.errors import ConfigError
+
+GROUPS = 32
+
+
+def conv_nd(dims: int, *args: Any, **kwargs: Any) -> nn.Module:
+    """Return a 1-, 2- or 3-D convolution; the arguments are those of ``nn.Conv2d``."""
+    return getattr(nn, f"Conv{dims}d")(*args, **kwargs)
+
+
+def normalization(channels: int, eps: float = 1e-5) -> nn.GroupNorm:
+    """Return a group norm of 32 groups; on bf16 input torch accumulates its statistics in fp32.
+
+    Raises:
+        ConfigError: CONFIG-SHAPE when 32 does not divide ``channels``.
+    """
+    if channels % GROUPS:
+        raise ConfigError(
+            "CONFIG-SHAPE",
+            f"{channels} channels cannot be normalised in {GROUPS} groups: "
+            f"choose model_channels * channel_mult as a multiple of {GROUPS}",
+        )
+    return nn.GroupNorm(GROUPS, channels, eps=eps)
+
+
+def zero_module(module: nn.Module) -> nn.Module:
+    """Set the parameters of ``module`` to zero, so that its residual branch starts as nothing."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
+def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10000.0) -> Tensor:
+    """Return sinusoidal embeddings (B, dim) in float32: cosines first, then sines, zero-padded.
+
+    The frequencies fall geometrically from 1 to nearly 1 / ``max_period`` (Vaswani et al. 2017,
+    section 3.5, in the order of Ho et al. 2020).
+
+    Args:
+        timesteps: (B,), integer or fractional, in steps.
+    """
+    half = dim // 2
+    exponents = torch.arange(half, dtype=torch.float32, device=timesteps.device) / half
+    angles = timesteps.float()[:, None] * torch.exp(-math.log(max_period) * exponents)  # (B, half)
+    embedding = torch.cat([angles.cos(), angles.sin()], dim=1)  # (B, 2 * half)
+    return F.pad(embedding, (0, dim % 2))
+
+
+def to_tokens(x: Tensor) -> Tensor:
+    """Return a feature map (B, C, *S) as tokens (B, N, C); no copy if it is channels-last."""
+    return x.flatten(2).transpose(1, 2)
+
+
+def from_tokens(tokens: Tensor, spatial: Sequence[int]) -> Tensor:
+    """Return tokens (B, N, C) as a channels-last feature map (B, C, *spatial), without a copy."""
+    return tokens.transpose(1, 2).unflatten(2, spatial)
+
+
+def project_tokens(layer: nn.Module, tokens: Tensor) -> Tensor:
+    """Apply a linear layer, or a convolution of size 1, to tokens (B, N, C) -> (B, N, C_out)."""
+    return F.linear(tokens, layer.weight.flatten(1), layer.bias)
+
+
+def checkpoint(function: Callable[..., Tensor], *args: Any, enabled: bool) -> Tensor:
+    """Call ``function``; if ``enabled``, recompute its activations in the backward pass."""
+    if enabled and torch.is_grad_enabled():
+        return torch.utils.checkpoint.checkpoint(function, *args, use_reentrant=False)
+    return function(*args)
+
+
+def resampling_factor(dims: int) -> int | tuple[int, ...]:
+    """Return the factor of one level; 3-D networks keep the first axis (slices or frames)."""
+    return (1, 2, 2) if dims == 3 else 2
+
+
+class Downsample(nn.Module):
+    """Halve the spatial size: (B, C, *S) -> (B, C, *S/2).
+
+    Args:
+        use_conv: a strided 3x3 convolution; otherwise average pooling.
+    """
+
+    def __init__(self, channels: int, use_conv: bool, dims: int = 2) -> None:
+        super().__init__()
+        stride = resampling_factor(dims)
+        self.op = (
+            conv_nd(dims, channels, channels, 3, stride=stride, padding=1)
+            if use_conv
+            else getattr(nn, f"AvgPool{dims}d")(stride, stride)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.op(x)  # (B, C, *S/2)
+
+
+class Upsample(nn.Module):
+    """Double the spatial size by nearest neighbours: (B, C, *S) -> (B, C, *2S).
+
+    Args:
+        use_conv: follow with a 3x3 convolution.
+    """
+
+    def __init__(self, channels: int, use_conv: bool, dims: int = 2) -> None:
+        super().__init__()
+        self.scale_factor = resampling_factor(dims)
+        self.conv = conv_nd(dims, channels, channels, 3, padding=1) if use_conv else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.interpolate(x, scale_factor=self.scale_factor, mode="nearest")  # (B, C, *2S)
+        return self.conv(x)
