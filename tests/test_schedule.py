@@ -1,0 +1,251 @@
+"""Noise schedules and the timesteps that samplers take from them."""
+
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ldm.errors import ConfigError
+from ldm.models.diffusion.schedule import (
+    NoiseSchedule,
+    betas,
+    gather,
+    respace,
+    sampling_timesteps,
+)
+
+REFERENCE = np.load(Path(__file__).parent / "reference" / "mathematics.npz")
+SCHEDULES = {
+    "linear": NoiseSchedule("linear"),
+    "scaled_linear": NoiseSchedule("scaled_linear", linear_start=8.5e-4, linear_end=1.2e-2),
+    "cosine": NoiseSchedule("cosine"),
+}
+every_schedule = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+
+
+@pytest.mark.parametrize(
+    ("key", "arguments"),
+    [
+        ("ldm_betas/linear/1000", ("scaled_linear", 1000)),  # latent-diffusion's name for it
+        ("ldm_betas/linear/50", ("scaled_linear", 50)),
+        ("ldm_betas/linear_sd/1000", ("scaled_linear", 1000, 8.5e-4, 1.2e-2)),
+        ("ldm_betas/sqrt_linear/1000", ("linear", 1000)),
+        ("ldm_betas/sqrt_linear/50", ("linear", 50)),
+        ("ldm_betas/cosine/1000", ("cosine", 1000)),
+        ("ldm_betas/cosine/50", ("cosine", 50)),
+        ("guided_betas/linear/1000", ("linear", 1000)),
+        ("guided_betas/linear/100", ("linear", 100, 1e-3, 0.2)),  # ends scale with 1000 / T
+    ],
+)
+def test_betas_equal_the_public_implementations(key, arguments):
+    np.testing.assert_allclose(betas(*arguments), REFERENCE[key], rtol=1e-10)
+
+
+@every_schedule
+def test_noise_only_grows(schedule):
+    assert ((schedule.betas > 0) & (schedule.betas < 1)).all()
+    assert (schedule.alphas_cumprod.diff() < 0).all()
+    assert 0 < schedule.alphas_cumprod[-1] < schedule.alphas_cumprod[0] < 1
+    assert schedule.alphas_cumprod_prev[0] == 1
+    assert torch.equal(schedule.alphas_cumprod_prev[1:], schedule.alphas_cumprod[:-1])
+    assert torch.isfinite(schedule.snr).all()
+    assert schedule.betas.dtype == schedule.alphas_cumprod.dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("name", "stated", "step_betas"),
+    [
+        ("linear", 4.036e-5, np.linspace(1e-4, 2e-2, 1000)),
+        ("scaled_linear", 4.68e-3, np.linspace(8.5e-4**0.5, 1.2e-2**0.5, 1000) ** 2),
+    ],
+)
+def test_terminal_snr(name, stated, step_betas):
+    """What is left of the image at T: with Stable Diffusion's schedule, 6.8 % of its amplitude."""
+    alphas_cumprod = np.exp(np.log1p(-step_betas).sum())
+    terminal = SCHEDULES[name].snr[-1].item()
+    assert terminal == pytest.approx(alphas_cumprod / (1 - alphas_cumprod), rel=1e-6)
+    assert terminal == pytest.approx(stated, rel=2e-3)
+
+
+def test_terminal_level_of_cosine_is_set_by_its_last_clipped_beta():
+    """cos^2 at (T-1)/T, normalised, times 1 - 0.999."""
+    angles = (np.array([0.999, 0.0]) + 8e-3) / (1 + 8e-3) * np.pi / 2
+    before_last, at_zero = np.cos(angles) ** 2
+    terminal = SCHEDULES["cosine"].alphas_cumprod[-1].item()
+    assert terminal == pytest.approx(before_last / at_zero * (1 - 0.999), rel=1e-6)
+    assert terminal == pytest.approx(2.4e-9, rel=2e-2)
+
+
+@every_schedule
+def test_alpha_and_sigma_of_integer_timesteps(schedule):
+    t = torch.arange(len(schedule))
+    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+    torch.testing.assert_close(alpha**2, schedule.alphas_cumprod, rtol=1e-12, atol=0)
+    torch.testing.assert_close(sigma**2, 1 - schedule.alphas_cumprod, rtol=1e-10, atol=0)
+    torch.testing.assert_close(alpha**2 + sigma**2, torch.ones_like(alpha), rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        (2 * schedule.half_log_snr(t)).exp(), schedule.snr, rtol=1e-9, atol=0
+    )
+
+
+def test_timestep_minus_one_is_clean_data():
+    clean = torch.tensor([-1])
+    schedule = NoiseSchedule()
+    assert schedule.alpha(clean) == 1
+    assert schedule.sigma(clean) == 0
+    assert schedule.half_log_snr(clean) == torch.inf
+
+
+@settings(deadline=None)
+@given(t=st.floats(0, 999), name=st.sampled_from(list(SCHEDULES)))
+def test_timestep_of_inverts_half_log_snr(t, name):
+    schedule = SCHEDULES[name]
+    t = torch.tensor([t], dtype=torch.float64)
+    torch.testing.assert_close(
+        schedule.timestep_of(schedule.half_log_snr(t)), t, rtol=1e-9, atol=1e-9
+    )
+
+
+@pytest.mark.parametrize(
+    ("given_dtype", "expected"),
+    [("bfloat16", "float32"), ("float32", "float32"), ("float64", "float64")],
+)
+def test_gathered_numbers_never_fall_below_float32(given_dtype, expected):
+    x = torch.zeros(2, 1, 3, 3, dtype=getattr(torch, given_dtype))
+    numbers = gather(torch.arange(10.0, dtype=torch.float64), torch.tensor([7, 2]), x)
+    assert numbers.dtype == getattr(torch, expected)
+    assert numbers.shape == (2, 1, 1, 1)
+    assert numbers.flatten().tolist() == [7, 2]
+
+
+@pytest.mark.parametrize("spacing", ["trailing", "logsnr"])
+@every_schedule
+def test_every_count_of_steps_has_distinct_timesteps(schedule, spacing):
+    for steps in range(1, len(schedule) + 1):
+        grid = sampling_timesteps(schedule, steps, spacing)
+        assert grid.shape == (steps,)
+        assert (np.diff(grid) < 0).all()
+        assert grid[0] == len(schedule) - 1
+        assert grid[-1] >= 0
+    assert grid.tolist() == list(range(999, -1, -1))
+
+
+@settings(deadline=None)
+@given(timesteps=st.integers(2, 400), fraction=st.floats(0, 1))
+def test_trailing_steps_are_even_for_any_length_of_schedule(timesteps, fraction):
+    steps = 1 + round(fraction * (timesteps - 1))
+    grid = sampling_timesteps(NoiseSchedule(timesteps=timesteps), steps)
+    gaps = -np.diff([*grid, -1])  # the last step, to clean data, is as long as the others
+    assert grid[0] == timesteps - 1
+    assert abs(gaps - timesteps / steps).max() < 1.001
+    assert gaps.min() >= 1
+
+
+def test_logsnr_steps_are_even_in_lambda_and_include_both_ends():
+    schedule = NoiseSchedule()
+    grid = sampling_timesteps(schedule, 10, "logsnr")
+    half_log_snr = schedule.half_log_snr(torch.from_numpy(grid.copy()))
+    gaps = half_log_snr.diff()
+    assert (grid[0], grid[-1]) == (999, 0)
+    torch.testing.assert_close(gaps, gaps.mean().expand_as(gaps), rtol=0.2, atol=0)
+
+
+@pytest.mark.parametrize("steps", [5, 20, 50, 250])
+def test_uniform_spacing_equals_the_ddim_code(steps):
+    grid = sampling_timesteps(NoiseSchedule(), steps, "uniform")
+    assert grid[::-1].tolist() == REFERENCE[f"ddim_timesteps/uniform/{steps}"].tolist()
+
+
+def test_quadratic_spacing_is_even_in_the_square_root():
+    grid = sampling_timesteps(NoiseSchedule(), 10, "quadratic")
+    assert grid[::-1].tolist() == [1 + int(800 * (i / 9) ** 2) for i in range(10)]
+
+
+@pytest.mark.parametrize(("spacing", "exist"), [("uniform", 15), ("quadratic", 29)])
+def test_grids_of_the_ddim_code_are_exact_or_refused(spacing, exist):
+    """Unchecked, it leaves the range for 599 counts of 1000 and misses the count for 984."""
+    schedule, grids = NoiseSchedule(), []
+    for steps in range(1, 1001):
+        try:
+            grids.append(sampling_timesteps(schedule, steps, spacing))
+        except ConfigError as error:
+            assert f"no {steps} distinct timesteps below 1000" in str(error)
+        else:
+            assert grids[-1].shape == (steps,)
+            assert (np.diff(grids[-1]) < 0).all()
+            assert 0 <= grids[-1][-1] <= grids[-1][0] < 1000
+    assert len(grids) == exist
+
+
+@pytest.mark.parametrize("steps", [0, -3, 1001, 2.5, True, "20"])
+def test_a_count_of_steps_out_of_range_is_refused(steps):
+    with pytest.raises(ConfigError, match="expected an integer from 1 to 1000") as caught:
+        sampling_timesteps(NoiseSchedule(), steps)
+    assert caught.value.code == "CONFIG-VALUE"
+    assert caught.value.exit_code == 2
+
+
+def test_an_unknown_spacing_is_refused_with_the_known_ones():
+    with pytest.raises(ConfigError, match="expected trailing, logsnr, uniform or quadratic"):
+        sampling_timesteps(NoiseSchedule(), 10, "linspace")
+
+
+@pytest.mark.parametrize("spec", ["ddim25", "10", "10,15,20"])
+def test_respacing_equals_guided_diffusion(spec):
+    assert respace(1000, spec) == REFERENCE[f"respace/{spec}"].tolist()
+
+
+@settings(deadline=None)
+@given(timesteps=st.integers(2, 1000), counts=st.lists(st.integers(1, 30), min_size=1, max_size=4))
+def test_respacing_takes_the_count_of_each_section_or_is_refused(timesteps, counts):
+    try:
+        chosen = respace(timesteps, counts)
+    except ConfigError as error:
+        assert "timesteps in a section" in str(error)
+        assert max(counts) > timesteps // len(counts)
+    else:
+        assert len(chosen) == sum(counts)
+        assert (np.diff(chosen) > 0).all()
+        assert 0 <= chosen[0] <= chosen[-1] < timesteps
+    assert respace(timesteps, 1) == respace(timesteps, "1") == [0]
+
+
+@pytest.mark.parametrize(
+    "spec", ["ddim999", "ddim", "ddim10,10", "ten", "", [], 0, "1001", "900,1"]
+)
+def test_respacing_that_cannot_be_is_refused(spec):
+    with pytest.raises(ConfigError, match="respacing"):
+        respace(1000, spec)
+
+
+def test_a_schedule_is_its_arguments():
+    schedule = NoiseSchedule("scaled_linear", 500, linear_start=8.5e-4, linear_end=1.2e-2)
+    stored = json.loads(json.dumps(schedule.to_dict()))
+    assert NoiseSchedule(**stored) == schedule == pickle.loads(pickle.dumps(schedule))
+    assert NoiseSchedule(**stored | {"timesteps": 501}) != schedule
+    assert len(schedule) == 500
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": "lineal"}, "'lineal'; expected linear, scaled_linear or cosine"),
+        ({"timesteps": 1}, "timesteps is 1; expected an integer of at least 2"),
+        ({"timesteps": "many"}, "timesteps is 'many'"),
+        ({"timesteps": 10.0}, "timesteps is 10.0"),
+        ({"linear_start": 0.0}, "linear_start is 0.0; expected a number between 0 and 1"),
+        ({"linear_end": float("nan")}, "linear_end is nan"),
+        ({"linear_end": "1e-4"}, "linear_end is '1e-4'"),
+        ({"linear_start": 0.1}, "linear_start 0.1 is above linear_end 0.02"),
+        ({"cosine_s": -1}, "cosine_s is -1; expected a number from 0 to 1"),
+    ],
+)
+def test_bad_arguments_are_refused_with_the_value_seen(arguments, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        NoiseSchedule(**arguments)
+    assert caught.value.code == "CONFIG-VALUE"
