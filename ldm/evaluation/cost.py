@@ -1,0 +1,174 @@
+"""What a network costs: parameters, FLOPs of one call, memory.
+
+FLOPs and activations are counted on the ``meta`` device, where tensors have shapes but no data, so
+that the count of a large network takes no memory and little time. A network that looks at values
+in its forward cannot run there and is run for real.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+ADAM_STATES = 2  # first and second moment
+PROCESS_STATUS = Path("/proc/self/status")
+PROCESS_RESET = Path("/proc/self/clear_refs")
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Number of parameters, trainable or not; a shared one counts once."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def count_flops(module: nn.Module, *inputs: Any) -> int:
+    """Floating-point operations of ``module(*inputs)``: matrix products and convolutions.
+
+    A multiply-add counts as 2 FLOPs (fvcore, ptflops and many papers print multiply-adds, half of
+    it, under the same name). Attention is counted as its two matrix products, because counters
+    skip the fused kernels of the CPU. Bias, normalisation and activation functions do not count.
+    """
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # it hides whole layers from the counter
+    try:
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+            return _first_that_runs(_flops, module, inputs)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes that a training step holds at its peak, by owner."""
+
+    parameters: int
+    gradients: int
+    optimizer: int
+    ema: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        """Sum of all parts, in bytes; without workspaces, fragmentation and the program itself."""
+        return sum(asdict(self).values())
+
+
+def training_memory_estimate(module: nn.Module, *inputs: Any, ema: bool = True) -> MemoryEstimate:
+    """Memory of a training step with Adam at the batch size of ``inputs``.
+
+    Activations are the tensors that autograd saves in one forward in training mode, each storage
+    counted once, parameters left out. What is held inside gradient checkpointing is not seen: with
+    it the figure is a lower bound.
+
+    Args:
+        module: the network, on any device.
+        inputs: arguments of its forward, batch first.
+        ema: whether an exponential moving average of the parameters is kept.
+    """
+    parameters = _nbytes(module.parameters())
+    trainable = _nbytes(p for p in module.parameters() if p.requires_grad)
+    modes = {child: child.training for child in module.modules()}
+    module.train()
+    try:
+        with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+            activations = _first_that_runs(_saved_bytes, module, inputs)
+    finally:
+        for child, training in modes.items():
+            child.training = training
+    return MemoryEstimate(
+        parameters=parameters,
+        gradients=trainable,
+        optimizer=ADAM_STATES * trainable,
+        ema=parameters if ema else 0,
+        activations=activations,
+    )
+
+
+def peak_memory(device: torch.device | str) -> int:
+    """Largest memory in bytes since :func:`reset_peak_memory`, or since the start of the process.
+
+    On CUDA the memory allocated on the device, elsewhere the resident memory of this process, with
+    program and libraries.
+    """
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    with contextlib.suppress(OSError):
+        # ru_maxrss of a child starts at the size of its parent on Linux; VmHWM does not
+        for line in PROCESS_STATUS.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def peak_memory_label(device: torch.device | str) -> str:
+    """What :func:`peak_memory` measures on ``device``, for the head of a column."""
+    on_gpu = torch.device(device).type == "cuda"
+    return "peak VRAM" if on_gpu else "peak resident memory (cpu)"
+
+
+def reset_peak_memory(device: torch.device | str) -> None:
+    """Start a new peak. Off CUDA and Linux the peak stays that of the whole process."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif PROCESS_RESET.exists():
+        with contextlib.suppress(OSError):
+            PROCESS_RESET.write_text("5")  # see proc(5): resets the peak resident set size
+
+
+def _nbytes(tensors: Iterator[torch.Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _first_that_runs(count: Any, module: nn.Module, inputs: tuple[Any, ...]) -> int:
+    """``count`` on the meta device, or on real tensors of batch 1, scaled to the batch."""
+    state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    try:
+        return count(
+            module,
+            {name: _to_meta(tensor) for name, tensor in state.items()},
+            tuple(_to_meta(value) for value in inputs),
+        )
+    except (NotImplementedError, RuntimeError):  # an error of the network itself comes again below
+        batch = next((len(v) for v in inputs if isinstance(v, torch.Tensor) and v.ndim), 1)
+        single = (v[:1] if isinstance(v, torch.Tensor) and v.ndim else v for v in inputs)
+        # running statistics are written to copies
+        buffers = {name: tensor.clone() for name, tensor in module.named_buffers()}
+        return batch * count(module, {**state, **buffers}, tuple(single))
+
+
+def _to_meta(value: Any) -> Any:
+    if not isinstance(value, torch.Tensor):
+        return value
+    return torch.empty_like(value, device="meta").requires_grad_(value.requires_grad)
+
+
+def _flops(module: nn.Module, state: dict[str, torch.Tensor], inputs: tuple[Any, ...]) -> int:
+    with FlopCounterMode(display=False) as counter:
+        functional_call(module, state, inputs)
+    return counter.get_total_flops()
+
+
+def _saved_bytes(module: nn.Module, state: dict[str, torch.Tensor], inputs: tuple[Any, ...]) -> int:
+    owned = {tensor.untyped_storage()._cdata for tensor in state.values()}
+    saved: dict[int, torch.UntypedStorage] = {}  # holding them keeps the keys unique
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in owned:
+            saved[storage._cdata] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        functional_call(module, state, inputs)
+    return sum(storage.nbytes() for storage in saved.values())

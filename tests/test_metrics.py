@@ -1,0 +1,321 @@
+"""Metric values against scikit-image, monai, pytorch-msssim, closed forms and plain loops."""
+
+import doctest
+import json
+import warnings
+from math import inf, isnan, log10, sqrt
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from skimage import metrics as skimage_metrics
+
+from ldm.errors import ConfigError, DataError
+from ldm.evaluation.metrics import mae, ms_ssim, nrmse, psnr, ssim
+from ldm.evaluation.protocol import DEFAULT, MetricProtocol, evaluate_volume, summarise
+
+REPO = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def pair():
+    """A noisy prediction and its reference, (40, 36, 5), intensities in [0, 1]."""
+    return noisy_pair((40, 36, 5))
+
+
+def noisy_pair(shape, seed=0):
+    rng = np.random.default_rng(seed)
+    reference = rng.random(shape)
+    return np.clip(reference + rng.normal(0, 0.2, shape), 0, 1), reference
+
+
+def blob(shape, radius=0.8):
+    grid = np.meshgrid(*(np.linspace(-1, 1, side) for side in shape), indexing="ij")
+    return np.linalg.norm(grid, axis=0) < radius
+
+
+def test_worked_example_of_the_definition_page():
+    failed, tried = doctest.testfile(str(REPO / "docs" / "metrics.md"), module_relative=False)
+    assert tried > 5
+    assert failed == 0
+
+
+def test_voxel_metrics_equal_scikit_image(pair):
+    prediction, reference = pair
+    true_first = {"image_true": reference, "image_test": prediction}
+    assert psnr(*pair, 1.0) == pytest.approx(
+        skimage_metrics.peak_signal_noise_ratio(**true_first, data_range=1.0), abs=1e-7
+    )
+    for normalisation in ("min-max", "euclidean"):
+        assert nrmse(*pair, normalisation=normalisation) == pytest.approx(
+            skimage_metrics.normalized_root_mse(**true_first, normalization=normalisation), abs=1e-7
+        )
+
+
+@pytest.mark.parametrize("axis", [0, 1, -1])
+@pytest.mark.parametrize("data_range", [1.0, 3.0])
+def test_ssim_is_the_mean_of_scikit_image_over_slices(axis, data_range):
+    prediction, reference = noisy_pair((14, 20, 17))
+    slices = zip(np.moveaxis(prediction, axis, 0), np.moveaxis(reference, axis, 0), strict=True)
+    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    expected = np.mean(
+        [
+            skimage_metrics.structural_similarity(*images, data_range=data_range, **options)
+            for images in slices
+        ]
+    )
+    assert ssim(prediction, reference, data_range, axis=axis) == pytest.approx(expected, abs=1e-7)
+
+
+def test_masked_ssim_equals_a_loop_over_windows():
+    prediction, reference = noisy_pair((17, 19), seed=1)
+    mask = np.random.default_rng(2).random((17, 19)) < 0.4
+    taps = np.exp(-(np.arange(-5, 6) ** 2) / (2 * 1.5**2))
+    window = np.outer(taps, taps) / taps.sum() ** 2
+    values = []
+    for row, column in np.argwhere(mask):
+        if not (5 <= row < 12 and 5 <= column < 14):
+            continue  # its window leaves the slice
+        x, y = (a[row - 5 : row + 6, column - 5 : column + 6] for a in (prediction, reference))
+        mean_x, mean_y = (window * x).sum(), (window * y).sum()
+        variance_x = (window * (x - mean_x) ** 2).sum()
+        variance_y = (window * (y - mean_y) ** 2).sum()
+        covariance = (window * (x - mean_x) * (y - mean_y)).sum()
+        luminance = (2 * mean_x * mean_y + 1e-4) / (mean_x**2 + mean_y**2 + 1e-4)
+        values.append(luminance * (2 * covariance + 9e-4) / (variance_x + variance_y + 9e-4))
+    assert len(values) > 10
+    assert ssim(prediction, reference, 1.0, mask) == pytest.approx(np.mean(values), abs=1e-9)
+
+
+def test_masked_voxel_metrics_equal_a_loop(pair):
+    prediction, reference = pair
+    mask = np.random.default_rng(3).random(reference.shape) < 0.3
+    errors, true = [], []
+    for place in np.argwhere(mask):
+        errors.append(prediction[tuple(place)] - reference[tuple(place)])
+        true.append(reference[tuple(place)])
+    mse = sum(e * e for e in errors) / len(errors)
+    assert psnr(*pair, 1.0, mask) == pytest.approx(-10 * log10(mse))
+    assert nrmse(*pair, mask) == pytest.approx(sqrt(mse) / (max(true) - min(true)))
+    assert mae(*pair, mask) == pytest.approx(sum(map(abs, errors)) / len(errors))
+
+
+@pytest.mark.parametrize("axis", [0, -1])
+def test_ms_ssim_equals_monai_and_pytorch_msssim(axis):
+    pytorch_msssim = pytest.importorskip("pytorch_msssim")
+    from monai.metrics import MultiScaleSSIMMetric
+
+    # sides divisible by 16: pytorch-msssim pads an odd side with zeros between the scales
+    prediction, reference = noisy_pair((3, 176, 192))
+    batch = [torch.from_numpy(volume).float()[:, None] for volume in (prediction, reference)]
+    value = ms_ssim(
+        np.moveaxis(prediction, 0, axis), np.moveaxis(reference, 0, axis), 1.0, axis=axis
+    )
+    monai = MultiScaleSSIMMetric(spatial_dims=2, data_range=1.0, reduction="none")(*batch)
+    assert value == pytest.approx(monai.mean().item(), abs=1e-6)
+    peer = pytorch_msssim.ms_ssim(*(volume.double() for volume in batch), data_range=1.0)
+    assert value == pytest.approx(peer.item(), abs=1e-5)
+
+
+def test_ms_ssim_of_a_small_slice_is_that_of_a_larger_field_of_view():
+    prediction, reference = noisy_pair((96, 180, 2))
+    wide = [np.pad(volume, ((40, 40), (0, 0), (0, 0))) for volume in (prediction, reference)]
+    assert ms_ssim(prediction, reference, 1.0) == pytest.approx(ms_ssim(*wide, 1.0), abs=1e-7)
+
+
+@given(scale=st.floats(0.1, 1000), seed=st.integers(0, 99))
+def test_a_common_unit_does_not_matter(scale, seed):
+    prediction, reference = noisy_pair((12, 12, 2), seed)
+    scaled = (prediction * scale, reference * scale)
+    assert psnr(*scaled, scale) == pytest.approx(psnr(prediction, reference, 1.0))
+    assert nrmse(*scaled) == pytest.approx(nrmse(prediction, reference))
+    assert mae(*scaled) == pytest.approx(scale * mae(prediction, reference))
+    assert ssim(*scaled, scale) == pytest.approx(ssim(prediction, reference, 1.0))
+
+
+def test_symmetric_where_the_formula_is(pair):
+    swapped = pair[::-1]
+    assert psnr(*pair, 1.0) == pytest.approx(psnr(*swapped, 1.0))
+    assert mae(*pair) == pytest.approx(mae(*swapped))
+    assert ssim(*pair, 1.0) == pytest.approx(ssim(*swapped, 1.0))
+
+
+def test_equal_arrays_are_perfect(pair):
+    _, reference = pair
+    assert psnr(reference, reference, 1.0) == inf
+    assert nrmse(reference, reference) == 0
+    assert mae(reference, reference) == 0
+    assert ssim(reference, reference, 1.0) == 1
+    assert ms_ssim(reference, reference, 1.0) == 1
+
+
+def test_undefined_values_are_nan_and_warn_of_nothing(pair):
+    empty = np.zeros(pair[0].shape, bool)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        undefined = [
+            psnr(*pair, 1.0, empty),
+            nrmse(*pair, empty),
+            mae(*pair, empty),
+            ssim(*pair, 1.0, empty),
+            nrmse(pair[0], np.full_like(pair[1], 0.5)),  # constant reference
+            nrmse(pair[0], np.zeros_like(pair[1]), normalisation="euclidean"),
+            *(metric(*pair, data_range=0.0) for metric in (psnr, ssim, ms_ssim)),
+        ]
+    assert all(map(isnan, undefined))
+
+
+def test_inputs_are_not_modified_and_integers_are_welcome():
+    prediction = np.arange(400, dtype=np.int16).reshape(20, 20)
+    reference = prediction[::-1].copy()
+    mask = prediction > 100
+    for array in (prediction, reference, mask):
+        array.flags.writeable = False
+    before = [array.tobytes() for array in (prediction, reference, mask)]
+    for metric in (psnr, ssim):
+        metric(prediction, reference, 399, mask)
+    for metric in (nrmse, mae):
+        metric(prediction, reference, mask)
+    ms_ssim(prediction, reference, 399)
+    evaluate_volume(prediction[..., None], reference[..., None], mask[..., None])
+    assert [array.tobytes() for array in (prediction, reference, mask)] == before
+    assert mae(np.uint8([200]), np.uint8([250])) == 50  # no wrap-around
+
+
+def test_wrong_input_is_named():
+    with pytest.raises(DataError, match=r"DATA-SHAPE: prediction 4x5, reference 4x6"):
+        psnr(np.zeros((4, 5)), np.zeros((4, 6)), 1.0)
+    with pytest.raises(DataError, match="DATA-SHAPE.*mask 4x6"):
+        mae(np.zeros((4, 5)), np.zeros((4, 5)), np.ones((4, 6)))
+    with pytest.raises(DataError, match="DATA-SHAPE.*11x11"):
+        ssim(np.zeros((40, 9)), np.zeros((40, 9)), 1.0)
+    with pytest.raises(DataError, match="DATA-RANGE"):
+        ssim(np.full((16, 16), -0.5), np.full((16, 16), 0.5), 1.0)
+    with pytest.raises(ConfigError, match="CONFIG-VALUE.*'mean'"):
+        nrmse(np.zeros(3), np.ones(3), normalisation="mean")
+
+
+@pytest.fixture(scope="module")
+def patient():
+    """Prediction, reference, brain and segmentation of one patient in scanner units."""
+    brain = blob((32, 30, 12))
+    prediction, reference = noisy_pair(brain.shape, seed=4)
+    segmentation = np.zeros(brain.shape, np.uint8)
+    segmentation[12:20, 12:20, 4:8] = 4
+    return (prediction * 700 + 100) * brain, (reference * 700 + 100) * brain, brain, segmentation
+
+
+def test_regions_follow_their_definition(patient):
+    prediction, reference, brain, segmentation = patient
+    scores = evaluate_volume(*patient)
+    assert list(scores) == ["full", "brain", "tumour", "healthy"]
+    low, high = np.percentile(reference[brain], [0.1, 99.9])
+    x, y = (np.clip((volume - low) / (high - low), 0, 1) for volume in (prediction, reference))
+    tumour = segmentation > 0
+    masks = [np.ones_like(brain), brain, tumour, brain & ~tumour]
+    for (region, values), mask in zip(scores.items(), masks, strict=True):
+        mse = np.mean((x - y)[mask] ** 2)
+        assert values["psnr"] == pytest.approx(-10 * log10(mse)), region
+        assert values["nrmse"] == pytest.approx(sqrt(mse) / np.ptp(y[mask])), region
+        assert values["mae"] == pytest.approx(np.abs(x - y)[mask].mean()), region
+        assert ("ms_ssim" in values) == (region in ("full", "brain"))
+    assert scores["tumour"]["ssim"] == pytest.approx(ssim(x, y, 1.0, tumour))
+    assert scores["full"]["ms_ssim"] == scores["brain"]["ms_ssim"]  # the background is 0 already
+
+
+def test_reference_alone_sets_the_bounds(patient):
+    prediction, reference, brain, _ = patient
+    assert evaluate_volume(reference * 2 + 50, reference, brain)["brain"]["psnr"] < 20
+    in_other_units = evaluate_volume(prediction * 3 + 7, reference * 3 + 7, brain)
+    same = evaluate_volume(prediction, reference, brain)
+    assert in_other_units["brain"] == pytest.approx(same["brain"])
+
+
+def test_slices_without_brain_do_not_count(patient):
+    prediction, reference, brain, segmentation = patient
+    empty = ((0, 0), (0, 0), (3, 2))
+    longer = evaluate_volume(*(np.pad(volume, empty) for volume in patient))
+    scores = evaluate_volume(prediction, reference, brain, segmentation)
+    for region, metric in (("full", "ssim"), ("full", "ms_ssim"), ("brain", "ms_ssim")):
+        assert longer[region][metric] == pytest.approx(scores[region][metric])
+    assert longer["brain"] == pytest.approx(scores["brain"])
+
+
+def test_slice_axis_of_the_protocol(patient):
+    turned = evaluate_volume(
+        *(np.moveaxis(volume, -1, 0) for volume in patient), protocol=MetricProtocol(axis=0)
+    )
+    scores = evaluate_volume(*patient)
+    assert all(turned[region] == pytest.approx(scores[region]) for region in scores)
+
+
+def test_noise_outside_the_brain_only_counts_in_full(patient):
+    prediction, reference, brain, segmentation = patient
+    noisy = np.where(brain, prediction, 500.0)
+    before = evaluate_volume(*patient)
+    after = evaluate_volume(noisy, reference, brain, segmentation)
+    assert after["full"]["psnr"] < before["full"]["psnr"]
+    assert all(after[region] == before[region] for region in ("brain", "tumour", "healthy"))
+
+
+def test_tumour_label_outside_the_brain_does_not_count(patient):
+    prediction, reference, brain, segmentation = patient
+    spilled = np.where(brain, segmentation, 1)
+    assert evaluate_volume(prediction, reference, brain, spilled) == evaluate_volume(*patient)
+
+
+def test_corner_cases_of_a_patient(patient):
+    prediction, reference, brain, segmentation = patient
+    assert list(evaluate_volume(prediction, reference, brain)) == ["full", "brain"]
+    no_tumour = evaluate_volume(prediction, reference, brain, segmentation * 0)
+    assert all(map(isnan, no_tumour["tumour"].values()))
+    assert no_tumour["healthy"]["psnr"] == no_tumour["brain"]["psnr"]
+    perfect = evaluate_volume(reference, reference, brain)["brain"]
+    assert perfect == {"psnr": inf, "nrmse": 0, "mae": 0, "ssim": 1, "ms_ssim": 1}
+    for undefined in (
+        evaluate_volume(prediction, np.where(brain, 300.0, 0), brain),  # constant reference
+        evaluate_volume(prediction, reference, np.zeros_like(brain)),  # no brain
+    ):
+        assert all(isnan(value) for values in undefined.values() for value in values.values())
+    with pytest.raises(DataError, match="DATA-SHAPE.*brain"):
+        evaluate_volume(prediction, reference, brain[1:])
+
+
+def test_a_nan_in_the_prediction_is_not_hidden(patient):
+    prediction, reference, brain, _ = patient
+    damaged = prediction.copy()
+    damaged[16, 15, 6] = np.nan
+    assert all(map(isnan, evaluate_volume(damaged, reference, brain)["brain"].values()))
+
+
+def test_summary_counts_who_is_missing():
+    subjects = [
+        {"brain": {"psnr": 20.0}, "tumour": {"psnr": float("nan")}},
+        {"brain": {"psnr": 24.0}, "tumour": {"psnr": 10.0}},
+        {"brain": {"psnr": 28.0}},
+    ]
+    brain, tumour = summarise(subjects)
+    assert brain == ("brain", "psnr", 24.0, 4.0, 3, 3)
+    assert tumour[:3] == ("tumour", "psnr", 10.0)
+    assert isnan(tumour.sd)
+    assert (tumour.n, tumour.subjects) == (1, 3)
+    (infinite,) = summarise([{"brain": {"psnr": inf}}, {"brain": {"psnr": 20.0}}])
+    assert infinite.mean == inf
+    assert isnan(infinite.sd)
+
+
+@given(st.permutations([20.1, 22.7, 19.3, 31.9, 25.5]))
+def test_summary_does_not_depend_on_the_order_of_subjects(values):
+    rows = summarise([{"brain": {"psnr": value}} for value in values])
+    assert rows == summarise([{"brain": {"psnr": value}} for value in sorted(values)])
+
+
+def test_protocol_is_written_as_json():
+    written = json.loads(json.dumps(DEFAULT.to_dict()))
+    assert written["percentiles"] == [0.1, 99.9]
+    assert written["regions"] == ["full", "brain", "tumour", "healthy"]
+    measured = {"psnr", "nrmse", "mae", "ssim", "ms_ssim"}
+    assert measured | set(written["regions"]) <= set(written["definitions"])
