@@ -1,0 +1,190 @@
+"""The instantiation layer: ``{target: dotted.Class, params: {...}}`` becomes an object.
+
+The convention is latent-diffusion's. What is added: errors that tell a bad path from a failed
+import, from a missing attribute, from a wrong parameter; interface arguments, so that a fact has
+one owner; and a trust gate for configurations that come out of a model folder.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+from ldm.errors import ConfigError, UnsafeError
+
+
+def nearest(name: str, known: Collection[str]) -> str:
+    """Return `` (nearest: 'x')`` for the known name most like ``name``, or an empty string."""
+    match = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.5)
+    return f" (nearest: '{match[0]}')" if match else ""
+
+
+def get_obj_from_str(path: str) -> Any:
+    """Import the object at a dotted path such as ``ldm.modules.diffusionmodules.dit.DiT``.
+
+    Raises:
+        ConfigError: CONFIG-TARGET; the sentence says whether the module does not exist, exists but
+            fails to import, or lacks the attribute.
+    """
+    module_name, _, attribute = str(path).rpartition(".")
+    if not module_name:
+        raise ConfigError("CONFIG-TARGET", f"target '{path}' is no dotted path: give module.Class")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
+            raise ConfigError(
+                "CONFIG-TARGET",
+                f"target '{path}': there is no module '{error.name}'; "
+                "check the spelling, or install the package that holds it",
+            ) from error
+        raise ConfigError(
+            "CONFIG-TARGET",
+            f"target '{path}': module '{module_name}' needs '{error.name}', which is not installed",
+        ) from error
+    except Exception as error:
+        raise ConfigError(
+            "CONFIG-TARGET",
+            f"target '{path}': importing '{module_name}' failed: {type(error).__name__}: {error}",
+        ) from error
+    try:
+        return getattr(module, attribute)
+    except AttributeError as error:
+        raise ConfigError(
+            "CONFIG-TARGET",
+            f"target '{path}': module '{module_name}' has no '{attribute}'"
+            f"{nearest(attribute, [n for n in vars(module) if not n.startswith('_')])}",
+        ) from error
+
+
+def accepted_parameters(cls: Callable) -> tuple[dict[str, inspect.Parameter], bool]:
+    """Return the named parameters of a constructor, and whether it takes any other keyword too."""
+    parameters = inspect.signature(cls).parameters
+    named = {
+        name: p
+        for name, p in parameters.items()
+        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    }
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    return named, takes_any
+
+
+def resolve_target(config: Mapping[str, Any], where: str = "config") -> type:
+    """Return the class that ``config['target']`` names, after checking the shape of ``config``.
+
+    Raises:
+        ConfigError: CONFIG-TARGET when there is no target, or it is not a class.
+    """
+    if not isinstance(config, Mapping) or "target" not in config:
+        raise ConfigError(
+            "CONFIG-TARGET", f"{where}: expected a mapping with 'target' and 'params', got {config}"
+        )
+    unknown = set(config) - {"target", "params"}
+    if unknown:
+        key = sorted(map(str, unknown))[0]
+        raise ConfigError(
+            "CONFIG-UNKNOWN",
+            f"{where}.{key} is not known beside 'target' and 'params'"
+            f"{nearest(key, ['target', 'params'])}: constructor arguments belong under 'params'",
+        )
+    cls = get_obj_from_str(config["target"])
+    if not isinstance(cls, type):
+        raise ConfigError(
+            "CONFIG-TARGET", f"{where}: target '{config['target']}' is not a class: name a class"
+        )
+    return cls
+
+
+def instantiate_from_config(
+    config: Mapping[str, Any],
+    *,
+    where: str = "config",
+    interface: Mapping[str, Any] | None = None,
+    **overrides: Any,
+) -> Any:
+    """Build the object that ``config`` describes.
+
+    Args:
+        config: ``{"target": "dotted.Class", "params": {...}}``; ``params`` may be absent.
+        where: key path of ``config``, for error messages.
+        interface: facts owned by the caller (number of channels, image size, ...). Each is passed
+            if the constructor knows the name; a different value in ``params`` is refused, because
+            a fact has one owner.
+        **overrides: further constructor arguments.
+
+    Raises:
+        ConfigError: CONFIG-TARGET, CONFIG-UNKNOWN (a parameter that the class does not have),
+            CONFIG-SHAPE (a contradicted interface fact) or CONFIG-VALUE (the constructor refused).
+    """
+    cls = resolve_target(config, where)
+    params = {**(config.get("params") or {}), **overrides}
+    check_parameter_names(cls, params, where)
+    named, takes_any = accepted_parameters(cls)
+    for name, value in (interface or {}).items():
+        if name in params and params[name] != value:
+            raise ConfigError(
+                "CONFIG-SHAPE",
+                f"{where}.params.{name} is {params[name]}, but data and model need {value}: "
+                "delete the line, the value is passed in",
+            )
+        if name in named:
+            params[name] = value
+    missing = [n for n, p in named.items() if p.default is p.empty and n not in params]
+    if missing and not takes_any:
+        raise ConfigError(
+            "CONFIG-VALUE", f"{where}.params.{missing[0]} is required by {cls.__name__}: give it"
+        )
+    try:
+        return cls(**params)
+    except (TypeError, ValueError) as error:
+        raise ConfigError("CONFIG-VALUE", f"{where}: {cls.__name__} refused: {error}") from error
+
+
+def check_parameter_names(cls: Callable, params: Mapping[str, Any], where: str) -> None:
+    """Refuse a parameter that the constructor of ``cls`` does not have, naming the nearest one."""
+    named, takes_any = accepted_parameters(cls)
+    for name in params:
+        if name not in named and not takes_any:
+            raise ConfigError(
+                "CONFIG-UNKNOWN",
+                f"{where}.params.{name} is not a parameter of {cls.__name__}{nearest(name, named)}",
+            )
+
+
+def targets_in(config: Any) -> list[str]:
+    """Return every ``target`` in a nested configuration, in order of appearance."""
+    if isinstance(config, Mapping):
+        own = [str(config["target"])] if "target" in config else []
+        return own + [t for value in config.values() for t in targets_in(value)]
+    if isinstance(config, list | tuple):
+        return [t for value in config for t in targets_in(value)]
+    return []
+
+
+def refuse_untrusted_targets(config: Any, trusted: Collection[str], source: str) -> None:
+    """Refuse a configuration from a model folder that names a class outside ``trusted``.
+
+    A target is code that runs, so one that was not named by the user is accepted only if it is one
+    of an exact set. Nothing has been imported when this refuses.
+
+    Raises:
+        UnsafeError: UNSAFE-TARGET.
+    """
+    for target in targets_in(config):
+        if target not in trusted:
+            raise UnsafeError(
+                "UNSAFE-TARGET",
+                f"{source} names the class '{target}', which is not one of this project's; "
+                f"if you trust it, add --trust {target}",
+            )
+
+
+def as_pair(size: int | Sequence[int]) -> tuple[int, int]:
+    """Return (H, W) of a side or a pair."""
+    pair = (size, size) if isinstance(size, int) else tuple(size)
+    if len(pair) != 2 or min(pair) < 1:
+        raise ConfigError("CONFIG-VALUE", f"image_size is {size}: give a side, or [height, width]")
+    return pair
