@@ -1,0 +1,123 @@
+"""A cache of prepared subjects: a ``.nii.gz`` is decoded once, then slices come from a memory map.
+
+An entry is a folder named by the digest of what it depends on (files by path, size and time of
+change; contrasts; normaliser; axis). It is complete or absent: written beside, then renamed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ldm.data.layouts import Layout, Subject
+from ldm.data.normalise import Normaliser
+from ldm.data.prepare import prepare_subject
+from ldm.errors import OutputError
+
+FORMAT = 1
+
+
+def cache_root() -> Path:
+    """Return the cache folder: ``$DSDIFF_CACHE``, or ``dsdiff`` in the user's cache folder."""
+    if folder := os.environ.get("DSDIFF_CACHE"):
+        return Path(folder)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dsdiff"
+
+
+@dataclass(frozen=True)
+class CachedSubject:
+    """A prepared subject on disk. Arrays are memory maps of (S, ...), opened by each process.
+
+    Args:
+        id: subject.
+        folder: the cache entry.
+        brain_share: (S,) share of each (cropped) slice that is brain.
+        has_seg: whether a segmentation exists.
+    """
+
+    id: str
+    folder: Path
+    brain_share: np.ndarray
+    has_seg: bool
+
+    def open(self, name: str) -> np.ndarray:
+        """Open ``slices`` (S, M, H, W) float16, ``brain`` (S, H, W) bool or ``seg`` (S, H, W)."""
+        return np.load(self.folder / f"{name}.npy", mmap_mode="r")
+
+
+def cached_subject(
+    subject: Subject,
+    layout: Layout,
+    conditions: list[str],
+    target: str,
+    normaliser: Normaliser,
+    axis: str,
+    root: Path | None = None,
+) -> CachedSubject:
+    """Return the cache entry of a subject, preparing it if there is none.
+
+    Raises:
+        DataError: the subject cannot be read. OutputError: OUT-IO, the cache cannot be written.
+    """
+    root = root or cache_root()
+    key = _entry_key(subject, conditions, target, normaliser, axis)
+    folder = root / f"{subject.id[:64]}-{key}"
+    if not folder.is_dir():
+        prepared = prepare_subject(subject, layout, conditions, target, normaliser, axis)
+        arrays: dict[str, np.ndarray] = {
+            "slices": prepared.slices.astype(np.float16),
+            "brain": prepared.brain,
+            "brain_share": prepared.brain.mean(axis=(1, 2)),
+        }
+        if prepared.seg is not None:
+            arrays["seg"] = prepared.seg
+        _publish(folder, arrays)
+    share = np.load(folder / "brain_share.npy")
+    return CachedSubject(subject.id, folder, share, (folder / "seg.npy").exists())
+
+
+def _entry_key(
+    subject: Subject, conditions: list[str], target: str, normaliser: Normaliser, axis: str
+) -> str:
+    used = [c for c in (*conditions, target, "seg") if c in subject.files]
+    described: dict[str, Any] = {
+        "format": FORMAT,
+        "files": {c: _state(subject.files[c]) for c in used},
+        "conditions": conditions,
+        "target": target,
+        "normaliser": normaliser.to_dict(),
+        "axis": axis,
+    }
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _state(path: Path) -> list[Any]:
+    status = path.stat()
+    return [str(path.resolve()), status.st_size, status.st_mtime_ns]
+
+
+def _publish(folder: Path, arrays: dict[str, np.ndarray]) -> None:
+    temporary = folder.parent / f".tmp-{os.getpid()}-{secrets.token_hex(4)}"
+    try:
+        temporary.mkdir(parents=True)
+        for name, array in arrays.items():
+            np.save(temporary / f"{name}.npy", array)
+        temporary.rename(folder)
+    except OSError as error:
+        if folder.is_dir():  # another process published the same entry first
+            return
+        raise OutputError(
+            "OUT-IO",
+            f"cannot write the cache in {folder.parent}: {error.strerror}; "
+            "set DSDIFF_CACHE to a folder with free space",
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

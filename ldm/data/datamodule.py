@@ -1,0 +1,186 @@
+"""Patients in a folder as batches of slices: the ``data`` section of a configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from rich.progress import track
+from torch.utils.data import DataLoader, Subset
+
+from ldm.data.cache import CachedSubject, cached_subject
+from ldm.data.layouts import Subject, detect_layout
+from ldm.data.prepare import AXES
+from ldm.data.slices import EndlessShuffle, SliceDataset
+from ldm.data.split import split_subjects
+from ldm.errors import ConfigError, DataError
+from ldm.util import as_pair, instantiate_from_config
+
+
+class ContrastDataModule(pl.LightningDataModule):
+    """Slices of the subjects below a folder, in any known layout.
+
+    Args:
+        root: folder of subjects.
+        conditions: input contrasts, in channel order.
+        target: contrast to synthesise.
+        train, val, test: ids, or a fraction (see :func:`ldm.data.split.split_subjects`).
+        fold, folds: k-fold instead of a fraction.
+        seed: seed of split, order and augmentation.
+        axis: ``axial``, ``coronal`` or ``sagittal``.
+        image_size: side, or [H, W], that slices are cropped or padded to.
+        neighbours: slices on each side given as further conditions (2.5-D).
+        min_brain: least share of a (brain-cropped) slice that must be brain, to train on it.
+        batch_size: slices a step and process.
+        val_slices: number of slices, spread evenly over the validation subjects, that are sampled.
+        condition_dropout: probability of hiding each contrast in training.
+        normaliser_config: ``target`` / ``params`` of a :class:`ldm.data.normalise.Normaliser`.
+        augmentation_config: ``target`` / ``params`` of an augmentation, or None.
+        num_workers: processes that load slices; None: 4 beside an accelerator, else 0.
+        cache: folder of decoded subjects; None: ``$DSDIFF_CACHE`` or the user's cache folder.
+    """
+
+    def __init__(
+        self,
+        root: str | None = None,
+        conditions: Sequence[str] = ("t1", "t2", "flair"),
+        target: str = "t1ce",
+        train: list[str] | float | None = None,
+        val: list[str] | float | None = 0.1,
+        test: list[str] | float | None = None,
+        fold: int | None = None,
+        folds: int = 5,
+        seed: int = 0,
+        axis: str = "axial",
+        image_size: int | list[int] = 192,
+        neighbours: int = 0,
+        min_brain: float = 0.1,
+        batch_size: int = 4,
+        val_slices: int = 8,
+        condition_dropout: float = 0.0,
+        normaliser_config: Mapping[str, Any] | None = None,
+        augmentation_config: Mapping[str, Any] | None = None,
+        num_workers: int | None = None,
+        cache: str | None = None,
+    ) -> None:
+        super().__init__()
+        if axis not in AXES:
+            raise ConfigError("CONFIG-VALUE", f"axis '{axis}': expected one of {', '.join(AXES)}")
+        if batch_size < 1:
+            raise ConfigError("CONFIG-VALUE", f"batch_size is {batch_size}: give 1 or more")
+        self.root = Path(root) if root else None
+        self.conditions, self.target = list(conditions), target
+        self.parts = {"train": train, "val": val, "test": test}
+        self.fold, self.folds, self.seed = fold, folds, seed
+        self.axis, self.image_size = axis, as_pair(image_size)
+        self.neighbours, self.min_brain = neighbours, min_brain
+        self.batch_size, self.val_slices = batch_size, val_slices
+        self.condition_dropout = condition_dropout
+        self.normaliser = build_normaliser(normaliser_config)
+        self.augmentation_config = augmentation_config
+        on_accelerator = torch.accelerator.is_available()
+        self.num_workers = (4 if on_accelerator else 0) if num_workers is None else num_workers
+        self.cache = Path(cache) if cache else None
+        self.split: dict[str, list[str]] = {}
+
+    def setup(self, stage: str) -> None:
+        """Find the subjects, split them, decode those of training and validation once.
+
+        Raises:
+            DataError: no subject, a subject that cannot be used, or no slice with enough brain.
+        """
+        if self.split:
+            return
+        if self.root is None:
+            raise ConfigError(
+                "CONFIG-MISSING", "data.params.root is not set: give data.params.root=FOLDER"
+            )
+        self.layout, subjects = detect_layout(self.root)
+        self.split = split_subjects(
+            list(subjects), **self.parts, seed=self.seed, fold=self.fold, folds=self.folds
+        )
+        chosen = [subjects[i] for part in ("train", "val") for i in self.split[part]]
+        cached = {c.id: c for c in self._decode(chosen)}
+        augmentation = None
+        if self.augmentation_config:
+            where = "data.params.augmentation_config"
+            augmentation = instantiate_from_config(self.augmentation_config, where=where)
+        self.train_slices = self._dataset(
+            [cached[i] for i in self.split["train"]], augmentation, self.condition_dropout
+        )
+        self.val_dataset = self._dataset([cached[i] for i in self.split["val"]])
+        if not len(self.train_slices):
+            raise DataError(
+                "DATA-EMPTY",
+                f"no slice has {self.min_brain:.0%} brain: lower data.params.min_brain",
+            )
+
+    def train_dataloader(self) -> DataLoader:
+        """Return batches for ever; a resumed run goes on after the batches already drawn."""
+        trainer = self.trainer
+        rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+        drawn = trainer.fit_loop.epoch_loop.batch_progress.total.ready if trainer else 0
+        start = drawn * self.batch_size * world
+        sampler = EndlessShuffle(len(self.train_slices), self.seed, start, rank, world)
+        return self._loader(self.train_slices, sampler=sampler)
+
+    def val_dataloader(self) -> DataLoader | list:
+        """Return a few slices spread over the validation subjects, in one order."""
+        if not len(self.val_dataset):
+            return []
+        count = min(self.val_slices, len(self.val_dataset))
+        places = np.linspace(0, len(self.val_dataset) - 1, count + 2)[1:-1].round().astype(int)
+        return self._loader(Subset(self.val_dataset, places.tolist()))
+
+    def _dataset(
+        self,
+        subjects: Sequence[CachedSubject],
+        augmentation: Any = None,
+        condition_dropout: float = 0.0,
+    ) -> SliceDataset:
+        return SliceDataset(
+            subjects,
+            self.image_size,
+            self.min_brain,
+            self.neighbours,
+            condition_dropout,
+            augmentation,
+        )
+
+    def _loader(self, dataset: Any, sampler: Any = None) -> DataLoader:
+        return DataLoader(
+            dataset,
+            batch_size=self.batch_size,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            pin_memory=torch.accelerator.is_available(),
+            persistent_workers=self.num_workers > 0,
+            timeout=600 if self.num_workers else 0,
+        )
+
+    def _decode(self, subjects: Sequence[Subject]) -> list[CachedSubject]:
+        def decode(subject: Subject) -> CachedSubject:
+            return cached_subject(
+                subject,
+                self.layout,
+                self.conditions,
+                self.target,
+                self.normaliser,
+                self.axis,
+                self.cache,
+            )
+
+        with ThreadPoolExecutor(max_workers=4) as pool:  # zlib releases the interpreter lock
+            done = pool.map(decode, subjects)
+            return list(track(done, "Decoding patients", len(subjects), transient=True))
+
+
+def build_normaliser(config: Mapping[str, Any] | None) -> Any:
+    """Return the normaliser that a configuration names; None means the robust default."""
+    default = {"target": "ldm.data.normalise.RobustNormaliser"}
+    return instantiate_from_config(config or default, where="data.params.normaliser_config")
