@@ -1,0 +1,48 @@
+"""Exponential moving average of the weights, with a warm-up for short trainings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import WeightAveraging
+from torch import Tensor
+
+
+class EMA(WeightAveraging):
+    """Lightning's weight averaging with decay ``min(decay, (1 + n) / (10 + n))`` at update n.
+
+    The warm-up lets the average forget the random start, so that a run of a hundred steps is not
+    judged by it. Validation, the saved ``state_dict`` and ``model.safetensors`` use the average.
+
+    Args:
+        decay: decay that the warm-up ends at.
+    """
+
+    def __init__(self, decay: float = 0.999) -> None:
+        self.decay = decay
+        super().__init__(multi_avg_fn=self.average, use_buffers=True)
+
+    @torch.no_grad()
+    def average(self, averages: list[Tensor], values: list[Tensor], count: Tensor | int) -> None:
+        """Move ``averages`` towards ``values`` in place."""
+        count = int(count)
+        decay = min(self.decay, (1 + count) / (10 + count))
+        floating = [(a, v) for a, v in zip(averages, values, strict=True) if a.is_floating_point()]
+        if floating:
+            torch._foreach_lerp_(*map(list, zip(*floating, strict=True)), 1 - decay)
+        for average, value in zip(averages, values, strict=True):
+            if not average.is_floating_point():
+                average.copy_(value)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Leave the live weights as they are, so that a finished run can be trained further."""
+
+
+def averaged_state(trainer: pl.Trainer, module: pl.LightningModule) -> dict[str, Any]:
+    """Return the averaged weights of a training, or the live ones where there is no average."""
+    for callback in trainer.callbacks:
+        if isinstance(callback, WeightAveraging) and callback._average_model is not None:
+            return callback._average_model.module.state_dict()
+    return module.state_dict()

@@ -1,0 +1,56 @@
+"""The metrics of a run as ``metrics.csv``: one line a value, only ever appended."""
+
+from __future__ import annotations
+
+import csv
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.utilities import rank_zero_only
+
+from ldm.storage import atomic_path
+
+COLUMNS = ("step", "metric", "value")
+
+
+class MetricsFile(Logger):
+    """A Lightning logger that appends ``step,metric,value`` lines to ``metrics.csv`` of a run.
+
+    Args:
+        run: the run folder.
+        resumed_step: lines after this step are dropped first (the resumed run writes them again).
+    """
+
+    name = "metrics"
+    version = ""
+
+    def __init__(self, run: Path, resumed_step: int | None = None) -> None:
+        super().__init__()
+        self.path = run / "metrics.csv"
+        if resumed_step is not None and self.path.is_file():
+            with self.path.open(encoding="utf-8", newline="") as file:
+                rows = [r for r in csv.reader(file) if r[0].isdigit() and int(r[0]) < resumed_step]
+            with (
+                atomic_path(self.path) as temporary,
+                temporary.open("w", encoding="utf-8", newline="") as file,
+            ):
+                csv.writer(file).writerows([COLUMNS, *rows])
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Append one line for each metric."""
+        new = not self.path.is_file()
+        with self.path.open("a", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            if new:
+                writer.writerow(COLUMNS)
+            writer.writerows(
+                (step, name, f"{value:.9g}") for name, value in metrics.items() if name != "epoch"
+            )
+
+    def log_hyperparams(
+        self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any
+    ) -> None:
+        """Do nothing: ``config.yaml`` holds the hyper-parameters."""

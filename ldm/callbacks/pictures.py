@@ -1,0 +1,81 @@
+"""Pictures of validation samples and of the loss curve, as files in the run folder."""
+
+from __future__ import annotations
+
+import csv
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback
+
+from ldm.evaluation.report import loss_figure, strip_figure
+from ldm.storage import atomic_path
+
+
+class SampleGrid(Callback):
+    """Writes ``samples/step-000500.png``: inputs, synthetic, real and error of sampled slices.
+
+    Args:
+        rows: largest number of slices in a picture.
+    """
+
+    def __init__(self, rows: int = 4) -> None:
+        self.rows = rows
+        self.strips: list[dict[str, np.ndarray]] = []
+        self.titles: list[str] = []
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Collect the first slices."""
+        data = trainer.datamodule
+        middle = data.neighbours * len(data.conditions)
+        for i, subject in enumerate(batch["subject"][: self.rows - len(self.strips)]):
+            inputs = batch["condition"][i, middle : middle + len(data.conditions)]
+            images = dict(zip(data.conditions, inputs, strict=True))
+            images |= {"synthetic": outputs["synthetic"][i, 0], "real": batch["target"][i, 0]}
+            strip = {n: np.rot90(image.float().cpu().numpy()) for n, image in images.items()}
+            self.strips.append(strip | {"error": np.abs(strip["synthetic"] - strip["real"])})
+            self.titles.append(f"{subject} · {int(batch['slice'][i])}")
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the picture."""
+        if self.strips and trainer.is_global_zero and not trainer.sanity_checking:
+            path = Path(trainer.default_root_dir, "samples", f"step-{trainer.global_step:06d}.png")
+            with atomic_path(path) as temporary:
+                temporary.write_bytes(strip_figure(self.strips, self.titles))
+        self.strips, self.titles = [], []
+
+
+class LossCurve(Callback):
+    """Writes ``loss.svg`` from ``metrics.csv`` when training ends."""
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Draw training and validation loss over steps."""
+        run = Path(trainer.default_root_dir)
+        curves = read_curves(run)
+        losses = {n: curves[n] for n in ("train/loss", "val/loss") if n in curves}
+        if losses and trainer.is_global_zero:
+            with atomic_path(run / "loss.svg") as temporary:
+                temporary.write_bytes(loss_figure(losses))
+
+
+def read_curves(run: Path) -> dict[str, tuple[list[int], list[float]]]:
+    """Return (steps, values) of each metric in a run's ``metrics.csv``."""
+    curves: dict[str, tuple[list[int], list[float]]] = defaultdict(lambda: ([], []))
+    path = run / "metrics.csv"
+    if path.is_file():
+        with path.open(encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                curves[row["metric"]][0].append(int(row["step"]))
+                curves[row["metric"]][1].append(float(row["value"]))
+    return dict(curves)

@@ -1,0 +1,251 @@
+"""Checkpoints: what a run resumes from, and the slim model that sampling needs.
+
+A training checkpoint is a ``torch.save`` file of tensors and plain values, loaded with
+``weights_only`` always, its ZIP checksums verified first, because ``torch.load`` does not look at
+them. Two generations are kept. A model is ``model.safetensors`` (EMA weights, with a digest of the
+tensors in its metadata) beside ``config.yaml``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import pickle
+import zipfile
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning.plugins.io import CheckpointIO
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ldm.config import read_yaml, trusted_targets, validate
+from ldm.errors import CheckpointError, OutputError, UnsafeError
+from ldm.storage import atomic_path
+from ldm.util import instantiate_from_config, refuse_untrusted_targets
+
+log = logging.getLogger(__name__)
+
+FORMAT_VERSION = 1
+MODEL_FILE, CONFIG_FILE = "model.safetensors", "config.yaml"
+CHECKPOINTS = ("checkpoints/last.ckpt", "checkpoints/previous.ckpt")  # newest first
+
+
+class AtomicCheckpointIO(CheckpointIO):
+    """Saves through a verified temporary file and keeps the generation before as ``previous``."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        """Write ``checkpoint``; on failure the old generations stay.
+
+        Raises:
+            OutputError: OUT-IO.
+        """
+        path = Path(path)
+        try:
+            with atomic_path(path) as temporary:
+                torch.save(checkpoint, temporary)
+                verify_archive(temporary)
+                if path.exists():
+                    path.replace(path.with_name("previous.ckpt"))
+        except RuntimeError as error:  # how torch reports a full disk
+            raise OutputError(
+                "OUT-IO", f"cannot write {path.name}: {error}; free space, then --resume"
+            ) from error
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Return a verified checkpoint; never unpickles anything but tensors and plain values."""
+        return read_checkpoint(Path(path))
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Remove a checkpoint."""
+        Path(path).unlink(missing_ok=True)
+
+
+def verify_archive(path: Path) -> None:
+    """Check the ZIP structure and every checksum of a ``torch.save`` file.
+
+    Raises:
+        CheckpointError: CKPT-MISSING, CKPT-FORMAT or CKPT-CORRUPT.
+    """
+    if not path.is_file():
+        raise CheckpointError("CKPT-MISSING", f"there is no checkpoint {path}: check the path")
+    head = path.open("rb").read(64)
+    if not head.startswith(b"PK"):
+        raise CheckpointError(
+            "CKPT-FORMAT", f"{path.name} is no torch checkpoint: it {_looks_like(head)}"
+        )
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise UnsafeError("UNSAFE-ARCHIVE", f"{path.name} has compressed entries")
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError) as error:
+        raise CheckpointError("CKPT-CORRUPT", f"{path.name} is damaged: {error}") from error
+    if damaged:
+        raise CheckpointError("CKPT-CORRUPT", f"{path.name} is damaged in {damaged}")
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Return a training checkpoint, verified, on the CPU.
+
+    Raises:
+        CheckpointError: see :func:`verify_archive`. UnsafeError: UNSAFE-PICKLE.
+    """
+    verify_archive(path)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UnsafeError(
+            "UNSAFE-PICKLE", f"{path.name} holds objects other than tensors and plain values"
+        ) from error
+
+
+def newest_checkpoint(run: Path) -> Path:
+    """Return the newest valid checkpoint of a run, reporting each that was skipped.
+
+    Raises:
+        CheckpointError: CKPT-MISSING (no run, or nothing saved yet) or CKPT-CORRUPT (none valid).
+    """
+    if not (run / CONFIG_FILE).is_file():
+        raise CheckpointError("CKPT-MISSING", f"{run} is no run folder (no {CONFIG_FILE})")
+    existing = [run / name for name in CHECKPOINTS if (run / name).exists()]
+    if not existing:
+        raise CheckpointError("CKPT-MISSING", f"{run} has no checkpoint yet: start it anew")
+    for path in existing:
+        try:
+            verify_archive(path)
+            return path
+        except CheckpointError as error:
+            log.warning("skipped %s: %s", path.name, error)
+    raise CheckpointError("CKPT-CORRUPT", f"no checkpoint of {run} is intact: restore a copy")
+
+
+def save_model(folder: Path, state: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    """Write ``model.safetensors``: weights with their digest and plain metadata, atomically."""
+    tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    described = {"format": FORMAT_VERSION, "sha256": tensor_digest(tensors), **metadata}
+    texts = {name: json.dumps(value, sort_keys=True) for name, value in described.items()}
+    with atomic_path(folder / MODEL_FILE) as temporary:
+        save_file(tensors, temporary, metadata=texts)
+
+
+def read_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors and the metadata of a model file, its digest verified.
+
+    Raises:
+        CheckpointError: CKPT-MISSING, CKPT-FORMAT, CKPT-CORRUPT, CKPT-VERSION or CKPT-NONFINITE.
+    """
+    if not path.is_file():
+        raise CheckpointError("CKPT-MISSING", f"there is no {path}: give a run folder or a model")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = {k: json.loads(v) for k, v in (file.metadata() or {}).items()}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, ValueError) as error:
+        looks = _looks_like(path.open("rb").read(64))
+        raise CheckpointError(
+            "CKPT-FORMAT", f"{path.name} cannot be read ({error}): it {looks}"
+        ) from error
+    if metadata.get("format", 0) > FORMAT_VERSION:
+        raise CheckpointError(
+            "CKPT-VERSION", f"{path.name} has format {metadata['format']}: update this package"
+        )
+    if metadata.get("sha256") != tensor_digest(tensors):
+        raise CheckpointError("CKPT-CORRUPT", f"{path.name} is damaged: its digest differs")
+    for name, value in tensors.items():
+        if not torch.isfinite(value).all():
+            raise CheckpointError("CKPT-NONFINITE", f"{path.name}: {name} holds NaN or infinity")
+    return tensors, metadata
+
+
+def load_model(path: Path, trust: Collection[str] = ()) -> tuple[Any, dict[str, Any], str]:
+    """Build the model of a run or model folder and load its EMA weights.
+
+    Args:
+        path: a run folder, or its ``model.safetensors``.
+        trust: classes accepted beside those that the shipped configurations name.
+
+    Returns:
+        The model in eval mode, its configuration, and the digest of its weights.
+
+    Raises:
+        CheckpointError: see :func:`read_model`; CKPT-MISMATCH. UnsafeError: UNSAFE-TARGET.
+    """
+    folder = path if path.is_dir() else path.parent
+    tensors, metadata = read_model(folder / MODEL_FILE if path.is_dir() else path)
+    config = read_run_config(folder, trust)
+    model = instantiate_from_config(config["model"], where="model")
+    require_same_state(model.state_dict(), tensors, path.name)
+    if metadata.get("schedule") != model.schedule.to_dict():
+        raise CheckpointError(
+            "CKPT-MISMATCH",
+            f"{path.name} was trained with {metadata.get('schedule')}, not the schedule of its "
+            f"{CONFIG_FILE}: restore the file",
+        )
+    model.load_state_dict(tensors)
+    return model.eval().requires_grad_(False), config, metadata["sha256"]
+
+
+def read_run_config(folder: Path, trust: Collection[str] = ()) -> dict[str, Any]:
+    """Return the configuration of a run folder after the trust gate.
+
+    Raises:
+        CheckpointError: CKPT-MISSING. UnsafeError: UNSAFE-TARGET. ConfigError: it is damaged.
+    """
+    from omegaconf import OmegaConf
+
+    if not (folder / CONFIG_FILE).is_file():
+        raise CheckpointError("CKPT-MISSING", f"{folder} is no run folder (no {CONFIG_FILE})")
+    config = OmegaConf.to_container(read_yaml(folder / CONFIG_FILE), resolve=True)
+    refuse_untrusted_targets(config, {*trusted_targets(), *trust}, f"{folder.name}/{CONFIG_FILE}")
+    validate(config)
+    return config
+
+
+def require_same_state(own: Mapping[str, Tensor], given: Mapping[str, Tensor], source: str) -> None:
+    """Refuse weights whose names or shapes are not exactly the model's.
+
+    Raises:
+        CheckpointError: CKPT-MISMATCH with the first keys that differ.
+    """
+    missing = sorted(own.keys() - given.keys())
+    extra = sorted(given.keys() - own.keys())
+    shapes = sorted(k for k in own.keys() & given.keys() if own[k].shape != given[k].shape)
+    problems = {"missing": missing, "unexpected": extra, "of other shape": shapes}
+    if any(problems.values()):
+        text = "; ".join(
+            f"{len(keys)} {kind} ({', '.join(keys[:2])})" for kind, keys in problems.items() if keys
+        )
+        raise CheckpointError("CKPT-MISMATCH", f"{source} does not fit the model: {text}")
+
+
+def tensor_digest(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 over names, types, shapes and bytes of tensors."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _looks_like(head: bytes) -> str:
+    if not head:
+        return "is empty"
+    if head.lstrip()[:1] == b"<":
+        return "looks like an HTML page: the download failed"
+    if head.startswith(b"version https://git-lfs"):
+        return "is a Git LFS pointer: fetch the file itself"
+    if head[8:9] == b"{":
+        return "looks like a safetensors file"
+    if head.startswith(b"PK"):
+        return "looks like a torch checkpoint"
+    return "has an unknown format"

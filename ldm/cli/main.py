@@ -1,0 +1,96 @@
+"""``dsdiff VERB``: finds the verb, runs it, and turns errors into one line and an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from ldm import __version__
+from ldm.errors import DsdiffError, OutOfMemory, OutputError, WorkerError, one_line
+
+VERBS = {
+    "demo": "train, sample and evaluate on synthetic patients; needs no data (start here)",
+    "train": "train a backbone from YAML, or resume a run",
+    "sample": "write synthetic CE-MRI volumes (NIfTI) from a trained model",
+    "evaluate": "compare synthetic volumes with real ones",
+    "benchmark": "train, sample and evaluate several backbones, and report one row each",
+    "phantom": "write synthetic patients as BraTS NIfTI",
+    "doctor": "check the installation and say what to repair",
+}
+DESCRIPTION = "Contrast-enhanced MRI from T1, T2 and FLAIR: diffusion with swappable backbones."
+
+
+def build_parser(verb: str | None) -> argparse.ArgumentParser:
+    """Return the parser; only the module of ``verb`` is imported, so that ``--help`` is quick."""
+    parser = argparse.ArgumentParser(prog="dsdiff", description=DESCRIPTION)
+    parser.add_argument("--version", action="version", version=f"dsdiff {__version__}")
+    commands = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for name, text in VERBS.items():
+        command = commands.add_parser(
+            name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False
+        )
+        command.add_argument("--debug", action="store_true", help="show the whole traceback")
+        if name == verb:
+            module = importlib.import_module(f"ldm.cli.{name}")
+            module.add_arguments(command)
+            command.set_defaults(run=module.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``dsdiff`` with the arguments and return the exit code (see ``ldm.errors``)."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    verb = next((a for a in argv if a in VERBS), None)
+    logging.basicConfig(format="dsdiff: %(levelname)s %(message)s", level=logging.WARNING)
+    args = build_parser(verb).parse_args(argv)
+    try:
+        return args.run(args) or 0
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader of our output has left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if args.debug:
+            traceback.print_exc()
+        known = as_known_error(error)
+        report_error(
+            args.verb,
+            known
+            if known
+            else f"INTERNAL: {type(error).__name__}: {error}; "
+            "this is a bug: run again with --debug and report it",
+        )
+        return known.exit_code if known else 70
+
+
+def report_error(verb: str, error: DsdiffError | str) -> None:
+    """Print one line on stderr."""
+    print(one_line(f"dsdiff {verb}: error {error}"), file=sys.stderr)
+
+
+def as_known_error(error: BaseException) -> DsdiffError | None:
+    """Return the error with a stable code that ``error`` means, if there is one."""
+    import torch
+
+    text = str(error)
+    if isinstance(error, DsdiffError):
+        return error
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in text:
+        return OutOfMemory(
+            "MEMORY", "out of memory; lower the batch size, data.params.image_size or the network"
+        )
+    if isinstance(error, RuntimeError) and "DataLoader worker" in text:
+        return WorkerError("WORKER", f"{text}; try data.params.num_workers=0")
+    if isinstance(error, OSError):
+        return OutputError("OUT-IO", f"{error.strerror or error} ({error.filename or ''})")
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,256 @@
+"""``dsdiff train``: from YAML to a run folder that can be resumed and sampled from."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from ldm.errors import ConfigError, OutputError
+
+RUNS = Path("runs")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument(
+        "config",
+        nargs="*",
+        metavar="CONFIG|KEY=VALUE",
+        help="YAML files, merged left to right, then overrides such as data.params.root=FOLDER "
+        "data.params.val=[ID1,ID2] lightning.trainer.max_steps=5000 name=my-run",
+    )
+    parser.add_argument("--resume", type=Path, metavar="RUN", help="continue this run exactly")
+    parser.add_argument(
+        "--output", type=Path, metavar="FOLDER", help="run folder (default: runs/NAME)"
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the resolved config, parameters, FLOPs and memory; write nothing",
+    )
+    add_trust_argument(parser)
+
+
+def add_trust_argument(parser: argparse.ArgumentParser) -> None:
+    """Declare ``--trust``."""
+    parser.add_argument(
+        "--trust",
+        action="append",
+        default=[],
+        metavar="CLASS",
+        help="accept this class, such as my_package.MyNet, where the config of a run names it",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train; return the exit code."""
+    from ldm.checkpoint import newest_checkpoint, read_run_config
+    from ldm.config import load_config, merge_overrides
+
+    files = [a for a in args.config if "=" not in a]
+    overrides = [a for a in args.config if "=" in a]
+    if args.resume:
+        if files:
+            raise ConfigError("USAGE", f"--resume takes no YAML ({files[0]}): the run has its own")
+        checkpoint = newest_checkpoint(args.resume)
+        config = merge_overrides(read_run_config(args.resume, args.trust), overrides)
+        return train(config, args.resume, checkpoint)
+    if not files:
+        raise ConfigError(
+            "USAGE", "give a YAML such as configs/backbone/unet.yaml, or --resume RUN"
+        )
+    config = load_config(files, overrides)
+    if args.dry_run:
+        return describe(config)
+    return train(config, args.output or RUNS / str(config.get("name", "run")))
+
+
+def train(config: Mapping[str, Any], folder: Path, checkpoint: Path | None = None) -> int:
+    """Run one training in ``folder``, from ``checkpoint`` if given.
+
+    Returns:
+        0, or 128 + the number of the signal that ended it early.
+
+    Raises:
+        OutputError: OUT-EXISTS when the folder holds a run already.
+    """
+    from ldm.checkpoint import CHECKPOINTS, CONFIG_FILE
+    from ldm.config import save_config
+    from ldm.storage import folder_lock
+    from ldm.util import instantiate_from_config
+
+    is_main = int(os.environ.get("LOCAL_RANK", 0)) == 0
+    if checkpoint is None and is_main and any((folder / c).exists() for c in CHECKPOINTS):
+        raise OutputError(
+            "OUT-EXISTS",
+            f"{folder} holds a run: continue it with --resume {folder}, or choose another name=",
+        )
+    _quiet_lightning()
+    data = instantiate_from_config(config["data"], where="data")
+    data.setup("fit")
+    model = instantiate_from_config(config["model"], where="model")
+    with folder_lock(folder) if is_main else nullcontext():
+        if is_main:
+            save_config(config, folder / CONFIG_FILE)
+        trainer, stop = build_trainer(config, folder, data, checkpoint)
+        if trainer.precision.startswith("bf16"):
+            import torch
+
+            model = model.to(memory_format=torch.channels_last)  # faster together with bf16 only
+        started = time.perf_counter()
+        trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        if is_main:
+            _write_cost(folder, trainer, data, time.perf_counter() - started)
+            _say_what_next(folder, trainer, stop.received)
+    return 128 + stop.received if stop.received else 0
+
+
+def build_trainer(
+    config: Mapping[str, Any], folder: Path, data: Any, checkpoint: Path | None
+) -> tuple[Any, Any]:
+    """Return the Lightning trainer of a run and the callback that knows why it stopped."""
+    import pytorch_lightning as pl
+    from pytorch_lightning.callbacks import RichProgressBar, TQDMProgressBar
+    from pytorch_lightning.loggers import TensorBoardLogger
+
+    from ldm.callbacks.metrics_file import MetricsFile
+    from ldm.callbacks.run import StopOnSignal
+    from ldm.checkpoint import AtomicCheckpointIO, read_checkpoint
+    from ldm.util import instantiate_from_config
+
+    lightning = config.get("lightning") or {}
+    options = dict(lightning.get("trainer") or {})
+    options["precision"] = resolve_precision(options.get("precision", "auto"))
+    _count_in_steps(options, data)
+    step = read_checkpoint(checkpoint)["global_step"] if checkpoint else None
+    stop = StopOnSignal()
+    callbacks = [stop, RichProgressBar() if sys.stderr.isatty() else TQDMProgressBar(50)]
+    for name, node in (lightning.get("callbacks") or {}).items():
+        if node:
+            callbacks.append(instantiate_from_config(node, where=f"lightning.callbacks.{name}"))
+    tensorboard = TensorBoardLogger(folder, name="", version="tensorboard")
+    trainer = pl.Trainer(
+        **{
+            "default_root_dir": folder,
+            "logger": [MetricsFile(folder, step), tensorboard],
+            "callbacks": callbacks,
+            "plugins": [AtomicCheckpointIO()],
+            "check_val_every_n_epoch": None,
+            "enable_model_summary": False,
+            "num_sanity_val_steps": 0,
+            "use_distributed_sampler": False,
+            **options,
+        }
+    )
+    return trainer, stop
+
+
+def resolve_precision(precision: Any) -> str:
+    """Return ``auto`` as bf16 where the hardware multiplies in bf16, else as 32 bit."""
+    import torch
+
+    if precision != "auto":
+        return str(precision)
+    if torch.cuda.is_available():
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32"
+    capabilities = torch.cpu.get_capabilities()
+    fast = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
+    return "bf16-mixed" if fast else "32"
+
+
+def _count_in_steps(options: dict[str, Any], data: Any) -> None:
+    """Translate epochs to steps (training runs in one endless pass) and validation to batches."""
+    epochs = options.pop("max_epochs", None)
+    batches = -(-len(data.train_slices) // data.batch_size)
+    accumulate = options.get("accumulate_grad_batches") or 1
+    if epochs is not None and epochs > 0:
+        options["max_steps"] = max(1, epochs * batches // accumulate)
+    if options.get("max_steps", -1) == -1 and not options.get("max_time"):
+        raise ConfigError(
+            "CONFIG-VALUE", "training has no end: give lightning.trainer.max_steps or max_time"
+        )
+    options["max_epochs"] = -1
+    if not len(data.val_dataset):
+        options["limit_val_batches"] = 0
+    options.setdefault("val_check_interval", 1000)
+
+
+def describe(config: Mapping[str, Any]) -> int:
+    """Print the resolved configuration and what the network costs."""
+    import torch
+    from omegaconf import OmegaConf
+
+    from ldm.evaluation.cost import count_flops, count_parameters, training_memory_estimate
+    from ldm.util import instantiate_from_config
+
+    data = instantiate_from_config(config["data"], where="data")
+    model = instantiate_from_config(config["model"], where="model")
+    inputs = network_inputs(model, data)
+    flops = count_flops(model.model, *inputs)
+    memory = training_memory_estimate(model.model, *network_inputs(model, data, data.batch_size))
+    print(OmegaConf.to_yaml(OmegaConf.create(dict(config))))
+    print(f"backbone            {type(model.model.diffusion_model).__name__}")
+    print(f"parameters          {count_parameters(model.model) / 1e6:.2f} M")
+    size = " x ".join(map(str, inputs[0].shape[2:]))
+    print(f"FLOPs a forward     {flops / 1e9:.1f} G (batch 1, {size})")
+    print(f"memory to train     about {memory.total / 2**30:.2f} GiB (batch {data.batch_size}, fp32)")
+    print(f"precision           {resolve_precision('auto')} if auto; torch {torch.__version__}")
+    return 0
+
+
+def network_inputs(model: Any, data: Any, batch: int = 1) -> Sequence[Any]:
+    """Return blank (x_t, t, condition) as ``model.model`` takes them."""
+    import torch
+
+    channels = len(data.conditions) * (2 * data.neighbours + 1)
+    presence = torch.ones(batch, len(data.conditions), dtype=torch.bool)
+    return (
+        torch.zeros(batch, *model.latent_shape),
+        torch.zeros(batch, dtype=torch.long),
+        model.encode_condition(torch.zeros(batch, channels, *data.image_size), presence),
+    )
+
+
+def _write_cost(folder: Path, trainer: Any, data: Any, seconds: float) -> None:
+    from ldm.evaluation.cost import peak_memory
+    from ldm.storage import write_json
+
+    device = trainer.strategy.root_device
+    write_json(
+        folder / "cost.json",
+        {
+            "steps": trainer.global_step,
+            "seconds": round(seconds, 3),
+            "batch_size": data.batch_size,
+            "precision": trainer.precision,
+            "device": device.type,
+            "peak_memory_bytes": peak_memory(device),
+            "train_subjects": data.split["train"],
+            "val_subjects": data.split["val"],
+        },
+    )
+
+
+def _say_what_next(folder: Path, trainer: Any, received: int | None) -> None:
+    if received:
+        print(f"\nStopped after step {trainer.global_step}; nothing is lost. To continue:")
+        print(f"  dsdiff train --resume {folder}")
+    else:
+        print(f"\nTrained {trainer.global_step} steps: {folder}")
+        print("  pictures: samples/  curves: loss.svg, metrics.csv, tensorboard/")
+        print(f"  next: dsdiff sample {folder} --input SUBJECTS --output PREDICTIONS")
+
+
+def _quiet_lightning() -> None:
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    for text in (".*num_workers.*", ".*No device id.*", ".*treespec.*", ".*litlogger.*"):
+        warnings.filterwarnings("ignore", text)
+    warnings.filterwarnings("ignore", category=UserWarning, module="pytorch_lightning")

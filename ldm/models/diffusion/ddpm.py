@@ -1,0 +1,299 @@
+"""Latent diffusion of one contrast given others, with any denoising backbone.
+
+``DiffusionWrapper`` is the border between the diffusion process and a backbone: conditioning, sizes
+and precision. ``LatentDiffusion`` is the LightningModule that trains and samples it.
+``OneStepRegression`` is the honest baseline: the same network, called once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ldm.errors import ConfigError, NonFiniteError
+from ldm.losses.pointwise import POINTWISE_LOSSES
+from ldm.models.diffusion.gaussian import PARAMETERISATIONS, q_sample, target_of, to_x_0
+from ldm.models.diffusion.noise import KeyedNoise
+from ldm.models.diffusion.samplers import get_sampler
+from ldm.models.diffusion.schedule import NoiseSchedule
+from ldm.storage import stable_seed
+from ldm.util import as_pair, instantiate_from_config, nearest
+
+Config = Mapping[str, Any]
+
+
+class DiffusionWrapper(nn.Module):
+    """Calls a backbone: joins the conditions, pads to a size it can divide, keeps float32 outside.
+
+    Args:
+        unet_config: ``target`` / ``params`` of the backbone.
+        interface: facts for its constructor (``in_channels``, ``out_channels``, ``image_size``).
+        conditioning_key: ``concat``: the conditions follow the noisy channels.
+    """
+
+    def __init__(
+        self, unet_config: Config, interface: Config, conditioning_key: str = "concat"
+    ) -> None:
+        super().__init__()
+        if conditioning_key != "concat":
+            raise ConfigError(
+                "CONFIG-VALUE", f"conditioning_key is '{conditioning_key}': expected concat"
+            )
+        self.diffusion_model = instantiate_from_config(
+            unet_config, where="model.params.unet_config", interface=interface
+        )
+        self.size_divisor = int(getattr(self.diffusion_model, "size_divisor", 1))
+
+    def forward(self, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+        """Return the backbone's float32 output (B, C, h, w) for x_t (B, C, h, w) at t (B,)."""
+        weight = next(self.diffusion_model.parameters())
+        x = torch.cat([x_t, condition], dim=1)
+        size = x.shape[2:]
+        padding = [p for n in reversed(size) for p in (0, -n % self.size_divisor)]
+        if any(padding):
+            x = F.pad(x, padding, mode="replicate")
+        output = self.diffusion_model(x.to(weight.dtype), t)
+        return output[(..., *(slice(0, n) for n in size))].float()
+
+
+class LatentDiffusion(pl.LightningModule):
+    """Denoising diffusion of the target contrast in the space of a first stage.
+
+    Args:
+        unet_config: the backbone; channels and image size are passed in.
+        conditions: input contrasts (only their number matters here).
+        image_size: side or [H, W] of the training images.
+        neighbours: slices on each side that join the conditions.
+        parameterization: what the backbone predicts: ``eps``, ``x0`` or ``v``.
+        loss_type: ``l1``, ``l2`` or ``charbonnier``.
+        schedule_config: ``target`` / ``params`` of the noise schedule.
+        first_stage_config: ``target`` / ``params`` of the first stage.
+        scale_factor: latents are multiplied by it.
+        conditioning_key: how the backbone receives the conditions.
+        optimizer_config: ``target`` / ``params`` of a torch optimizer.
+        warmup_steps: steps over which the learning rate rises linearly.
+        sampler, sampling_steps: used in validation, and by default by ``dsdiff sample``.
+        seed: seed of the training noise, which is a function of (seed, rank, step).
+    """
+
+    def __init__(
+        self,
+        unet_config: Config,
+        conditions: Sequence[str] = ("t1", "t2", "flair"),
+        image_size: int | list[int] = 192,
+        neighbours: int = 0,
+        parameterization: str = "v",
+        loss_type: str = "l2",
+        schedule_config: Config | None = None,
+        first_stage_config: Config | None = None,
+        scale_factor: float = 1.0,
+        conditioning_key: str = "concat",
+        optimizer_config: Config | None = None,
+        warmup_steps: int = 100,
+        sampler: str = "ddim",
+        sampling_steps: int = 20,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        _require("parameterization", parameterization, PARAMETERISATIONS)
+        _require("loss_type", loss_type, POINTWISE_LOSSES)
+        get_sampler(sampler)
+        self.parameterization = parameterization
+        self.loss = POINTWISE_LOSSES[loss_type]
+        self.schedule: NoiseSchedule = instantiate_from_config(
+            schedule_config or {"target": "ldm.models.diffusion.schedule.NoiseSchedule"},
+            where="model.params.schedule_config",
+        )
+        self.first_stage_model = instantiate_from_config(
+            first_stage_config or {"target": "ldm.models.autoencoder.IdentityFirstStage"},
+            where="model.params.first_stage_config",
+        ).requires_grad_(False)
+        self.scale_factor = scale_factor
+        channels = self.first_stage_model.latent_channels
+        height, width = (n // self.first_stage_model.downsampling for n in as_pair(image_size))
+        self.model = DiffusionWrapper(
+            unet_config,
+            {
+                "in_channels": channels * (1 + len(conditions) * (2 * neighbours + 1)),
+                "out_channels": channels,
+                "image_size": height if height == width else (height, width),
+            },
+            conditioning_key,
+        )
+        self.latent_shape = (channels, height, width)
+        self.optimizer_config = optimizer_config or {"target": "torch.optim.AdamW"}
+        self.warmup_steps = warmup_steps
+        self.sampler, self.sampling_steps = sampler, sampling_steps
+        self.seed = seed
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Return the latents (B, M*C, h, w) of images (B, M, H, W), each encoded by itself."""
+        single = images.flatten(0, 1).unsqueeze(1)  # (B*M, 1, H, W)
+        latents = self.first_stage_model.encode(single) * self.scale_factor
+        return latents.unflatten(0, images.shape[:2]).flatten(1, 2)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Return the images (B, 1, H, W) of latents (B, C, h, w)."""
+        return self.first_stage_model.decode(latents / self.scale_factor)
+
+    def encode_condition(self, condition: Tensor, presence: Tensor) -> Tensor:
+        """Return the latents of condition (B, N*M, H, W) of which ``presence`` (B, M) says what is.
+
+        An absent contrast is 0 everywhere, whatever its channel held; a black image would be -1.
+        """
+        repeats = condition.shape[1] // presence.shape[1]
+        mask = presence.repeat(1, repeats)[:, :, None, None]
+        return self.encode(torch.where(mask, condition, 0.0))
+
+    def batch_loss(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Return the training loss of a batch by component; ``loss`` is the sum to minimise."""
+        x_0 = self.encode(batch["target"])
+        condition = self.encode_condition(batch["condition"], batch["presence"])
+        t = torch.randint(len(self.schedule), (len(x_0),)).to(x_0.device)
+        eps = torch.randn(x_0.shape).to(x_0.device)
+        output = self.model(q_sample(x_0, t, eps, self.schedule), t, condition)
+        target = target_of(self.parameterization, x_0, eps, t, self.schedule)
+        return {"loss": self.loss(output, target).mean()}
+
+    def denoiser(self, condition: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        """Return ``denoise(x_t, t) -> x_0`` given encoded conditions: what a sampler calls."""
+
+        def denoise(x_t: Tensor, t: Tensor) -> Tensor:
+            output = self.model(x_t, t, condition)
+            x_0 = to_x_0(self.parameterization, output, x_t, t, self.schedule)
+            in_pixels = self.first_stage_model.downsampling == 1
+            return x_0.clamp(-1, 1) if in_pixels else x_0
+
+        return denoise
+
+    @torch.no_grad()
+    def synthesise(
+        self,
+        condition: Tensor,
+        presence: Tensor,
+        noise: KeyedNoise,
+        sampler: str | None = None,
+        steps: int | None = None,
+        **options: Any,
+    ) -> Tensor:
+        """Sample images (B, 1, H, W) in [-1, 1] given condition (B, N*M, H, W), presence (B, M).
+
+        Args:
+            noise: all randomness; one key an item.
+            sampler, steps: None means the model's own.
+            **options: passed to the sampler (``eta``, ``callback``, ...).
+        """
+        latents = self.encode_condition(condition, presence)
+        x_T = noise.draw((self.latent_shape[0], *latents.shape[2:]))
+        sample = get_sampler(sampler or self.sampler, noise=noise, **options)
+        x_0 = sample(
+            self.denoiser(latents),
+            x_T,
+            self.schedule,
+            self.sampling_steps if steps is None else steps,
+        )
+        return self.decode(x_0).clamp(-1, 1)
+
+    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
+        """Return the loss of a batch; its noise depends on (seed, rank, step) only.
+
+        Raises:
+            NonFiniteError: NONFINITE-LOSS, before any weight changes.
+        """
+        torch.manual_seed(stable_seed(self.seed, "step", self.global_rank, batch_idx))
+        losses = self.batch_loss(batch)
+        if not torch.isfinite(losses["loss"]):
+            raise NonFiniteError(
+                "NONFINITE-LOSS",
+                f"loss is {losses['loss'].item()} at step {self.global_step} on {_cases(batch)}; "
+                "the checkpoint is from before; try a lower learning rate or precision=32",
+            )
+        self.log_dict({f"train/{name}": value for name, value in losses.items()}, prog_bar=True)
+        return losses["loss"]
+
+    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Tensor]:
+        """Log the loss and the quality of sampled slices; return them for pictures."""
+        keys = [(self.seed, *key) for key in _places(batch)]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(stable_seed(self.seed, "validation", batch_idx))
+            loss = self.batch_loss(batch)["loss"]
+        synthetic = self.synthesise(
+            batch["condition"], batch["presence"], KeyedNoise(keys, self.device)
+        )
+        error = (synthetic - batch["target"])[batch["brain"]]
+        metrics = {
+            "val/loss": loss,
+            "val/psnr": 10 * torch.log10(4 / error.square().mean()),  # the range of [-1, 1] is 2
+            "val/mae": error.abs().mean(),
+        }
+        self.log_dict(metrics, prog_bar=True, batch_size=len(synthetic), sync_dist=True)
+        return {"synthetic": synthetic}
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Return the optimizer, with a linear warm-up counted in steps."""
+        trainable = [p for p in self.parameters() if p.requires_grad]
+        optimizer = instantiate_from_config(
+            self.optimizer_config, where="model.params.optimizer_config", params=trainable
+        )
+        warmup = max(1, self.warmup_steps)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: min(1.0, (step + 1) / warmup)
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+
+class OneStepRegression(LatentDiffusion):
+    """The same backbone trained to return the target in one call: the baseline of every table.
+
+    The noisy channels are 0 and the timestep is the last, so that network, conditioning and data
+    are those of the diffusion model that it is compared with.
+    """
+
+    def predict(self, condition: Tensor) -> Tensor:
+        """Return the predicted latents (B, C, h, w) given encoded conditions."""
+        batch, size = len(condition), condition.shape[2:]
+        blank = condition.new_zeros(batch, self.latent_shape[0], *size)
+        t = torch.full((batch,), len(self.schedule) - 1, device=condition.device)
+        return self.model(blank, t, condition)
+
+    def batch_loss(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Return the loss between prediction and target."""
+        condition = self.encode_condition(batch["condition"], batch["presence"])
+        return {"loss": self.loss(self.predict(condition), self.encode(batch["target"])).mean()}
+
+    @torch.no_grad()
+    def synthesise(
+        self,
+        condition: Tensor,
+        presence: Tensor,
+        noise: KeyedNoise,
+        sampler: str | None = None,
+        steps: int | None = None,
+        **options: Any,
+    ) -> Tensor:
+        """Return the prediction (B, 1, H, W); noise, sampler and steps have no effect."""
+        return self.decode(self.predict(self.encode_condition(condition, presence))).clamp(-1, 1)
+
+
+def _require(name: str, value: str, known: Mapping[str, Any]) -> None:
+    if value not in known:
+        raise ConfigError(
+            "CONFIG-VALUE",
+            f"model.params.{name} is '{value}'{nearest(value, known)}: expected {', '.join(known)}",
+        )
+
+
+def _places(batch: Mapping[str, Any]) -> list[tuple[str, int]]:
+    return list(zip(batch["subject"], batch["slice"].tolist(), strict=True))
+
+
+def _cases(batch: Mapping[str, Any]) -> str:
+    return ", ".join(f"{subject} slice {index}" for subject, index in _places(batch))

@@ -1,0 +1,36 @@
+"""Noise that depends on what is sampled, not on how the work is batched or ordered."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldm.storage import stable_seed
+
+
+class KeyedNoise:
+    """One CPU generator an item, keyed for example by (seed, subject, slice, sample).
+
+    ``torch.randn`` of a batch is not the concatenation of ``torch.randn`` of its items, so each
+    item is drawn by itself; the result is then independent of batch size, order and process.
+
+    Args:
+        keys: one key an item of the batch.
+        device: where the noise goes.
+    """
+
+    def __init__(self, keys: Sequence[tuple[Any, ...]], device: torch.device | str) -> None:
+        self.generators = [torch.Generator().manual_seed(stable_seed(*key)) for key in keys]
+        self.device = device
+
+    def draw(self, shape: Sequence[int]) -> Tensor:
+        """Return standard normal noise (B, *shape) float32."""
+        items = [torch.randn(tuple(shape), generator=g) for g in self.generators]
+        return torch.stack(items).to(self.device)
+
+    def __call__(self, step: int, x: Tensor) -> Tensor:
+        """Return noise like x (B, ...): what a stochastic sampler asks for at each step."""
+        return self.draw(x.shape[1:])
