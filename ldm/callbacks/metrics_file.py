@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from argparse import Namespace
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from ldm.storage import atomic_path
 
+METRICS_FILE = "metrics.csv"
 COLUMNS = ("step", "metric", "value")
 
 
@@ -28,7 +30,7 @@ class MetricsFile(Logger):
 
     def __init__(self, run: Path, resumed_step: int | None = None) -> None:
         super().__init__()
-        self.path = run / "metrics.csv"
+        self.path = run / METRICS_FILE
         if resumed_step is not None and self.path.is_file():
             with self.path.open(encoding="utf-8", newline="") as file:
                 rows = [r for r in csv.reader(file) if r[0].isdigit() and int(r[0]) < resumed_step]
@@ -54,3 +56,15 @@ class MetricsFile(Logger):
         self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any
     ) -> None:
         """Do nothing: ``config.yaml`` holds the hyper-parameters."""
+
+
+def read_curves(run: Path) -> dict[str, tuple[list[int], list[float]]]:
+    """Return (steps, values) of each metric in a run's ``metrics.csv``."""
+    curves: dict[str, tuple[list[int], list[float]]] = defaultdict(lambda: ([], []))
+    path = run / METRICS_FILE
+    if path.is_file():
+        with path.open(encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                curves[row["metric"]][0].append(int(row["step"]))
+                curves[row["metric"]][1].append(float(row["value"]))
+    return dict(curves)

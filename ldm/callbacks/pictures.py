@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +9,7 @@ import numpy as np
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
+from ldm.callbacks.metrics_file import read_curves
 from ldm.evaluation.report import loss_figure, strip_figure
 from ldm.storage import atomic_path
 
@@ -67,15 +66,3 @@ class LossCurve(Callback):
         if losses and trainer.is_global_zero:
             with atomic_path(run / "loss.svg") as temporary:
                 temporary.write_bytes(loss_figure(losses))
-
-
-def read_curves(run: Path) -> dict[str, tuple[list[int], list[float]]]:
-    """Return (steps, values) of each metric in a run's ``metrics.csv``."""
-    curves: dict[str, tuple[list[int], list[float]]] = defaultdict(lambda: ([], []))
-    path = run / "metrics.csv"
-    if path.is_file():
-        with path.open(encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                curves[row["metric"]][0].append(int(row["step"]))
-                curves[row["metric"]][1].append(float(row["value"]))
-    return dict(curves)

@@ -47,7 +47,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     verb = next((a for a in argv if a in VERBS), None)
     logging.basicConfig(format="dsdiff: %(levelname)s %(message)s", level=logging.WARNING)
-    args = build_parser(verb).parse_args(argv)
+    parser = build_parser(verb)
+    args, rest = parser.parse_known_args(argv)
+    if any(a.startswith("-") for a in rest) or (rest and not hasattr(args, "config")):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:  # key=value after an option: argparse takes a positional list in one place only
+        args.config += rest
     try:
         return args.run(args) or 0
     except KeyboardInterrupt:

@@ -82,8 +82,11 @@ def train(config: Mapping[str, Any], folder: Path, checkpoint: Path | None = Non
     Raises:
         OutputError: OUT-EXISTS when the folder holds a run already.
     """
+    import torch
+
     from ldm.checkpoint import CHECKPOINTS, CONFIG_FILE
     from ldm.config import save_config
+    from ldm.environment import prefers_channels_last
     from ldm.storage import folder_lock
     from ldm.util import instantiate_from_config
 
@@ -101,14 +104,12 @@ def train(config: Mapping[str, Any], folder: Path, checkpoint: Path | None = Non
         if is_main:
             save_config(config, folder / CONFIG_FILE)
         trainer, stop = build_trainer(config, folder, data, checkpoint)
-        if trainer.precision.startswith("bf16"):
-            import torch
-
-            model = model.to(memory_format=torch.channels_last)  # faster together with bf16 only
+        if prefers_channels_last(trainer.precision):
+            model = model.to(memory_format=torch.channels_last)
         started = time.perf_counter()
         trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         if is_main:
-            _write_cost(folder, trainer, data, time.perf_counter() - started)
+            _write_cost(folder, trainer, data, time.perf_counter() - started, not stop.received)
             _say_what_next(folder, trainer, stop.received)
     return 128 + stop.received if stop.received else 0
 
@@ -124,6 +125,7 @@ def build_trainer(
     from ldm.callbacks.metrics_file import MetricsFile
     from ldm.callbacks.run import StopOnSignal
     from ldm.checkpoint import AtomicCheckpointIO, read_checkpoint
+    from ldm.environment import resolve_precision
     from ldm.util import instantiate_from_config
 
     lightning = config.get("lightning") or {}
@@ -153,19 +155,6 @@ def build_trainer(
     return trainer, stop
 
 
-def resolve_precision(precision: Any) -> str:
-    """Return ``auto`` as bf16 where the hardware multiplies in bf16, else as 32 bit."""
-    import torch
-
-    if precision != "auto":
-        return str(precision)
-    if torch.cuda.is_available():
-        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32"
-    capabilities = torch.cpu.get_capabilities()
-    fast = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
-    return "bf16-mixed" if fast else "32"
-
-
 def _count_in_steps(options: dict[str, Any], data: Any) -> None:
     """Translate epochs to steps (training runs in one endless pass) and validation to batches."""
     epochs = options.pop("max_epochs", None)
@@ -188,6 +177,7 @@ def describe(config: Mapping[str, Any]) -> int:
     import torch
     from omegaconf import OmegaConf
 
+    from ldm.environment import resolve_precision
     from ldm.evaluation.cost import count_flops, count_parameters, training_memory_estimate
     from ldm.util import instantiate_from_config
 
@@ -201,7 +191,9 @@ def describe(config: Mapping[str, Any]) -> int:
     print(f"parameters          {count_parameters(model.model) / 1e6:.2f} M")
     size = " x ".join(map(str, inputs[0].shape[2:]))
     print(f"FLOPs a forward     {flops / 1e9:.1f} G (batch 1, {size})")
-    print(f"memory to train     about {memory.total / 2**30:.2f} GiB (batch {data.batch_size}, fp32)")
+    print(
+        f"memory to train     about {memory.total / 2**30:.2f} GiB (batch {data.batch_size}, fp32)"
+    )
     print(f"precision           {resolve_precision('auto')} if auto; torch {torch.__version__}")
     return 0
 
@@ -219,7 +211,7 @@ def network_inputs(model: Any, data: Any, batch: int = 1) -> Sequence[Any]:
     )
 
 
-def _write_cost(folder: Path, trainer: Any, data: Any, seconds: float) -> None:
+def _write_cost(folder: Path, trainer: Any, data: Any, seconds: float, finished: bool) -> None:
     from ldm.evaluation.cost import peak_memory
     from ldm.storage import write_json
 
@@ -227,6 +219,7 @@ def _write_cost(folder: Path, trainer: Any, data: Any, seconds: float) -> None:
     write_json(
         folder / "cost.json",
         {
+            "finished": finished,
             "steps": trainer.global_step,
             "seconds": round(seconds, 3),
             "batch_size": data.batch_size,

@@ -199,6 +199,10 @@ class LatentDiffusion(pl.LightningModule):
         )
         return self.decode(x_0).clamp(-1, 1)
 
+    def network_calls(self, steps: int) -> int:
+        """Return how often the backbone runs to sample one slice in ``steps``."""
+        return steps
+
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """Return the loss of a batch; its noise depends on (seed, rank, step) only.
 
@@ -281,6 +285,10 @@ class OneStepRegression(LatentDiffusion):
     ) -> Tensor:
         """Return the prediction (B, 1, H, W); noise, sampler and steps have no effect."""
         return self.decode(self.predict(self.encode_condition(condition, presence))).clamp(-1, 1)
+
+    def network_calls(self, steps: int) -> int:
+        """Return 1."""
+        return 1
 
 
 def _require(name: str, value: str, known: Mapping[str, Any]) -> None:

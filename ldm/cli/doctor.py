@@ -1,0 +1,74 @@
+"""``dsdiff doctor``: what is installed, what can be used, what to repair."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import shutil
+from pathlib import Path
+
+import ldm
+
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "pytorch-lightning",
+    "omegaconf",
+    "einops",
+    "timm",
+    "nibabel",
+    "scikit-image",
+    "torchmetrics",
+    "safetensors",
+    "monai",
+    "matplotlib",
+    "jinja2",
+    "tensorboard",
+    "rich",
+)
+STOLEN = ("2.6.2", "2.6.3")  # releases of Lightning made with stolen credentials
+ENOUGH_DISK = 5 << 30
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare no arguments."""
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print versions, devices and repairs; exit 2 if something must be repaired."""
+    import torch
+
+    from ldm.data.cache import cache_root
+    from ldm.environment import device_name, installed_version, resolve_precision
+
+    repairs = []
+    print(f"dsdiff {ldm.__version__}, Python {platform.python_version()}, {platform.platform()}")
+    for package in PACKAGES:
+        installed = installed_version(package)
+        print(f"  {package:20} {installed or 'MISSING'}")
+        if installed is None and package != "torchvision":
+            repairs.append(f"pip install {package}")
+    if installed_version("pytorch-lightning") in STOLEN:
+        repairs.append("pip install 'pytorch-lightning!=2.6.2,!=2.6.3'  # a compromised release")
+    print(f"torchvision beside torch: {ldm.torchvision_state()}")
+    try:
+        import torchvision  # noqa: F401
+    except Exception as error:
+        repairs.append(f"pip uninstall torchvision  # it does not import: {error}")
+    print(f"device: {device_name()}; {torch.get_num_threads()} threads")
+    print(f"precision: auto means {resolve_precision('auto')}")
+    for label, folder in (("here", Path.cwd()), ("cache", cache_root())):
+        existing = next(p for p in (folder, *folder.parents) if p.is_dir())
+        free = shutil.disk_usage(existing).free
+        print(f"free disk, {label} ({folder}): {free / 2**30:.0f} GiB")
+        if free < ENOUGH_DISK:
+            repairs.append(f"free some space under {existing}")
+        if not os.access(existing, os.W_OK):
+            repairs.append(
+                f"make {existing} writable" + ", or set DSDIFF_CACHE" * (label == "cache")
+            )
+    for repair in repairs:
+        print(f"repair: {repair}")
+    print("everything is in order" if not repairs else f"{len(repairs)} to repair")
+    return 2 if repairs else 0

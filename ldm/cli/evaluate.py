@@ -1,0 +1,87 @@
+"""``dsdiff evaluate``: PSNR, NRMSE, SSIM, MS-SSIM and MAE of synthetic against real volumes."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument(
+        "--prediction", type=Path, required=True, metavar="FOLDER", help="holds ID_t1ce.nii.gz"
+    )
+    parser.add_argument(
+        "--reference", type=Path, required=True, metavar="FOLDER", help="the real subjects"
+    )
+    parser.add_argument("--subjects", nargs="+", metavar="ID", help="only these")
+    parser.add_argument(
+        "--output", type=Path, metavar="FOLDER", help="for metrics.csv, metrics.json, report.html"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate, print the tables, write the files."""
+    from rich.console import Console
+
+    from ldm.evaluation.folder import evaluate_folders
+
+    result = evaluate_folders(
+        {"prediction": args.prediction}, args.reference, args.subjects, progress=show_progress
+    )
+    console = Console()
+    for region in result.regions():
+        console.print(terminal_table(result.table(region)))
+    low, high = result.protocol.percentiles
+    console.print(
+        f"The reference sets the bounds (percentiles {low} to {high} in the brain); details: "
+        "docs/metrics.md",
+        style="dim",
+    )
+    if args.output:
+        result.write(args.output)
+        write_evaluation_report(result, args)
+        console.print(f"Written: {args.output}/metrics.csv, metrics.json, report.html")
+    return 0
+
+
+def show_progress(items: Iterable[Any]) -> Iterable[Any]:
+    """Wrap the patients in a progress bar."""
+    from rich.progress import track
+
+    return track(items, "Evaluating", transient=True)
+
+
+def terminal_table(table: Any) -> Any:
+    """Return a report table for the terminal."""
+    from rich.table import Table
+
+    from ldm.evaluation.report import format_cell
+
+    shown = Table(title=table.title, title_justify="left", title_style="bold")
+    for index, column in enumerate(table.columns):
+        shown.add_column(column, justify="right" if index else "left")
+    for row in table.rows:
+        shown.add_row(*(format_cell(cell) for cell in row))
+    return shown
+
+
+def write_evaluation_report(result: Any, args: argparse.Namespace) -> None:
+    """Write ``report.html`` of one prediction folder."""
+    from ldm.environment import environment
+    from ldm.evaluation.folder import strips_figure
+    from ldm.evaluation.report import Report, Section, write_report
+
+    command = f"dsdiff evaluate --prediction {args.prediction} --reference {args.reference}"
+    report = Report(
+        title="Synthetic against real T1ce",
+        lead=f"{len(result.subjects)} patients; mean ± standard deviation over patients.",
+        tables=[result.table(region) for region in result.regions()],
+        figures=strips_figure(result),
+        sections=[Section("Command", [command])],
+        protocol=result.protocol.to_dict(),
+        environment=environment(),
+    )
+    write_report(report, args.output / "report.html")

@@ -1,0 +1,286 @@
+"""``dsdiff sample``: synthetic contrast-enhanced volumes of the subjects in a folder."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ldm.cli.main import as_known_error, report_error
+from ldm.cli.train import add_trust_argument
+from ldm.data.layouts import Layout, Subject, detect_layout, select_subjects
+from ldm.data.nifti import encode_volume, write_volume
+from ldm.data.prepare import PreparedSubject, fit_size, prepare_subject
+from ldm.errors import CheckpointError, NonFiniteError, OutputError, PartialError
+from ldm.storage import folder_lock, sha256, write_json
+
+log = logging.getLogger(__name__)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("model", type=Path, help="run folder, or its model.safetensors")
+    parser.add_argument("--input", type=Path, required=True, metavar="FOLDER", help="subjects")
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="FOLDER", help="for the synthetic volumes"
+    )
+    parser.add_argument("--subjects", nargs="+", metavar="ID", help="only these (default: all)")
+    parser.add_argument("--sampler", help="ddim, ddpm or dpmpp_2m (default: the model's)")
+    parser.add_argument("--steps", type=int, help="network calls a slice (default: the model's)")
+    parser.add_argument("--eta", type=float, help="ddim: 0 deterministic (default) to 1 as ddpm")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the noise (default: 0)")
+    parser.add_argument(
+        "--samples", type=int, default=1, help="average this many and write their deviation too"
+    )
+    parser.add_argument("--batch-size", type=int, default=8, help="slices at once (default: 8)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, ...")
+    parser.add_argument(
+        "--precision", choices=("32", "bf16"), default="32", help="of the network (default: 32)"
+    )
+    parser.add_argument(
+        "--allow-missing",
+        nargs="+",
+        default=[],
+        metavar="CONTRAST",
+        help="go on where this contrast is absent (a model trained with condition_dropout)",
+    )
+    parser.add_argument(
+        "--nonfinite", choices=("refuse", "zero"), default="refuse", help="NaN or Inf in an input"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace existing outputs")
+    add_trust_argument(parser)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What decides the voxels of an output, beside the input."""
+
+    model_digest: str
+    sampler: str
+    steps: int
+    options: Mapping[str, Any]
+    seed: int
+    samples: int
+    precision: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the request as written in a sidecar."""
+        return {**vars(self), "options": dict(self.options)}
+
+
+def run(args: argparse.Namespace) -> int:
+    """Sample every subject; one that fails does not stop the others."""
+    _check_counts(args)
+    layout, found = detect_layout(args.input)
+    subjects = select_subjects(found, args.subjects)
+    with folder_lock(args.output):
+        sampler = VolumeSampler(args)
+        failures, written, skipped = [], 0, 0
+        for number, subject in enumerate(subjects, 1):
+            try:
+                new = sampler.write(subject, layout, f"{subject.id} ({number}/{len(subjects)})")
+                written, skipped = written + new, skipped + (not new)
+            except Exception as error:
+                known = as_known_error(error)
+                if known is None or isinstance(known, OutputError):
+                    raise
+                report_error("sample", known)
+                failures.append(known)
+        sampler.write_cost()
+    print(f"written={written} failed={len(failures)} skipped={skipped}: {args.output}")
+    if failures and written + skipped:
+        raise PartialError("PARTIAL", f"{len(failures)} of {len(subjects)} subjects failed")
+    return failures[0].exit_code if failures else 0
+
+
+class VolumeSampler:
+    """A loaded model that writes the synthetic volume of one subject after another.
+
+    Args:
+        args: arguments of the command line.
+    """
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        import torch
+
+        from ldm.checkpoint import load_model
+        from ldm.environment import pick_device
+        from ldm.models.diffusion.samplers import get_sampler
+        from ldm.util import instantiate_from_config
+
+        self.args = args
+        self.device = torch.device(pick_device(args.device))
+        self.model, self.config, digest = load_model(args.model, args.trust)
+        self.data = instantiate_from_config(self.config["data"], where="data")
+        if args.allow_missing and not self.data.condition_dropout:
+            raise CheckpointError(
+                "CKPT-MISMATCH",
+                "the model was trained with every contrast: --allow-missing needs a model trained "
+                "with data.params.condition_dropout > 0",
+            )
+        options = {} if args.eta is None else {"eta": args.eta}
+        self.request = Request(
+            model_digest=digest,
+            sampler=args.sampler or self.model.sampler,
+            steps=self.model.sampling_steps if args.steps is None else args.steps,
+            options=options,
+            seed=args.seed,
+            samples=args.samples,
+            precision=args.precision,
+        )
+        get_sampler(self.request.sampler, **options)  # refuses a wrong name before any work
+        dtype = torch.bfloat16 if args.precision == "bf16" else torch.float32
+        self.model.to(self.device)
+        self.model.model.to(dtype, memory_format=torch.channels_last)
+        self.timings: list[dict[str, Any]] = []
+
+    def write(self, subject: Subject, layout: Layout, title: str) -> bool:
+        """Write the volume and the sidecar of a subject; return False if they exist already.
+
+        The sidecar is written first: it says what the volume will be, so that a run that was
+        killed between the two knows its own work from a stranger's.
+
+        Raises:
+            DataError, NonFiniteError: the subject cannot be sampled.
+            OutputError: OUT-EXISTS, OUT-IO.
+        """
+        stem = f"{subject.id}_{self.data.target}"
+        path, sidecar = (self.args.output / f"{stem}{end}" for end in (".nii.gz", ".json"))
+        inputs = {c: sha256(subject.files[c]) for c in self.data.conditions if c in subject.files}
+        described = {"Synthetic": True, "inputs": inputs, "request": self.request.to_dict()}
+        before = self._existing(path, sidecar, described)
+        if before and path.is_file() and sha256(path) == before["sha256"]:
+            return False
+        prepared = prepare_subject(
+            subject,
+            layout,
+            self.data.conditions,
+            None,
+            self.data.normaliser,
+            self.data.axis,
+            self.args.allow_missing,
+            self.args.nonfinite,
+        )
+        mean, deviation = self._synthesise(prepared, title)
+        unit = next(c for c in self.data.conditions if c in prepared.scales)
+        scale = prepared.scales[unit]
+        content = encode_volume(prepared.to_volume(scale.restore(mean)), prepared.geometry)
+        described |= {
+            "sha256": hashlib.sha256(content).hexdigest(),
+            "intensity": {"contrast": unit, **scale.to_dict()},
+            "normaliser": self.config["data"]["params"].get("normaliser_config"),
+        }
+        write_json(sidecar, described)
+        if deviation is not None:
+            spread = deviation * (scale.restore(np.ones(1)) - scale.restore(np.zeros(1)))
+            volume = encode_volume(prepared.to_volume(spread), prepared.geometry)
+            write_volume(self.args.output / f"{stem}_std.nii.gz", volume, overwrite=True)
+        write_volume(path, content, overwrite=True)
+        return True
+
+    def write_cost(self) -> None:
+        """Write ``cost.json``: seconds and peak memory of what this process sampled."""
+        from ldm.evaluation.cost import peak_memory
+
+        if self.timings:
+            described = {
+                "device": self.device.type,
+                "precision": self.args.precision,
+                "batch_size": self.args.batch_size,
+                "steps": self.request.steps,
+                "peak_memory_bytes": peak_memory(self.device),
+                "subjects": self.timings,
+            }
+            write_json(self.args.output / "cost.json", described)
+
+    def _existing(self, path: Path, sidecar: Path, described: dict[str, Any]) -> dict | None:
+        """Return the sidecar of an earlier run with the same request; refuse any other output."""
+        if not path.exists() and not sidecar.exists():
+            return None
+        try:
+            before = json.loads(sidecar.read_text(encoding="utf-8"))
+            same = all(before[key] == described[key] for key in described) and before["sha256"]
+        except (OSError, ValueError, KeyError, TypeError):
+            same = False
+        if same:
+            return before
+        if self.args.overwrite:
+            return None
+        raise OutputError(
+            "OUT-EXISTS",
+            f"{path.name} exists and is not of this model, input and settings: choose another "
+            "--output, or give --overwrite",
+        )
+
+    def _synthesise(
+        self, prepared: PreparedSubject, title: str
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return mean and standard deviation over samples (S, H, W), in [-1, 1] units."""
+        started = time.perf_counter()
+        size = np.maximum(self.data.image_size, prepared.brain.shape[1:])  # cuts nothing off
+        slices = fit_size(prepared.slices, size, -1)
+        total = np.zeros((len(slices), *prepared.brain.shape[1:]))
+        squares = np.zeros_like(total)
+        for sample in range(self.request.samples):
+            images = self._slices(prepared, slices, sample, title)
+            cropped = fit_size(images, prepared.brain.shape[1:], -1)
+            total += cropped
+            squares += np.square(cropped, dtype=np.float64)
+        count = self.request.samples
+        mean = total / count
+        deviation = np.sqrt(np.maximum(squares - count * mean**2, 0) / max(1, count - 1))
+        if not np.isfinite(mean).all():
+            raise NonFiniteError(
+                "NONFINITE-SAMPLE", "the network returned NaN; try --precision 32", prepared.id
+            )
+        seconds = time.perf_counter() - started
+        self.timings.append({"subject": prepared.id, "slices": len(slices), "seconds": seconds})
+        return mean.astype(np.float32), deviation.astype(np.float32) if count > 1 else None
+
+    def _slices(
+        self, prepared: PreparedSubject, slices: np.ndarray, sample: int, title: str
+    ) -> np.ndarray:
+        """Return one sample of every slice (S, H, W) in [-1, 1]."""
+        import torch
+        from rich.progress import track
+
+        from ldm.data.slices import with_neighbours
+        from ldm.models.diffusion.noise import KeyedNoise
+
+        present = torch.from_numpy(prepared.present).to(self.device)
+        results = []
+        starts = range(0, len(slices), self.args.batch_size)
+        if self.request.samples > 1:
+            title += f", sample {sample + 1}"
+        for start in track(starts, title, transient=True, disable=not log.isEnabledFor(30)):
+            places = range(start, min(start + self.args.batch_size, len(slices)))
+            stack = [with_neighbours(slices, i, self.data.neighbours) for i in places]
+            keys = [(self.request.seed, prepared.id, i, sample) for i in places]
+            images = self.model.synthesise(
+                torch.from_numpy(np.stack(stack)).to(self.device),
+                present.expand(len(stack), -1),
+                KeyedNoise(keys, self.device),
+                self.request.sampler,
+                self.request.steps,
+                **self.request.options,
+            )
+            results.append(images[:, 0].cpu().numpy())
+        return np.concatenate(results)
+
+
+def _check_counts(args: argparse.Namespace) -> None:
+    from ldm.errors import ConfigError
+
+    for name in ("samples", "batch_size", "steps"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            flag = name.replace("_", "-")
+            raise ConfigError("CONFIG-VALUE", f"--{flag} is {value}: give a whole number >= 1")
