@@ -1,4 +1,4 @@
-"""Installation of dsdiff; ``configs`` travels inside the package so that verbs work from anywhere."""
+"""Installation of dsdiff. ``configs`` travels inside the package, so verbs work from anywhere."""
 
 import re
 from pathlib import Path

@@ -99,6 +99,7 @@ def train(config: Mapping[str, Any], folder: Path, checkpoint: Path | None = Non
     _quiet_lightning()
     data = instantiate_from_config(config["data"], where="data")
     data.setup("fit")
+    torch.manual_seed(config.get("seed", 0))  # the first weights
     model = instantiate_from_config(config["model"], where="model")
     with folder_lock(folder) if is_main else nullcontext():
         if is_main:

@@ -209,7 +209,8 @@ class LatentDiffusion(pl.LightningModule):
         Raises:
             NonFiniteError: NONFINITE-LOSS, before any weight changes.
         """
-        torch.manual_seed(stable_seed(self.seed, "step", self.global_rank, batch_idx))
+        drawn = self.trainer.fit_loop.epoch_loop.total_batch_idx  # batch_idx restarts on resume
+        torch.manual_seed(stable_seed(self.seed, "step", self.global_rank, drawn))
         losses = self.batch_loss(batch)
         if not torch.isfinite(losses["loss"]):
             raise NonFiniteError(

@@ -1,0 +1,63 @@
+"""Three small phantom patients and a run trained on them, shared by the end-to-end tests."""
+
+from pathlib import Path
+
+import pytest
+
+from ldm.cli.main import main
+from ldm.data.phantom import write_phantoms
+
+TINY = [
+    "configs/backbone/unet_tiny.yaml",
+    "data.params.image_size=32",
+    "data.params.batch_size=2",
+    "data.params.val_slices=2",
+    "data.params.augmentation_config=null",
+    "model.params.sampling_steps=2",
+    "lightning.trainer.precision=32",
+    "lightning.trainer.log_every_n_steps=1",
+    "lightning.trainer.accelerator=cpu",
+]
+
+
+@pytest.fixture(scope="session")
+def patients(tmp_path_factory) -> Path:
+    """Phantom_0001 to Phantom_0003, 32 voxels across."""
+    folder = tmp_path_factory.mktemp("patients")
+    write_phantoms(folder, 3, size=32, seed=0)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def train(patients):
+    """``train(folder, *overrides)``: a tiny training on Phantom_0001 and 2, validated on 3."""
+
+    def run(folder: Path, *overrides: str) -> int:
+        split = [
+            f"data.params.root={patients}",
+            "data.params.train=[Phantom_0001,Phantom_0002]",
+            "data.params.val=[Phantom_0003]",
+        ]
+        return main(["train", *TINY, *split, *overrides, "--output", str(folder)])
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def run_folder(tmp_path_factory, train) -> Path:
+    """A run of four steps."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    assert train(folder, "lightning.trainer.max_steps=4") == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def weights():
+    """``weights(run)``: the digest of a run's EMA weights."""
+
+    def digest(run: Path) -> str:
+        from ldm.checkpoint import MODEL_FILE, read_model
+
+        return read_model(run / MODEL_FILE)[1]["sha256"]
+
+    return digest

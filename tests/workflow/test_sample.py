@@ -1,0 +1,180 @@
+"""Sampling: the geometry of the input, independent of batching, never mixed, resumed."""
+
+import json
+import shutil
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from ldm.cli.main import main
+from ldm.storage import sha256
+
+
+def sample(run, source, output, *more):
+    return main(["sample", str(run), "--input", str(source), "--output", str(output), *more])
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory, run_folder, patients):
+    output = tmp_path_factory.mktemp("one")
+    assert sample(run_folder, patients, output, "--subjects", "Phantom_0003") == 0
+    return output
+
+
+def test_output_takes_the_place_of_its_input(one, patients):
+    """Shape, affine and codes are those of T1; outside the brain it is exactly 0; T1ce unneeded."""
+    image = nib.load(one / "Phantom_0003_t1ce.nii.gz")
+    t1 = nib.load(patients / "Phantom_0003/Phantom_0003_t1.nii.gz")
+    assert image.shape == t1.shape
+    np.testing.assert_array_equal(image.affine, t1.affine)
+    for code in ("sform_code", "qform_code"):
+        assert image.header[code] == t1.header[code]
+    inputs = [
+        np.asarray(nib.load(patients / f"Phantom_0003/Phantom_0003_{c}.nii.gz").dataobj)
+        for c in ("t1", "t2", "flair")
+    ]
+    brain = np.any([a != 0 for a in inputs], axis=0)
+    voxels = np.asarray(image.dataobj)
+    assert voxels.dtype == np.float32
+    assert (voxels[~brain] == 0).all()
+    assert np.isfinite(voxels).all()
+    assert voxels[brain].std() > 0
+
+
+def test_sidecar_says_how_it_was_made(one):
+    sidecar = json.loads((one / "Phantom_0003_t1ce.json").read_text())
+    assert sidecar["Synthetic"] is True
+    assert sidecar["request"]["steps"] == 2
+    assert sidecar["intensity"]["contrast"] == "t1"
+    assert sidecar["sha256"] == sha256(one / "Phantom_0003_t1ce.nii.gz")
+    assert str(one) not in (one / "Phantom_0003_t1ce.json").read_text()
+
+
+def test_needs_no_true_t1ce(tmp_path, run_folder, patients, one):
+    source = tmp_path / "source"
+    shutil.copytree(patients / "Phantom_0003", source / "Phantom_0003")
+    for name in ("t1ce", "seg"):
+        (source / f"Phantom_0003/Phantom_0003_{name}.nii.gz").unlink()
+    assert sample(run_folder, source, tmp_path / "out") == 0
+    name = "Phantom_0003_t1ce.nii.gz"
+    assert sha256(tmp_path / "out" / name) == sha256(one / name)
+
+
+@pytest.mark.parametrize("batch", ["1", "7"])
+def test_independent_of_batch_size_and_order(tmp_path, run_folder, patients, one, batch):
+    """A stochastic sampler in other batches, among other subjects: equal within float rounding."""
+    name = "Phantom_0003_t1ce.nii.gz"
+    options = ["--sampler", "ddpm", "--steps", "2"]
+    only = ["--subjects", "Phantom_0003"]
+    assert sample(run_folder, patients, tmp_path / "a", *options, *only) == 0
+    others = ["--subjects", "Phantom_0003", "Phantom_0001", "--batch-size", batch]
+    assert sample(run_folder, patients, tmp_path / "b", *options, *others) == 0
+    a, b = (np.asarray(nib.load(tmp_path / f / name).dataobj) for f in ("a", "b"))
+    np.testing.assert_allclose(a, b, atol=1e-5 * np.ptp(a))
+    assert not np.allclose(a, np.asarray(nib.load(one / name).dataobj))  # ddim differs
+
+
+def test_content_of_a_missing_contrast_does_not_matter(run_folder):
+    from ldm.checkpoint import load_model
+    from ldm.models.diffusion.noise import KeyedNoise
+
+    model, _, _ = load_model(run_folder)
+    condition = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    presence = torch.tensor([[True, False, True]])
+    images = []
+    for content in (-1.0, 0.7):
+        condition[:, 1] = content
+        images.append(model.synthesise(condition, presence, KeyedNoise([(0, "a")], "cpu")))
+    torch.testing.assert_close(*images, rtol=0, atol=0)
+
+
+def test_run_again_skips_and_a_damaged_output_is_redone(
+    tmp_path, run_folder, patients, one, capsys
+):
+    output = tmp_path / "out"
+    shutil.copytree(one, output)
+    path = output / "Phantom_0003_t1ce.nii.gz"
+    digest = sha256(path)
+    only = ["--subjects", "Phantom_0003"]
+    assert sample(run_folder, patients, output, *only) == 0
+    assert "skipped=1" in capsys.readouterr().out
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    assert sample(run_folder, patients, output, *only) == 0
+    assert "written=1" in capsys.readouterr().out
+    assert sha256(path) == digest
+
+
+def test_killed_between_sidecar_and_volume_goes_on(tmp_path, run_folder, patients, one):
+    output = tmp_path / "out"
+    shutil.copytree(one, output)
+    path = output / "Phantom_0003_t1ce.nii.gz"
+    digest = sha256(path)
+    path.unlink()
+    assert sample(run_folder, patients, output, "--subjects", "Phantom_0003") == 0
+    assert sha256(path) == digest
+
+
+def test_other_settings_are_not_mixed_in(tmp_path, run_folder, patients, one, capsys):
+    output = tmp_path / "out"
+    shutil.copytree(one, output)
+    before = sha256(output / "Phantom_0003_t1ce.nii.gz")
+    other = ["--subjects", "Phantom_0003", "--seed", "1"]
+    assert sample(run_folder, patients, output, *other) == 5
+    assert "OUT-EXISTS" in capsys.readouterr().err
+    assert sha256(output / "Phantom_0003_t1ce.nii.gz") == before
+    assert sample(run_folder, patients, output, *other, "--overwrite") == 0
+    assert sha256(output / "Phantom_0003_t1ce.nii.gz") != before
+
+
+def test_samples_give_mean_and_standard_deviation(tmp_path, run_folder, patients):
+    only = ["--subjects", "Phantom_0003"]
+    assert sample(run_folder, patients, tmp_path / "n", *only, "--samples", "3") == 0
+    spread = np.asarray(nib.load(tmp_path / "n/Phantom_0003_t1ce_std.nii.gz").dataobj)
+    assert spread.min() == 0
+    assert spread.max() > 0
+
+
+def test_a_bad_subject_does_not_stop_the_others(tmp_path, run_folder, patients, capsys):
+    source = tmp_path / "source"
+    shutil.copytree(patients, source)
+    flair = source / "Phantom_0002/Phantom_0002_flair.nii.gz"
+    flair.write_bytes(flair.read_bytes()[:-100])
+    assert sample(run_folder, source, tmp_path / "out") == 9
+    printed = capsys.readouterr()
+    assert "written=2 failed=1 skipped=0" in printed.out
+    assert "DATA-CORRUPT case=Phantom_0002" in printed.err
+    assert not (tmp_path / "out/Phantom_0002_t1ce.nii.gz").exists()
+
+
+def test_bf16_is_close_to_fp32(tmp_path, run_folder, patients, one):
+    only = ["--subjects", "Phantom_0003", "--precision", "bf16"]
+    assert sample(run_folder, patients, tmp_path / "bf16", *only) == 0
+    name = "Phantom_0003_t1ce.nii.gz"
+    a, b = (np.asarray(nib.load(f / name).dataobj) for f in (one, tmp_path / "bf16"))
+    assert np.abs(a - b).mean() < 0.02 * np.ptp(a)
+
+
+def test_inputs_are_never_changed(run_folder, patients, tmp_path):
+    before = {p: (sha256(p), p.stat().st_mtime_ns) for p in patients.rglob("*.nii.gz")}
+    assert sample(run_folder, patients, tmp_path / "out", "--subjects", "Phantom_0001") == 0
+    assert before == {p: (sha256(p), p.stat().st_mtime_ns) for p in patients.rglob("*.nii.gz")}
+
+
+def test_lps_and_ras_input_give_one_brain(tmp_path, run_folder, patients, one):
+    """The same head stored in another orientation gives the same voxels in the world."""
+    source = tmp_path / "source/Phantom_0003"
+    source.mkdir(parents=True)
+    for contrast in ("t1", "t2", "flair"):
+        name = f"Phantom_0003_{contrast}.nii.gz"
+        nib.save(
+            nib.as_closest_canonical(nib.load(patients / "Phantom_0003" / name)), source / name
+        )
+    assert sample(run_folder, source.parent, tmp_path / "out") == 0
+    turned = nib.load(tmp_path / "out/Phantom_0003_t1ce.nii.gz")
+    assert nib.aff2axcodes(turned.affine) == ("R", "A", "S")
+    expected = nib.as_closest_canonical(nib.load(one / "Phantom_0003_t1ce.nii.gz"))
+    np.testing.assert_array_equal(turned.get_fdata(), expected.get_fdata())

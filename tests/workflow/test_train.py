@@ -1,0 +1,156 @@
+"""A training writes a complete run folder, resumes exactly, and stops before NaN or on a signal."""
+
+import csv
+import os
+import shutil
+import signal
+
+import pytest
+import torch
+
+from ldm.cli.main import main
+from ldm.errors import NonFiniteError
+
+
+def test_run_folder_is_complete(run_folder):
+    for name in ("config.yaml", "model.safetensors", "checkpoints/last.ckpt", "cost.json"):
+        assert (run_folder / name).is_file()
+    assert list((run_folder / "samples").glob("step-*.png")) == []  # no validation in four steps
+    assert (run_folder / "loss.svg").read_text().lstrip().startswith("<?xml")
+    with (run_folder / "metrics.csv").open() as file:
+        steps = [int(r["step"]) for r in csv.DictReader(file) if r["metric"] == "train/loss"]
+    assert steps == [0, 1, 2, 3]
+
+
+def test_checkpoint_holds_only_tensors_and_plain_values(run_folder):
+    checkpoint = torch.load(run_folder / "checkpoints/last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 4
+
+
+@pytest.mark.parametrize("cut", [1, 3, 5])
+def test_resumed_equals_uninterrupted(tmp_path, train, weights, cut):
+    """Six steps at once and ``cut`` + the rest give bitwise equal weights, optimizer and metrics.
+
+    A pass over the data is longer than six batches or shorter, whichever: the order is a function
+    of seed and position, so no cut point is special.
+    """
+    assert train(tmp_path / "whole", "lightning.trainer.max_steps=6") == 0
+    assert train(tmp_path / "parts", f"lightning.trainer.max_steps={cut}") == 0
+    resume = ["train", "--resume", str(tmp_path / "parts"), "lightning.trainer.max_steps=6"]
+    assert main(resume) == 0
+    assert weights(tmp_path / "whole") == weights(tmp_path / "parts")
+    whole, parts = (
+        torch.load(tmp_path / name / "checkpoints/last.ckpt", weights_only=True)
+        for name in ("whole", "parts")
+    )
+    for key in ("state_dict", "current_model_state"):
+        assert all(torch.equal(v, parts[key][name]) for name, v in whole[key].items())
+    torch.testing.assert_close(whole["optimizer_states"], parts["optimizer_states"], rtol=0, atol=0)
+    assert (tmp_path / "whole/metrics.csv").read_text() == (
+        tmp_path / "parts/metrics.csv"
+    ).read_text()
+
+
+def test_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, train, weights, caplog):
+    run = tmp_path / "run"
+    every = "lightning.callbacks.checkpoint.params.every_n_steps=2"
+    assert train(run, "lightning.trainer.max_steps=4", every) == 0
+    whole = weights(run)
+    last = run / "checkpoints/last.ckpt"
+    content = bytearray(last.read_bytes())
+    content[len(content) // 2] ^= 1
+    last.write_bytes(content)
+    assert main(["train", "--resume", str(run)]) == 0
+    assert "skipped last.ckpt" in caplog.text
+    assert weights(run) == whole
+
+
+def test_validation_logs_metrics_and_pictures(tmp_path, train):
+    run = tmp_path / "run"
+    steps = ["lightning.trainer.max_steps=2", "lightning.trainer.val_check_interval=2"]
+    assert train(run, *steps) == 0
+    with (run / "metrics.csv").open() as file:
+        names = {r["metric"] for r in csv.DictReader(file)}
+    assert {"train/loss", "train/grad_norm", "val/loss", "val/psnr", "val/mae"} <= names
+    picture = next((run / "samples").glob("step-*.png"))
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_nan_stops_before_the_weights(tmp_path, train, capsys, monkeypatch):
+    """The loss of the third step is NaN: exit 6, and the checkpoint of step 2 is whole."""
+    from ldm.models.diffusion.ddpm import LatentDiffusion
+
+    plain = LatentDiffusion.batch_loss
+
+    def poisoned(self, batch):
+        losses = plain(self, batch)
+        return {"loss": losses["loss"] * (float("nan") if self.global_step == 2 else 1.0)}
+
+    monkeypatch.setattr(LatentDiffusion, "batch_loss", poisoned)
+    run = tmp_path / "run"
+    every = "lightning.callbacks.checkpoint.params.every_n_steps=1"
+    assert train(run, "lightning.trainer.max_steps=4", every) == NonFiniteError.exit_code
+    assert "NONFINITE-LOSS" in capsys.readouterr().err
+    monkeypatch.undo()
+    checkpoint = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 2
+    assert all(torch.isfinite(v).all() for v in checkpoint["current_model_state"].values())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_saves_and_the_run_resumes_exactly(tmp_path, train, weights, number, monkeypatch):
+    from ldm.models.diffusion.ddpm import LatentDiffusion
+
+    plain = LatentDiffusion.training_step
+
+    def interrupted(self, batch, batch_idx):
+        if batch_idx == 1:
+            os.kill(os.getpid(), number)
+        return plain(self, batch, batch_idx)
+
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    monkeypatch.setattr(LatentDiffusion, "training_step", interrupted)
+    assert train(run, "lightning.trainer.max_steps=4") == 128 + number
+    monkeypatch.undo()
+    assert main(["train", "--resume", str(run)]) == 0
+    assert train(whole, "lightning.trainer.max_steps=4") == 0
+    assert weights(run) == weights(whole)
+
+
+def test_existing_run_is_not_overwritten(run_folder, train, weights, capsys):
+    before = weights(run_folder)
+    assert train(run_folder, "lightning.trainer.max_steps=4") == 5
+    assert "--resume" in capsys.readouterr().err
+    assert weights(run_folder) == before
+
+
+def test_ema_follows_its_closed_form(tmp_path, train):
+    """average_n = d_n average_(n-1) + (1 - d_n) w_n with d_n = min(decay, (1 + n) / (10 + n))."""
+    from ldm.callbacks.ema import EMA
+
+    ema = EMA(decay=0.5)
+    average, expected = [torch.zeros(3)], torch.zeros(3, dtype=torch.float64)
+    for n in range(1, 30):
+        weights = torch.randn(3, generator=torch.Generator().manual_seed(n))
+        ema.average(average, [weights], n)
+        decay = min(0.5, (1 + n) / (10 + n))
+        expected = decay * expected + (1 - decay) * weights.double()
+    torch.testing.assert_close(average[0].double(), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_regression_is_the_same_network(tmp_path, train, run_folder):
+    from ldm.checkpoint import load_model
+
+    run = tmp_path / "regression"
+    assert train(run, "configs/regression.yaml", "lightning.trainer.max_steps=1") == 0
+    regression, _, _ = load_model(run)
+    diffusion, _, _ = load_model(run_folder)
+    assert type(regression).__name__ == "OneStepRegression"
+    assert regression.state_dict().keys() == diffusion.state_dict().keys()
+
+
+def test_copied_run_folder_resumes(tmp_path, run_folder):
+    """A run folder carries everything: it resumes under another name and in another place."""
+    copy = tmp_path / "elsewhere"
+    shutil.copytree(run_folder, copy)
+    assert main(["train", "--resume", str(copy), "lightning.trainer.max_steps=5"]) == 0
