@@ -1,0 +1,43 @@
+"""Every shipped YAML is valid, and every backbone's YAML builds its network by ``--dry-run``."""
+
+import pytest
+
+from ldm.cli.benchmark import plan_rows
+from ldm.cli.main import main
+from ldm.config import config_root, load_config, merge_config
+
+ROOT = config_root()
+BACKBONES = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "backbone").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_backbone_is_valid(name):
+    config = load_config([f"configs/{name}"])
+    assert "unet_config" in config["model"]["params"]
+
+
+@pytest.mark.parametrize("name", [n for n in BACKBONES if n.endswith("_tiny.yaml")])
+def test_tiny_backbone_builds(name, capsys):
+    assert main(["train", f"configs/{name}", "data.params.image_size=32", "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert "parameters" in printed and "FLOPs" in printed
+
+
+def test_dry_run_prints_a_config_that_gives_itself(tmp_path, capsys):
+    arguments = ["configs/backbone/unet_tiny.yaml", "data.params.image_size=32", "--dry-run"]
+    assert main(["train", *arguments]) == 0
+    printed = capsys.readouterr().out
+    (tmp_path / "printed.yaml").write_text(printed[: printed.index("backbone  ")])
+    assert main(["train", str(tmp_path / "printed.yaml"), "--dry-run"]) == 0
+    assert capsys.readouterr().out == printed
+
+
+@pytest.mark.parametrize("name", ["benchmark.yaml", "demo.yaml"])
+def test_benchmark_plans_are_valid(name, tmp_path):
+    from ldm.cli.benchmark import OWN_KEYS
+    from ldm.config import TOP_LEVEL
+
+    plan = merge_config([f"configs/{name}"], [], (*TOP_LEVEL, *OWN_KEYS))
+    rows = plan_rows(plan, tmp_path)
+    assert any("one-step" in row.name for row in rows)
+    assert all(row.config["model"]["params"]["unet_config"] for row in rows)

@@ -1,0 +1,102 @@
+"""The truth scores perfectly, units come from sidecars, and all files say the same."""
+
+import csv
+import json
+import shutil
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from ldm.cli.main import main
+from ldm.evaluation.folder import COPY_T1, evaluate_folders
+
+
+@pytest.fixture
+def truth(tmp_path, patients):
+    """A prediction folder that holds the real T1ce of Phantom_0001 and 2, without sidecars."""
+    folder = tmp_path / "truth"
+    folder.mkdir()
+    for subject in ("Phantom_0001", "Phantom_0002"):
+        shutil.copy(patients / subject / f"{subject}_t1ce.nii.gz", folder)
+    return folder
+
+
+def test_the_truth_scores_perfectly(truth, patients):
+    result = evaluate_folders({"truth": truth}, patients)
+    for scores in result.scores["truth"].values():
+        for region in ("full", "brain", "tumour", "healthy"):
+            assert scores[region]["psnr"] == np.inf
+            assert scores[region]["mae"] == 0
+            assert scores[region]["ssim"] == pytest.approx(1)
+    assert result.mean(COPY_T1, "tumour", "psnr") < result.mean(COPY_T1, "healthy", "psnr")
+
+
+def test_units_of_the_sidecar_make_gain_and_offset_irrelevant(tmp_path, truth, patients):
+    """The truth in other units, which the sidecar states, scores (nearly) perfectly.
+
+    Without the sidecar the same file is taken at its word and scores badly.
+    """
+    from ldm.data.normalise import RobustNormaliser
+
+    for path in truth.glob("*.nii.gz"):
+        image = nib.load(path)
+        array = image.get_fdata()
+        scale = RobustNormaliser().fit(array * 3, array != 0, "t1ce")
+        scaled = np.where(array != 0, array * 3 + 50, 0).astype(np.float32)
+        nib.save(nib.Nifti1Image(scaled, image.affine), path)
+        numbers = scale.to_dict()
+        numbers["centre"] += 50
+        path.with_name(path.name.replace(".nii.gz", ".json")).write_text(
+            json.dumps({"intensity": {"contrast": "t1", **numbers}})
+        )
+    with_units = evaluate_folders({"scaled": truth}, patients)
+    assert with_units.mean("scaled", "brain", "psnr") > 80
+    for path in truth.glob("*.json"):
+        path.unlink()
+    without = evaluate_folders({"scaled": truth}, patients)
+    assert without.mean("scaled", "brain", "psnr") < 20
+
+
+def test_files_agree_with_each_other(tmp_path, truth, patients, capsys):
+    output = tmp_path / "out"
+    arguments = ["--prediction", str(truth), "--reference", str(patients), "--output", str(output)]
+    assert main(["evaluate", *arguments]) == 0
+    assert "copy T1" in capsys.readouterr().out
+    with (output / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    written = json.loads((output / "metrics.json").read_text())
+    assert written["protocol"]["percentiles"] == [0.1, 99.9]
+    for row in rows:
+        stored = written["scores"][row["row"]][row["subject"]][row["region"]]["psnr"]
+        assert float(row["psnr"]) == (np.inf if stored == "inf" else pytest.approx(stored))
+    page = (output / "report.html").read_text()
+    assert "data:image/png" in page
+    assert "<script" not in page
+
+
+def test_equal_input_gives_equal_bytes(tmp_path, truth, patients):
+    for name in ("a", "b"):
+        result = evaluate_folders({"truth": truth}, patients)
+        result.write(tmp_path / name)
+    for file in ("metrics.csv", "metrics.json"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+def test_prediction_on_another_grid_is_refused(truth, patients, capsys):
+    path = next(truth.glob("*.nii.gz"))
+    image = nib.load(path)
+    shifted = image.affine.copy()
+    shifted[0, 3] += 1
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj), shifted), path)
+    arguments = ["--prediction", str(truth), "--reference", str(patients)]
+    assert main(["evaluate", *arguments]) == 3
+    assert "DATA-AFFINE" in capsys.readouterr().err
+
+
+def test_unknown_subject_is_named(truth, patients, capsys):
+    path = truth / "Phantom_0001_t1ce.nii.gz"
+    path.rename(truth / "Phantom_0009_t1ce.nii.gz")
+    arguments = ["--prediction", str(truth), "--reference", str(patients)]
+    assert main(["evaluate", *arguments]) == 3
+    assert "case=Phantom_0009" in capsys.readouterr().err
