@@ -66,9 +66,15 @@ class LatentDiffusion(pl.LightningModule):
 
     Args:
         unet_config: the backbone; channels and image size are passed in.
-        conditions: input contrasts (only their number matters here).
+        conditions: input contrasts, in channel order.
         image_size: side or [H, W] of the training images.
         neighbours: slices on each side that join the conditions.
+        subtract: a condition, such as ``t1``: what is diffused is then the subtraction image
+            (target minus this contrast) times ``gain``; None: the target itself. Both contrasts
+            are normalised by healthy tissue, so the subtraction image is about 0 but for what
+            enhances; a network that returns 0 gives the contrast itself, and the errors of the
+            network shrink by ``gain``.
+        gain: see ``subtract``; brings the subtraction image to about unit variance.
         parameterization: what the backbone predicts: ``eps``, ``x0`` or ``v``.
         loss_type: ``l1``, ``l2`` or ``charbonnier``.
         schedule_config: ``target`` / ``params`` of the noise schedule.
@@ -87,7 +93,9 @@ class LatentDiffusion(pl.LightningModule):
         conditions: Sequence[str] = ("t1", "t2", "flair"),
         image_size: int | list[int] = 192,
         neighbours: int = 0,
-        parameterization: str = "v",
+        subtract: str | None = None,
+        gain: float = 1.0,
+        parameterization: str = "x0",
         loss_type: str = "l2",
         schedule_config: Config | None = None,
         first_stage_config: Config | None = None,
@@ -103,6 +111,11 @@ class LatentDiffusion(pl.LightningModule):
         _require("parameterization", parameterization, PARAMETERISATIONS)
         _require("loss_type", loss_type, POINTWISE_LOSSES)
         get_sampler(sampler)
+        if subtract is not None and subtract not in conditions:
+            raise ConfigError(
+                "CONFIG-VALUE",
+                f"model.params.subtract is '{subtract}': expected one of {', '.join(conditions)}",
+            )
         self.parameterization = parameterization
         self.loss = POINTWISE_LOSSES[loss_type]
         self.schedule: NoiseSchedule = instantiate_from_config(
@@ -115,6 +128,10 @@ class LatentDiffusion(pl.LightningModule):
         ).requires_grad_(False)
         self.scale_factor = scale_factor
         channels = self.first_stage_model.latent_channels
+        self.gain, self.anchor_channels = gain, None
+        if subtract is not None:
+            first = (neighbours * len(conditions) + list(conditions).index(subtract)) * channels
+            self.anchor_channels = slice(first, first + channels)
         height, width = (n // self.first_stage_model.downsampling for n in as_pair(image_size))
         self.model = DiffusionWrapper(
             unet_config,
@@ -150,10 +167,22 @@ class LatentDiffusion(pl.LightningModule):
         mask = presence.repeat(1, repeats)[:, :, None, None]
         return self.encode(torch.where(mask, condition, 0.0))
 
+    def to_data(self, latents: Tensor, condition: Tensor) -> Tensor:
+        """Return what is diffused, x_0, for latents of the target and the encoded conditions."""
+        if self.anchor_channels is None:
+            return latents
+        return (latents - condition[:, self.anchor_channels]) * self.gain
+
+    def from_data(self, x_0: Tensor, condition: Tensor) -> Tensor:
+        """Undo :meth:`to_data`."""
+        if self.anchor_channels is None:
+            return x_0
+        return x_0 / self.gain + condition[:, self.anchor_channels]
+
     def batch_loss(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Return the training loss of a batch by component; ``loss`` is the sum to minimise."""
-        x_0 = self.encode(batch["target"])
         condition = self.encode_condition(batch["condition"], batch["presence"])
+        x_0 = self.to_data(self.encode(batch["target"]), condition)
         t = torch.randint(len(self.schedule), (len(x_0),)).to(x_0.device)
         eps = torch.randn(x_0.shape).to(x_0.device)
         output = self.model(q_sample(x_0, t, eps, self.schedule), t, condition)
@@ -166,8 +195,10 @@ class LatentDiffusion(pl.LightningModule):
         def denoise(x_t: Tensor, t: Tensor) -> Tensor:
             output = self.model(x_t, t, condition)
             x_0 = to_x_0(self.parameterization, output, x_t, t, self.schedule)
-            in_pixels = self.first_stage_model.downsampling == 1
-            return x_0.clamp(-1, 1) if in_pixels else x_0
+            if self.first_stage_model.downsampling > 1:
+                return x_0  # latents have no known range
+            image = self.from_data(x_0, condition).clamp(-1, 1)
+            return self.to_data(image, condition)
 
         return denoise
 
@@ -197,7 +228,7 @@ class LatentDiffusion(pl.LightningModule):
             self.schedule,
             self.sampling_steps if steps is None else steps,
         )
-        return self.decode(x_0).clamp(-1, 1)
+        return self.decode(self.from_data(x_0, latents)).clamp(-1, 1)
 
     def network_calls(self, steps: int) -> int:
         """Return how often the backbone runs to sample one slice in ``steps``."""
@@ -272,7 +303,8 @@ class OneStepRegression(LatentDiffusion):
     def batch_loss(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Return the loss between prediction and target."""
         condition = self.encode_condition(batch["condition"], batch["presence"])
-        return {"loss": self.loss(self.predict(condition), self.encode(batch["target"])).mean()}
+        x_0 = self.to_data(self.encode(batch["target"]), condition)
+        return {"loss": self.loss(self.predict(condition), x_0).mean()}
 
     @torch.no_grad()
     def synthesise(
@@ -285,7 +317,8 @@ class OneStepRegression(LatentDiffusion):
         **options: Any,
     ) -> Tensor:
         """Return the prediction (B, 1, H, W); noise, sampler and steps have no effect."""
-        return self.decode(self.predict(self.encode_condition(condition, presence))).clamp(-1, 1)
+        latents = self.encode_condition(condition, presence)
+        return self.decode(self.from_data(self.predict(latents), latents)).clamp(-1, 1)
 
     def network_calls(self, steps: int) -> int:
         """Return 1."""

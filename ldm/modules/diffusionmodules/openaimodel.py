@@ -22,6 +22,7 @@ from ldm.modules.attention import SpatialTransformer
 from ldm.modules.diffusionmodules.util import (
     Downsample,
     Upsample,
+    check_image,
     checkpoint,
     conv_nd,
     from_tokens,
@@ -449,11 +450,17 @@ def label_embedding(
 
 
 def with_settings(cls: type) -> type:
-    """Show the fields of UNetSettings in the signature of a class in place of ``**settings``."""
+    """Show in the signature of a class the keywords that its ``**settings`` stands for.
+
+    They are the fields of UNetSettings; for a subclass, whatever its parent shows.
+    """
     own = [p for p in inspect.signature(cls).parameters.values() if p.kind is not p.VAR_KEYWORD]
-    settings = inspect.signature(UNetSettings).parameters.values()
-    settings = [p.replace(kind=p.KEYWORD_ONLY) for p in settings]
-    cls.__signature__ = inspect.Signature([*own, *settings])
+    names = {p.name for p in own}
+    parent = cls.__base__ if hasattr(cls.__base__, "__signature__") else UNetSettings
+    passed_on = [p for p in inspect.signature(parent).parameters.values() if p.name not in names]
+    cls.__signature__ = inspect.Signature(
+        [*own, *(p.replace(kind=p.KEYWORD_ONLY) for p in passed_on)]
+    )
     return cls
 
 
@@ -520,6 +527,15 @@ class UNetModel(nn.Module):
     def forward(
         self, x: Tensor, timesteps: Tensor, context: Context = None, y: Tensor | None = None
     ) -> Tensor:
+        h, emb, context = self.prepare(x, timesteps, context, y)
+        skips = self.input_blocks(h, emb, context)
+        h = self.middle_block(skips[-1], emb, context)  # (B, C, *S / size_divisor)
+        return self.decode(h, skips, emb, context).to(x.dtype)  # (B, out_channels or n_embed, *S)
+
+    def prepare(
+        self, x: Tensor, timesteps: Tensor, context: Context, y: Tensor | None
+    ) -> tuple[Tensor, Tensor, Context]:
+        """Check the inputs; return x, the embedding (B, emb_channels), the context in one dtype."""
         self._check_inputs(x, context, y)
         dtype = self.out[-1].weight.dtype
         emb = self.time_embed(timesteps)  # (B, 4 * model_channels)
@@ -529,11 +545,13 @@ class UNetModel(nn.Module):
             context = context.to(dtype)
         elif context is not None:
             context = [tokens.to(dtype) for tokens in context]
-        skips = self.input_blocks(x.to(dtype), emb, context)
-        h = self.middle_block(skips[-1], emb, context)  # (B, C, *S / size_divisor)
+        return x.to(dtype), emb, context
+
+    def decode(self, h: Tensor, skips: list[Tensor], emb: Tensor, context: Context) -> Tensor:
+        """Return the output (B, out_channels or n_embed, *S) of the middle's h and the skips."""
         h = self.output_blocks(h, skips, emb, context)  # (B, C_0, *S)
         head = self.out if self.id_predictor is None else self.id_predictor
-        return head(h).to(x.dtype)  # (B, out_channels or n_embed, *S)
+        return head(h)
 
     def _embed_label(self, y: Tensor, dtype: torch.dtype) -> Tensor:
         if self.num_classes == "continuous":
@@ -542,19 +560,8 @@ class UNetModel(nn.Module):
 
     def _check_inputs(self, x: Tensor, context: Context, y: Tensor | None) -> None:
         dims, divisor = self.settings.dims, self.size_divisor
-        if x.ndim != dims + 2 or x.shape[1] != self.in_channels:
-            raise ConfigError(
-                "CONFIG-SHAPE",
-                f"input of shape {tuple(x.shape)}: expected (batch, {self.in_channels} channels) "
-                f"and {dims} spatial axes; check in_channels, dims and the conditions",
-            )
-        resampled = x.shape[2:][-2:]  # the first axis of a volume keeps its size
-        if any(size % divisor for size in resampled):
-            raise ConfigError(
-                "CONFIG-SHAPE",
-                f"input of spatial size {tuple(x.shape[2:])}: {tuple(resampled)} must be multiples "
-                f"of {divisor}; pad the input or use fewer levels in channel_mult",
-            )
+        # the first axis of a volume keeps its size
+        check_image(x, self.in_channels, dims, (1, divisor, divisor) if dims == 3 else divisor)
         if (y is None) != (self.num_classes is None):
             raise ConfigError(
                 "CONFIG-VALUE",

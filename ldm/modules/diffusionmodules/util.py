@@ -36,6 +36,46 @@ def normalization(channels: int, eps: float = 1e-5) -> nn.GroupNorm:
     return nn.GroupNorm(GROUPS, channels, eps=eps)
 
 
+def check_image(x: Tensor, in_channels: int, dims: int, divisor: int | Sequence[int]) -> None:
+    """Refuse an input that is not (B, in_channels, *S) with ``dims`` sizes S that divide evenly.
+
+    Args:
+        divisor: number that must divide every spatial size, or one number for each axis.
+
+    Raises:
+        ConfigError: CONFIG-SHAPE.
+    """
+    if x.ndim != dims + 2 or x.shape[1] != in_channels:
+        raise ConfigError(
+            "CONFIG-SHAPE",
+            f"input of shape {tuple(x.shape)}: expected (batch, {in_channels} channels) "
+            f"and {dims} spatial axes; check in_channels, dims and the conditions",
+        )
+    sizes = x.shape[2:]
+    divisors = [divisor] * dims if isinstance(divisor, int) else divisor
+    if any(size % each for size, each in zip(sizes, divisors, strict=True)):
+        raise ConfigError(
+            "CONFIG-SHAPE",
+            f"input of spatial size {tuple(sizes)}: expected multiples of {divisor}; "
+            "pad the input, or choose fewer levels or smaller patches",
+        )
+
+
+def refuse_unused(**inputs: Tensor | None) -> None:
+    """Refuse an input that the network would silently ignore.
+
+    Raises:
+        ConfigError: CONFIG-VALUE, for the first of ``inputs`` that is not None.
+    """
+    for name, value in inputs.items():
+        if value is not None:
+            raise ConfigError(
+                "CONFIG-VALUE",
+                f"'{name}' came, but this network has no input for it: pass none, "
+                "or choose a backbone that takes it",
+            )
+
+
 def zero_module(module: nn.Module) -> nn.Module:
     """Set the parameters of ``module`` to zero, so that its residual branch starts as nothing."""
     for parameter in module.parameters():

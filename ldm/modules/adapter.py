@@ -1,0 +1,147 @@
+"""Networks of other packages as backbones, by YAML alone."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldm.errors import ConfigError
+from ldm.modules.diffusionmodules.dit import unpatchify
+from ldm.modules.diffusionmodules.openaimodel import TimeEmbedding
+from ldm.modules.diffusionmodules.util import check_image
+from ldm.util import instantiate_from_config, resolve_target
+
+# Our name of a fact, and the names that other packages have for it
+CONSTRUCTOR_NAMES = {
+    "in_channels": ("in_channels", "in_chans"),
+    "out_channels": ("out_channels", "classes"),
+    "image_size": ("image_size", "sample_size", "img_size"),
+}
+FORWARD_NAMES = {
+    "timesteps": ("timesteps", "timestep"),
+    "context": ("context", "encoder_hidden_states"),
+    "y": ("y", "class_labels"),
+}
+WHERE = "model.params.unet_config.params.network"  # of the network, for error messages
+TIME_CHANNELS = 8
+FREQUENCIES = 64
+
+
+class ForeignBackbone(nn.Module):
+    """A network of another package (monai, diffusers, timm, ...) behind the call of a backbone.
+
+    ``forward(x (B, in_channels, *S), timesteps (B,), context=None, y=None)`` returns
+    (B, out_channels, *S). Argument names are translated (``timestep``, ``encoder_hidden_states``,
+    ``class_labels``, ...), outputs unwrapped (``.sample``, the first of a tuple). A network that
+    takes no timestep gets it as further input channels, an encoder that returns tokens
+    (B, N, num_features) of 2-D patches gets a linear head.
+
+    Args:
+        network: ``target`` / ``params`` of the class; channels and image size are passed in.
+        patch_size: side of the patches of an encoder that returns tokens; None for a network that
+            returns images.
+        size_divisor: number that must divide the spatial size; None means ``patch_size`` or 1.
+
+    Raises:
+        ConfigError: CONFIG-VALUE for an input that the network does not take, CONFIG-SHAPE for one
+            that does not fit or an output that is no image.
+    """
+
+    def __init__(
+        self,
+        network: Mapping[str, Any],
+        *,
+        in_channels: int,
+        out_channels: int,
+        image_size: int | Sequence[int] | None = None,
+        patch_size: int | None = None,
+        size_divisor: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.patch_size = patch_size
+        self.size_divisor = size_divisor or patch_size or 1
+        self.names = _forward_names(resolve_target(network, WHERE))
+        self.time_embed, network_channels = None, in_channels
+        if "timesteps" not in self.names:
+            self.time_embed = TimeEmbedding(FREQUENCIES, TIME_CHANNELS)
+            network_channels = in_channels + TIME_CHANNELS
+        facts = {
+            "in_channels": network_channels,
+            "out_channels": out_channels,
+            "image_size": image_size,
+        }
+        self.network = instantiate_from_config(
+            network, where=WHERE, interface=_under_every_name(facts)
+        )
+        self.head = None
+        if patch_size is not None:
+            self.head = nn.Linear(self.network.num_features, patch_size**2 * out_channels)
+
+    def forward(
+        self,
+        x: Tensor,
+        timesteps: Tensor,
+        context: Tensor | None = None,
+        y: Tensor | None = None,
+    ) -> Tensor:
+        check_image(x, self.in_channels, x.ndim - 2, self.size_divisor)
+        size, dtype = x.shape[2:], next(self.parameters()).dtype
+        h, given = x.to(dtype), {"context": context, "y": y}
+        if self.time_embed is None:
+            given["timesteps"] = timesteps
+        else:
+            emb = self.time_embed(timesteps).unflatten(1, (-1, *[1] * len(size)))
+            h = torch.cat([h, emb.expand(-1, -1, *size)], dim=1)  # (B, in + TIME_CHANNELS, *S)
+        output = _unwrap(self.network(h, **self._translate(given)))
+        if self.head is not None:
+            grid = [side // self.patch_size for side in size]
+            output = unpatchify(self.head(output), grid, self.patch_size)  # (B, out_channels, *S)
+        if output.shape != (len(x), self.out_channels, *size):
+            raise ConfigError(
+                "CONFIG-SHAPE",
+                f"{type(self.network).__name__} returned shape {tuple(output.shape)} for "
+                f"{tuple(x.shape)}: expected {self.out_channels} channels of the same size; "
+                "check its params, patch_size and size_divisor",
+            )
+        return output.to(x.dtype)
+
+    def _translate(self, given: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
+        inputs = {name: value for name, value in given.items() if value is not None}
+        for name in inputs.keys() - self.names.keys():
+            raise ConfigError(
+                "CONFIG-VALUE",
+                f"'{name}' came, but {type(self.network).__name__} has no input for it: "
+                "pass none, or choose a backbone that takes it",
+            )
+        return {self.names[name]: value for name, value in inputs.items()}
+
+
+def _under_every_name(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the facts that are known under each name a constructor may have for them."""
+    return {
+        alias: facts[name]
+        for name, aliases in CONSTRUCTOR_NAMES.items()
+        for alias in aliases
+        if facts[name] is not None
+    }
+
+
+def _forward_names(cls: type) -> dict[str, str]:
+    """Return the names that a network has for the inputs that it takes, by ours."""
+    parameters = inspect.signature(cls.forward).parameters
+    return {
+        name: alias
+        for name, aliases in FORWARD_NAMES.items()
+        for alias in aliases
+        if alias in parameters
+    }
+
+
+def _unwrap(output: Any) -> Tensor:
+    output = getattr(output, "sample", output)
+    return output[0] if isinstance(output, tuple | list) else output

@@ -1,0 +1,150 @@
+"""Foreign networks as backbones: names translated, outputs unwrapped, timesteps added."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from families import call_inputs, check_bf16, check_samples_are_independent, check_timestep_matters
+from torch import nn
+
+from ldm.errors import ConfigError
+from ldm.modules.adapter import ForeignBackbone
+
+CHANNELS = {"in_channels": 4, "out_channels": 1, "image_size": 16}
+MONAI = {
+    "target": "monai.networks.nets.DiffusionModelUNet",
+    "params": {
+        "spatial_dims": 2,
+        "channels": [32, 64],
+        "attention_levels": [False, True],
+        "num_res_blocks": 1,
+        "num_head_channels": 32,
+    },
+}
+DIFFUSERS = {
+    "target": "diffusers.UNet2DModel",
+    "params": {
+        "block_out_channels": [32, 64],
+        "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
+        "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
+        "layers_per_block": 1,
+        "attention_head_dim": 32,
+    },
+}
+TIMM_VIT = {
+    "target": "timm.models.vision_transformer.VisionTransformer",
+    "params": {
+        "patch_size": 4,
+        "embed_dim": 24,
+        "depth": 2,
+        "num_heads": 4,
+        "num_classes": 0,
+        "class_token": False,
+        "global_pool": "",
+        "dynamic_img_size": True,
+    },
+}
+SMP_UNET = {
+    "target": "segmentation_models_pytorch.Unet",
+    "params": {"encoder_name": "resnet18", "encoder_weights": None},
+}
+FOREIGN = {
+    "monai": (MONAI, {"size_divisor": 2}),
+    "diffusers": (DIFFUSERS, {"size_divisor": 2}),
+    "timm": (TIMM_VIT, {"patch_size": 4}),
+    "segmentation_models_pytorch": (SMP_UNET, {"size_divisor": 32}),
+}
+
+
+class Recorder(nn.Module):
+    """Stands for a network of another package; keeps what it was built and called with."""
+
+    def __init__(self, in_channels, classes, img_size=None):
+        super().__init__()
+        self.built = {"in_channels": in_channels, "classes": classes, "img_size": img_size}
+        self.conv = nn.Conv2d(in_channels, classes, 1)
+
+    def record(self, image, **called):
+        self.called = called
+        return self.conv(image)
+
+
+class SampleNetwork(Recorder):
+    def forward(self, sample, timestep, encoder_hidden_states=None, class_labels=None):
+        called = {"t": timestep, "context": encoder_hidden_states, "y": class_labels}
+        return SimpleNamespace(sample=self.record(sample, **called))
+
+
+class TupleNetwork(Recorder):
+    def forward(self, x):
+        return self.record(x), "something else"
+
+
+class HalvingNetwork(Recorder):
+    def forward(self, x):
+        return self.conv(x)[..., ::2, ::2]
+
+
+def wrapped(cls, **options):
+    return ForeignBackbone({"target": f"{__name__}.{cls.__name__}"}, **CHANNELS, **options)
+
+
+@pytest.mark.parametrize("package", FOREIGN)
+def test_network_of_another_package(package):
+    pytest.importorskip(package)
+    network, options = FOREIGN[package]
+
+    def build():
+        return ForeignBackbone(network, **CHANNELS, **options)
+
+    size = (32, 64) if options.get("size_divisor") == 32 else (16, 24)
+    kwargs = call_inputs(4, size)
+    assert build().eval()(**kwargs).shape == (3, 1, *size)
+    check_samples_are_independent(build(), kwargs)
+    check_timestep_matters(build(), kwargs)
+    check_bf16(build(), kwargs)
+
+
+def test_names_are_translated_both_ways():
+    model = wrapped(SampleNetwork)
+    more = {"context": torch.zeros(3, 5, 6), "y": torch.tensor([0, 1, 2])}
+    kwargs = call_inputs(4, (4, 6), **more)
+    output = model(**kwargs)
+    torch.testing.assert_close(output, model.network.conv(kwargs["x"]))
+    assert model.network.built == {"in_channels": 4, "classes": 1, "img_size": 16}
+    assert model.network.called["t"] is kwargs["timesteps"]
+    assert model.network.called["context"] is kwargs["context"]
+    assert model.network.called["y"] is kwargs["y"]
+
+
+def test_a_network_without_timesteps_gets_them_as_constant_channels():
+    model = wrapped(TupleNetwork)
+    seen = []
+    model.network.register_forward_pre_hook(lambda network, args: seen.append(args[0]))
+    kwargs = call_inputs(4, (4, 6))
+    assert model(**kwargs).shape == (3, 1, 4, 6)
+    image, time = seen[0].split([4, seen[0].shape[1] - 4], dim=1)
+    assert torch.equal(image, kwargs["x"])
+    assert torch.equal(time, time[..., :1, :1].expand_as(time))
+    assert (time[0] - time[1]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("network", "change", "words"),
+    [
+        (TupleNetwork, {"context": torch.zeros(3, 5, 6)}, "TupleNetwork has no input"),
+        (HalvingNetwork, {}, r"HalvingNetwork returned shape \(3, 1, 4, 4\)"),
+        (SampleNetwork, {"x": torch.zeros(3, 3, 8, 8)}, "4 channels"),
+        (SampleNetwork, {"x": torch.zeros(3, 4, 8, 7)}, "multiples of 4"),
+    ],
+    ids=["context", "output", "channels", "size"],
+)
+def test_what_does_not_fit_is_refused(network, change, words):
+    with pytest.raises(ConfigError, match=words):
+        wrapped(network, size_divisor=4)(**{**call_inputs(4, (8, 8)), **change})
+
+
+def test_a_misspelt_parameter_is_named_with_its_path():
+    network = {**MONAI, "params": {**MONAI["params"], "channel": [32]}}
+    with pytest.raises(ConfigError, match=r"network.params.channel .*nearest: 'channels'"):
+        ForeignBackbone(network, **CHANNELS)
