@@ -77,7 +77,7 @@ def write_evaluation_report(result: Any, args: argparse.Namespace) -> None:
     command = f"dsdiff evaluate --prediction {args.prediction} --reference {args.reference}"
     report = Report(
         title="Synthetic against real T1ce",
-        lead=f"{len(result.subjects)} patients; mean ± standard deviation over patients.",
+        lead=f"Patients: {len(result.subjects)}; mean ± standard deviation over patients.",
         tables=[result.table(region) for region in result.regions()],
         figures=strips_figure(result),
         sections=[Section("Command", [command])],

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,8 +20,6 @@ from ldm.data.nifti import encode_volume, write_volume
 from ldm.data.prepare import PreparedSubject, fit_size, prepare_subject
 from ldm.errors import CheckpointError, NonFiniteError, OutputError, PartialError
 from ldm.storage import folder_lock, sha256, write_json
-
-log = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -260,7 +257,7 @@ class VolumeSampler:
         starts = range(0, len(slices), self.args.batch_size)
         if self.request.samples > 1:
             title += f", sample {sample + 1}"
-        for start in track(starts, title, transient=True, disable=not log.isEnabledFor(30)):
+        for start in track(starts, title, transient=True):
             places = range(start, min(start + self.args.batch_size, len(slices)))
             stack = [with_neighbours(slices, i, self.data.neighbours) for i in places]
             keys = [(self.request.seed, prepared.id, i, sample) for i in places]

@@ -135,7 +135,7 @@ def build_trainer(
     _count_in_steps(options, data)
     step = read_checkpoint(checkpoint)["global_step"] if checkpoint else None
     stop = StopOnSignal()
-    callbacks = [stop, RichProgressBar() if sys.stderr.isatty() else TQDMProgressBar(50)]
+    callbacks = [stop, RichProgressBar() if sys.stdout.isatty() else TQDMProgressBar(50)]
     for name, node in (lightning.get("callbacks") or {}).items():
         if node:
             callbacks.append(instantiate_from_config(node, where=f"lightning.callbacks.{name}"))
