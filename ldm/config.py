@@ -7,11 +7,17 @@ constructor of its ``target``, so a misspelt key is refused with the nearest val
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import math
+import re
+import reprlib
+import sys
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections import ChainMap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +27,22 @@ from omegaconf.errors import OmegaConfBaseException
 
 import ldm
 from ldm.errors import ConfigError, UnsafeError
-from ldm.util import accepted_parameters, check_parameter_names, nearest, resolve_target, targets_in
+from ldm.storage import atomic_path
+from ldm.util import (
+    accepted_parameters,
+    check_parameter_names,
+    get_obj_from_str,
+    nearest,
+    resolve_target,
+    targets_in,
+)
 
 TOP_LEVEL = ("name", "seed", "model", "data", "lightning")
 LIGHTNING = ("trainer", "callbacks")
-MAX_BYTES = 1_000_000  # no honest configuration is larger; a YAML bomb is
+MAX_BYTES = 256_000  # a thousand subjects by name take 30 kB; a YAML bomb takes more
+MAX_DEPTH = 50
+UNREADABLE = (yaml.YAMLError, OmegaConfBaseException, ValueError)  # 0b_ is a ValueError to PyYAML
+PLAIN_REFERENCE = re.compile(r"\$\{[\w.\[\]-]+\}")
 
 
 def config_root() -> Path:
@@ -50,67 +67,88 @@ def find_config(path: str | Path, relative_to: Path | None = None) -> Path:
     raise ConfigError("CONFIG-MISSING", f"no file '{path}'{nearest(str(path), known)}")
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> DictConfig:
     """Read one YAML mapping.
 
     Raises:
         ConfigError: CONFIG-PARSE with the line, for anything that is not a plain mapping.
+        UnsafeError: UNSAFE-YAML (a tag, an alias, a bomb), CONFIG-RESOLVER.
     """
-    if path.stat().st_size > MAX_BYTES:
-        raise ConfigError("CONFIG-PARSE", f"{path.name} is larger than {MAX_BYTES} bytes")
     try:
+        if path.stat().st_size > MAX_BYTES:
+            raise UnsafeError("UNSAFE-YAML", f"{path.name} is larger than {MAX_BYTES} bytes")
         text = path.read_text(encoding="utf-8-sig")
-        if "${oc." in text:
-            raise UnsafeError(
-                "CONFIG-RESOLVER",
-                f"{path.name} uses an OmegaConf resolver '${{oc....}}', which would copy your "
-                "environment into run folders: write the value, or give it as key=value",
-            )
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
-            raise ConfigError(
-                "CONFIG-PARSE",
-                f"{path.name} uses YAML aliases (*name): use 'base:' or ${{interpolation}}",
-            )
-        loaded = OmegaConf.create(text) if text.strip() else None
-    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, RecursionError) as error:
+        _require_plain_mapping(text, path.name)
+        loaded = OmegaConf.create(text)
+    except (*UNREADABLE, OSError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or error
         raise ConfigError("CONFIG-PARSE", f"{path.name}{line}: {problem}") from error
-    if not isinstance(loaded, DictConfig) or not loaded:
-        raise ConfigError("CONFIG-PARSE", f"{path.name} holds no mapping of keys to values")
+    _refuse_resolvers(_plain(loaded), path.name)
     return loaded
 
 
-def load_with_bases(path: Path, seen: tuple[Path, ...] = ()) -> DictConfig:
-    """Read ``path`` after the files that its ``base`` names."""
+def _require_plain_mapping(text: str, name: str) -> None:
+    """Refuse, before anything is built, what no configuration needs."""
+    root, depth = None, 0
+    for event in yaml.parse(text):
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None):
+            raise UnsafeError(
+                "UNSAFE-YAML",
+                f"{name} line {event.start_mark.line + 1}: tags (!!name) and aliases (*name) are "
+                "not read; write the value, or use 'base:' or ${key.path}",
+            )
+        if isinstance(event, yaml.NodeEvent):
+            root = root or event
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            raise UnsafeError("UNSAFE-YAML", f"{name} is nested deeper than {MAX_DEPTH} levels")
+    if not isinstance(root, yaml.MappingStartEvent):
+        raise ConfigError("CONFIG-PARSE", f"{name} holds no mapping: write 'key: value' lines")
+
+
+def load_with_bases(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Read ``path`` after the files that its ``base`` names; nothing is resolved yet."""
     path = path.resolve()
     if path in seen:
         raise ConfigError("CONFIG-PARSE", f"{path.name}: 'base' leads back to the file itself")
-    own = read_yaml(path)
+    own = _plain(read_yaml(path))
     bases = own.pop("base", None) or []
-    bases = [bases] if isinstance(bases, str) else list(bases)
-    merged = [load_with_bases(find_config(b, path.parent), (*seen, path)) for b in bases]
-    return OmegaConf.merge(*merged, own)
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(b, str) for b in bases):
+        raise ConfigError("CONFIG-PARSE", f"{path.name}: 'base' is {bases}: give file names")
+    merged: dict[str, Any] = {}
+    for base in bases:
+        merged = _merged(merged, load_with_bases(find_config(base, path.parent), (*seen, path)))
+    return _merged(merged, own)
 
 
 def merge_config(
-    files: Sequence[str | Path],
+    files: Sequence[str | Path | Mapping[str, Any]],
     overrides: Iterable[str] = (),
     top_level: Sequence[str] = TOP_LEVEL,
 ) -> dict[str, Any]:
-    """Merge files left to right, then ``key=value``; resolve; return plain containers.
+    """Merge files (or mappings) left to right, then ``key=value``; resolve; return plain dicts.
+
+    Where a later file or override names another ``target``, those ``params`` of the old class that
+    the new one does not take are forgotten.
 
     Raises:
         ConfigError: CONFIG-MISSING, CONFIG-PARSE or CONFIG-UNKNOWN (a top-level key).
+        UnsafeError: UNSAFE-YAML or CONFIG-RESOLVER.
     """
-    merged = OmegaConf.merge(*(load_with_bases(find_config(f)) for f in files))
-    return _resolve(_override(merged, overrides), top_level)
+    config: dict[str, Any] = {}
+    for file in files:
+        part = dict(file) if isinstance(file, Mapping) else load_with_bases(find_config(file))
+        config = _merged(config, part)
+    return _resolve(_override(config, overrides), top_level)
 
 
 def merge_overrides(config: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
     """Return a resolved configuration changed by ``key=value``, checked again."""
-    changed = _resolve(_override(OmegaConf.create(dict(config)), overrides), TOP_LEVEL)
+    changed = _resolve(_override(dict(config), overrides), TOP_LEVEL)
     validate(changed)
     return changed
 
@@ -127,167 +165,227 @@ def load_config(files: Sequence[str | Path], overrides: Iterable[str] = ()) -> d
 
 
 def validate(config: Mapping[str, Any]) -> None:
-    """Check every key and value type of a resolved configuration; build nothing."""
+    """Check every key and value type of a resolved configuration; build nothing.
+
+    Raises:
+        ConfigError: CONFIG-MISSING, CONFIG-UNKNOWN, CONFIG-TARGET or CONFIG-VALUE.
+    """
+    for path, value in _leaves(config):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError("CONFIG-VALUE", f"{path} is {value}: give a finite number")
+    for key, expected in (("name", str), ("seed", int)):
+        value = config.get(key)
+        if value is not None and not _admits(expected, value):
+            raise ConfigError(
+                "CONFIG-VALUE",
+                f"{key} is {value!r} ({type(value).__name__}): give {expected.__name__}, quoted if "
+                "YAML takes it for something else",
+            )
     for section in ("model", "data"):
         if section not in config:
             raise ConfigError("CONFIG-MISSING", f"there is no '{section}' section: give its YAML")
         _validate_node(config[section], section)
-    lightning = config.get("lightning") or {}
-    for key in lightning:
+    _validate_lightning(config.get("lightning") or {})
+
+
+def _validate_lightning(lightning: Any) -> None:
+    from pytorch_lightning import Trainer
+
+    for key in _mapping(lightning, "lightning"):
         if key not in LIGHTNING:
             raise ConfigError(
                 "CONFIG-UNKNOWN", f"lightning.{key} is not known{nearest(key, LIGHTNING)}"
             )
-    from pytorch_lightning import Trainer
-
-    trainer = lightning.get("trainer") or {}
-    named, _ = accepted_parameters(Trainer)
-    for key in trainer:
-        if key not in named:
-            raise ConfigError(
-                "CONFIG-UNKNOWN", f"lightning.trainer.{key} is not known{nearest(key, named)}"
-            )
+    trainer = _mapping(lightning.get("trainer") or {}, "lightning.trainer")
+    _validate_arguments(Trainer, trainer, "lightning.trainer")
     for key in ("max_steps", "max_epochs", "accumulate_grad_batches"):
         value = trainer.get(key)
-        if value is not None and (not _is_int(value) or value == 0 or value < -1):
+        if value is not None and value < 1 and (value != -1 or key == "accumulate_grad_batches"):
             raise ConfigError(
-                "CONFIG-VALUE", f"lightning.trainer.{key} is {value!r}: give a whole number >= 1"
+                "CONFIG-VALUE", f"lightning.trainer.{key} is {value}: give a whole number >= 1"
             )
-    for name, callback in (lightning.get("callbacks") or {}).items():
-        _validate_node(callback, f"lightning.callbacks.{name}")
+    callbacks = _mapping(lightning.get("callbacks") or {}, "lightning.callbacks")
+    for name, callback in callbacks.items():
+        if callback is not None:  # null turns a callback of the base off
+            _validate_node(callback, f"lightning.callbacks.{name}")
 
 
 def trusted_targets() -> frozenset[str]:
     """Return the exact set of classes that the shipped YAML files name."""
     files = config_root().rglob("*.yaml")
-    return frozenset(t for f in files for t in targets_in(OmegaConf.to_container(read_yaml(f))))
+    return frozenset(target for file in files for target in targets_in(_plain(read_yaml(file))))
 
 
 def save_config(config: Mapping[str, Any], path: Path) -> None:
     """Write a resolved configuration as YAML."""
-    from ldm.storage import atomic_path
-
     with atomic_path(path) as temporary:
         temporary.write_text(OmegaConf.to_yaml(OmegaConf.create(dict(config))), encoding="utf-8")
 
 
-def _override(config: DictConfig, overrides: Iterable[str]) -> DictConfig:
+def _plain(config: DictConfig) -> dict[str, Any]:
+    return OmegaConf.to_container(config, resolve=False)
+
+
+def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Return ``base`` changed by ``over``: mappings key by key, everything else replaced."""
+    result = dict(base)
+    renamed = over.get("target", base.get("target")) != base.get("target")
+    if renamed and isinstance(base.get("params"), dict):
+        result["params"] = _accepted_by(over["target"], base["params"])
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(result.get(key), dict)
+        result[key] = _merged(result[key], value) if both else value
+    return result
+
+
+def _accepted_by(target: Any, params: dict[str, Any]) -> dict[str, Any]:
+    """Return those arguments of another class that the class of ``target`` takes too."""
+    try:
+        named, takes_any = accepted_parameters(get_obj_from_str(target))
+    except (ConfigError, TypeError, ValueError):  # validation says what is wrong with the target
+        return {}
+    return {name: value for name, value in params.items() if name in named or takes_any}
+
+
+def _override(config: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
     for override in overrides:
-        key, equals, value = override.partition("=")
+        key, equals, _ = override.partition("=")
         if not equals or not key:
             raise ConfigError("CONFIG-PARSE", f"'{override}' is neither a YAML file nor key=value")
-        if "${oc." in value:
-            raise UnsafeError("CONFIG-RESOLVER", f"{key}: '${{oc....}}' is not resolved here")
         try:
-            _drop_params_of_replaced_target(config, key, value)
-            config = OmegaConf.merge(config, OmegaConf.from_dotlist([override]))
-        except (yaml.YAMLError, OmegaConfBaseException) as error:
-            raise ConfigError("CONFIG-PARSE", f"{override}: {error}") from error
+            change = _plain(OmegaConf.from_dotlist([override]))
+        except (*UNREADABLE, RecursionError, LookupError) as error:
+            problem = getattr(error, "problem", None) or error
+            raise ConfigError("CONFIG-PARSE", f"'{override}' cannot be read: {problem}") from error
+        _refuse_resolvers(change, "the command line")
+        config = _merged(config, change)
     return config
 
 
-def _resolve(config: DictConfig, top_level: Sequence[str]) -> dict[str, Any]:
+def _refuse_resolvers(config: Mapping[str, Any], source: str) -> None:
+    """Refuse all of OmegaConf's ``${...}`` but ``${key.path}``: the others read the environment."""
+    for path, value in _leaves(config):
+        if isinstance(value, str) and "${" in PLAIN_REFERENCE.sub("", value):
+            raise UnsafeError(
+                "CONFIG-RESOLVER",
+                f"{path} in {source} is {reprlib.repr(value)}: only ${{key.path}} is resolved, "
+                "so that no run folder copies your environment; write the value",
+            )
+
+
+def _resolve(config: dict[str, Any], top_level: Sequence[str]) -> dict[str, Any]:
     for key in config:
         if key not in top_level:
-            suggestion = nearest(key, _all_keys(config)) or f": known are {', '.join(top_level)}"
-            raise ConfigError("CONFIG-UNKNOWN", f"top-level key '{key}' is not known{suggestion}")
+            raise ConfigError(
+                "CONFIG-UNKNOWN",
+                f"top-level key '{key}' is not known{_nearest_path(key, config, top_level)}; "
+                f"known are {', '.join(top_level)}",
+            )
     try:
-        return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    except OmegaConfBaseException as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError("CONFIG-PARSE", f"{error.full_key or 'config'}: {reason}") from error
+        return OmegaConf.to_container(OmegaConf.create(config), resolve=True, throw_on_missing=True)
+    except (OmegaConfBaseException, RecursionError) as error:
+        where = getattr(error, "full_key", None) or "config"
+        raise ConfigError("CONFIG-PARSE", f"{where}: {str(error).splitlines()[0]}") from error
 
 
-def _drop_params_of_replaced_target(config: DictConfig, key: str, value: str) -> None:
-    """Forget the arguments of the old class when ``key=value`` names another one."""
-    if key.endswith(".target"):
-        owner = key.removesuffix(".target")
-        node = OmegaConf.select(config, owner)
-        if isinstance(node, DictConfig) and node.get("target") != value:
-            node.pop("params", None)
+def _nearest_path(key: Any, config: Mapping[str, Any], top_level: Sequence[str]) -> str:
+    """Return `` (nearest: 'path')`` of the known key, at any depth, whose name is most like it."""
+    known = {k: v for k, v in config.items() if k in top_level}
+    paths = {str(k): str(k) for k in top_level}
+    for path, _ in _leaves(known):
+        path = path.partition("[")[0]
+        paths.setdefault(path.rpartition(".")[2], path)
+    match = difflib.get_close_matches(str(key), paths, n=1, cutoff=0.5)
+    return f" (nearest: '{paths[match[0]]}')" if match else ""
+
+
+def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (key path, value) of everything in nested containers that is no container."""
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            yield from _leaves(value, f"{path}.{key}" if path else str(key))
+    elif isinstance(node, list):
+        for index, value in enumerate(node):
+            yield from _leaves(value, f"{path}[{index}]")
+    else:
+        yield path, node
+
+
+def _mapping(value: Any, path: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ConfigError("CONFIG-VALUE", f"{path} is {reprlib.repr(value)}: give a mapping")
+    return value
 
 
 def _validate_node(node: Any, where: str) -> None:
     """Check a ``target`` / ``params`` mapping and those nested in it."""
     cls = resolve_target(node, where)
-    params = node.get("params") or {}
-    if not isinstance(params, Mapping):
-        raise ConfigError("CONFIG-VALUE", f"{where}.params is {params!r}: give a mapping")
-    check_parameter_names(cls, params, where)
-    try:
-        hints = typing.get_type_hints(cls.__init__)
-    except Exception:  # a foreign class may annotate with names that are not importable
-        hints = {}
+    _validate_arguments(cls, node.get("params") or {}, f"{where}.params")
+
+
+def _validate_arguments(cls: type, params: Mapping[str, Any], path: str) -> None:
+    check_parameter_names(cls, params, path)
+    named, _ = accepted_parameters(cls)
+    hints = _annotations(cls, named)
     for name, value in params.items():
-        path = f"{where}.params.{name}"
-        _check_value(value, hints.get(name), path)
-        for nested_path, nested in _nested_targets(value, path):
+        # Foreign annotations lie (`x: int = None`): a value of the default's type is right too.
+        as_default = name in named and type(value) is type(named[name].default)
+        if name in hints and not as_default and _admits(hints[name], value) is False:
+            raise ConfigError(
+                "CONFIG-VALUE",
+                f"{path}.{name} is {reprlib.repr(value)} ({type(value).__name__}): "
+                f"expected {inspect.formatannotation(hints[name])}",
+            )
+        for nested_path, nested in _nested_nodes(value, f"{path}.{name}"):
             _validate_node(nested, nested_path)
 
 
-def _nested_targets(value: Any, path: str) -> list[tuple[str, Mapping]]:
+def _annotations(cls: type, parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
+    """Return the annotations of constructor parameters, as far as they can be resolved."""
+    scope = ChainMap(*(vars(sys.modules[c.__module__]) for c in cls.__mro__))
+    hints: dict[str, Any] = {}
+    for name, parameter in parameters.items():
+        if parameter.annotation is not parameter.empty:
+            holder = types.SimpleNamespace(__annotations__={name: parameter.annotation})
+            # A foreign class may annotate with names that only its type checker imports.
+            with suppress(Exception):
+                hints |= typing.get_type_hints(holder, {}, scope)
+    return hints
+
+
+def _nested_nodes(value: Any, path: str) -> list[tuple[str, Mapping]]:
     if isinstance(value, Mapping):
         if "target" in value:
             return [(path, value)]
-        return [n for key, v in value.items() for n in _nested_targets(v, f"{path}.{key}")]
+        return [n for key, v in value.items() for n in _nested_nodes(v, f"{path}.{key}")]
     if isinstance(value, list):
-        return [n for i, v in enumerate(value) for n in _nested_targets(v, f"{path}[{i}]")]
+        return [n for i, v in enumerate(value) for n in _nested_nodes(v, f"{path}[{i}]")]
     return []
 
 
-def _check_value(value: Any, hint: Any, path: str) -> None:
-    """Refuse a value whose plain type contradicts the annotation of the parameter."""
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ConfigError("CONFIG-VALUE", f"{path} is {value}: give a finite number")
-    allowed = _plain_types(hint)
-    if allowed and not any(_fits(value, t) for t in allowed):
-        names = " or ".join(sorted("null" if t is type(None) else t.__name__ for t in allowed))
-        raise ConfigError(
-            "CONFIG-VALUE", f"{path} is {value!r} ({type(value).__name__}): expected {names}"
-        )
-
-
-def _plain_types(hint: Any) -> set[type]:
-    """Return the YAML types that an annotation admits; an empty set means anything."""
-    if hint is None or hint is inspect.Parameter.empty:
-        return set()
-    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
-        parts = [_plain_types(a) for a in typing.get_args(hint)]
-        return set().union(*parts) if all(parts) else set()
-    origin = typing.get_origin(hint) or hint
+def _admits(hint: Any, value: Any) -> bool | None:
+    """Return whether an annotation admits a YAML value; None if YAML cannot write such a thing."""
+    origin, arguments = typing.get_origin(hint) or hint, typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        answers = [_admits(alternative, value) for alternative in arguments]
+        return True if True in answers else (False if False in answers else None)
     if origin is typing.Literal:
-        return {type(a) for a in typing.get_args(hint)}
-    if isinstance(origin, type):
-        if origin in (int, float, bool, str, type(None)):
-            return {origin}
-        if issubclass(origin, Path):
-            return {str}
-        if issubclass(origin, Mapping):
-            return {dict}
-        if issubclass(origin, Sequence):
-            return {list}
-    return set()
+        return type(value) in {type(a) for a in arguments}
+    if origin is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if origin is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if origin in (bool, str, types.NoneType):
+        return isinstance(value, origin)
+    if origin in (Any, object) or not isinstance(origin, type):
+        return True
+    if issubclass(origin, Path):
+        return isinstance(value, str)
+    if issubclass(origin, Sequence) or issubclass(list, origin):
+        return isinstance(value, list) and _admits_elements(arguments, value)
+    return isinstance(value, Mapping) if issubclass(dict, origin) else None
 
 
-def _fits(value: Any, expected: type) -> bool:
-    if expected is float:
-        return _is_int(value) or isinstance(value, float)
-    return _is_int(value) if expected is int else isinstance(value, expected)
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _all_keys(config: DictConfig) -> list[str]:
-    """Return the dotted path of every key of a configuration."""
-    keys: list[str] = []
-
-    def walk(node: Any, prefix: str) -> None:
-        if isinstance(node, DictConfig) and not node._is_interpolation():
-            for key in node:
-                keys.append(f"{prefix}{key}")
-                walk(node._get_node(key), f"{prefix}{key}.")
-
-    walk(config, "")
-    return keys
+def _admits_elements(hints: Sequence[Any], values: list[Any]) -> bool:
+    hints = [hint for hint in hints if hint is not Ellipsis] or [Any]
+    return all(any(_admits(hint, value) is not False for hint in hints) for value in values)

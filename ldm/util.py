@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import reprlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -62,7 +63,10 @@ def get_obj_from_str(path: str) -> Any:
 
 def accepted_parameters(cls: Callable) -> tuple[dict[str, inspect.Parameter], bool]:
     """Return the named parameters of a constructor, and whether it takes any other keyword too."""
-    parameters = inspect.signature(cls).parameters
+    try:
+        parameters = inspect.signature(cls).parameters
+    except ValueError:  # a class written in C may not tell
+        return {}, True
     named = {
         name: p
         for name, p in parameters.items()
@@ -76,11 +80,13 @@ def resolve_target(config: Mapping[str, Any], where: str = "config") -> type:
     """Return the class that ``config['target']`` names, after checking the shape of ``config``.
 
     Raises:
-        ConfigError: CONFIG-TARGET when there is no target, or it is not a class.
+        ConfigError: CONFIG-TARGET when there is no target, or it is not a class; CONFIG-UNKNOWN
+            for another key; CONFIG-VALUE when the params are no mapping.
     """
     if not isinstance(config, Mapping) or "target" not in config:
         raise ConfigError(
-            "CONFIG-TARGET", f"{where}: expected a mapping with 'target' and 'params', got {config}"
+            "CONFIG-TARGET",
+            f"{where} is {reprlib.repr(config)}: give a mapping with 'target' and 'params'",
         )
     unknown = set(config) - {"target", "params"}
     if unknown:
@@ -89,6 +95,10 @@ def resolve_target(config: Mapping[str, Any], where: str = "config") -> type:
             "CONFIG-UNKNOWN",
             f"{where}.{key} is not known beside 'target' and 'params'"
             f"{nearest(key, ['target', 'params'])}: constructor arguments belong under 'params'",
+        )
+    if not isinstance(params := config.get("params") or {}, Mapping):
+        raise ConfigError(
+            "CONFIG-VALUE", f"{where}.params is {reprlib.repr(params)}: give a mapping"
         )
     cls = get_obj_from_str(config["target"])
     if not isinstance(cls, type):
@@ -121,7 +131,7 @@ def instantiate_from_config(
     """
     cls = resolve_target(config, where)
     params = {**(config.get("params") or {}), **overrides}
-    check_parameter_names(cls, params, where)
+    check_parameter_names(cls, params, f"{where}.params")
     named, takes_any = accepted_parameters(cls)
     for name, value in (interface or {}).items():
         if name in params and params[name] != value:
@@ -143,22 +153,30 @@ def instantiate_from_config(
         raise ConfigError("CONFIG-VALUE", f"{where}: {cls.__name__} refused: {error}") from error
 
 
-def check_parameter_names(cls: Callable, params: Mapping[str, Any], where: str) -> None:
+def check_parameter_names(cls: Callable, params: Mapping[str, Any], path: str) -> None:
     """Refuse a parameter that the constructor of ``cls`` does not have, naming the nearest one."""
     named, takes_any = accepted_parameters(cls)
     for name in params:
         if name not in named and not takes_any:
             raise ConfigError(
                 "CONFIG-UNKNOWN",
-                f"{where}.params.{name} is not a parameter of {cls.__name__}{nearest(name, named)}",
+                f"{path}.{name} is not a parameter of {cls.__name__}{nearest(name, named)}",
             )
 
 
 def targets_in(config: Any) -> list[str]:
-    """Return every ``target`` in a nested configuration, in order of appearance."""
+    """Return every ``target`` in a nested configuration, in order of appearance.
+
+    Beside a target, ``params`` holds constructor arguments: one that is called ``target`` (the
+    contrast to synthesise) names no class.
+    """
     if isinstance(config, Mapping):
-        own = [str(config["target"])] if "target" in config else []
-        return own + [t for value in config.values() for t in targets_in(value)]
+        found, values = [], dict(config)
+        if "target" in config:
+            found, params = [str(values.pop("target"))], config.get("params")
+            if isinstance(params, Mapping) and isinstance(params.get("target"), str):
+                values["params"] = {k: v for k, v in params.items() if k != "target"}
+        return found + [t for value in values.values() for t in targets_in(value)]
     if isinstance(config, list | tuple):
         return [t for value in config for t in targets_in(value)]
     return []
@@ -185,6 +203,6 @@ def refuse_untrusted_targets(config: Any, trusted: Collection[str], source: str)
 def as_pair(size: int | Sequence[int]) -> tuple[int, int]:
     """Return (H, W) of a side or a pair."""
     pair = (size, size) if isinstance(size, int) else tuple(size)
-    if len(pair) != 2 or min(pair) < 1:
+    if len(pair) != 2 or not all(isinstance(n, int) and n >= 1 for n in pair):
         raise ConfigError("CONFIG-VALUE", f"image_size is {size}: give a side, or [height, width]")
     return pair

@@ -11,6 +11,8 @@ import json
 import os
 import secrets
 import shutil
+import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +22,11 @@ import numpy as np
 from ldm.data.layouts import Layout, Subject
 from ldm.data.normalise import Normaliser
 from ldm.data.prepare import prepare_subject
-from ldm.errors import OutputError
+from ldm.errors import DataError, OutputError
+from ldm.storage import TEMPORARY, flush
 
 FORMAT = 1
+ABANDONED_AFTER = 86400  # seconds; no entry takes a day to write
 
 
 def cache_root() -> Path:
@@ -69,7 +73,7 @@ def cached_subject(
     """
     root = root or cache_root()
     key = _entry_key(subject, conditions, target, normaliser, axis)
-    folder = root / f"{subject.id[:64]}-{key}"
+    folder = root / f"{subject.id[:32]}-{key}"  # the id is for people, and may be long
     if not folder.is_dir():
         prepared = prepare_subject(subject, layout, conditions, target, normaliser, axis)
         arrays: dict[str, np.ndarray] = {
@@ -90,7 +94,7 @@ def _entry_key(
     used = [c for c in (*conditions, target, "seg") if c in subject.files]
     described: dict[str, Any] = {
         "format": FORMAT,
-        "files": {c: _state(subject.files[c]) for c in used},
+        "files": {c: _state(subject.files[c], subject.id) for c in used},
         "conditions": conditions,
         "target": target,
         "normaliser": normaliser.to_dict(),
@@ -99,17 +103,25 @@ def _entry_key(
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _state(path: Path) -> list[Any]:
-    status = path.stat()
+def _state(path: Path, case: str) -> list[Any]:
+    try:
+        status = path.stat()
+    except OSError as error:  # it vanished, or is a link to nothing
+        raise DataError(
+            "DATA-IO", f"cannot read {path.name}: {error.strerror}; restore the file", case
+        ) from error
     return [str(path.resolve()), status.st_size, status.st_mtime_ns]
 
 
 def _publish(folder: Path, arrays: dict[str, np.ndarray]) -> None:
-    temporary = folder.parent / f".tmp-{os.getpid()}-{secrets.token_hex(4)}"
+    """Write an entry beside its place, then rename it: it is complete or absent."""
+    temporary = folder.parent / f"{TEMPORARY}{os.getpid()}-{secrets.token_hex(4)}"
     try:
         temporary.mkdir(parents=True)
+        _sweep(folder.parent)
         for name, array in arrays.items():
             np.save(temporary / f"{name}.npy", array)
+            flush(temporary / f"{name}.npy")
         temporary.rename(folder)
     except OSError as error:
         if folder.is_dir():  # another process published the same entry first
@@ -121,3 +133,11 @@ def _publish(folder: Path, arrays: dict[str, np.ndarray]) -> None:
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _sweep(root: Path) -> None:
+    """Remove what killed processes left."""
+    for leftover in root.glob(f"{TEMPORARY}*"):
+        with suppress(FileNotFoundError):  # renamed by its owner in the meantime
+            if leftover.stat().st_mtime < time.time() - ABANDONED_AFTER:
+                shutil.rmtree(leftover, ignore_errors=True)

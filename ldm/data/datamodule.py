@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -70,9 +71,15 @@ class ContrastDataModule(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         if axis not in AXES:
-            raise ConfigError("CONFIG-VALUE", f"axis '{axis}': expected one of {', '.join(AXES)}")
-        if batch_size < 1:
-            raise ConfigError("CONFIG-VALUE", f"batch_size is {batch_size}: give 1 or more")
+            raise ConfigError(
+                "CONFIG-VALUE", f"data.params.axis is '{axis}': give one of {', '.join(AXES)}"
+            )
+        _require_within("batch_size", batch_size, 1)
+        _require_within("val_slices", val_slices, 1)
+        _require_within("neighbours", neighbours, 0)
+        _require_within("num_workers", num_workers or 0, 0)
+        _require_within("min_brain", min_brain, 0, 1)
+        _require_within("condition_dropout", condition_dropout, 0, 1)
         self.root = Path(root) if root else None
         self.conditions, self.target = list(conditions), target
         self.parts = {"train": train, "val": val, "test": test}
@@ -88,14 +95,12 @@ class ContrastDataModule(pl.LightningDataModule):
         self.cache = Path(cache) if cache else None
         self.split: dict[str, list[str]] = {}
 
-    def setup(self, stage: str) -> None:
-        """Find the subjects, split them, decode those of training and validation once.
+    def find_subjects(self) -> dict[str, Subject]:
+        """Return the subjects below the root, and fill ``layout`` and ``split``.
 
         Raises:
-            DataError: no subject, a subject that cannot be used, or no slice with enough brain.
+            DataError: no subject, or the split is not possible.
         """
-        if self.split:
-            return
         if self.root is None:
             raise ConfigError(
                 "CONFIG-MISSING", "data.params.root is not set: give data.params.root=FOLDER"
@@ -104,6 +109,17 @@ class ContrastDataModule(pl.LightningDataModule):
         self.split = split_subjects(
             list(subjects), **self.parts, seed=self.seed, fold=self.fold, folds=self.folds
         )
+        return subjects
+
+    def setup(self, stage: str) -> None:
+        """Find and split the subjects, decode those of training and validation once.
+
+        Raises:
+            DataError: a subject that cannot be used, or no slice with enough brain.
+        """
+        if self.split:
+            return
+        subjects = self.find_subjects()
         chosen = [subjects[i] for part in ("train", "val") for i in self.split[part]]
         cached = {c.id: c for c in self._decode(chosen)}
         augmentation = None
@@ -134,7 +150,7 @@ class ContrastDataModule(pl.LightningDataModule):
         if not len(self.val_dataset):
             return []
         count = min(self.val_slices, len(self.val_dataset))
-        places = np.linspace(0, len(self.val_dataset) - 1, count + 2)[1:-1].round().astype(int)
+        places = ((np.arange(count) + 0.5) * len(self.val_dataset) / count).astype(int)
         return self._loader(Subset(self.val_dataset, places.tolist()))
 
     def _dataset(
@@ -178,6 +194,12 @@ class ContrastDataModule(pl.LightningDataModule):
         with ThreadPoolExecutor(max_workers=4) as pool:  # zlib releases the interpreter lock
             done = pool.map(decode, subjects)
             return list(track(done, "Decoding patients", len(subjects), transient=True))
+
+
+def _require_within(name: str, value: float, least: float, most: float = math.inf) -> None:
+    if not least <= value <= most:
+        span = f"{least} or more" if most == math.inf else f"{least} to {most}"
+        raise ConfigError("CONFIG-VALUE", f"data.params.{name} is {value}: give {span}")
 
 
 def build_normaliser(config: Mapping[str, Any] | None) -> Any:

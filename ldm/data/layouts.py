@@ -7,14 +7,18 @@ subclass in :data:`LAYOUTS`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import os
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ldm.data.nifti import SUFFIXES
 from ldm.errors import DataError
+from ldm.util import nearest
 
 CONTRASTS = ("t1", "t1ce", "t2", "flair")
+MAX_ID_BYTES = 200  # leaves room for an ending within the 255 bytes of a file name
 
 
 @dataclass(frozen=True)
@@ -59,21 +63,21 @@ class Layout:
 
         Raises:
             DataError: DATA-AMBIGUOUS (two files for one contrast) or DATA-ID (two subjects whose
-                ids are equal, or differ in case only).
+                ids are equal, or differ in case only; an id that cannot name an output).
         """
         found: dict[str, dict[str, Path]] = {}
         owners: dict[str, tuple[str, Path]] = {}
-        for path in sorted(p for p in root.rglob("*.nii*") if not p.name.startswith(".")):
+        for path in sorted(volume_files(root)):
             parsed = self.parse(path.name)
             if parsed is None:
                 continue
             subject, contrast = parsed
-            owner = owners.setdefault(subject.lower(), (subject, path.parent))
+            owner = owners.setdefault(_folded(subject), (subject, path.parent))
             if owner != (subject, path.parent):
                 raise DataError(
                     "DATA-ID",
                     f"id found in {owner[1].name} (as {owner[0]}) and in {path.parent.name}: "
-                    "every subject needs an id of its own",
+                    "every subject needs an id of its own; rename one",
                     subject,
                 )
             other = found.setdefault(subject, {}).setdefault(contrast, path)
@@ -84,6 +88,34 @@ class Layout:
                     subject,
                 )
         return {i: Subject(i, found[i]) for i in sorted(found)}
+
+
+def volume_files(root: Path) -> Iterator[Path]:
+    """Yield the NIfTI files below ``root``, following links to folders, each folder once."""
+    seen: set[str] = set()
+    for folder, below, names in os.walk(root, followlinks=True):
+        if (real := os.path.realpath(folder)) in seen:
+            below.clear()
+            continue
+        seen.add(real)
+        below.sort()
+        # A folder or a dangling link with the name of a volume is listed too: reading it says why.
+        yield from (
+            Path(folder, name)
+            for name in (*names, *below)
+            if name.endswith(SUFFIXES) and not name.startswith(".")
+        )
+
+
+def _folded(subject: str) -> str:
+    """Return ``subject`` as a file system that ignores case sees it, or raise DATA-ID."""
+    if not subject.isprintable() or len(subject.encode(errors="replace")) > MAX_ID_BYTES:
+        raise DataError(
+            "DATA-ID",
+            f"an id must be printable and at most {MAX_ID_BYTES} bytes long: rename the files",
+            subject[:32],
+        )
+    return unicodedata.normalize("NFC", subject).casefold()
 
 
 class BraTS2021(Layout):
@@ -111,7 +143,7 @@ def detect_layout(root: Path) -> tuple[Layout, dict[str, Subject]]:
     Raises:
         DataError: DATA-MISSING (no such folder) or DATA-LAYOUT (no file is recognised).
     """
-    root = Path(root)
+    root = Path(root).expanduser()
     if not root.is_dir():
         raise DataError("DATA-MISSING", f"there is no folder {root}: give the folder of subjects")
     candidates = [(layout, layout.subjects(root)) for layout in (cls() for cls in LAYOUTS)]
@@ -130,8 +162,6 @@ def select_subjects(subjects: Mapping[str, Subject], ids: Iterable[str] | None) 
     Raises:
         DataError: DATA-MISSING for an id that does not exist.
     """
-    from ldm.util import nearest
-
     if ids is None:
         return list(subjects.values())
     for subject in ids:

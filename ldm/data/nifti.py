@@ -9,10 +9,10 @@ memory.
 from __future__ import annotations
 
 import gzip
-import io
 import logging
 import stat
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -27,16 +27,35 @@ from nibabel.orientations import (
     ornt_transform,
 )
 
-from ldm.errors import DataError, OutputError
-from ldm.storage import atomic_path
+from ldm.errors import DataError, NonFiniteError, OutputError
+from ldm.storage import CHUNK, atomic_path
 
 log = logging.getLogger(__name__)
 
 MAX_VOLUME_BYTES = 2 << 30  # stored bytes of one volume; 512^3 float64 is 1 GiB
+UNBACKED_BYTES = 128 << 20  # above this, a claim must be possible for a file of that length
+MAX_DEFLATE_RATIO = 1032  # no deflate stream expands further
+MAX_OFFSET = 1 << 20  # header extensions are smaller
 SUFFIXES = (".nii.gz", ".nii")
-GZIP_MAGIC = b"\x1f\x8b"
+GZIP_START = b"\x1f"  # no NIfTI file starts so; the second byte of gzip may be what is damaged
 READABLE = {np.dtype(t) for t in ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8")}
 CANONICAL = axcodes2ornt("RAS")
+GRID_TOLERANCE = 1e-3  # mm between the corners of two contrasts of one subject
+FORM_TOLERANCE = 0.5  # mm between sform and qform; float32 quaternions alone reach 0.1
+GEOMETRY_FIELDS = [
+    "xyzt_units",
+    "qform_code",
+    "sform_code",
+    "quatern_b",
+    "quatern_c",
+    "quatern_d",
+    "qoffset_x",
+    "qoffset_y",
+    "qoffset_z",
+    "srow_x",
+    "srow_y",
+    "srow_z",
+]
 
 
 @dataclass(frozen=True)
@@ -57,6 +76,11 @@ class Geometry:
     def orientation(self) -> np.ndarray:
         """Orientation transform from stored axes to RAS+."""
         return ornt_transform(io_orientation(self.affine), CANONICAL)
+
+    @property
+    def canonical_shape(self) -> tuple[int, ...]:
+        """Voxels along the RAS+ axes."""
+        return tuple(self.shape[i] for i in np.argsort(self.orientation[:, 0]))
 
     @property
     def canonical_affine(self) -> np.ndarray:
@@ -85,16 +109,21 @@ class Geometry:
                 "subject need one grid: resample them to one",
                 case,
             )
-        corners = np.array(np.meshgrid(*[(0, n - 1) for n in self.shape])).reshape(3, -1)
-        corners = np.vstack([corners, np.ones(8)])
-        distance = np.abs((self.affine - other.affine) @ corners)[:3]
-        if (worst := np.linalg.norm(distance, axis=0).max()) > 1e-3:
+        distance = corner_distance(self.affine, other.affine, self.shape)
+        if distance > GRID_TOLERANCE:
             raise DataError(
                 "DATA-AFFINE",
-                f"{names[1]} lies {worst:.3g} mm away from {names[0]} at a corner (at most 0.001); "
-                "register the contrasts to one grid",
+                f"{names[1]} lies {distance:.3g} mm away from {names[0]} at a corner (at most "
+                f"{GRID_TOLERANCE}); register the contrasts to one grid",
                 case,
             )
+
+
+def corner_distance(first: np.ndarray, second: np.ndarray, shape: tuple[int, ...]) -> float:
+    """Return the largest distance, in mm, between the corners that two affines give a grid."""
+    indices = np.stack([*np.meshgrid(*[(0, n - 1) for n in shape]), np.ones((2, 2, 2))])
+    offsets = ((first - second) @ indices.reshape(4, -1))[:3]
+    return float(np.linalg.norm(offsets, axis=0).max())
 
 
 @dataclass(frozen=True)
@@ -120,27 +149,33 @@ def read_volume(path: Path, case: str | None = None, nonfinite: str = "refuse") 
     path = Path(path)
     header, payload = _read_bytes(path, case)
     shape = _spatial_shape(header, path, case)
-    affine = _checked_affine(header, path, case)
-    geometry = Geometry(shape, affine, header)
+    geometry = Geometry(shape, _checked_affine(header, shape, path, case), header)
     stored = np.frombuffer(payload, header.get_data_dtype()).reshape(shape, order="F")
-    array = geometry.to_canonical(_scaled(stored, header, path, case))
-    return Volume(_finite(array, path, case, nonfinite), geometry)
+    values = _finite(_scaled(stored, header, path, case), path, case, nonfinite)
+    return Volume(geometry.to_canonical(values), geometry)
 
 
 def encode_volume(array: np.ndarray, geometry: Geometry, compress: bool = True) -> bytes:
     """Return the NIfTI file of a canonical float32 array with the geometry of an input.
 
-    The header is new: shape, affine with both codes, zooms and units are the input's, nothing else
-    is copied, so no name of a patient travels. Equal input gives equal bytes.
+    The header is new: orientation, voxel sizes and units are the input's, nothing else is copied,
+    so no name of a patient travels. Equal input gives equal bytes.
+
+    Raises:
+        NonFiniteError: OUT-NONFINITE.
     """
+    if bad := int(array.size - np.isfinite(array).sum()):
+        raise NonFiniteError(
+            "OUT-NONFINITE", f"{bad} of {array.size} voxels are NaN or Inf: nothing was written"
+        )
     data = np.asarray(geometry.from_canonical(array), dtype=np.float32)
-    source = geometry.header
-    image = nib.Nifti1Image(data, geometry.affine)
-    image.header.set_xyzt_units(*source.get_xyzt_units())
-    image.set_qform(source.get_qform(), int(source["qform_code"]))
-    image.set_sform(geometry.affine, int(source["sform_code"]))
-    image.header.set_zooms(source.get_zooms()[:3])
-    content = image.to_bytes()
+    header, source = nib.Nifti1Header(), geometry.header
+    header.set_data_dtype(np.float32)
+    header.set_data_shape(data.shape)
+    for name in GEOMETRY_FIELDS:
+        header[name] = np.nan_to_num(source[name])  # a form whose code is 0 may hold anything
+    header["pixdim"][:4] = source["pixdim"][:4]
+    content = nib.Nifti1Image(data, None, header).to_bytes()
     return gzip.compress(content, compresslevel=6, mtime=0) if compress else content
 
 
@@ -155,84 +190,115 @@ def write_volume(path: Path, content: bytes, overwrite: bool = False) -> None:
         raise OutputError("OUT-EXISTS", f"{path.name} exists: give --overwrite to replace it")
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
-        read_volume(temporary)
+        try:
+            read_volume(temporary)
+        except DataError as error:
+            raise OutputError(
+                "OUT-IO", f"{path.name} cannot be read back ({error.code}): is the disk sound?"
+            ) from error
 
 
 def _read_bytes(path: Path, case: str | None) -> tuple[nib.Nifti1Header, bytes]:
     """Return the header and exactly the voxel bytes, reading on until the checksum is verified."""
     try:
-        mode = path.stat().st_mode
-        if not stat.S_ISREG(mode):
-            raise DataError("DATA-FORMAT", f"{path.name} is not a regular file", case)
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+            raise DataError(
+                "DATA-FORMAT", f"{path.name} is not a regular file: give a .nii or .nii.gz", case
+            )
         with path.open("rb") as raw:
-            is_gzip = raw.read(2) == GZIP_MAGIC
+            is_gzip = raw.read(1) == GZIP_START
             if is_gzip != path.name.endswith(".gz"):
                 kind = "gzip-compressed" if is_gzip else "not gzip-compressed"
                 raise DataError("DATA-FORMAT", f"{path.name} is {kind}: rename or repack it", case)
             raw.seek(0)
+            most = status.st_size * (MAX_DEFLATE_RATIO if is_gzip else 1)
+            limit = min(MAX_VOLUME_BYTES, max(UNBACKED_BYTES, most))
             with gzip.GzipFile(fileobj=raw) if is_gzip else raw as stream:
-                return _parse(stream, path, case)
+                return _parse(stream, limit, path, case)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(
             "DATA-CORRUPT", f"{path.name} is truncated or damaged ({error}): copy it again", case
         ) from error
     except OSError as error:
         raise DataError(
-            "DATA-IO", f"cannot read {path.name}: {error.strerror or error}", case
+            "DATA-IO", f"cannot read {path.name}: {error.strerror or error}; check the file", case
         ) from error
 
 
-def _parse(stream: BinaryIO, path: Path, case: str | None) -> tuple[nib.Nifti1Header, bytes]:
-    head = stream.read(540)
-    header = _parse_header(head, path, case)
-    offset, count = float(header["vox_offset"]), int(np.prod(header.get_data_shape(), dtype=float))
-    size = count * header.get_data_dtype().itemsize
-    if size > MAX_VOLUME_BYTES:
+def _parse(
+    stream: BinaryIO, limit: int, path: Path, case: str | None
+) -> tuple[nib.Nifti1Header, bytes]:
+    try:
+        header = _read_header(stream, path, case)
+        size = _voxel_bytes(header, limit, path, case)
+    except DataError:  # a damaged stream explains a bad header: a failed checksum is raised instead
+        for _ in range(UNBACKED_BYTES // CHUNK):
+            if not stream.read(CHUNK):
+                break
+        raise
+    stream.read(int(header["vox_offset"]) - header.sizeof_hdr)  # extensions
+    payload = stream.read(size)
+    if len(payload) < size or stream.read(1):
+        state = "ends too early" if len(payload) < size else "goes on"
         raise DataError(
-            "DATA-TOO-LARGE",
-            f"{path.name} claims {header.get_data_shape()} = {size} bytes; at most "
-            f"{MAX_VOLUME_BYTES} are read",
+            "DATA-CORRUPT",
+            f"{path.name} {state}: its header states {size} voxel bytes; copy it again",
             case,
-        )
-    if not offset <= 1 << 20:  # also refuses NaN
-        raise DataError("DATA-HEADER", f"{path.name} has vox_offset {offset}", case)
-    end = int(offset) + size
-    content = io.BytesIO(head + stream.read(max(0, end - len(head))))
-    content.seek(int(offset))
-    payload = content.read(size)
-    beyond = max(0, len(content.getvalue()) - end) + len(stream.read(1))
-    if len(payload) < size or beyond:
-        state = f"holds {len(payload)} of {size} voxel bytes" if not beyond else "has bytes beyond"
-        raise DataError(
-            "DATA-CORRUPT", f"{path.name} {state} what its header states: copy it again", case
         )
     return header, payload
 
 
-def _parse_header(head: bytes, path: Path, case: str | None) -> nib.Nifti1Header:
-    for cls, length in ((nib.Nifti1Header, 348), (nib.Nifti2Header, 540)):
-        if len(head) >= length and cls.may_contain_header(head):
-            header = cls(head[:length], check=False)
-            break
-    else:
-        raise DataError("DATA-FORMAT", f"{path.name} has no NIfTI header", case)
-    if header["magic"].item().rstrip(b"\0")[:2] in (b"ni",):
+def _voxel_bytes(header: nib.Nifti1Header, limit: int, path: Path, case: str | None) -> int:
+    shape = header.get_data_shape()
+    size = int(np.prod(shape, dtype=float)) * header.get_data_dtype().itemsize
+    if size > limit:
         raise DataError(
-            "DATA-FORMAT", f"{path.name} is half of a .hdr/.img pair: convert to .nii", case
+            "DATA-TOO-LARGE",
+            f"{path.name} claims shape {shape}, {size} bytes; this file may hold {limit} at most: "
+            "resample it, or repair its header",
+            case,
         )
+    return size
+
+
+def _read_header(stream: BinaryIO, path: Path, case: str | None) -> nib.Nifti1Header:
+    head = stream.read(nib.Nifti1Header.sizeof_hdr)
+    if nib.Nifti1Header.may_contain_header(head):
+        header = nib.Nifti1Header(head, check=False)
+    else:
+        head += stream.read(nib.Nifti2Header.sizeof_hdr - len(head))
+        if not nib.Nifti2Header.may_contain_header(head):
+            raise DataError(
+                "DATA-FORMAT", f"{path.name} has no NIfTI header: convert it to NIfTI", case
+            )
+        header = nib.Nifti2Header(head, check=False)
+    _check_header(header, path, case)
+    pixdim = header["pixdim"]  # as the standard reads them: sizes are positive, qfac is 1 or -1
+    pixdim[0] = -1 if pixdim[0] == -1 else 1
+    pixdim[1:4] = np.abs(pixdim[1:4])
+    return header
+
+
+def _check_header(header: nib.Nifti1Header, path: Path, case: str | None) -> None:
+    def refuse(what: str, code: str = "DATA-HEADER") -> None:
+        raise DataError(code, f"{path.name} {what}", case)
+
+    if header["magic"].item().startswith(b"ni"):
+        refuse("is half of a .hdr/.img pair: convert the pair to .nii", "DATA-FORMAT")
     dim = [int(d) for d in header["dim"]]
     if not 1 <= dim[0] <= 7 or any(d < 1 for d in dim[1 : dim[0] + 1]):
-        raise DataError("DATA-HEADER", f"{path.name} has dimensions {dim}: expected 3", case)
+        refuse(f"has dimensions {dim}: expected 3, then three sizes; repair the header")
     try:
-        dtype = header.get_data_dtype().newbyteorder("=")
-    except Exception:
-        dtype = None
-    if dtype not in READABLE:
-        code = int(header["datatype"])
-        raise DataError(
-            "DATA-HEADER", f"{path.name} has data type {code}: expected a real number type", case
-        )
-    return header
+        known = header.get_data_dtype().newbyteorder("=") in READABLE
+    except (KeyError, nib.spatialimages.HeaderDataError):
+        known = False
+    if not known:
+        refuse(f"has data type {int(header['datatype'])}: convert to a real number type")
+    offset = float(header["vox_offset"])
+    if not header.sizeof_hdr <= offset <= MAX_OFFSET:  # also refuses NaN
+        least = header.single_vox_offset
+        refuse(f"has vox_offset {offset}: expected {least} or a little more; repair the header")
 
 
 def _spatial_shape(header: nib.Nifti1Header, path: Path, case: str | None) -> tuple[int, int, int]:
@@ -241,46 +307,76 @@ def _spatial_shape(header: nib.Nifti1Header, path: Path, case: str | None) -> tu
         log.info("%s: trailing axis of length 1 dropped", path.name)
         shape = shape[:-1]
     if len(shape) != 3:
-        raise DataError("DATA-NDIM", f"{path.name} has shape {shape}: expected three axes", case)
+        raise DataError(
+            "DATA-NDIM", f"{path.name} has shape {shape}: expected three axes; split it", case
+        )
     return tuple(int(n) for n in shape)
 
 
-def _checked_affine(header: nib.Nifti1Header, path: Path, case: str | None) -> np.ndarray:
-    zooms = header["pixdim"][1:4]
-    if int(header["sform_code"]) == int(header["qform_code"]) == 0:
+def _checked_affine(
+    header: nib.Nifti1Header, shape: tuple[int, int, int], path: Path, case: str | None
+) -> np.ndarray:
+    """Return the affine: the sform if there is one, else the qform."""
+    forms = [("sform", header.get_sform), ("qform", header.get_qform)]
+    stated = [(name, get) for name, get in forms if header[f"{name}_code"] > 0]
+    if not stated:
         raise DataError(
             "DATA-AFFINE",
             f"{path.name} states no orientation (sform and qform codes are 0): set one of them",
             case,
         )
+    affines = [_valid_form(get, name, header, path, case) for name, get in stated]
+    if len(affines) == 2 and (gap := corner_distance(*affines, shape)) > FORM_TOLERANCE:
+        log.warning("%s: sform and qform lie %.3g mm apart; sform is used", path.name, gap)
+    cosines = affines[0][:3, :3] / np.linalg.norm(affines[0][:3, :3], axis=0)
+    if np.abs(cosines.T @ cosines - np.eye(3)).max() > 1e-3:
+        log.warning("%s: the axes are not at right angles; ITK refuses such files", path.name)
+    return affines[0]
+
+
+def _valid_form(
+    get: Callable[[], np.ndarray],
+    name: str,
+    header: nib.Nifti1Header,
+    path: Path,
+    case: str | None,
+) -> np.ndarray:
     try:
-        affine = header.get_best_affine()
-    except Exception as error:
-        raise DataError("DATA-AFFINE", f"{path.name}: {error}", case) from error
-    bad_zooms = not (np.isfinite(zooms).all() and (zooms != 0).all())
-    if bad_zooms or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+        affine = np.asarray(get(), dtype=np.float64)
+    except (ValueError, nib.spatialimages.HeaderDataError):  # a quaternion longer than 1
+        affine = np.full((4, 4), np.nan)
+    zooms = header["pixdim"][1:4]
+    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    usable = np.isfinite(affine).all() and np.isfinite(zooms).all() and lengths.all() and all(zooms)
+    if not usable or abs(np.linalg.det(affine[:3, :3] / lengths)) < 1e-3:
         raise DataError(
-            "DATA-AFFINE", f"{path.name} has a degenerate affine (voxel sizes {zooms})", case
+            "DATA-AFFINE",
+            f"{path.name} has a degenerate {name} (voxel sizes {zooms.tolist()}): expected three "
+            "independent axes; repair the header",
+            case,
         )
-    if header["sform_code"] and header["qform_code"]:
-        difference = np.abs(header.get_sform() - header.get_qform()).max()
-        if difference > 1e-2:
-            log.warning("%s: sform and qform differ by %.3g; sform is used", path.name, difference)
-    return np.asarray(affine, dtype=np.float64)
+    return affine
 
 
 def _scaled(
     stored: np.ndarray, header: nib.Nifti1Header, path: Path, case: str | None
 ) -> np.ndarray:
+    """Return slope * stored + intercept in float32, computed in float64 as nibabel does."""
     slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
-    if slope == 0 or np.isnan(slope):
-        return stored.astype(np.float32)
-    if not (np.isfinite(slope) and np.isfinite(intercept)):
-        raise DataError("DATA-SCALE", f"{path.name} has slope {slope}, offset {intercept}", case)
-    with np.errstate(over="ignore"):
-        scaled = (stored * slope + intercept).astype(np.float32)
-    if not np.isfinite(scaled).all() and np.isfinite(stored).all():
-        raise DataError("DATA-SCALE", f"{path.name}: slope {slope} overflows float32", case)
+    if slope == 0 or np.isnan(slope):  # the standard: not scaled
+        slope, intercept = 1.0, 0.0
+    with np.errstate(over="ignore", invalid="ignore"):
+        values = stored
+        if (slope, intercept) != (1, 0):
+            values = stored * np.float64(slope) + np.float64(intercept)
+        scaled = values.astype(np.float32)
+    if (np.isfinite(stored) & ~np.isfinite(scaled)).any():
+        raise DataError(
+            "DATA-SCALE",
+            f"{path.name} has slope {slope:g}, intercept {intercept:g}: expected finite float32 "
+            "intensities; repair the header",
+            case,
+        )
     return scaled
 
 

@@ -29,7 +29,8 @@ class IntensityScale:
 
     def normalise(self, array: np.ndarray, brain: np.ndarray) -> np.ndarray:
         """Map intensities to [-1, 1] float32; outside the brain the result is -1."""
-        z = np.clip((array - self.centre) / self.width, self.lower, self.upper)
+        z = (array.astype(np.float64) - self.centre) / self.width
+        z = np.clip(z, self.lower, self.upper)
         unit = 2 * (z - self.lower) / (self.upper - self.lower) - 1
         return np.where(brain, unit, BACKGROUND).astype(np.float32)
 
@@ -68,14 +69,13 @@ class Normaliser:
         Raises:
             DataError: DATA-CONSTANT when there is no spread to normalise by.
         """
-        values = array[brain & (array != 0)]
+        values = array[brain & (array != 0)].astype(np.float64)
         centre, width = self.measure(values) if values.size else (0.0, 0.0)
         if not width > 0:
-            level = f"{values[0]:g}" if values.size else "0"
             raise DataError(
                 "DATA-CONSTANT",
-                f"{contrast} has no spread of intensities in the brain (about {level} everywhere): "
-                "check the file",
+                f"{contrast} has no spread of intensities in the brain (about {centre:g} almost "
+                "everywhere), expected an image: check the file",
                 case,
             )
         return IntensityScale(centre, width, self.lower, self.upper)
@@ -97,7 +97,7 @@ class ZScoreNormaliser(Normaliser):
     """Mean and standard deviation of the brain."""
 
     def measure(self, values: np.ndarray) -> tuple[float, float]:  # noqa: D102
-        return float(values.mean(dtype=np.float64)), float(values.std(dtype=np.float64))
+        return float(values.mean()), float(values.std())
 
 
 class PercentileNormaliser(Normaliser):
@@ -108,6 +108,8 @@ class PercentileNormaliser(Normaliser):
     """
 
     def __init__(self, low: float = 0.5, high: float = 99.5) -> None:
+        if not 0 <= low < high <= 100:
+            raise ValueError(f"percentiles {low}, {high}: give 0 <= low < high <= 100")
         super().__init__(lower=0.0, upper=1.0)
         self.low, self.high = float(low), float(high)
 

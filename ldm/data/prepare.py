@@ -14,7 +14,7 @@ import numpy as np
 
 from ldm.data.layouts import Layout, Subject
 from ldm.data.nifti import Geometry, read_volume
-from ldm.data.normalise import IntensityScale, Normaliser
+from ldm.data.normalise import BACKGROUND, IntensityScale, Normaliser
 from ldm.errors import DataError
 
 AXES = {"sagittal": 0, "coronal": 1, "axial": 2}  # index of the slice axis in RAS+
@@ -50,7 +50,7 @@ class PreparedSubject:
 
     def to_volume(self, slices: np.ndarray) -> np.ndarray:
         """Put (S, H, W) values back where they were cut out: (X, Y, Z) float32, 0 elsewhere."""
-        volume = np.zeros(self.geometry.to_canonical(np.empty(self.geometry.shape)).shape, "f4")
+        volume = np.zeros(self.geometry.canonical_shape, np.float32)
         volume[self.box] = np.moveaxis(np.where(self.brain, slices, 0), 0, self.axis)
         return volume
 
@@ -75,7 +75,9 @@ def load_contrasts(
     wanted = [c for c in contrasts if c in subject.files]
     volumes = {c: read_volume(subject.files[c], subject.id, nonfinite) for c in wanted}
     if not volumes:
-        raise DataError("DATA-MISSING", f"none of {', '.join(contrasts)} exists", subject.id)
+        raise DataError(
+            "DATA-MISSING", f"none of {', '.join(contrasts)} exists: add one", subject.id
+        )
     reference, geometry = wanted[0], volumes[wanted[0]].geometry
     for name in wanted[1:]:
         geometry.require_same_grid(volumes[name].geometry, (reference, name), subject.id)
@@ -86,12 +88,34 @@ def brain_mask(inputs: Sequence[np.ndarray], case: str | None = None) -> np.ndar
     """Return where any input contrast is not 0.
 
     Raises:
-        DataError: DATA-CONSTANT when that is nowhere.
+        DataError: DATA-MISSING without inputs; DATA-CONSTANT when the brain is nowhere.
     """
+    if not inputs:
+        raise DataError("DATA-MISSING", "no input contrast exists: one is needed at least", case)
     brain = reduce(np.logical_or, (array != 0 for array in inputs))
     if not brain.any():
-        raise DataError("DATA-CONSTANT", "every input contrast is 0 everywhere", case)
+        raise DataError(
+            "DATA-CONSTANT", "every input contrast is 0 everywhere: check the files", case
+        )
     return brain
+
+
+def load_labels(subject: Subject, layout: Layout, geometry: Geometry) -> np.ndarray:
+    """Read the segmentation of a subject as uint8 on the grid of its images.
+
+    Raises:
+        DataError: what :func:`load_contrasts` raises; DATA-LABEL when a label is not in 0..255.
+    """
+    arrays, own_geometry = load_contrasts(subject, layout, ["seg"])
+    geometry.require_same_grid(own_geometry, ("the image", "seg"), subject.id)
+    labels = np.rint(arrays["seg"])
+    if labels.min() < 0 or labels.max() > 255:
+        raise DataError(
+            "DATA-LABEL",
+            f"seg holds labels {labels.min():g} to {labels.max():g}: expected 0 to 255",
+            subject.id,
+        )
+    return labels.astype(np.uint8)
 
 
 def bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
@@ -129,21 +153,20 @@ def prepare_subject(
     box, index = bounding_box(brain), AXES[axis]
 
     def cut(volume: np.ndarray) -> np.ndarray:
-        return np.moveaxis(volume[box], index, 0)
+        return np.ascontiguousarray(np.moveaxis(volume[box], index, 0))
 
     scales = {c: normaliser.fit(arrays[c], brain, c, subject.id) for c in names if c in arrays}
-    blank = np.full(brain.shape, -1, np.float32)
-    channels = [cut(scales[c].normalise(arrays[c], brain) if c in scales else blank) for c in names]
-    seg = None
-    if target and "seg" in subject.files:
-        labels, seg_geometry = load_contrasts(subject, layout, ["seg"])
-        geometry.require_same_grid(seg_geometry, (conditions[0], "seg"), subject.id)
-        seg = cut(np.rint(labels["seg"]).astype(np.uint8))
+    inside = cut(brain)
+    blank = np.full(inside.shape, BACKGROUND, np.float32)
+    channels = [
+        scales[c].normalise(cut(arrays[c]), inside) if c in scales else blank for c in names
+    ]
+    has_seg = target and "seg" in subject.files
     return PreparedSubject(
         id=subject.id,
         slices=np.stack(channels, axis=1),
-        brain=np.ascontiguousarray(cut(brain)),
-        seg=seg,
+        brain=inside,
+        seg=cut(load_labels(subject, layout, geometry)) if has_seg else None,
         present=np.array([c in scales for c in names]),
         contrasts=names,
         scales=scales,

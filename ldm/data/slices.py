@@ -116,8 +116,10 @@ class SliceDataset(Dataset):
         if self.augmentation is None:
             return images
         self.augmentation.set_random_state(seed % 2**32)
-        augmented = self.augmentation(images)
-        return {name: torch.as_tensor(a).to(images[name].dtype) for name, a in augmented.items()}
+        augmented = {n: torch.as_tensor(a) for n, a in self.augmentation(images).items()}
+        # monai returns a subclass that drags a record of transforms through every operation
+        plain = {n: a.as_subclass(torch.Tensor) for n, a in augmented.items()}
+        return {name: a.to(images[name].dtype) for name, a in plain.items()}
 
 
 class EndlessShuffle(Sampler):

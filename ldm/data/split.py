@@ -38,44 +38,63 @@ def split_subjects(
     """
     parts = {"train": train, "val": val, "test": test}
     named = {part: list(value) for part, value in parts.items() if _is_list(value)}
+    shares = {p: v for p, v in parts.items() if v is not None and p not in named}
     _check_named(named, ids)
+    if fold is not None:
+        _check_fold(fold, folds, named)
+        shares.pop("val", None)
+    _check_shares(shares)
     listed = {subject for members in named.values() for subject in members}
     order = np.random.default_rng(seed).permutation(len(ids))
     free = [s for s in (sorted(ids)[i] for i in order) if s not in listed]
+    counts = {part: _count(share, len(free)) for part, share in shares.items()}
     result = {part: named.get(part, []) for part in parts}
-    total = len(free)
     for part in ("test", "val"):
-        if (
-            part not in named
-            and parts[part] is not None
-            and not (part == "val" and fold is not None)
-        ):
-            count = _count(parts[part], total, part)
-            result[part], free = free[:count], free[count:]
+        if part in counts:
+            result[part], free = free[: counts[part]], free[counts[part] :]
     if fold is not None:
-        if not 0 <= fold < folds or folds < 2:
-            raise ConfigError("CONFIG-VALUE", f"fold {fold} of {folds}: give 0 to {folds - 1}")
         result["val"] = free[fold::folds]
-        free = [s for s in free if s not in result["val"]]
+        free = [s for i, s in enumerate(free) if i % folds != fold]
     if "train" not in named:
-        result["train"] = free if train is None else free[: _count(train, total, "train")]
+        result["train"] = free[: counts.get("train", len(free))]
     if not result["train"]:
         raise DataError(
             "DATA-EMPTY", f"no subject is left to train on, of {len(ids)}: see train, val and test"
         )
-    return {part: sorted(members) for part, members in result.items()}
+    return {part: sorted(set(members)) for part, members in result.items()}
 
 
 def _is_list(value: Any) -> bool:
     return value is not None and not isinstance(value, int | float)
 
 
-def _count(fraction: float, total: int, part: str) -> int:
-    if not 0 <= fraction <= 1:
+def _count(share: float, total: int) -> int:
+    """Return the subjects that a share means: at least one, unless there is only one in all."""
+    return round(share * total) or int(share > 0 and total > 1)
+
+
+def _check_shares(shares: dict[str, float]) -> None:
+    for part, share in shares.items():
+        if not 0 <= share <= 1:
+            raise ConfigError(
+                "CONFIG-VALUE", f"data.params.{part} is {share}: give a fraction 0..1 or a list"
+            )
+    if (total := sum(shares.values())) > 1 + 1e-9:
         raise ConfigError(
-            "CONFIG-VALUE", f"data.params.{part} is {fraction}: give a fraction 0..1 or a list"
+            "CONFIG-VALUE",
+            f"{', '.join(shares)} add up to {total:g} of the subjects: give fractions that make "
+            "1 at most",
         )
-    return round(fraction * total) or int(fraction > 0 and total > 1)
+
+
+def _check_fold(fold: int, folds: int, named: dict[str, list[str]]) -> None:
+    if folds < 2 or not 0 <= fold < folds:
+        raise ConfigError(
+            "CONFIG-VALUE",
+            f"fold {fold} of {folds} folds: give 2 folds or more, and a fold from 0 to folds - 1",
+        )
+    if "val" in named:
+        raise ConfigError("CONFIG-VALUE", "a fold chooses val, which is a list too: give one")
 
 
 def _check_named(named: dict[str, list[str]], ids: Sequence[str]) -> None:
@@ -83,7 +102,12 @@ def _check_named(named: dict[str, list[str]], ids: Sequence[str]) -> None:
     for part, members in named.items():
         for subject in members:
             if subject not in ids:
-                raise DataError("DATA-MISSING", f"no such subject{nearest(subject, ids)}", subject)
+                raise DataError(
+                    "DATA-MISSING",
+                    f"data.params.{part} names a subject that is not in the folder"
+                    f"{nearest(subject, ids)}",
+                    subject,
+                )
             if owner.setdefault(subject, part) != part:
                 raise DataError(
                     "LEAK",

@@ -454,7 +454,8 @@ def with_settings(cls: type) -> type:
 
     They are the fields of UNetSettings; for a subclass, whatever its parent shows.
     """
-    own = [p for p in inspect.signature(cls).parameters.values() if p.kind is not p.VAR_KEYWORD]
+    _, *own = inspect.signature(cls.__init__).parameters.values()
+    own = [p for p in own if p.kind is not p.VAR_KEYWORD]
     names = {p.name for p in own}
     parent = cls.__base__ if hasattr(cls.__base__, "__signature__") else UNetSettings
     passed_on = [p for p in inspect.signature(parent).parameters.values() if p.name not in names]

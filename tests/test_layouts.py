@@ -1,0 +1,166 @@
+"""Layouts: subjects are found by exact file-name endings, and every id names one patient."""
+
+import os
+from pathlib import Path
+
+import pytest
+from builders import INPUTS, write_subject
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ldm.data.layouts import BraTS2021, BraTS2023, detect_layout, select_subjects
+from ldm.data.nifti import read_volume
+from ldm.errors import MAX_LINE, DataError
+
+NAMES_2023 = {"t1": "t1n", "t1ce": "t1c", "t2": "t2w", "flair": "t2f", "seg": "seg"}
+
+
+def touch(root: Path, *names: str) -> Path:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    return root
+
+
+def found(root: Path) -> dict[str, set[str]]:
+    return {i: set(s.files) for i, s in detect_layout(root)[1].items()}
+
+
+def refusal(root: Path) -> str:
+    with pytest.raises(DataError) as caught:
+        detect_layout(root)
+    line = str(caught.value)
+    assert line.isprintable()
+    assert len(line) <= MAX_LINE
+    return line
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_both_brats_layouts_are_told_apart_and_named_alike(tmp_path, suffix):
+    old = touch(tmp_path / "old", *(f"p1/p1_{c}{suffix}" for c in (*INPUTS, "t1ce", "seg")))
+    new = touch(tmp_path / "new", *(f"a-1/a-1-{n}{suffix}" for n in NAMES_2023.values()))
+    assert isinstance(detect_layout(old)[0], BraTS2021)
+    assert isinstance(detect_layout(new)[0], BraTS2023)
+    assert found(old) == {"p1": set(NAMES_2023)}
+    assert found(new) == {"a-1": set(NAMES_2023)}
+
+
+@given(
+    st.text("abAB012._- é", min_size=1).filter(lambda s: not s.startswith(".")),
+    st.sampled_from([BraTS2021(), BraTS2023()]),
+    st.sampled_from(sorted(NAMES_2023)),
+)
+def test_a_file_name_is_parsed_to_what_made_it(subject, layout, contrast):
+    assert layout.parse(layout.file_name(subject, contrast)) == (subject, contrast)
+
+
+@pytest.mark.parametrize(
+    ("name", "parsed"),
+    [
+        ("sub-t101_t2w.nii.gz", None),  # neither T1 nor, in this layout, T2
+        ("flair_t1.nii.gz", ("flair", "t1")),
+        ("x_t1_t2.nii.gz", ("x_t1", "t2")),
+        ("x_t1ce.nii.gz", ("x", "t1ce")),
+        ("x_T1.nii.gz", None),
+        ("_t1.nii.gz", None),
+        ("t1.nii.gz", None),
+        ("x_t1.nii.gz.part", None),
+        ("x_t1.json", None),
+    ],
+)
+def test_nothing_is_matched_by_substring(name, parsed):
+    assert BraTS2021().parse(name) == parsed
+
+
+def test_ids_that_look_alike_stay_apart(tmp_path):
+    ids = ["a_1", "a.1", "a 1", "é", "a_t1", "=HYPERLINK(1)"]
+    touch(tmp_path, *(f"{i}/{i}_t1.nii.gz" for i in ids))
+    assert sorted(found(tmp_path)) == sorted(ids)
+
+
+@pytest.mark.parametrize("twin", ["one/p_t2.nii.gz", "two/P_t1.nii.gz", "two/p_t1.nii"])
+def test_one_id_in_two_folders_or_differing_in_case_only_is_refused(tmp_path, twin):
+    touch(tmp_path, "zero/p_t1.nii.gz", twin)
+    assert "DATA-ID" in refusal(tmp_path)
+
+
+def test_unicode_twins_are_one_id(tmp_path):
+    touch(tmp_path, "1/\u00e9_t1.nii", "2/e\u0301_t1.nii")  # composed and decomposed
+    assert "DATA-ID" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("bad", ["a\nb", "a\x1b[31m", "x" * 220])
+def test_an_id_that_cannot_name_an_output_is_refused(tmp_path, bad):
+    touch(tmp_path, f"{bad}_t1.nii.gz")
+    assert "DATA-ID" in refusal(tmp_path)
+
+
+def test_two_files_of_one_contrast_are_ambiguous(tmp_path):
+    touch(tmp_path, "p/p_t1.nii", "p/p_t1.nii.gz")
+    assert "p_t1.nii and p_t1.nii.gz are both t1" in refusal(tmp_path)
+
+
+def test_hidden_and_temporary_files_are_passed_over(tmp_path):
+    touch(tmp_path, "p/p_t1.nii.gz", "p/._p_t2.nii.gz", "p/.tmp-1_t2.nii.gz")
+    assert found(tmp_path) == {"p": {"t1"}}
+
+
+def test_links_to_folders_are_followed_once(tmp_path):
+    touch(tmp_path / "disk", "p/p_t1.nii.gz")
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "p").symlink_to(tmp_path / "disk" / "p")
+    (tmp_path / "disk" / "p" / "up").symlink_to(tmp_path / "root")  # a cycle
+    assert found(tmp_path / "root") == {"p": {"t1"}}
+
+
+def test_a_dangling_link_and_a_folder_are_listed_so_that_reading_says_why(tmp_path):
+    (tmp_path / "p_t1.nii.gz").symlink_to("gone")
+    (tmp_path / "p_t2.nii.gz").mkdir()
+    files = detect_layout(tmp_path)[1]["p"].files
+    for contrast, code in {"t1": "DATA-IO", "t2": "DATA-FORMAT"}.items():
+        with pytest.raises(DataError, match=code):
+            read_volume(files[contrast])
+
+
+def test_nothing_found_says_what_was_expected(tmp_path):
+    touch(tmp_path, "image.nii.gz")
+    line = refusal(tmp_path)
+    assert "DATA-LAYOUT" in line
+    assert "ID_t1.nii.gz" in line
+    assert "ID-t1n.nii.gz" in line
+    assert "DATA-MISSING" in refusal(tmp_path / "nowhere")
+
+
+def test_the_home_folder_may_be_written_short(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    touch(tmp_path / "data", "p_t1.nii")
+    assert found(Path("~/data")) == {"p": {"t1"}}
+
+
+def test_a_missing_contrast_names_the_expected_file(tmp_path):
+    write_subject(tmp_path, "p", contrasts=("t1", "t2"))
+    layout, subjects = detect_layout(tmp_path)
+    with pytest.raises(DataError, match=r"case=p: no flair: expected p_flair\.nii\.gz"):
+        subjects["p"].require(INPUTS, layout)
+
+
+def test_subjects_are_selected_by_id_in_sorted_order(tmp_path):
+    touch(tmp_path, *(f"{i}_t1.nii" for i in ("b", "a", "c")))
+    subjects = detect_layout(tmp_path)[1]
+    assert [s.id for s in select_subjects(subjects, None)] == ["a", "b", "c"]
+    assert [s.id for s in select_subjects(subjects, ["c", "a", "c"])] == ["a", "c"]
+    with pytest.raises(DataError, match="case=aa.*nearest: 'a'"):
+        select_subjects(subjects, ["aa"])
+
+
+def test_the_order_does_not_depend_on_the_file_system(tmp_path, monkeypatch):
+    touch(tmp_path, *(f"{i}/{i}_t1.nii" for i in "bac"))
+    walk = os.walk
+
+    def backwards(*args, **options):
+        for folder, below, names in walk(*args, **options):
+            below.reverse()
+            yield folder, below, names[::-1]
+
+    monkeypatch.setattr(os, "walk", backwards)
+    assert list(found(tmp_path)) == ["a", "b", "c"]

@@ -1,0 +1,297 @@
+"""Normalisation and preparation: to [-1, 1] slices and back, every voxel to its own place."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from builders import (
+    INPUTS,
+    RAS,
+    SHAPE,
+    head_image,
+    oblique,
+    reoriented,
+    signed_permutations,
+    write_subject,
+)
+from hypothesis import example, given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from ldm.data.layouts import detect_layout
+from ldm.data.nifti import encode_volume, read_volume, write_volume
+from ldm.data.normalise import (
+    IntensityScale,
+    PercentileNormaliser,
+    RobustNormaliser,
+    ZScoreNormaliser,
+)
+from ldm.data.prepare import AXES, PreparedSubject, bounding_box, fit_size, prepare_subject
+from ldm.errors import DataError
+
+EXTREMES = np.linspace(-1, 1, 60, dtype=np.float32)
+NORMALISERS = [RobustNormaliser(), ZScoreNormaliser(), PercentileNormaliser()]
+OPENMS = Path(__file__).parents[1] / ".." / "shared" / "data" / "openms"
+
+
+def prepare(root: Path, target: str | None = "t1ce", **options) -> PreparedSubject:
+    layout, subjects = detect_layout(root)
+    (subject,) = subjects.values()
+    return prepare_subject(subject, layout, INPUTS, target, RobustNormaliser(), **options)
+
+
+def refusal(root: Path, **options) -> str:
+    with pytest.raises(DataError) as caught:
+        prepare(root, **options)
+    return str(caught.value)
+
+
+# --- Normalisation --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("normaliser", NORMALISERS, ids=lambda n: type(n).__name__)
+def test_restore_undoes_normalise_inside_the_clip(normaliser):
+    array = head_image().astype(np.float32)
+    brain = array > 0
+    scale = normaliser.fit(array, brain, "t1")
+    unit = scale.normalise(array, brain)
+    assert unit.dtype == np.float32
+    assert (unit[~brain] == -1).all()
+    inside = brain & (np.abs(unit) < 1)
+    np.testing.assert_allclose(scale.restore(unit)[inside], array[inside], rtol=1e-5)
+
+
+def test_the_robust_scale_is_median_and_inter_quartile_range():
+    array = np.arange(1, 102, dtype=np.float32)  # median 51, quartiles 26 and 76
+    scale = RobustNormaliser(-4, 8).fit(array, array > 0, "t1")
+    assert scale == IntensityScale(centre=51, width=50, lower=-4, upper=8)
+    assert scale.normalise(np.array([51, 101.0]), True) == pytest.approx([-1 / 3, -1 / 6])
+    far = scale.normalise(np.array([51 - 5 * 50, 51 + 9 * 50.0]), True)
+    assert far.tolist() == [-1, 1]  # clipped
+
+
+def test_zeros_inside_the_brain_do_not_move_the_scale():
+    array = np.concatenate([np.arange(1, 102), np.zeros(500)]).astype(np.float32)
+    brain = np.ones(array.shape, bool)  # another contrast shows brain where this one is 0
+    assert RobustNormaliser().fit(array, brain, "t1").centre == 51
+
+
+@given(
+    gain=st.floats(1e-3, 1e3),
+    offset=st.floats(0, 1e3),
+    normaliser=st.sampled_from(NORMALISERS),
+)
+def test_gain_and_offset_of_the_scanner_cancel(gain, offset, normaliser):
+    array = head_image((6, 6, 6)).astype(np.float64) + 1
+    brain = np.ones(array.shape, bool)
+    first = normaliser.fit(array, brain, "t1").normalise(array, brain)
+    other = gain * array + offset
+    second = normaliser.fit(other, brain, "t1").normalise(other, brain)
+    np.testing.assert_allclose(second, first, atol=2e-5)
+
+
+@given(
+    array=arrays(
+        np.float32, 60, elements=st.floats(width=32, allow_nan=False, allow_infinity=False)
+    ),
+    normaliser=st.sampled_from(NORMALISERS),
+)
+@example(array=EXTREMES * np.float32(3e38), normaliser=NORMALISERS[0])
+@example(array=EXTREMES * np.float32(1e-43), normaliser=NORMALISERS[2])
+def test_any_intensities_are_refused_or_normalised_in_order(array, normaliser):
+    brain = np.ones(60, bool)
+    try:
+        unit = normaliser.fit(array, brain, "t1").normalise(array, brain)
+    except DataError as error:
+        assert error.code == "DATA-CONSTANT"
+        return
+    assert np.isfinite(unit).all()
+    assert np.abs(unit).max() <= 1
+    assert (np.diff(unit[np.argsort(array, kind="stable")]) >= 0).all()
+
+
+def test_one_hot_voxel_does_not_squeeze_the_rest():
+    array = head_image().astype(np.float32)
+    brain = array > 0
+    before = RobustNormaliser().fit(array, brain, "t1").normalise(array, brain)
+    array[6, 7, 5] = 1e6
+    after = RobustNormaliser().fit(array, brain, "t1").normalise(array, brain)
+    after[6, 7, 5] = before[6, 7, 5]
+    np.testing.assert_allclose(after, before, atol=0.01)
+
+
+@pytest.mark.parametrize("level", [0, 7])
+def test_no_spread_is_refused(level):
+    array = np.full(SHAPE, level, np.float32)
+    with pytest.raises(DataError, match=rf"DATA-CONSTANT case=p: t2 .*about {level} "):
+        RobustNormaliser().fit(array, np.ones(SHAPE, bool), "t2", "p")
+
+
+@pytest.mark.parametrize("low_high", [(99, 1), (-1, 99), (0, 101)])
+def test_percentiles_are_in_order(low_high):
+    with pytest.raises(ValueError, match="low < high"):
+        PercentileNormaliser(*low_high)
+
+
+# --- A subject ------------------------------------------------------------------------------------
+
+
+def test_a_prepared_subject_is_the_cropped_brain_in_channels(brats_folder):
+    layout, subjects = detect_layout(brats_folder)
+    prepared = prepare_subject(subjects["p0"], layout, INPUTS, "t1ce", RobustNormaliser())
+    stored = {c: read_volume(subjects["p0"].files[c]).array for c in (*INPUTS, "t1ce", "seg")}
+    brain = np.any([stored[c] != 0 for c in INPUTS], axis=0)
+    box = bounding_box(brain)
+    count, *plane = (stored["t1"][box].shape[i] for i in (2, 0, 1))
+    assert prepared.slices.shape == (count, 4, *plane)
+    assert prepared.slices.dtype == np.float32
+    assert np.abs(prepared.slices).max() <= 1
+    assert prepared.contrasts == (*INPUTS, "t1ce")
+    assert prepared.present.tolist() == [True] * 4
+    assert np.array_equal(prepared.brain, np.moveaxis(brain[box], 2, 0))
+    assert np.array_equal(prepared.seg, np.moveaxis(stored["seg"][box], 2, 0))
+    assert (prepared.slices.transpose(1, 0, 2, 3)[:, ~prepared.brain] == -1).all()
+    for channel, contrast in enumerate(prepared.contrasts):
+        restored = prepared.scales[contrast].restore(prepared.slices[:, channel])
+        volume = prepared.to_volume(restored)
+        inside = brain & (np.abs(prepared.to_volume(prepared.slices[:, channel])) < 1)
+        np.testing.assert_allclose(volume[inside], stored[contrast][inside], rtol=1e-4)
+        assert (volume[~brain] == 0).all()
+
+
+@pytest.mark.parametrize("axis", AXES)
+@pytest.mark.parametrize("affine", ["RAS", "LPS", "LAS", "oblique"])
+def test_every_voxel_returns_to_its_index_in_the_file(tmp_path, axis, affine):
+    affines = {"LPS": np.diag([-1.0, -1, 2, 1]), "LAS": np.diag([-1.0, 1, 1, 1]), "RAS": RAS}
+    image = head_image()
+    image[0, 0, 0] = image[-1, -1, -1] = image[-1, 0, 3] = 500  # markers in the corners
+    images = dict.fromkeys(INPUTS, image)
+    write_subject(tmp_path / "in", affine=affines.get(affine, oblique()), images=images)
+    prepared = prepare(tmp_path / "in", target=None, axis=axis)
+    values = prepared.scales["t1"].restore(prepared.slices[:, 0])
+    content = encode_volume(prepared.to_volume(values), prepared.geometry)
+    write_volume(tmp_path / "out.nii.gz", content)
+    output = read_volume(tmp_path / "out.nii.gz")
+    stored = output.geometry.from_canonical(output.array)
+    np.testing.assert_allclose(stored, image, rtol=1e-5)
+    assert (stored[image == 0] == 0).all()
+
+
+def test_preparing_commutes_with_reorienting_bit_by_bit(tmp_path):
+    images = {c: head_image(seed=i) for i, c in enumerate((*INPUTS, "t1ce"))}
+    expected = None
+    for number, turn in enumerate(signed_permutations()):
+        turned = {c: reoriented(image, RAS, turn) for c, image in images.items()}
+        affine = turned["t1"][1]
+        folder = tmp_path / str(number)
+        only = {c: array for c, (array, _) in turned.items()}
+        write_subject(
+            folder, affine=affine, images=only, contrasts=[*images], name="{subject}_{contrast}.nii"
+        )
+        prepared = prepare(folder)
+        expected = expected if number else prepared
+        assert np.array_equal(prepared.slices, expected.slices)
+        volume = prepared.to_volume(prepared.slices[:, 3])
+        stored = prepared.geometry.from_canonical(volume)
+        reference = expected.geometry.from_canonical(expected.to_volume(expected.slices[:, 3]))
+        assert np.array_equal(stored, reoriented(reference, RAS, turn)[0])
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 1), (7, 11, 1), (1, 13, 5), (17, 3, 2)])
+def test_odd_and_tiny_sizes(tmp_path, shape):
+    image = np.arange(1, np.prod(shape) + 1, dtype=np.int16).reshape(shape)
+    write_subject(tmp_path, contrasts=INPUTS, images=dict.fromkeys(INPUTS, image))
+    prepared = prepare(tmp_path, target=None)
+    volume = prepared.to_volume(prepared.scales["t1"].restore(prepared.slices[:, 0]))
+    np.testing.assert_allclose(volume, image, rtol=1e-4)
+
+
+def test_a_single_voxel_has_no_spread(tmp_path):
+    write_subject(tmp_path, contrasts=INPUTS, images=dict.fromkeys(INPUTS, np.ones((1, 1, 1))))
+    assert "DATA-CONSTANT case=p0: t1 has no spread" in refusal(tmp_path, target=None)
+
+
+def test_the_target_is_not_needed_to_sample_and_does_not_shape_the_brain(tmp_path):
+    write_subject(tmp_path / "with", images={"t1ce": np.ones(SHAPE, np.int16) + head_image(seed=9)})
+    write_subject(tmp_path / "without", contrasts=INPUTS)
+    first, second = prepare(tmp_path / "with"), prepare(tmp_path / "without", target=None)
+    assert np.array_equal(first.slices[:, :3], second.slices)
+    assert second.seg is None
+
+
+def test_a_missing_contrast_is_a_mask(tmp_path):
+    write_subject(tmp_path, contrasts=("t1", "t2", "t1ce"))
+    prepared = prepare(tmp_path, allow_missing=["flair"])
+    assert prepared.present.tolist() == [True, True, False, True]
+    assert (prepared.slices[:, 2] == -1).all()
+    assert "flair" not in prepared.scales
+    assert "DATA-MISSING case=p0: no flair: expected p0_flair.nii.gz" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("target", ["t1ce", None])
+def test_some_input_must_exist(tmp_path, target):
+    write_subject(tmp_path, contrasts=("t1ce",))
+    assert "DATA-MISSING" in refusal(tmp_path, target=target, allow_missing=INPUTS)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        ({"t2": np.ones((12, 14, 9), np.int16)}, "DATA-SHAPE case=p0: t1 is (12, 14, 10) but t2"),
+        ({"flair": np.zeros(SHAPE)}, "DATA-CONSTANT case=p0: flair has no spread"),
+        ({"t1ce": np.full(SHAPE, 5.0)}, "DATA-CONSTANT case=p0: t1ce has no spread"),
+        (
+            dict.fromkeys(INPUTS, np.zeros(SHAPE)),
+            "DATA-CONSTANT case=p0: every input contrast is 0",
+        ),
+        ({"t2": np.full(SHAPE, np.nan)}, "DATA-NONFINITE case=p0: p0_t2.nii.gz bad=1680/1680"),
+        ({"seg": np.full(SHAPE, 300, np.int16)}, "DATA-LABEL case=p0: seg holds labels 300"),
+        (
+            {"seg": np.zeros((3, 3, 3), np.uint8)},
+            "DATA-SHAPE case=p0: the image is (12, 14, 10) but seg",
+        ),
+    ],
+)
+def test_a_subject_that_cannot_be_used_says_why(tmp_path, images, message):
+    write_subject(tmp_path, images=images)
+    assert message in refusal(tmp_path)
+
+
+def test_negative_intensities_and_a_large_scale_are_data(tmp_path):
+    image = head_image().astype(np.float32) * 1000
+    image[image > 0] -= 200_000
+    write_subject(tmp_path, images={"t1": image})
+    prepared = prepare(tmp_path)
+    assert np.isfinite(prepared.slices).all()
+    assert np.ptp(prepared.slices[:, 0][prepared.brain]) > 0.1
+
+
+@given(
+    shape=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    size=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+)
+def test_fit_size_is_symmetric_and_a_pad_is_undone_by_a_crop(shape, size):
+    array = np.arange(np.prod(shape), dtype=np.float32).reshape(1, *shape) + 1
+    fitted = fit_size(array, size, -1)
+    assert fitted.shape == (1, *size)
+    larger = tuple(np.maximum(shape, size))
+    assert np.array_equal(fit_size(fit_size(array, larger, -1), shape, -1), array)
+    centre = (fitted != -1).any(axis=(0, 2)).nonzero()[0].mean()
+    assert abs(centre - (size[0] - 1) / 2) <= 0.5
+
+
+@pytest.mark.skipif(not OPENMS.is_dir(), reason="the real patients are not shipped")
+def test_a_real_patient_goes_there_and_back():
+    layout, subjects = detect_layout(OPENMS)
+    prepared = prepare_subject(subjects["OpenMS_19"], layout, INPUTS, "t1ce", RobustNormaliser())
+    assert prepared.geometry.shape == (182, 218, 182)
+    assert prepared.present.all()
+    assert 0.9e6 < prepared.brain.sum() < 2.2e6  # mm^3: the volume of a brain
+    for channel in range(4):
+        inside = prepared.slices[:, channel][prepared.brain]
+        assert abs(np.median(inside) + 1 / 3) < 0.01  # z = 0 of [-4, 8]
+        assert 0.1 < np.percentile(inside, 75) - np.percentile(inside, 25) < 0.2  # 1 of 12, twice
+    t1 = read_volume(subjects["OpenMS_19"].files["t1"]).array
+    volume = prepared.to_volume(prepared.scales["t1"].restore(prepared.slices[:, 0]))
+    inside = prepared.to_volume(np.abs(prepared.slices[:, 0]) < 1) > 0
+    np.testing.assert_allclose(volume[inside], t1[inside], atol=1e-4 * np.ptp(t1))
