@@ -16,6 +16,9 @@ from typing import Any
 
 from ldm.errors import ConfigError, UnsafeError
 
+# Where YAMLs of the research code look for what stands elsewhere here.
+RENAMED = {"Disc_diff.guided_diffusion.": "guided_diffusion."}
+
 
 def nearest(name: str, known: Collection[str]) -> str:
     """Return `` (nearest: 'x')`` for the known name most like ``name``, or an empty string."""
@@ -30,6 +33,8 @@ def get_obj_from_str(path: str) -> Any:
         ConfigError: CONFIG-TARGET; the sentence says whether the module does not exist, exists but
             fails to import, or lacks the attribute.
     """
+    for old, new in RENAMED.items():
+        path = new + path.removeprefix(old) if str(path).startswith(old) else path
     module_name, _, attribute = str(path).rpartition(".")
     if not module_name:
         raise ConfigError("CONFIG-TARGET", f"target '{path}' is no dotted path: give module.Class")

@@ -151,7 +151,7 @@ def plan_rows(plan: Mapping[str, Any], output: Path) -> list[Row]:
         rows.append(Row(name, load_config([*parts, shared], own), output / "rows" / name))
         if plan.get("regression_of") == name:
             baseline = f"{name}-one-step"
-            config = load_config([*parts, REGRESSION, _without_loss(shared)], own)
+            config = load_config([*parts, REGRESSION, shared], own)
             rows.append(Row(baseline, config, output / "rows" / baseline))
     return rows
 
@@ -227,13 +227,6 @@ def _dsdiff(*arguments: Any) -> tuple[int, str]:
     if code == BusyError.exit_code:
         raise BusyError("RUN-BUSY", last)
     return (128 - code, last) if code < 0 else (code, last)
-
-
-def _without_loss(shared: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the shared settings without those that only a diffusion model has a use for."""
-    model = shared.get("model") or {}
-    params = {k: v for k, v in (model.get("params") or {}).items() if k != "loss_type"}
-    return {**shared, "model": {**model, "params": params}}
 
 
 def _flag(key: str) -> str:

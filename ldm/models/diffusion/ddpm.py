@@ -22,7 +22,7 @@ from ldm.models.diffusion.noise import KeyedNoise
 from ldm.models.diffusion.samplers import get_sampler
 from ldm.models.diffusion.schedule import NoiseSchedule
 from ldm.storage import stable_seed
-from ldm.util import as_pair, instantiate_from_config, nearest
+from ldm.util import as_pair, instantiate_from_config, nearest, resolve_target
 
 Config = Mapping[str, Any]
 
@@ -32,7 +32,9 @@ class DiffusionWrapper(nn.Module):
 
     Args:
         unet_config: ``target`` / ``params`` of the backbone.
-        interface: facts for its constructor (``in_channels``, ``out_channels``, ``image_size``).
+        interface: facts for its constructor: ``in_channels``, ``out_channels``, ``image_size``,
+            ``stream_channels`` (of one contrast), ``condition_names`` (in channel order). A class
+            that uses other names says so in its attribute ``interface``: {own name: fact}.
         conditioning_key: ``concat``: the conditions follow the noisy channels.
     """
 
@@ -44,9 +46,11 @@ class DiffusionWrapper(nn.Module):
             raise ConfigError(
                 "CONFIG-VALUE", f"conditioning_key is '{conditioning_key}': expected concat"
             )
-        self.diffusion_model = instantiate_from_config(
-            unet_config, where="model.params.unet_config", interface=interface
-        )
+        where = "model.params.unet_config"
+        # A class may know a fact by another name: a multi-stream network counts channels a stream.
+        renamed = getattr(resolve_target(unet_config, where), "interface", {})
+        facts = {**interface, **{own: interface[fact] for own, fact in renamed.items()}}
+        self.diffusion_model = instantiate_from_config(unet_config, where=where, interface=facts)
         self.size_divisor = int(getattr(self.diffusion_model, "size_divisor", 1))
 
     def forward(self, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
@@ -139,6 +143,8 @@ class LatentDiffusion(pl.LightningModule):
                 "in_channels": channels * (1 + len(conditions) * (2 * neighbours + 1)),
                 "out_channels": channels,
                 "image_size": height if height == width else (height, width),
+                "stream_channels": channels,
+                "condition_names": list(conditions) * (2 * neighbours + 1),
             },
             conditioning_key,
         )
@@ -151,8 +157,9 @@ class LatentDiffusion(pl.LightningModule):
     def encode(self, images: Tensor) -> Tensor:
         """Return the latents (B, M*C, h, w) of images (B, M, H, W), each encoded by itself."""
         single = images.flatten(0, 1).unsqueeze(1)  # (B*M, 1, H, W)
-        latents = self.first_stage_model.encode(single) * self.scale_factor
-        return latents.unflatten(0, images.shape[:2]).flatten(1, 2)
+        encoded = self.first_stage_model.encode(single)
+        latents = encoded if isinstance(encoded, Tensor) else encoded.mode()  # means, not samples
+        return (latents * self.scale_factor).unflatten(0, images.shape[:2]).flatten(1, 2)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Return the images (B, 1, H, W) of latents (B, C, h, w)."""
