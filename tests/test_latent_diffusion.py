@@ -1,0 +1,127 @@
+"""The training module: what is diffused, what the backbone is told, and where precision ends."""
+
+import pytest
+import torch
+from torch import nn
+
+from ldm.errors import ConfigError
+from ldm.models.diffusion.ddpm import DiffusionWrapper, LatentDiffusion, OneStepRegression
+from ldm.models.diffusion.noise import KeyedNoise
+
+
+class Probe(nn.Module):
+    """A backbone that returns its weight times channel ``channel`` and records its input."""
+
+    size_divisor = 4
+
+    def __init__(self, in_channels: int, out_channels: int, weight: float = 0.0, channel: int = 0):
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((1,), weight))
+        self.channels, self.channel = (in_channels, out_channels), channel
+        self.seen = None
+
+    def forward(self, x, timesteps, context=None, y=None):
+        self.seen = x
+        return self.weight * x[:, self.channel : self.channel + 1]
+
+
+def probe(**params):
+    return {"target": f"{__name__}.Probe", "params": params}
+
+
+def batch(size=(8, 8), items=2):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(items, 4, *size, generator=generator) * 2 - 1
+    return {
+        "condition": images[:, :3],
+        "target": images[:, 3:],
+        "presence": torch.ones(items, 3, dtype=torch.bool),
+        "brain": torch.ones(items, 1, *size, dtype=torch.bool),
+    }
+
+
+def noise(items=2):
+    return KeyedNoise([(0, i) for i in range(items)], "cpu")
+
+
+def test_a_network_that_returns_zero_copies_the_subtracted_contrast():
+    data = batch()
+    for cls in (LatentDiffusion, OneStepRegression):
+        model = cls(probe(), subtract="t1", gain=5.0)
+        image = model.synthesise(data["condition"], data["presence"], noise())
+        torch.testing.assert_close(image, data["condition"][:, :1])
+
+
+@pytest.mark.parametrize("neighbours", [0, 1])
+def test_subtraction_takes_the_contrast_of_the_slice_itself(neighbours):
+    """The subtracted channel is the named contrast of the middle slice; the map is invertible."""
+    model = LatentDiffusion(probe(), neighbours=neighbours, subtract="t2", gain=3.0)
+    condition = torch.randn(2, 3 * (2 * neighbours + 1), 4, 4)
+    target = torch.randn(2, 1, 4, 4)
+    x_0 = model.to_data(target, condition)
+    torch.testing.assert_close(x_0, (target - condition[:, 3 * neighbours + 1, None]) * 3)
+    torch.testing.assert_close(model.from_data(x_0, condition), target)
+
+
+@pytest.mark.parametrize("kind", ["x0", "eps", "v"])
+def test_loss_of_the_exact_prediction_is_zero(kind):
+    """A backbone that knows the answer has no loss, whatever it is asked to predict."""
+    from ldm.models.diffusion.gaussian import target_of
+
+    data = batch()
+    model = LatentDiffusion(probe(), parameterization=kind, loss_type="l2")
+    torch.manual_seed(1)
+    t = torch.randint(len(model.schedule), (2,))
+    eps = torch.randn(data["target"].shape)
+    answer = target_of(kind, data["target"], eps, t, model.schedule)
+    model.model.forward = lambda x_t, t, condition: answer
+    torch.manual_seed(1)
+    assert model.batch_loss(data)["loss"].item() == pytest.approx(0, abs=1e-10)
+
+
+def test_backbone_is_told_its_channels_and_a_contradiction_is_refused():
+    model = LatentDiffusion(probe(), conditions=["t1", "t2"], neighbours=1)
+    assert model.model.diffusion_model.channels == (7, 1)
+    with pytest.raises(ConfigError, match="CONFIG-SHAPE"):
+        LatentDiffusion(probe(in_channels=3))
+    with pytest.raises(ConfigError, match="expected one of t1, t2"):
+        LatentDiffusion(probe(), conditions=["t1", "t2"], subtract="flair")
+
+
+def test_sizes_are_padded_for_the_backbone_and_cropped_back():
+    interface = {"in_channels": 4, "out_channels": 1}
+    wrapper = DiffusionWrapper(probe(weight=1.0), interface)
+    x_t, condition = torch.randn(1, 1, 5, 7), torch.randn(1, 3, 5, 7)
+    output = wrapper(x_t, torch.zeros(1), condition)
+    assert wrapper.diffusion_model.seen.shape == (1, 4, 8, 8)
+    torch.testing.assert_close(output, x_t)
+
+
+def test_precision_of_the_backbone_ends_at_the_wrapper():
+    wrapper = DiffusionWrapper(probe(weight=1.0), {"in_channels": 4, "out_channels": 1})
+    wrapper.to(torch.bfloat16)
+    output = wrapper(torch.randn(1, 1, 4, 4), torch.zeros(1), torch.randn(1, 3, 4, 4))
+    assert wrapper.diffusion_model.seen.dtype == torch.bfloat16
+    assert output.dtype == torch.float32
+
+
+def test_absent_contrast_is_zero_whatever_its_channel_held():
+    model = LatentDiffusion(probe())
+    data = batch()
+    data["presence"][0, 1] = False
+    encoded = model.encode_condition(data["condition"], data["presence"])
+    assert (encoded[0, 1] == 0).all()
+    torch.testing.assert_close(encoded[1], data["condition"][1])
+
+
+def test_keyed_noise_does_not_depend_on_the_batch():
+    together = KeyedNoise([("a", 1), ("b", 2)], "cpu")
+    alone = KeyedNoise([("b", 2)], "cpu")
+    for shape in ((1, 5, 7), (1, 3, 3)):
+        assert torch.equal(together.draw(shape)[1:], alone.draw(shape))
+
+
+def test_every_option_is_checked():
+    for wrong in ({"parameterization": "y"}, {"loss_type": "l3"}, {"sampler": "none"}):
+        with pytest.raises(ConfigError):
+            LatentDiffusion(probe(), **wrong)
