@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ldm.data import cache, prepare
-from ldm.data.augmentation import SpatialAugmentation
+from ldm.data.augmentation import SliceAugmentation
 from ldm.data.cache import CachedSubject, cache_root, cached_subject
 from ldm.data.datamodule import ContrastDataModule
 from ldm.data.layouts import detect_layout
@@ -23,7 +23,7 @@ from ldm.data.slices import EndlessShuffle, SliceDataset, with_neighbours
 from ldm.errors import ConfigError, DataError, OutputError
 
 CROSSED = {"lower": 9, "upper": 8}
-AUGMENTED = {"target": "ldm.data.augmentation.SpatialAugmentation", "params": {"shift": 1.0}}
+AUGMENTED = {"target": "ldm.data.augmentation.SliceAugmentation", "params": {"shift": 1.0}}
 
 
 def entry(root, folder, subject="p0", normaliser=None, axis="axial") -> CachedSubject:
@@ -235,7 +235,7 @@ def square():
 
 @pytest.mark.parametrize("seed", range(8))
 def test_all_images_of_an_item_move_together(square, seed):
-    augmentation = SpatialAugmentation(affine=1.0)
+    augmentation = SliceAugmentation(affine=1.0)
     augmentation.set_random_state(seed)
     moved = augmentation(square)
     assert not torch.equal(moved["target"], square["target"])
@@ -253,7 +253,7 @@ def test_all_images_of_an_item_move_together(square, seed):
 
 
 def test_augmentation_is_a_function_of_the_seed(square):
-    augmentation = SpatialAugmentation(affine=1.0)
+    augmentation = SliceAugmentation(affine=1.0)
 
     def at(seed):
         augmentation.set_random_state(seed)
@@ -265,7 +265,7 @@ def test_augmentation_is_a_function_of_the_seed(square):
 
 
 def test_nothing_to_do_leaves_the_item_as_it_is(square):
-    augmentation = SpatialAugmentation(flip=0, affine=0)
+    augmentation = SliceAugmentation(flip=0, affine=0, contrast=0)
     augmentation.set_random_state(0)
     for name, image in augmentation(square).items():
         torch.testing.assert_close(
@@ -273,9 +273,29 @@ def test_nothing_to_do_leaves_the_item_as_it_is(square):
         )
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_contrast_stretches_all_images_about_their_median(seed):
+    """x -> m + (x - m) f with one factor f in [1/1.4, 1.4] for every image of the item."""
+    brain = torch.zeros(1, 20, 20, dtype=torch.bool)
+    brain[:, 4:16, 4:16] = True
+    generator = torch.Generator().manual_seed(seed)
+    target = torch.where(brain, torch.rand(1, 20, 20, generator=generator) * 0.4 - 0.6, -1.0)
+    item = {"condition": torch.cat([target, target]), "target": target, "brain": brain}
+    augmentation = SliceAugmentation(flip=0, affine=0, contrast=0.4)
+    augmentation.set_random_state(seed)
+    stretched = augmentation(item)
+    before, after = target[brain], stretched["target"][brain]
+    factor = (after.max() - after.min()) / (before.max() - before.min())
+    assert 1 / 1.4 <= factor <= 1.4
+    median = before.median()
+    torch.testing.assert_close(after, median + (before - median) * factor)
+    torch.testing.assert_close(stretched["condition"][1], stretched["target"][0])
+    assert (stretched["target"][~brain] == -1).all()
+
+
 def test_an_augmented_item_is_plain_and_of_its_types(brats_folder, tmp_path):
     dataset = SliceDataset(
-        [entry(tmp_path, brats_folder)], (16, 16), augmentation=SpatialAugmentation(affine=1.0)
+        [entry(tmp_path, brats_folder)], (16, 16), augmentation=SliceAugmentation(affine=1.0)
     )
     plain, augmented = dataset[3], dataset[3, 11]
     for name, value in plain.items():

@@ -1,4 +1,4 @@
-"""Random flips and affine maps of training slices, by monai, the same for all images of an item.
+"""Random flips, affine maps and contrast of training slices, the same for all images of an item.
 
 The class is a ``target`` of ``data.params.augmentation_config``; any callable on an item with
 ``set_random_state(seed)``, such as a monai ``Compose`` of dictionary transforms, can replace it.
@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
-from monai.transforms import Compose, RandAffined, RandFlipd
+from monai.transforms import Compose, MapTransform, RandAffined, RandFlipd, RandomizableTransform
 
 from ldm.data.normalise import BACKGROUND
 
@@ -18,8 +19,38 @@ IMAGES = ("condition", "target")
 MASKS = ("brain", "seg")
 
 
-class SpatialAugmentation:
-    """Left-right flip and a small rotation, scaling and shift.
+class RandContrastd(RandomizableTransform, MapTransform):
+    """Stretches or shrinks the intensities of the brain about their median, all images alike.
+
+    The width of a normaliser varies between patients (the inter-quartile range depends on how much
+    of the brain is fluid), and it varies alike in all contrasts of a patient.
+
+    Args:
+        keys: images (C, H, W) with background 0; ``brain`` (1, H, W) is read beside them.
+        strength: the factor is log-uniform in [1 / (1 + strength), 1 + strength].
+    """
+
+    def __init__(self, keys: tuple[str, ...], strength: float) -> None:
+        MapTransform.__init__(self, keys)
+        RandomizableTransform.__init__(self, prob=1.0)
+        self.strength = strength
+
+    def __call__(self, data: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return the item with its images stretched."""
+        factor = float(np.exp(self.R.uniform(-1, 1) * np.log1p(self.strength)))
+        brain = data["brain"].bool()
+        stretched = dict(data)
+        for key in self.key_iterator(data):
+            image = torch.as_tensor(data[key])
+            inside = torch.where(brain, image, torch.nan).flatten(1)
+            centre = inside.nanmedian(dim=1).values.nan_to_num()[:, None, None]
+            moved = (centre + (image - centre) * factor).clamp(0, 2)
+            stretched[key] = torch.where(brain, moved, 0.0)
+        return stretched
+
+
+class SliceAugmentation:
+    """Left-right flip, a small rotation, scaling and shift, and a change of contrast.
 
     Args:
         flip: probability of a flip along the first axis (left-right in axial and coronal slices).
@@ -27,6 +58,7 @@ class SpatialAugmentation:
         rotation: largest rotation, degrees.
         scale: largest relative change of size.
         shift: largest shift, voxels.
+        contrast: see ``strength`` of :class:`RandContrastd`.
     """
 
     def __init__(
@@ -36,6 +68,7 @@ class SpatialAugmentation:
         rotation: float = 10.0,
         scale: float = 0.1,
         shift: float = 5.0,
+        contrast: float = 0.4,
     ) -> None:
         keys = (*IMAGES, *MASKS)
         self.transform = Compose(
@@ -51,6 +84,7 @@ class SpatialAugmentation:
                     padding_mode="zeros",
                     allow_missing_keys=True,
                 ),
+                RandContrastd(IMAGES, contrast),
             ]
         )
 
@@ -60,7 +94,7 @@ class SpatialAugmentation:
 
     def __call__(self, images: dict[str, torch.Tensor]) -> dict[str, Any]:
         """Return the images (C, H, W), moved together."""
-        # Background is -1, and what an affine map brings in from outside is 0: shift around it.
+        # Background is -1, and what an affine map brings in from outside is 0: shift for it.
         shifted = {n: a - BACKGROUND if n in IMAGES else a.float() for n, a in images.items()}
         moved = {n: torch.as_tensor(a) for n, a in self.transform(shifted).items()}
         return {n: a + BACKGROUND if n in IMAGES else a for n, a in moved.items()}
