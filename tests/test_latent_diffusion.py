@@ -79,6 +79,20 @@ def test_loss_of_the_exact_prediction_is_zero(kind):
     assert model.batch_loss(data)["loss"].item() == pytest.approx(0, abs=1e-10)
 
 
+@pytest.mark.parametrize(("sparsity", "quantile"), [(0.0, 0.5), (0.4, 0.3)])
+def test_sparsity_moves_the_median_to_a_quantile_nearer_to_zero(sparsity, quantile):
+    """The constant that minimises |r - c| + sparsity |c| over r >= 0 is that quantile of r."""
+    model = OneStepRegression(probe(), sparsity=sparsity, loss_type="l1")
+    r = torch.rand(1, 1, 1, 20001, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    constants = torch.linspace(0.2, 0.6, 41, dtype=torch.float64)
+    losses = [
+        model.total_loss(model.loss(c.expand_as(r), r).mean(), c.expand_as(r))["loss"]
+        for c in constants
+    ]
+    best = constants[torch.stack(losses).argmin()]
+    assert best == pytest.approx(r.quantile(quantile).item(), abs=0.011)
+
+
 def test_backbone_is_told_its_channels_and_a_contradiction_is_refused():
     model = LatentDiffusion(probe(), conditions=["t1", "t2"], neighbours=1)
     assert model.model.diffusion_model.channels == (7, 1)

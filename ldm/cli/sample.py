@@ -35,6 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--eta", type=float, help="ddim: 0 deterministic (default) to 1 as ddpm")
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise (default: 0)")
     parser.add_argument(
+        "--temperature",
+        type=float,
+        help="of the noise: 1 samples from the model, 0 gives one image close to the conditional "
+        "mean (default: the model's, and 1 with --samples)",
+    )
+    parser.add_argument(
         "--samples", type=int, default=1, help="average this many and write their deviation too"
     )
     parser.add_argument("--batch-size", type=int, default=8, help="slices at once (default: 8)")
@@ -66,6 +72,7 @@ class Request:
     options: Mapping[str, Any]
     seed: int
     samples: int
+    temperature: float
     precision: str
 
     def to_dict(self) -> dict[str, Any]:
@@ -131,6 +138,7 @@ class VolumeSampler:
             options=options,
             seed=args.seed,
             samples=args.samples,
+            temperature=self._temperature(),
             precision=args.precision,
         )
         get_sampler(self.request.sampler, **options)  # refuses a wrong name before any work
@@ -198,6 +206,11 @@ class VolumeSampler:
             }
             write_json(self.args.output / "cost.json", described)
 
+    def _temperature(self) -> float:
+        if self.args.temperature is not None:
+            return self.args.temperature
+        return 1.0 if self.args.samples > 1 else self.model.temperature
+
     def _existing(self, path: Path, sidecar: Path, described: dict[str, Any]) -> dict | None:
         """Return the sidecar of an earlier run with the same request; refuse any other output."""
         if not path.exists() and not sidecar.exists():
@@ -264,7 +277,7 @@ class VolumeSampler:
             images = self.model.synthesise(
                 torch.from_numpy(np.stack(stack)).to(self.device),
                 present.expand(len(stack), -1),
-                KeyedNoise(keys, self.device),
+                KeyedNoise(keys, self.device, self.request.temperature),
                 self.request.sampler,
                 self.request.steps,
                 **self.request.options,

@@ -14,6 +14,7 @@ TINY = [
     "data.params.val_slices=2",
     "data.params.augmentation_config=null",
     "model.params.sampling_steps=2",
+    "model.params.temperature=1",
     "lightning.trainer.precision=32",
     "lightning.trainer.log_every_n_steps=1",
     "lightning.trainer.accelerator=cpu",

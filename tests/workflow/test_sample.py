@@ -138,6 +138,14 @@ def test_samples_give_mean_and_standard_deviation(tmp_path, run_folder, patients
     assert spread.max() > 0
 
 
+def test_at_temperature_zero_the_seed_does_not_matter(tmp_path, run_folder, patients):
+    name = "Phantom_0003_t1ce.nii.gz"
+    for seed in ("0", "1"):
+        options = ["--subjects", "Phantom_0003", "--temperature", "0", "--seed", seed]
+        assert sample(run_folder, patients, tmp_path / seed, *options) == 0
+    assert sha256(tmp_path / "0" / name) == sha256(tmp_path / "1" / name)
+
+
 def test_a_bad_subject_does_not_stop_the_others(tmp_path, run_folder, patients, capsys):
     source = tmp_path / "source"
     shutil.copytree(patients, source)

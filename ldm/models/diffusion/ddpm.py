@@ -78,6 +78,10 @@ class LatentDiffusion(pl.LightningModule):
             are normalised by healthy tissue, so the subtraction image is about 0 but for what
             enhances; a network that returns 0 gives the contrast itself, and the errors of the
             network shrink by ``gain``.
+        sparsity: weight of the mean absolute predicted x_0 in the loss. With ``subtract`` and l1
+            it moves the prediction from the median to the quantile 0.5 - sparsity / 2 on the side
+            of no enhancement: what is not likely to enhance is left as it is, which is what a
+            model of few training patients needs most.
         gain: see ``subtract``; brings the subtraction image to about unit variance.
         parameterization: what the backbone predicts: ``eps``, ``x0`` or ``v``.
         loss_type: ``l1``, ``l2`` or ``charbonnier``.
@@ -87,7 +91,8 @@ class LatentDiffusion(pl.LightningModule):
         conditioning_key: how the backbone receives the conditions.
         optimizer_config: ``target`` / ``params`` of a torch optimizer.
         warmup_steps: steps over which the learning rate rises linearly.
-        sampler, sampling_steps: used in validation, and by default by ``dsdiff sample``.
+        sampler, sampling_steps, temperature: used in validation, and by default by
+            ``dsdiff sample`` (for the temperature see :class:`KeyedNoise`).
         seed: seed of the training noise, which is a function of (seed, rank, step).
     """
 
@@ -99,6 +104,7 @@ class LatentDiffusion(pl.LightningModule):
         neighbours: int = 0,
         subtract: str | None = None,
         gain: float = 1.0,
+        sparsity: float = 0.0,
         parameterization: str = "x0",
         loss_type: str = "l2",
         schedule_config: Config | None = None,
@@ -109,6 +115,7 @@ class LatentDiffusion(pl.LightningModule):
         warmup_steps: int = 100,
         sampler: str = "ddim",
         sampling_steps: int = 20,
+        temperature: float = 1.0,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -132,7 +139,7 @@ class LatentDiffusion(pl.LightningModule):
         ).requires_grad_(False)
         self.scale_factor = scale_factor
         channels = self.first_stage_model.latent_channels
-        self.gain, self.anchor_channels = gain, None
+        self.gain, self.sparsity, self.anchor_channels = gain, sparsity, None
         if subtract is not None:
             first = (neighbours * len(conditions) + list(conditions).index(subtract)) * channels
             self.anchor_channels = slice(first, first + channels)
@@ -151,7 +158,7 @@ class LatentDiffusion(pl.LightningModule):
         self.latent_shape = (channels, height, width)
         self.optimizer_config = optimizer_config or {"target": "torch.optim.AdamW"}
         self.warmup_steps = warmup_steps
-        self.sampler, self.sampling_steps = sampler, sampling_steps
+        self.sampler, self.sampling_steps, self.temperature = sampler, sampling_steps, temperature
         self.seed = seed
 
     def encode(self, images: Tensor) -> Tensor:
@@ -192,9 +199,18 @@ class LatentDiffusion(pl.LightningModule):
         x_0 = self.to_data(self.encode(batch["target"]), condition)
         t = torch.randint(len(self.schedule), (len(x_0),)).to(x_0.device)
         eps = torch.randn(x_0.shape).to(x_0.device)
-        output = self.model(q_sample(x_0, t, eps, self.schedule), t, condition)
+        x_t = q_sample(x_0, t, eps, self.schedule)
+        output = self.model(x_t, t, condition)
         target = target_of(self.parameterization, x_0, eps, t, self.schedule)
-        return {"loss": self.loss(output, target).mean()}
+        predicted = to_x_0(self.parameterization, output, x_t, t, self.schedule)
+        return self.total_loss(self.loss(output, target).mean(), predicted)
+
+    def total_loss(self, fit: Tensor, predicted: Tensor) -> dict[str, Tensor]:
+        """Return the loss by component, given the misfit and the predicted x_0."""
+        if not self.sparsity:
+            return {"loss": fit}
+        size = predicted.abs().mean()
+        return {"loss": fit + self.sparsity * size, "fit": fit, "predicted_size": size}
 
     def denoiser(self, condition: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
         """Return ``denoise(x_t, t) -> x_0`` given encoded conditions: what a sampler calls."""
@@ -266,7 +282,9 @@ class LatentDiffusion(pl.LightningModule):
             torch.manual_seed(stable_seed(self.seed, "validation", batch_idx))
             loss = self.batch_loss(batch)["loss"]
         synthetic = self.synthesise(
-            batch["condition"], batch["presence"], KeyedNoise(keys, self.device)
+            batch["condition"],
+            batch["presence"],
+            KeyedNoise(keys, self.device, self.temperature),
         )
         error = (synthetic - batch["target"])[batch["brain"]]
         metrics = {
@@ -311,7 +329,8 @@ class OneStepRegression(LatentDiffusion):
         """Return the loss between prediction and target."""
         condition = self.encode_condition(batch["condition"], batch["presence"])
         x_0 = self.to_data(self.encode(batch["target"]), condition)
-        return {"loss": self.loss(self.predict(condition), x_0).mean()}
+        predicted = self.predict(condition)
+        return self.total_loss(self.loss(predicted, x_0).mean(), predicted)
 
     @torch.no_grad()
     def synthesise(
