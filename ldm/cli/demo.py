@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="default: %(default)s",
     )
     parser.add_argument("--subjects", type=int, default=12, help="patients (default: %(default)s)")
-    parser.add_argument("--size", type=int, default=96, help="voxels across (default: %(default)s)")
+    parser.add_argument("--size", type=int, default=80, help="voxels across (default: %(default)s)")
     parser.add_argument(
         "config", nargs="*", metavar="KEY=VALUE", help="overrides of configs/demo.yaml"
     )
