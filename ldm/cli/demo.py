@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-HELD_OUT = ("Phantom_0006", "Phantom_0007")
+HELD_OUT = ("Phantom_0002", "Phantom_0006")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,8 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="default: %(default)s",
     )
-    parser.add_argument("--subjects", type=int, default=12, help="patients (default: %(default)s)")
-    parser.add_argument("--size", type=int, default=80, help="voxels across (default: %(default)s)")
+    parser.add_argument("--subjects", type=int, default=30, help="patients (default: %(default)s)")
+    parser.add_argument("--size", type=int, default=64, help="voxels across (default: %(default)s)")
     parser.add_argument(
         "config", nargs="*", metavar="KEY=VALUE", help="overrides of configs/demo.yaml"
     )
