@@ -118,7 +118,7 @@ class Benchmark:
             "s a volume",
             "train steps",
             "train s",
-            f"train GiB ({label})",
+            "train GiB",
             "sample GiB",
         ]
         rows: list[list[Any]] = []
@@ -133,7 +133,8 @@ class Benchmark:
             rows.append([row, *quality, *_cost_cells(self.costs.get(row))])
         note = (
             "Mean ± standard deviation over patients, inside the brain. The reference sets the "
-            "intensity bounds. FLOPs: a multiply-add counts as 2, attention as matrix products."
+            "intensity bounds. FLOPs: a multiply-add counts as 2, attention as matrix products. "
+            f"GiB: {label} of the process."
         )
         return Table("Summary", columns, rows, note)
 
