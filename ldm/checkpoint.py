@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ldm.config import read_yaml, trusted_targets, validate
+from ldm.config import merge_config, trusted_targets, validate
 from ldm.errors import CheckpointError, OutputError, UnsafeError
 from ldm.storage import atomic_path
 from ldm.util import instantiate_from_config, refuse_untrusted_targets
@@ -200,11 +200,9 @@ def read_run_config(folder: Path, trust: Collection[str] = ()) -> dict[str, Any]
     Raises:
         CheckpointError: CKPT-MISSING. UnsafeError: UNSAFE-TARGET. ConfigError: it is damaged.
     """
-    from omegaconf import OmegaConf
-
     if not (folder / CONFIG_FILE).is_file():
         raise CheckpointError("CKPT-MISSING", f"{folder} is no run folder (no {CONFIG_FILE})")
-    config = OmegaConf.to_container(read_yaml(folder / CONFIG_FILE), resolve=True)
+    config = merge_config([folder / CONFIG_FILE])
     refuse_untrusted_targets(config, {*trusted_targets(), *trust}, f"{folder.name}/{CONFIG_FILE}")
     validate(config)
     return config
