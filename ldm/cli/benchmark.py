@@ -96,11 +96,12 @@ def run_benchmark(files: list[str | Path], overrides: list[str], output: Path, c
     held_out = data.split["test"] or data.split["val"]
     if not held_out:
         raise DataError("DATA-EMPTY", "no subject is held out: set data.params.test or val")
+    sampling = plan.get("sampling") or {}
     failures: dict[str, str] = {}
     with folder_lock(output):
         save_config(plan, output / "benchmark.yaml")
         for row in rows:
-            code, reason = run_row(row, plan.get("sampling") or {}, data.root, held_out)
+            code, reason = run_row(row, sampling, data.root, held_out)
             if code in (130, 143):
                 print(f"\nInterrupted in row '{row.name}'; the same command goes on from here.")
                 return code
@@ -118,7 +119,7 @@ def run_benchmark(files: list[str | Path], overrides: list[str], output: Path, c
             settings={
                 "seed": rows[0].config.get("seed"),
                 "training subjects": len(data.split["train"]),
-                "sampling": ", ".join(f"{k} {v}" for k, v in plan.get("sampling", {}).items()),
+                "sampling": ", ".join(f"{k} {v}" for k, v in sampling.items()),
             },
         ).write(output)
     print(f"\nReport: {page}")
@@ -171,7 +172,7 @@ def run_row(
         code, reason = _dsdiff("train", *start, *trust)
         if code:
             return code, reason
-    options = [part for key, value in sampling.items() for part in (f"--{_flag(key)}", value)]
+    options = [part for key, value in sampling.items() for part in (_flag(key), value)]
     print(f"\n{row.name}: sampling {len(held_out)} subjects")
     return _dsdiff(
         "sample",
@@ -230,7 +231,7 @@ def _dsdiff(*arguments: Any) -> tuple[int, str]:
 
 
 def _flag(key: str) -> str:
-    return key.replace("_", "-")
+    return "--" + key.replace("_", "-")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -20,7 +20,7 @@ import numpy as np
 from ldm.config import trusted_targets
 from ldm.data.layouts import Layout, Subject, detect_layout, select_subjects
 from ldm.data.normalise import IntensityScale, Normaliser, RobustNormaliser
-from ldm.data.prepare import brain_mask, load_contrasts
+from ldm.data.prepare import brain_mask, load_contrasts, load_labels
 from ldm.errors import DataError
 from ldm.evaluation.protocol import DEFAULT, MetricProtocol, Scores, evaluate_volume, summarise
 from ldm.evaluation.report import Figure, Table, csv_rows, strip_figure
@@ -180,9 +180,7 @@ def load_case(subject: Subject, layout: Layout) -> Case:
     brain = brain_mask(list(arrays.values()) or [reference], subject.id)
     seg = None
     if "seg" in subject.files:
-        labels, seg_geometry = load_contrasts(subject, layout, ["seg"])
-        geometry.require_same_grid(seg_geometry, (TARGET, "seg"), subject.id)
-        seg = labels["seg"]
+        seg = load_labels(subject, layout, geometry)
     return Case(subject.id, arrays, reference, brain, seg, geometry)
 
 

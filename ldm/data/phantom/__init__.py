@@ -151,12 +151,8 @@ def write_patient(folder: Path, patient: Patient) -> None:
 
 def write_gzip(path: Path, content: bytes) -> None:
     """Write a gzip file atomically; its bytes depend on ``content`` only."""
-    with (
-        atomic_path(path) as temporary,
-        temporary.open("wb") as raw,
-        gzip.GzipFile(filename="", fileobj=raw, mode="wb", compresslevel=6, mtime=0) as stream,
-    ):
-        stream.write(content)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(gzip.compress(content, compresslevel=6, mtime=0))
 
 
 def check_range(name: str, value: int, low: int, high: int) -> None:

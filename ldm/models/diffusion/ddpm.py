@@ -243,15 +243,22 @@ class LatentDiffusion(pl.LightningModule):
             **options: passed to the sampler (``eta``, ``callback``, ...).
         """
         latents = self.encode_condition(condition, presence)
+        x_0 = self.generate(latents, noise, sampler, steps, **options)
+        return self.decode(self.from_data(x_0, latents)).clamp(-1, 1)
+
+    def generate(
+        self,
+        latents: Tensor,
+        noise: KeyedNoise,
+        sampler: str | None,
+        steps: int | None,
+        **options: Any,
+    ) -> Tensor:
+        """Return x_0 (B, C, h, w) given encoded conditions; see :meth:`synthesise`."""
         x_T = noise.draw((self.latent_shape[0], *latents.shape[2:]))
         sample = get_sampler(sampler or self.sampler, noise=noise, **options)
-        x_0 = sample(
-            self.denoiser(latents),
-            x_T,
-            self.schedule,
-            self.sampling_steps if steps is None else steps,
-        )
-        return self.decode(self.from_data(x_0, latents)).clamp(-1, 1)
+        steps = self.sampling_steps if steps is None else steps
+        return sample(self.denoiser(latents), x_T, self.schedule, steps)
 
     def network_calls(self, steps: int) -> int:
         """Return how often the backbone runs to sample one slice in ``steps``."""
@@ -332,19 +339,9 @@ class OneStepRegression(LatentDiffusion):
         predicted = self.predict(condition)
         return self.total_loss(self.loss(predicted, x_0).mean(), predicted)
 
-    @torch.no_grad()
-    def synthesise(
-        self,
-        condition: Tensor,
-        presence: Tensor,
-        noise: KeyedNoise,
-        sampler: str | None = None,
-        steps: int | None = None,
-        **options: Any,
-    ) -> Tensor:
-        """Return the prediction (B, 1, H, W); noise, sampler and steps have no effect."""
-        latents = self.encode_condition(condition, presence)
-        return self.decode(self.from_data(self.predict(latents), latents)).clamp(-1, 1)
+    def generate(self, latents: Tensor, *args: Any, **options: Any) -> Tensor:
+        """Return the prediction; noise, sampler and steps have no effect."""
+        return self.predict(latents)
 
     def network_calls(self, steps: int) -> int:
         """Return 1."""
