@@ -41,6 +41,9 @@ setup(
         "rich",
     ],
     extras_require={
-        "test": ["pytest", "hypothesis", "ruff", "pytorch-msssim", "SimpleITK"],
+        "test": [
+            *("pytest", "hypothesis", "ruff", "pytorch-msssim", "SimpleITK"),
+            *("diffusers", "segmentation_models_pytorch"),  # networks that shipped YAMLs adapt
+        ],
     },
 )

@@ -7,11 +7,8 @@ import pytest
 import torch
 from families import (
     call_inputs,
-    check_bf16,
-    check_checkpointing,
     check_gradients,
     check_samples_are_independent,
-    check_timestep_matters,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -49,7 +46,7 @@ def build(family, **options):
     return family(**{**CHANNELS, **SMALL[family], **options})
 
 
-# ---- what every backbone holds -------------------------------------------------------------------
+# ---- what holds with every option ---------------------------------------------------------------
 
 
 @FAMILIES
@@ -57,26 +54,6 @@ def build(family, **options):
 def test_gradient_in_every_parameter(family, size):
     model = build(family, dims=len(size))
     check_gradients(model, call_inputs(4, size), (3, 1, *size))
-
-
-@FAMILIES
-def test_samples_do_not_see_each_other(family):
-    check_samples_are_independent(build(family), call_inputs(4, (8, 8)))
-
-
-@FAMILIES
-def test_output_follows_the_timestep(family):
-    check_timestep_matters(build(family), call_inputs(4, (8, 8)))
-
-
-@FAMILIES
-def test_bf16_weights_stay_close(family):
-    check_bf16(build(family), call_inputs(4, (8, 8)))
-
-
-@FAMILIES
-def test_checkpointing_changes_nothing(family):
-    check_checkpointing(lambda flag: build(family, use_checkpoint=flag), call_inputs(4, (8, 8)))
 
 
 @FAMILIES

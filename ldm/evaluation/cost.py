@@ -41,7 +41,8 @@ def count_flops(module: nn.Module, *inputs: Any) -> int:
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # it hides whole layers from the counter
     try:
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        # in eval mode: a batch norm cannot train on the one pixel of a coarsest map
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _mode(module, training=False):
             return _first_that_runs(_flops, module, inputs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
@@ -77,14 +78,8 @@ def training_memory_estimate(module: nn.Module, *inputs: Any, ema: bool = True) 
     """
     parameters = _nbytes(module.parameters())
     trainable = _nbytes(p for p in module.parameters() if p.requires_grad)
-    modes = {child: child.training for child in module.modules()}
-    module.train()
-    try:
-        with torch.enable_grad(), torch.random.fork_rng(devices=[]):
-            activations = _first_that_runs(_saved_bytes, module, inputs)
-    finally:
-        for child, training in modes.items():
-            child.training = training
+    with torch.enable_grad(), torch.random.fork_rng(devices=[]), _mode(module, training=True):
+        activations = _first_that_runs(_saved_bytes, module, inputs)
     return MemoryEstimate(
         parameters=parameters,
         gradients=trainable,
@@ -124,6 +119,17 @@ def reset_peak_memory(device: torch.device | str) -> None:
     elif PROCESS_RESET.exists():
         with contextlib.suppress(OSError):
             PROCESS_RESET.write_text("5")  # see proc(5): resets the peak resident set size
+
+
+@contextlib.contextmanager
+def _mode(module: nn.Module, training: bool) -> Iterator[None]:
+    modes = {child: child.training for child in module.modules()}
+    module.train(training)
+    try:
+        yield
+    finally:
+        for child, mode in modes.items():
+            child.training = mode
 
 
 def _nbytes(tensors: Iterator[torch.Tensor]) -> int:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.errors import ConfigError
-from ldm.modules.diffusionmodules.dit import unpatchify
+from ldm.modules.diffusionmodules.dit import PATCH_CONV, unpatchify
 from ldm.modules.diffusionmodules.openaimodel import TimeEmbedding
 from ldm.modules.diffusionmodules.util import check_image
 from ldm.util import instantiate_from_config, resolve_target
@@ -78,6 +78,7 @@ class ForeignBackbone(nn.Module):
         self.network = instantiate_from_config(
             network, where=WHERE, interface=_under_every_name(facts)
         )
+        _project_patches_by_products(self.network)
         self.head = None
         if patch_size is not None:
             self.head = nn.Linear(self.network.num_features, patch_size**2 * out_channels)
@@ -129,6 +130,20 @@ def _under_every_name(facts: Mapping[str, Any]) -> dict[str, Any]:
         for alias in aliases
         if facts[name] is not None
     }
+
+
+def _project_patches_by_products(network: nn.Module) -> None:
+    """Make each patch embedding of a network a :class:`PatchConv2d` or its like, in place."""
+    for module in network.modules():
+        for dims, as_product in PATCH_CONV.items():
+            if (
+                type(module) is getattr(nn, f"Conv{dims}d")
+                and module.stride == module.kernel_size
+                and module.stride[0] > 2
+                and module.groups == 1
+                and not any(module.padding)
+            ):
+                module.__class__ = as_product  # a copy or a pickle of the network keeps it
 
 
 def _forward_names(cls: type) -> dict[str, str]:

@@ -83,12 +83,40 @@ def resize_positions(table: Tensor, grid: Sequence[int], new_grid: Sequence[int]
     return to_tokens(image).to(table.dtype)  # (1, N', dim)
 
 
+class _PatchProjection:
+    """Computes a convolution whose stride is its kernel size as one matrix product.
+
+    The result is the same, and it stays right where oneDNN's is not: on CPUs with AMX its bfloat16
+    kernels for strides above 2 return wrong numbers (seen in torch 2.13; pytorch issue 169688).
+    """
+
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        patch = weight.shape[2:]
+        for axis, side in reversed(list(enumerate(patch, start=2))):
+            x = x.unflatten(axis, (-1, side))  # (B, C, grid_1, patch_1, grid_2, patch_2, ...)
+        n = len(patch)
+        x = x.permute(0, *range(2, 2 + 2 * n, 2), 1, *range(3, 3 + 2 * n, 2))
+        tokens = F.linear(x.flatten(n + 1), weight.flatten(1), bias)  # (B, *grid, out_channels)
+        return tokens.movedim(-1, 1)  # (B, out_channels, *grid)
+
+
+class PatchConv2d(_PatchProjection, nn.Conv2d):
+    """``nn.Conv2d`` with stride = kernel size, as a matrix product."""
+
+
+class PatchConv3d(_PatchProjection, nn.Conv3d):
+    """``nn.Conv3d`` with stride = kernel size, as a matrix product."""
+
+
+PATCH_CONV = {2: PatchConv2d, 3: PatchConv3d}
+
+
 class PatchEmbed(nn.Module):
     """Patches of an image to tokens: (B, C, *S) -> (B, N, hidden_size)."""
 
     def __init__(self, in_channels: int, hidden_size: int, patch_size: int, dims: int = 2) -> None:
         super().__init__()
-        self.proj = conv_nd(dims, in_channels, hidden_size, patch_size, stride=patch_size)
+        self.proj = PATCH_CONV[dims](in_channels, hidden_size, patch_size, stride=patch_size)
 
     def forward(self, x: Tensor) -> Tensor:
         return to_tokens(self.proj(x))  # (B, N, hidden_size)
