@@ -33,7 +33,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
     temporary = path.parent / f"{TEMPORARY}{os.getpid()}-{secrets.token_hex(4)}{suffix}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        mode = _mode_of_new_file(temporary)
         yield temporary
+        temporary.chmod(mode)  # some writers make files that only their owner can read
         flush(temporary)
         temporary.replace(path)
         flush(path.parent)
@@ -44,6 +46,13 @@ def atomic_path(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # the first error is the one to report
             temporary.unlink(missing_ok=True)
+
+
+def _mode_of_new_file(path: Path) -> int:
+    path.touch()
+    mode = path.stat().st_mode
+    path.unlink()
+    return mode
 
 
 def flush(path: Path) -> None:

@@ -86,7 +86,7 @@ def test_sparsity_moves_the_median_to_a_quantile_nearer_to_zero(sparsity, quanti
     r = torch.rand(1, 1, 1, 20001, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     constants = torch.linspace(0.2, 0.6, 41, dtype=torch.float64)
     losses = [
-        model.total_loss(model.loss(c.expand_as(r), r).mean(), c.expand_as(r))["loss"]
+        model.total_loss(model.loss(c.expand_as(r), r).mean(), c.expand_as(r), {})["loss"]
         for c in constants
     ]
     best = constants[torch.stack(losses).argmin()]
@@ -139,3 +139,72 @@ def test_every_option_is_checked():
     for wrong in ({"parameterization": "y"}, {"loss_type": "l3"}, {"sampler": "none"}):
         with pytest.raises(ConfigError):
             LatentDiffusion(probe(), **wrong)
+
+
+# ---- losses of features --------------------------------------------------------------------------
+
+
+class Disentangler(Probe):
+    """A probe that gives two features, a multiple of its input each."""
+
+    def forward_with_features(self, x, timesteps, context=None, y=None):
+        return self.forward(x, timesteps), {"one": [x * self.weight], "two": [x]}
+
+
+class Agreement(nn.Module):
+    """A loss of features: the mean distance of the two, weighted."""
+
+    def __init__(self, weight: float):
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, features):
+        distance = (features["one"][0] - features["two"][0]).abs().mean()
+        return {"agreement": self.weight * distance}
+
+
+def with_feature_loss(cls=LatentDiffusion, network="Disentangler", **params):
+    losses = {"own": {"target": f"{__name__}.Agreement", "params": {"weight": 0.3}}, "off": None}
+    unet_config = {"target": f"{__name__}.{network}", "params": {"weight": 0.5}}
+    return cls(unet_config, loss_config=losses, **params)
+
+
+@pytest.mark.parametrize("cls", [LatentDiffusion, OneStepRegression])
+def test_losses_of_features_are_added_by_name(cls):
+    """``loss`` is the sum of its logged components, each with its weight."""
+    model = with_feature_loss(cls, sparsity=0.2)
+    torch.manual_seed(0)
+    losses = model.batch_loss(batch())
+    assert set(losses) == {"loss", "fit", "sparsity", "agreement"}
+    total = losses["fit"] + losses["sparsity"] + losses["agreement"]
+    torch.testing.assert_close(losses["loss"], total)
+    seen = model.model.diffusion_model.seen
+    torch.testing.assert_close(losses["agreement"], 0.3 * (0.5 * seen - seen).abs().mean())
+
+
+def test_losses_of_features_train_the_backbone_and_do_not_change_its_prediction():
+    data, key = batch(), noise()
+    model = with_feature_loss()
+    plain = LatentDiffusion(probe(weight=0.5))
+    for both in (model, plain):
+        torch.manual_seed(0)
+        both.batch_loss(data)["loss"].backward()
+    weights = [both.model.diffusion_model.weight for both in (model, plain)]
+    assert weights[0].grad != weights[1].grad
+    images = [m.synthesise(data["condition"], data["presence"], key) for m in (model, plain)]
+    assert images[0].shape == images[1].shape
+    assert set(model.state_dict()) == set(plain.state_dict())
+
+
+def test_a_backbone_without_features_refuses_their_losses():
+    with pytest.raises(ConfigError, match="loss_config.own needs a backbone with features"):
+        with_feature_loss(network="Probe")
+
+
+def test_features_of_a_batch_do_not_depend_on_its_order():
+    model = with_feature_loss()
+    data = batch() | {"subject": ["a", "b"], "slice": torch.tensor([3, 5])}
+    turned = {k: v[::-1] if isinstance(v, list) else v.flip(0) for k, v in data.items()}
+    one, other = model.features(data)["one"][0], model.features(turned)["one"][0]
+    assert torch.equal(one, other.flip(0))
+    assert LatentDiffusion(probe()).features(data) == {}

@@ -32,12 +32,20 @@ def test_dry_run_prints_a_config_that_gives_itself(tmp_path, capsys):
     assert capsys.readouterr().out == printed
 
 
-@pytest.mark.parametrize("name", ["benchmark.yaml", "demo.yaml"])
+@pytest.mark.parametrize("name", ["benchmark.yaml", "benchmark_families.yaml", "demo.yaml"])
 def test_benchmark_plans_are_valid(name, tmp_path):
     from ldm.cli.benchmark import OWN_KEYS
     from ldm.config import TOP_LEVEL
 
     plan = merge_config([f"configs/{name}"], [], (*TOP_LEVEL, *OWN_KEYS))
     rows = plan_rows(plan, tmp_path)
+    first = next(iter(plan["rows"]))
+    assert first not in [row.name for row in plan_rows(_without(plan, first), tmp_path)]
     assert any("one-step" in row.name for row in rows)
     assert all(row.config["model"]["params"]["unet_config"] for row in rows)
+
+
+def _without(plan, name):
+    """The plan with a row turned off, and another that is left."""
+    spare = {"config": "configs/backbone/unet_tiny.yaml"}
+    return {**plan, "rows": {**plan["rows"], name: None, "spare": spare}}

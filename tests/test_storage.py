@@ -48,6 +48,13 @@ def test_the_file_appears_when_it_is_complete(tmp_path):
     assert names(path.parent) == ["a.nii.gz"]
 
 
+def test_everyone_whom_the_mask_admits_can_read_the_file(tmp_path):
+    with atomic_path(tmp_path / "a.txt") as temporary:
+        temporary.touch(mode=0o600)  # as some writers do
+    (tmp_path / "b.txt").touch()
+    assert (tmp_path / "a.txt").stat().st_mode == (tmp_path / "b.txt").stat().st_mode
+
+
 @pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt, DataError])
 def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path, failure):
     (tmp_path / "a.txt").write_text("old")

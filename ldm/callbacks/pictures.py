@@ -1,4 +1,4 @@
-"""Pictures of validation samples and of the loss curve, as files in the run folder."""
+"""Pictures of validation samples, features and the loss curve, as files in the run folder."""
 
 from __future__ import annotations
 
@@ -10,8 +10,16 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
 from ldm.callbacks.metrics_file import read_curves
+from ldm.evaluation.features import feature_figure
 from ldm.evaluation.report import loss_figure, strip_figure
 from ldm.storage import atomic_path
+
+
+def save_picture(trainer: pl.Trainer, name: str, image: bytes) -> None:
+    """Write ``samples/NAME-000500.png`` in the run folder."""
+    path = Path(trainer.default_root_dir, "samples", f"{name}-{trainer.global_step:06d}.png")
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(image)
 
 
 class SampleGrid(Callback):
@@ -49,10 +57,30 @@ class SampleGrid(Callback):
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the picture."""
         if self.strips and trainer.is_global_zero and not trainer.sanity_checking:
-            path = Path(trainer.default_root_dir, "samples", f"step-{trainer.global_step:06d}.png")
-            with atomic_path(path) as temporary:
-                temporary.write_bytes(strip_figure(self.strips, self.titles))
+            save_picture(trainer, "step", strip_figure(self.strips, self.titles))
         self.strips, self.titles = [], []
+
+
+class FeatureMaps(Callback):
+    """Writes ``samples/features-step-000500.png`` where the backbone disentangles.
+
+    The features are those of the first validation batch at the middle of the noise schedule.
+    """
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Write the picture of the first batch."""
+        if batch_idx or not trainer.is_global_zero or trainer.sanity_checking:
+            return
+        if features := pl_module.features(batch):
+            save_picture(trainer, "features-step", feature_figure(features))
 
 
 class LossCurve(Callback):

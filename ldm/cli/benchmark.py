@@ -141,6 +141,8 @@ def plan_rows(plan: Mapping[str, Any], output: Path) -> list[Row]:
     shared = {key: plan[key] for key in SHARED_KEYS if key in plan}
     rows = []
     for name, row in described.items():
+        if row is None:  # turned off, as rows.NAME=null does
+            continue
         if (
             not isinstance(row, Mapping)
             or "config" not in row
@@ -154,6 +156,8 @@ def plan_rows(plan: Mapping[str, Any], output: Path) -> list[Row]:
             baseline = f"{name}-one-step"
             config = load_config([*parts, REGRESSION, shared], own)
             rows.append(Row(baseline, config, output / "rows" / baseline))
+    if not rows:
+        raise ConfigError("CONFIG-MISSING", "rows: all are null: leave at least one")
     return rows
 
 

@@ -18,12 +18,14 @@ from ldm.errors import DsdiffError, OutOfMemory, OutputError, WorkerError, one_l
 VERBS = {
     "demo": "train, sample and evaluate on synthetic patients; needs no data (start here)",
     "train": "train a backbone from YAML, or resume a run",
+    "import": "turn a checkpoint of a public implementation into a model to sample from",
     "sample": "write synthetic CE-MRI volumes (NIfTI) from a trained model",
     "evaluate": "compare synthetic volumes with real ones",
     "benchmark": "train, sample and evaluate several backbones, and report one row each",
     "phantom": "write synthetic patients as BraTS NIfTI",
     "doctor": "check the installation and say what to repair",
 }
+MODULES = {"import": "import_model"}  # `import` is a keyword of Python
 DESCRIPTION = "Contrast-enhanced MRI from T1, T2 and FLAIR: diffusion with swappable backbones."
 
 
@@ -38,7 +40,7 @@ def build_parser(verb: str | None) -> argparse.ArgumentParser:
         )
         command.add_argument("--debug", action="store_true", help="show the whole traceback")
         if name == verb:
-            module = importlib.import_module(f"ldm.cli.{name}")
+            module = importlib.import_module(f"ldm.cli.{MODULES.get(name, name)}")
             module.add_arguments(command)
             command.set_defaults(run=module.run)
     return parser

@@ -189,7 +189,7 @@ def strip_figure(
                 ax.imshow(row[label], cmap="gray", vmin=low, vmax=high)
     if errors:
         _colour_bar(canvas, colours, grid[:, labels.index(error)])
-    return _file(canvas, "png")
+    return figure_bytes(canvas, "png")
 
 
 def _strip_grid(
@@ -254,7 +254,7 @@ def loss_figure(
         ax.plot(steps, values, "o-" if sparse else "-", color=colour, markersize=4, label=name)
     ax.set_yscale("log")
     _legend(ax)
-    return _file(canvas, "svg")
+    return figure_bytes(canvas, "svg")
 
 
 def _smooth(values: NDArray, window: float) -> NDArray:
@@ -287,7 +287,7 @@ def scatter_figure(points: Sequence[tuple[str, float, float]], xlabel: str, ylab
         ax.set_xscale("log")
     ax.margins(0.08)
     _legend(ax, loc="center left", bbox_to_anchor=(1.01, 0.5))
-    return _file(canvas, "svg")
+    return figure_bytes(canvas, "svg")
 
 
 def _legend(ax: Axes, **place: Any) -> None:
@@ -311,8 +311,8 @@ def _chart(xlabel: str, ylabel: str) -> tuple[Canvas, Axes]:
     return canvas, ax
 
 
-def _file(canvas: Canvas, kind: str) -> bytes:
-    """The canvas as PNG or SVG; the same bytes for the same content."""
+def figure_bytes(canvas: Canvas, kind: str) -> bytes:
+    """A matplotlib figure as PNG or SVG; the same bytes for the same content."""
     import matplotlib as mpl
 
     stream = io.BytesIO()

@@ -55,14 +55,34 @@ class DiffusionWrapper(nn.Module):
 
     def forward(self, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         """Return the backbone's float32 output (B, C, h, w) for x_t (B, C, h, w) at t (B,)."""
-        weight = next(self.diffusion_model.parameters())
+        output = self.diffusion_model(self.joined(x_t, condition), t)
+        return cropped(output, x_t.shape[2:]).float()
+
+    def forward_with_features(
+        self, x_t: Tensor, t: Tensor, condition: Tensor
+    ) -> tuple[Tensor, dict[str, list[Tensor]]]:
+        """Return the output of ``forward`` and the features of a backbone that disentangles."""
+        network = self.diffusion_model
+        output, features = network.forward_with_features(self.joined(x_t, condition), t)
+        return cropped(output, x_t.shape[2:]).float(), features
+
+    @property
+    def gives_features(self) -> bool:
+        """Whether the backbone has ``forward_with_features``."""
+        return hasattr(self.diffusion_model, "forward_with_features")
+
+    def joined(self, x_t: Tensor, condition: Tensor) -> Tensor:
+        """Return the backbone's input: noisy channels, then conditions, padded, in its dtype."""
         x = torch.cat([x_t, condition], dim=1)
-        size = x.shape[2:]
-        padding = [p for n in reversed(size) for p in (0, -n % self.size_divisor)]
+        padding = [p for n in reversed(x.shape[2:]) for p in (0, -n % self.size_divisor)]
         if any(padding):
             x = F.pad(x, padding, mode="replicate")
-        output = self.diffusion_model(x.to(weight.dtype), t)
-        return output[(..., *(slice(0, n) for n in size))].float()
+        return x.to(next(self.diffusion_model.parameters()).dtype)
+
+
+def cropped(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Return the first ``size`` places of the spatial axes of x (B, C, *S)."""
+    return x[(..., *(slice(0, n) for n in size))]
 
 
 class LatentDiffusion(pl.LightningModule):
@@ -85,6 +105,8 @@ class LatentDiffusion(pl.LightningModule):
         gain: see ``subtract``; brings the subtraction image to about unit variance.
         parameterization: what the backbone predicts: ``eps``, ``x0`` or ``v``.
         loss_type: ``l1``, ``l2`` or ``charbonnier``.
+        loss_config: further losses {name: ``target`` / ``params``} on the features of a backbone
+            that disentangles; each returns weighted terms, which are added and logged by name.
         schedule_config: ``target`` / ``params`` of the noise schedule.
         first_stage_config: ``target`` / ``params`` of the first stage.
         scale_factor: latents are multiplied by it.
@@ -107,6 +129,7 @@ class LatentDiffusion(pl.LightningModule):
         sparsity: float = 0.0,
         parameterization: str = "x0",
         loss_type: str = "l2",
+        loss_config: Mapping[str, Config | None] | None = None,
         schedule_config: Config | None = None,
         first_stage_config: Config | None = None,
         scale_factor: float = 1.0,
@@ -156,10 +179,25 @@ class LatentDiffusion(pl.LightningModule):
             conditioning_key,
         )
         self.latent_shape = (channels, height, width)
+        self.feature_losses = self._feature_losses(loss_config or {})
         self.optimizer_config = optimizer_config or {"target": "torch.optim.AdamW"}
         self.warmup_steps = warmup_steps
         self.sampler, self.sampling_steps, self.temperature = sampler, sampling_steps, temperature
         self.seed = seed
+
+    def _feature_losses(self, loss_config: Mapping[str, Config | None]) -> nn.ModuleDict:
+        wanted = {name: node for name, node in loss_config.items() if node}
+        if wanted and not self.model.gives_features:
+            raise ConfigError(
+                "CONFIG-VALUE",
+                f"model.params.loss_config.{next(iter(wanted))} needs a backbone with features, "
+                f"which {type(self.model.diffusion_model).__name__} does not give: set it to null, "
+                "or choose UNet_DS_Diff.model.DSUnetModel or guided_diffusion.unet.UNet_disc_Model",
+            )
+        return nn.ModuleDict(
+            (name, instantiate_from_config(node, where=f"model.params.loss_config.{name}"))
+            for name, node in wanted.items()
+        )
 
     def encode(self, images: Tensor) -> Tensor:
         """Return the latents (B, M*C, h, w) of images (B, M, H, W), each encoded by itself."""
@@ -200,17 +238,38 @@ class LatentDiffusion(pl.LightningModule):
         t = torch.randint(len(self.schedule), (len(x_0),)).to(x_0.device)
         eps = torch.randn(x_0.shape).to(x_0.device)
         x_t = q_sample(x_0, t, eps, self.schedule)
-        output = self.model(x_t, t, condition)
+        output, terms = self.output_and_feature_losses(x_t, t, condition)
         target = target_of(self.parameterization, x_0, eps, t, self.schedule)
         predicted = to_x_0(self.parameterization, output, x_t, t, self.schedule)
-        return self.total_loss(self.loss(output, target).mean(), predicted)
+        return self.total_loss(self.loss(output, target).mean(), predicted, terms)
 
-    def total_loss(self, fit: Tensor, predicted: Tensor) -> dict[str, Tensor]:
-        """Return the loss by component, given the misfit and the predicted x_0."""
-        if not self.sparsity:
-            return {"loss": fit}
-        size = predicted.abs().mean()
-        return {"loss": fit + self.sparsity * size, "fit": fit, "predicted_size": size}
+    def output_and_feature_losses(
+        self, x_t: Tensor, t: Tensor, condition: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the network's output, and the weighted losses of its features by name."""
+        if not self.feature_losses:
+            return self.model(x_t, t, condition), {}
+        output, features = self.model.forward_with_features(x_t, t, condition)
+        terms: dict[str, Tensor] = {}
+        for loss in self.feature_losses.values():
+            terms |= loss(features)
+        return output, terms
+
+    def total_loss(
+        self, fit: Tensor, predicted: Tensor, terms: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Return ``loss`` and the weighted components that it is the sum of.
+
+        Args:
+            fit: misfit of the output.
+            predicted: x_0 that it stands for.
+            terms: weighted losses of the features.
+        """
+        components = {"fit": fit, **terms}
+        if self.sparsity:
+            components["sparsity"] = self.sparsity * predicted.abs().mean()
+        total = {"loss": sum(components.values())}
+        return total | components if len(components) > 1 else total
 
     def denoiser(self, condition: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
         """Return ``denoise(x_t, t) -> x_0`` given encoded conditions: what a sampler calls."""
@@ -302,6 +361,24 @@ class LatentDiffusion(pl.LightningModule):
         self.log_dict(metrics, prog_bar=True, batch_size=len(synthetic), sync_dist=True)
         return {"synthetic": synthetic}
 
+    @torch.no_grad()
+    def features(self, batch: Mapping[str, Any]) -> dict[str, list[Tensor]]:
+        """Return what the backbone disentangles of a batch, {kind: [(B, C, *S) a stream]}.
+
+        Empty for a backbone without features. The noisy image is that of the middle timestep, its
+        noise a function of the slices.
+        """
+        if not self.model.gives_features:
+            return {}
+        condition = self.encode_condition(batch["condition"], batch["presence"])
+        x_0 = self.to_data(self.encode(batch["target"]), condition)
+        t = torch.full((len(x_0),), len(self.schedule) // 2, device=x_0.device)
+        keys = [(self.seed, *key) for key in _places(batch)]
+        eps = KeyedNoise(keys, self.device).draw(tuple(x_0.shape[1:]))
+        x_t = q_sample(x_0, t, eps, self.schedule)
+        features = self.model.forward_with_features(x_t, t, condition)[1]
+        return {kind: maps for kind, maps in features.items() if maps}
+
     def configure_optimizers(self) -> dict[str, Any]:
         """Return the optimizer, with a linear warm-up counted in steps."""
         trainable = [p for p in self.parameters() if p.requires_grad]
@@ -325,23 +402,23 @@ class OneStepRegression(LatentDiffusion):
     are those of the diffusion model that it is compared with.
     """
 
-    def predict(self, condition: Tensor) -> Tensor:
-        """Return the predicted latents (B, C, h, w) given encoded conditions."""
+    def network_inputs(self, condition: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return blank noisy channels (B, C, h, w), the last timestep (B,), and the conditions."""
         batch, size = len(condition), condition.shape[2:]
         blank = condition.new_zeros(batch, self.latent_shape[0], *size)
         t = torch.full((batch,), len(self.schedule) - 1, device=condition.device)
-        return self.model(blank, t, condition)
+        return blank, t, condition
 
     def batch_loss(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Return the loss between prediction and target."""
         condition = self.encode_condition(batch["condition"], batch["presence"])
         x_0 = self.to_data(self.encode(batch["target"]), condition)
-        predicted = self.predict(condition)
-        return self.total_loss(self.loss(predicted, x_0).mean(), predicted)
+        predicted, terms = self.output_and_feature_losses(*self.network_inputs(condition))
+        return self.total_loss(self.loss(predicted, x_0).mean(), predicted, terms)
 
     def generate(self, latents: Tensor, *args: Any, **options: Any) -> Tensor:
         """Return the prediction; noise, sampler and steps have no effect."""
-        return self.predict(latents)
+        return self.model(*self.network_inputs(latents))
 
     def network_calls(self, steps: int) -> int:
         """Return 1."""

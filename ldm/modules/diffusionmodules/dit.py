@@ -16,7 +16,6 @@ from ldm.modules.diffusionmodules.openaimodel import TimeEmbedding
 from ldm.modules.diffusionmodules.util import (
     check_image,
     checkpoint,
-    conv_nd,
     from_tokens,
     refuse_unused,
     to_tokens,

@@ -1,0 +1,151 @@
+"""``dsdiff import``: the checkpoint of a public implementation becomes a model to sample from."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+SHOWN = 10  # keys of a kind on the terminal; --report has them all
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument(
+        "checkpoint", type=Path, help=".ckpt, .pt, .pth or .safetensors of a public implementation"
+    )
+    parser.add_argument(
+        "--config",
+        nargs="+",
+        required=True,
+        metavar="YAML|KEY=VALUE",
+        help="a run, such as configs/backbone/unet.yaml, whose unet_config describes the network "
+        "of the checkpoint, or the YAML of a latent-diffusion code; then overrides",
+    )
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="FOLDER", help="for the model"
+    )
+    parser.add_argument(
+        "--weights",
+        choices=("auto", "ema", "raw"),
+        default="auto",
+        help="moving average or not (default: the average where there is one)",
+    )
+    parser.add_argument(
+        "--report", type=Path, metavar="FILE", help="write what was loaded or does not fit as JSON"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing model")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Import, write the model folder, say what was done."""
+    from rich.console import Console
+
+    from ldm.errors import ConfigError, OutputError
+    from ldm.importing.model import ImportMismatch, import_checkpoint, require_free, write_imported
+    from ldm.importing.research_yaml import read_import_config
+    from ldm.storage import write_json
+
+    files = [a for a in args.config if "=" not in a]
+    if not files:
+        raise ConfigError("USAGE", "give a YAML such as configs/backbone/unet.yaml after --config")
+    require_free(args.output, args.overwrite)
+    if args.report and args.report.exists() and not args.overwrite:
+        raise OutputError("OUT-EXISTS", f"{args.report} exists: choose another, or --overwrite")
+    config, unused = read_import_config(files, [a for a in args.config if "=" in a])
+    try:
+        model, report = import_checkpoint(args.checkpoint, config, args.weights)
+    except ImportMismatch as error:
+        show_mismatch(error.report, Console(stderr=True, highlight=False))
+        if args.report:
+            write_json(args.report, error.report.to_dict())
+        raise
+    digest = write_imported(args.output, model, config, args.checkpoint, args.overwrite)
+    if args.report:
+        write_json(args.report, {**report.to_dict(), "sha256": digest, "ignored_yaml": unused})
+    console = Console(highlight=False)
+    console.print(summary(model, config, report, unused, digest))
+    console.print(f"Written: {args.output}", markup=False)
+    console.print(f"Next: {next_command(args.output, config)}", markup=False, soft_wrap=True)
+    return 0
+
+
+def summary(
+    model: Any, config: Mapping[str, Any], report: Any, unused: list[str], digest: str
+) -> Any:
+    """Return the table of an import for the terminal."""
+    from rich.table import Table
+
+    from ldm.importing.model import describe_schedule
+
+    confirmed = "as in the checkpoint" if report.schedule_confirmed else "from the YAML"
+    rows = {
+        "weights": {"ema": "moving average (EMA)", "raw": "as trained (raw)"}[report.weights],
+        "tensors": f"{report.tensors} loaded",
+        "parameters": f"{report.parameters / 1e6:.2f} M",
+        "not averaged": f"{len(report.not_averaged)} tensors, from the raw weights",
+        "reshaped": f"{len(report.reshaped)} tensors (1x1 convolution as linear layer)",
+        "left out": "the learned variance of the last layer: sampling uses a fixed one",
+        "ignored keys": ", ".join(f"{group} {len(k)}" for group, k in report.ignored.items()),
+        "ignored YAML": ", ".join(unused),
+        "schedule": f"{describe_schedule(model.schedule)} ({confirmed})",
+        "prediction": prediction(model, config),
+        "sha256": digest,
+    }
+    optional = {
+        "not averaged": report.not_averaged,
+        "reshaped": report.reshaped,
+        "left out": report.trimmed,
+        "ignored keys": report.ignored,
+        "ignored YAML": unused,
+    }
+    table = Table(box=None, show_header=False, title=f"Imported {report.checkpoint}")
+    table.title_justify, table.title_style = "left", "bold"
+    for name, text in rows.items():
+        if optional.get(name, True):
+            table.add_row(name, text)
+    return table
+
+
+def prediction(model: Any, config: Mapping[str, Any]) -> str:
+    """Return, in words, what no weight says and the YAML decides."""
+    from ldm.util import instantiate_from_config
+
+    data = instantiate_from_config(config["data"], where="data")
+    target = data.target
+    if model.anchor_channels is not None:
+        target = f"{model.gain:g} x ({target} - {config['model']['params']['subtract']})"
+    conditions = ", ".join(data.conditions)
+    return f"{model.parameterization} of {target} given {conditions} (from the YAML: check it)"
+
+
+def show_mismatch(report: Any, console: Any) -> None:
+    """Print the keys that do not fit, and what is likely behind it."""
+    shapes = [
+        f"{name}: checkpoint {tuple(s['checkpoint'])}, model {tuple(s['model'])}"
+        for name, s in report.other_shape.items()
+    ]
+    kinds = {
+        "missing in the checkpoint": report.missing,
+        "unexpected in the checkpoint": report.unexpected,
+        "of other shape": shapes,
+    }
+    for title, lines in kinds.items():
+        if lines:
+            console.print(f"{len(lines)} {title}:", style="bold")
+            more = [f"... and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
+            for line in [*lines[:SHOWN], *more]:
+                console.print(f"  {line}", markup=False, soft_wrap=True)
+    for hint in report.hints:
+        console.print(f"Hint: {hint}", markup=False, soft_wrap=True)
+
+
+def next_command(folder: Path, config: Mapping[str, Any]) -> str:
+    """Return the command that samples from the model."""
+    from ldm.config import trusted_targets
+    from ldm.util import targets_in
+
+    foreign = sorted(set(targets_in(config)) - trusted_targets())
+    trust = "".join(f" --trust {target}" for target in foreign)
+    return f"dsdiff sample {folder} --input FOLDER --output predictions{trust}"

@@ -1,0 +1,290 @@
+"""From a public checkpoint and a YAML to a model folder that ``dsdiff sample`` takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldm.checkpoint import (
+    CHECKPOINTS,
+    CONFIG_FILE,
+    MODEL_FILE,
+    read_model,
+    require_same_state,
+    save_model,
+)
+from ldm.config import save_config
+from ldm.errors import CheckpointError, ConfigError, OutputError
+from ldm.importing.files import PublicCheckpoint, read_public_checkpoint
+from ldm.importing.names import LIT_EMA, NETWORK, Fit, Translated, fit_shapes, hints, translate
+from ldm.models.diffusion.noise import KeyedNoise
+from ldm.models.diffusion.schedule import NoiseSchedule
+from ldm.storage import folder_lock, sha256
+from ldm.util import as_pair, instantiate_from_config
+
+TOLERANCE = {"rtol": 1e-4, "atol": 1e-8}  # public code keeps its schedule in float32
+
+
+@dataclass
+class ImportReport:
+    """What an import took from a checkpoint, and what does not fit.
+
+    Attributes:
+        weights: ``ema`` or ``raw``.
+        not_averaged: tensors that the EMA does not cover (buffers), taken from the raw weights.
+        other_shape: {key: {"checkpoint": shape, "model": shape}}.
+        reshaped, trimmed: see :class:`ldm.importing.names.Fit`.
+        schedule_confirmed: whether the checkpoint states its schedule, which is then the model's.
+    """
+
+    checkpoint: str
+    weights: str
+    tensors: int
+    parameters: int
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    other_shape: dict[str, dict[str, list[int]]] = field(default_factory=dict)
+    hints: list[str] = field(default_factory=list)
+    not_averaged: list[str] = field(default_factory=list)
+    reshaped: list[str] = field(default_factory=list)
+    trimmed: list[str] = field(default_factory=list)
+    ignored: dict[str, list[str]] = field(default_factory=dict)
+    schedule_confirmed: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as plain values."""
+        return asdict(self)
+
+
+class ImportMismatch(CheckpointError):  # noqa: N818 - as OutOfMemory
+    """Weights that do not fit: CKPT-MISMATCH, with every key in ``report``."""
+
+    def __init__(self, message: str, report: ImportReport) -> None:
+        super().__init__("CKPT-MISMATCH", message)
+        self.report = report
+
+
+def import_checkpoint(
+    path: Path, config: Mapping[str, Any], weights: str = "auto"
+) -> tuple[Any, ImportReport]:
+    """Build the model of ``config`` and give it the weights of a public checkpoint.
+
+    Args:
+        path: file of the public implementation.
+        config: resolved and checked configuration of a run.
+        weights: ``ema``, ``raw``, or ``auto`` for the average where there is one.
+
+    Returns:
+        The model in eval mode, and what was done.
+
+    Raises:
+        ImportMismatch: names or shapes do not fit. CheckpointError: see
+            :func:`ldm.importing.files.read_public_checkpoint`; CKPT-UNSUPPORTED (the network needs
+            what LatentDiffusion does not give), CKPT-MISMATCH (another schedule or scale, no EMA),
+            CKPT-NONFINITE. ConfigError: the model cannot be built.
+    """
+    content = read_public_checkpoint(path)
+    model = instantiate_from_config(config["model"], where="model")
+    data = instantiate_from_config(config["data"], where="data")
+    require_usable(model, data)
+    own = model.state_dict()
+    selected = _select(content, own, weights, path.name)
+    fit = fit_shapes(selected.weights, own, model.latent_shape[0])
+    report = _report(path, model, data.conditions, fit, selected)
+    _require_fit(own, fit.weights, report)
+    _require_finite(fit.weights, path.name)
+    report.schedule_confirmed = require_same_schedule(content, model.schedule)
+    _require_same_scale(content, model.scale_factor)
+    model.load_state_dict(fit.weights)
+    return model.eval().requires_grad_(False), report
+
+
+def _select(
+    content: PublicCheckpoint, own: Mapping[str, Tensor], weights: str, source: str
+) -> Translated:
+    """Return the weights to load by own name; ``averages`` are those of them that are EMA."""
+    raw = translate(content.raw, own)
+    averages = raw.averages or translate(content.ema, own).weights
+    if weights == "ema" and not averages:
+        raise CheckpointError(
+            "CKPT-MISMATCH", f"{source} holds no EMA weights: give --weights raw, or the other file"
+        )
+    if weights == "raw" or not averages:
+        if raw.averages:
+            known = raw.ignored.get("EMA bookkeeping", [])
+            raw.ignored["EMA"] = [k for k in content.raw if LIT_EMA in k and k not in known]
+        return Translated(raw.weights, {}, raw.ignored)
+    return Translated({**raw.weights, **averages}, averages, raw.ignored)
+
+
+def write_imported(
+    folder: Path, model: Any, config: Mapping[str, Any], source: Path, overwrite: bool = False
+) -> str:
+    """Write ``model.safetensors`` and ``config.yaml``; return the digest after reading it back.
+
+    Raises:
+        OutputError: see :func:`require_free`; OUT-IO.
+    """
+    require_free(folder, overwrite)
+    origin = {"file": source.name, "sha256": sha256(source)}
+    metadata = {"schedule": model.schedule.to_dict(), "imported": origin}
+    with folder_lock(folder):
+        (folder / MODEL_FILE).unlink(missing_ok=True)  # never an old model beside a new config
+        save_config(config, folder / CONFIG_FILE)
+        save_model(folder, model.state_dict(), metadata)
+    return read_model(folder / MODEL_FILE)[1]["sha256"]
+
+
+def require_free(folder: Path, overwrite: bool) -> None:
+    """Refuse a folder that holds a run or a model.
+
+    Raises:
+        OutputError: OUT-EXISTS.
+    """
+    if any((folder / name).exists() for name in CHECKPOINTS):
+        raise OutputError("OUT-EXISTS", f"{folder} holds a training run: choose another --output")
+    existing = [name for name in (MODEL_FILE, CONFIG_FILE) if (folder / name).exists()]
+    if existing and not overwrite:
+        raise OutputError(
+            "OUT-EXISTS", f"{folder}/{existing[0]} exists: choose another --output, or --overwrite"
+        )
+
+
+def require_usable(model: Any, data: Any) -> None:
+    """Sample one slice of ``data`` in one step, as ``dsdiff sample`` would, with any weights.
+
+    Raises:
+        CheckpointError: CKPT-UNSUPPORTED for a network that needs a context or a class, or whose
+            images do not have one channel.
+    """
+    size = as_pair(data.image_size)
+    contrasts = len(data.conditions)
+    condition = torch.zeros(1, contrasts * (2 * data.neighbours + 1), *size)
+    presence = torch.ones(1, contrasts, dtype=torch.bool)
+    problem = None
+    try:
+        noise = KeyedNoise([(0,)], "cpu")
+        image = model.eval().synthesise(condition, presence, noise, "ddim", 1)
+        if image.shape != (1, 1, *size):
+            problem = (
+                f"the network predicts {image.shape[1]} channels for an image of 1; where the YAML "
+                "has learn_sigma, set it to false: the variance is left out"
+            )
+    except (ConfigError, RuntimeError) as error:
+        if "DefaultCPUAllocator" in str(error):
+            raise
+        problem = getattr(error, "message", str(error))
+    if problem:
+        raise CheckpointError(
+            "CKPT-UNSUPPORTED",
+            "LatentDiffusion gives its network images of one channel, no text and no class; this "
+            f"model cannot be used so: {problem}",
+        )
+
+
+def require_same_schedule(content: PublicCheckpoint, schedule: NoiseSchedule) -> bool:
+    """Compare the schedule that a checkpoint states, if any, with the model's.
+
+    Returns:
+        Whether the checkpoint states one.
+
+    Raises:
+        CheckpointError: CKPT-MISMATCH with both schedules.
+    """
+    seen = _stated(content, "betas")
+    cumulative = _stated(content, "alphas_cumprod")
+    if seen is None and cumulative is not None:
+        seen = 1 - cumulative / torch.cat([cumulative.new_ones(1), cumulative[:-1]])
+    if seen is None:
+        return False
+    if len(seen) != len(schedule) or not torch.allclose(seen, schedule.betas, **TOLERANCE):
+        raise CheckpointError(
+            "CKPT-MISMATCH",
+            f"the checkpoint was trained with {_describe_betas(seen)}, the YAML gives "
+            f"{describe_schedule(schedule)}: correct model.params.schedule_config",
+        )
+    return True
+
+
+def describe_schedule(schedule: NoiseSchedule) -> str:
+    """Return the name, the number of timesteps and the ends of a schedule in words."""
+    text = f"{schedule.name}, {len(schedule)} timesteps"
+    if schedule.name == "cosine":
+        return text
+    return f"{text}, linear_start {schedule.linear_start:g}, linear_end {schedule.linear_end:g}"
+
+
+def _describe_betas(seen: Tensor) -> str:
+    first, last = (float(f"{value:.4g}") for value in (seen[0], seen[-1]))
+    ends = {"linear_start": first, "linear_end": last}
+    for name, params in (("linear", ends), ("scaled_linear", ends), ("cosine", {})):
+        with suppress(ConfigError):  # betas that no schedule here can have
+            schedule = NoiseSchedule(name, len(seen), **params)
+            if torch.allclose(seen, schedule.betas, rtol=1e-3):
+                return describe_schedule(schedule)
+    return f"an unknown schedule ({len(seen)} timesteps, betas from {first:g} to {last:g})"
+
+
+def _stated(content: PublicCheckpoint, name: str) -> Tensor | None:
+    value = content.raw.get(name)
+    return None if value is None else value.double()
+
+
+def _require_same_scale(content: PublicCheckpoint, scale_factor: float) -> None:
+    seen = _stated(content, "scale_factor")
+    if seen is not None and abs(seen.item() - scale_factor) > 1e-4 * abs(seen.item()):
+        raise CheckpointError(
+            "CKPT-MISMATCH",
+            f"the checkpoint was trained with scale_factor {seen.item():.6g}, the YAML gives "
+            f"{scale_factor:g}: add model.params.scale_factor={seen.item():.6g} after --config",
+        )
+
+
+def _report(
+    path: Path, model: Any, conditions: Sequence[str], fit: Fit, selected: Translated
+) -> ImportReport:
+    own = model.state_dict()
+    shapes = {
+        name: (list(fit.weights[name].shape), list(own[name].shape))
+        for name in sorted(own.keys() & fit.weights.keys())
+        if fit.weights[name].shape != own[name].shape
+    }
+    unexpected = sorted(fit.weights.keys() - own.keys())
+    network = {name for name in own if name.startswith(NETWORK)}
+    averages = selected.averages.keys()
+    return ImportReport(
+        checkpoint=path.name,
+        weights="ema" if averages else "raw",
+        tensors=len(own),
+        parameters=sum(p.numel() for p in model.parameters()),
+        missing=sorted(own.keys() - fit.weights.keys()),
+        unexpected=unexpected,
+        other_shape={k: {"checkpoint": a, "model": b} for k, (a, b) in shapes.items()},
+        hints=hints(shapes, unexpected, model.latent_shape[0], conditions),
+        reshaped=sorted(fit.reshaped),
+        trimmed=sorted(fit.trimmed),
+        not_averaged=sorted(network & fit.weights.keys() - averages) if averages else [],
+        ignored=selected.ignored,
+    )
+
+
+def _require_fit(
+    own: Mapping[str, Tensor], weights: Mapping[str, Tensor], report: ImportReport
+) -> None:
+    try:
+        require_same_state(own, weights, report.checkpoint)
+    except CheckpointError as error:
+        likely = [*report.hints[:1], error.message]
+        raise ImportMismatch("; ".join(likely), report) from None
+
+
+def _require_finite(weights: Mapping[str, Tensor], source: str) -> None:
+    for name, value in weights.items():
+        if not torch.isfinite(value).all():
+            raise CheckpointError("CKPT-NONFINITE", f"{source}: {name} holds NaN or infinity")
