@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ldm.config import merge_config, trusted_targets, validate
+from ldm.config import read_saved_config, trusted_targets, validate
 from ldm.errors import CheckpointError, OutputError, UnsafeError
 from ldm.storage import atomic_path
 from ldm.util import instantiate_from_config, refuse_untrusted_targets
@@ -202,7 +202,7 @@ def read_run_config(folder: Path, trust: Collection[str] = ()) -> dict[str, Any]
     """
     if not (folder / CONFIG_FILE).is_file():
         raise CheckpointError("CKPT-MISSING", f"{folder} is no run folder (no {CONFIG_FILE})")
-    config = merge_config([folder / CONFIG_FILE])
+    config = read_saved_config(folder / CONFIG_FILE)
     refuse_untrusted_targets(config, {*trusted_targets(), *trust}, f"{folder.name}/{CONFIG_FILE}")
     validate(config)
     return config

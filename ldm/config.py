@@ -146,6 +146,14 @@ def merge_config(
     return _resolve(_override(config, overrides), top_level)
 
 
+def read_saved_config(path: Path) -> dict[str, Any]:
+    """Return the configuration that :func:`save_config` wrote; nothing that it names is imported.
+
+    It names no ``base``: merging another ``target`` over one imports it, before the trust gate.
+    """
+    return merge_config([_plain(read_yaml(path))])
+
+
 def merge_overrides(config: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
     """Return a resolved configuration changed by ``key=value``, checked again."""
     changed = _resolve(_override(dict(config), overrides), TOP_LEVEL)

@@ -11,7 +11,12 @@ import difflib
 import importlib
 import inspect
 import reprlib
+import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
+from importlib.machinery import PathFinder
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from ldm.errors import ConfigError, UnsafeError
@@ -29,6 +34,8 @@ def nearest(name: str, known: Collection[str]) -> str:
 def get_obj_from_str(path: str) -> Any:
     """Import the object at a dotted path such as ``ldm.modules.diffusionmodules.dit.DiT``.
 
+    A module that is not installed may lie in the working directory, as ``my_net.py`` of the user.
+
     Raises:
         ConfigError: CONFIG-TARGET; the sentence says whether the module does not exist, exists but
             fails to import, or lacks the attribute.
@@ -39,13 +46,13 @@ def get_obj_from_str(path: str) -> Any:
     if not module_name:
         raise ConfigError("CONFIG-TARGET", f"target '{path}' is no dotted path: give module.Class")
     try:
-        module = importlib.import_module(module_name)
+        module = _import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
             raise ConfigError(
                 "CONFIG-TARGET",
                 f"target '{path}': there is no module '{error.name}'; "
-                "check the spelling, or install the package that holds it",
+                "check the spelling, install the package that holds it, or run in its folder",
             ) from error
         raise ConfigError(
             "CONFIG-TARGET",
@@ -64,6 +71,19 @@ def get_obj_from_str(path: str) -> Any:
             f"target '{path}': module '{module_name}' has no '{attribute}'"
             f"{nearest(attribute, [n for n in vars(module) if not n.startswith('_')])}",
         ) from error
+
+
+def _import_module(name: str) -> ModuleType:
+    """Import a module of an installed package or, only if there is none, of the working directory.
+
+    A console script, unlike ``python -m``, does not look there. It comes last, and only for a class
+    that a configuration names: no stray file beside the data takes the place of a library.
+    """
+    package, here = name.partition(".")[0], str(Path.cwd())
+    known = package in sys.modules or find_spec(package)
+    if not known and PathFinder.find_spec(package, [here]):
+        sys.path.append(here)
+    return importlib.import_module(name)
 
 
 def accepted_parameters(cls: Callable) -> tuple[dict[str, inspect.Parameter], bool]:

@@ -182,11 +182,14 @@ def test_latents_of_an_autoencoder(name):
 @pytest.mark.parametrize("name", that_offer("dims"))
 def test_volumes(name):
     size = (16, 16, 16)
-    node = unet_config(configuration(name))
-    node["params"]["dims"] = 3
+    params = configuration(name)["model"]["params"]
+    nodes = {key: params[key] for key in ("unet_config", "cond_stage_config") if key in params}
+    for node in nodes.values():
+        node["params"]["dims"] = 3
     conditions = {"stream_channels": 1, "condition_names": ["t1", "t2", "flair"]}
     facts = {"in_channels": 4, "out_channels": 1, "image_size": size, **conditions}
-    wrapper = DiffusionWrapper(node, facts)
+    key = params.get("conditioning_key", "concat")
+    wrapper = DiffusionWrapper(interface=facts, conditioning_key=key, **nodes)
     inputs = {
         "x_t": parity.normal("x_t", (2, 1, *size)),
         "t": torch.tensor([10, 600]),

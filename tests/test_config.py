@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ldm import config
+from ldm.checkpoint import read_run_config
 from ldm.config import (
     config_root,
     find_config,
@@ -571,4 +572,31 @@ def test_refusing_imports_nothing(tmp_path):
         text=True,
     )
     assert result.stdout.split() == ["10", "0"], result.stderr
+    assert not (tmp_path / "canary").exists()
+
+
+# ---- classes of the user, and of a folder that somebody else made ----
+
+
+def test_a_class_that_is_not_installed_may_lie_in_the_working_directory(tmp_path, monkeypatch):
+    """As the console script sees it: the folder is not on the path, and comes last once it is."""
+    yaml_file(tmp_path, "class Net: ...\n", "own_net_here.py")
+    yaml_file(tmp_path, "raise SystemExit('shadowed')\n", "colorsys.py")
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p not in ("", str(Path.cwd()))])
+    before = list(sys.path)
+    assert "there is no module" in refusal(get_obj_from_str, "own_net_here.Net").message
+    monkeypatch.chdir(tmp_path)
+    get_obj_from_str("colorsys.rgb_to_hsv")
+    assert sys.path == before
+    assert get_obj_from_str("own_net_here.Net").__name__ == "Net"
+    assert sys.path == [*before, str(tmp_path)]
+
+
+def test_a_run_folder_imports_nothing_before_its_classes_are_trusted(tmp_path, monkeypatch):
+    """A ``base`` with another target would import that target when the two are merged."""
+    yaml_file(tmp_path, "from pathlib import Path\nPath('canary').touch()\n", "payload_of_run.py")
+    text = "base: configs/base.yaml\nmodel: {target: payload_of_run.Net}\n"
+    yaml_file(tmp_path, text, "config.yaml")
+    monkeypatch.chdir(tmp_path)
+    assert refusal(read_run_config, tmp_path).code == "CONFIG-UNKNOWN"
     assert not (tmp_path / "canary").exists()

@@ -136,7 +136,8 @@ def test_keyed_noise_does_not_depend_on_the_batch():
 
 
 def test_every_option_is_checked():
-    for wrong in ({"parameterization": "y"}, {"loss_type": "l3"}, {"sampler": "none"}):
+    names = ("parameterization", "loss_type", "sampler", "conditioning_key")
+    for wrong in ({name: "nothing of the kind"} for name in names):
         with pytest.raises(ConfigError):
             LatentDiffusion(probe(), **wrong)
 
@@ -208,3 +209,52 @@ def test_features_of_a_batch_do_not_depend_on_its_order():
     one, other = model.features(data)["one"][0], model.features(turned)["one"][0]
     assert torch.equal(one, other.flip(0))
     assert LatentDiffusion(probe()).features(data) == {}
+
+
+# ---- how the backbone gets the conditions --------------------------------------------------------
+
+
+class Listener(nn.Module):
+    """A backbone that records all that it is given."""
+
+    def __init__(self, in_channels: int, context_dim: int = 0, adm_in_channels: int = 0):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.told = {"x": in_channels, "context": context_dim, "y": adm_in_channels}
+        self.seen = {}
+
+    def forward(self, x, timesteps, context=None, y=None):
+        self.seen = {"x": x, "context": context, "y": y}
+        return self.weight * x[:, :1]
+
+
+@pytest.mark.parametrize(
+    ("key", "channels", "encoded"),
+    [("concat", 4, None), ("crossattn", 1, "context"), ("hybrid", 4, "context"), ("adm", 1, "y")],
+)
+def test_conditions_arrive_as_channels_as_tokens_or_as_a_vector(key, channels, encoded):
+    """The network is built for what it gets, and an absent contrast is absent there too."""
+    model = LatentDiffusion({"target": f"{__name__}.Listener"}, conditioning_key=key)
+    data, network = batch((16, 20)), model.model.diffusion_model
+    data["presence"][:, 2] = False
+    model.synthesise(data["condition"], data["presence"], noise(), steps=1)
+    seen = dict(network.seen)
+    assert network.told["x"] == seen["x"].shape[1] == channels
+    for name in ("context", "y"):
+        assert (seen[name] is not None) == (name == encoded)
+    if encoded:
+        assert network.told[encoded] == seen[encoded].shape[-1] == 128
+        assert seen[encoded].shape == ((2, 6, 128) if encoded == "context" else (2, 128))
+        data["condition"][:, 2] = 0.5
+        model.synthesise(data["condition"], data["presence"], noise(), steps=1)
+        assert torch.equal(network.seen[encoded], seen[encoded])
+        data["condition"][:, 0] = 0.5
+        model.synthesise(data["condition"], data["presence"], noise(), steps=1)
+        assert not torch.equal(network.seen[encoded], seen[encoded])
+
+
+def test_an_output_of_another_shape_is_refused():
+    """A loss would broadcast it."""
+    wrapper = DiffusionWrapper(probe(channel=0), {"in_channels": 5, "out_channels": 2})
+    with pytest.raises(ConfigError, match=r"Probe returned \(1, 1, 8, 8\).*expected one tensor"):
+        wrapper(torch.zeros(1, 2, 8, 8), torch.zeros(1), torch.zeros(1, 3, 8, 8))

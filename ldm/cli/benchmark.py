@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -218,7 +219,11 @@ def loss_curve(row: Row) -> tuple[list[int], list[float]] | None:
 def _dsdiff(*arguments: Any) -> tuple[int, str]:
     """Run a verb in a process of its own; return its exit code and last line of stderr."""
     command = [sys.executable, "-m", "ldm.cli.main", *map(str, arguments)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, errors="replace")
+    # as a console script runs: nothing in the working directory takes the place of a library
+    environment = os.environ | {"PYTHONSAFEPATH": "1"}
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, errors="replace", env=environment
+    )
     last = ""
     while True:
         try:

@@ -20,6 +20,7 @@ CONSTRUCTOR_NAMES = {
     "in_channels": ("in_channels", "in_chans"),
     "out_channels": ("out_channels", "classes"),
     "image_size": ("image_size", "sample_size", "img_size"),
+    "context_dim": ("context_dim", "cross_attention_dim"),
 }
 FORWARD_NAMES = {
     "timesteps": ("timesteps", "timestep"),
@@ -58,6 +59,7 @@ class ForeignBackbone(nn.Module):
         in_channels: int,
         out_channels: int,
         image_size: int | Sequence[int] | None = None,
+        context_dim: int | None = None,
         patch_size: int | None = None,
         size_divisor: int | None = None,
     ) -> None:
@@ -74,6 +76,7 @@ class ForeignBackbone(nn.Module):
             "in_channels": network_channels,
             "out_channels": out_channels,
             "image_size": image_size,
+            "context_dim": context_dim,
         }
         self.network = instantiate_from_config(
             network, where=WHERE, interface=_under_every_name(facts)

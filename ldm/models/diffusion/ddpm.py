@@ -13,7 +13,6 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ldm.errors import ConfigError, NonFiniteError
 from ldm.losses.pointwise import POINTWISE_LOSSES
@@ -21,68 +20,110 @@ from ldm.models.diffusion.gaussian import PARAMETERISATIONS, q_sample, target_of
 from ldm.models.diffusion.noise import KeyedNoise
 from ldm.models.diffusion.samplers import get_sampler
 from ldm.models.diffusion.schedule import NoiseSchedule
+from ldm.modules.diffusionmodules.util import pad_to_multiple
 from ldm.storage import stable_seed
 from ldm.util import as_pair, instantiate_from_config, nearest, resolve_target
 
 Config = Mapping[str, Any]
 
 
+# How a network gets the conditions: whether they follow the noisy channels, and the argument and
+# encoder of what it gets beside them (the names are latent-diffusion's).
+CONDITIONING: dict[str, tuple[bool, str | None, str | None]] = {
+    "concat": (True, None, None),
+    "crossattn": (False, "context", "ldm.modules.condition.ConditionTokens"),
+    "hybrid": (True, "context", "ldm.modules.condition.ConditionTokens"),
+    "adm": (False, "y", "ldm.modules.condition.ConditionVector"),
+}
+WIDTH_NAMES = {"context": "context_dim", "y": "adm_in_channels"}
+
+
 class DiffusionWrapper(nn.Module):
-    """Calls a backbone: joins the conditions, pads to a size it can divide, keeps float32 outside.
+    """Calls a backbone: gives it the conditions, pads to a size it can divide, keeps fp32 outside.
 
     Args:
         unet_config: ``target`` / ``params`` of the backbone.
-        interface: facts for its constructor: ``in_channels``, ``out_channels``, ``image_size``,
-            ``stream_channels`` (of one contrast), ``condition_names`` (in channel order). A class
-            that uses other names says so in its attribute ``interface``: {own name: fact}.
-        conditioning_key: ``concat``: the conditions follow the noisy channels.
+        interface: facts for its constructor: ``out_channels``, ``image_size``, ``stream_channels``
+            (of one contrast), ``condition_names`` (in channel order), ``in_channels``, and where
+            conditions are encoded ``context_dim`` or ``adm_in_channels``. A class that uses other
+            names says so in its attribute ``interface``: {own name: fact}.
+        conditioning_key: ``concat``: the conditions follow the noisy channels; ``crossattn``: they
+            are tokens, the backbone's ``context``; ``hybrid``: both; ``adm``: a vector, its ``y``.
+        cond_stage_config: ``target`` / ``params`` of what encodes the conditions, trained with the
+            backbone: a module with ``in_channels`` and an attribute ``width``. By default
+            :class:`ldm.modules.condition.ConditionTokens` or ``ConditionVector``.
     """
 
     def __init__(
-        self, unet_config: Config, interface: Config, conditioning_key: str = "concat"
+        self,
+        unet_config: Config,
+        interface: Config,
+        conditioning_key: str = "concat",
+        cond_stage_config: Config | None = None,
     ) -> None:
         super().__init__()
-        if conditioning_key != "concat":
-            raise ConfigError(
-                "CONFIG-VALUE", f"conditioning_key is '{conditioning_key}': expected concat"
+        _require("conditioning_key", conditioning_key, CONDITIONING)
+        self.concatenates, self.encoded_as, encoder = CONDITIONING[conditioning_key]
+        facts, self.cond_stage_model = dict(interface), None
+        noisy = interface["out_channels"]
+        if self.encoded_as:
+            self.cond_stage_model = instantiate_from_config(
+                cond_stage_config or {"target": encoder},
+                where="model.params.cond_stage_config",
+                interface={"in_channels": interface["in_channels"] - noisy},
             )
+            facts[WIDTH_NAMES[self.encoded_as]] = self.cond_stage_model.width
+        if not self.concatenates:
+            facts["in_channels"] = noisy
         where = "model.params.unet_config"
         # A class may know a fact by another name: a multi-stream network counts channels a stream.
         renamed = getattr(resolve_target(unet_config, where), "interface", {})
-        facts = {**interface, **{own: interface[fact] for own, fact in renamed.items()}}
+        facts |= {own: facts[fact] for own, fact in renamed.items()}
         self.diffusion_model = instantiate_from_config(unet_config, where=where, interface=facts)
         self.size_divisor = int(getattr(self.diffusion_model, "size_divisor", 1))
 
     def forward(self, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         """Return the backbone's float32 output (B, C, h, w) for x_t (B, C, h, w) at t (B,)."""
-        output = self.diffusion_model(self.joined(x_t, condition), t)
-        return cropped(output, x_t.shape[2:]).float()
+        x, encoded = self.inputs(x_t, condition)
+        return self.image(self.diffusion_model(x, t, **encoded), x_t, x)
 
     def forward_with_features(
         self, x_t: Tensor, t: Tensor, condition: Tensor
     ) -> tuple[Tensor, dict[str, list[Tensor]]]:
         """Return the output of ``forward`` and the features of a backbone that disentangles."""
-        network = self.diffusion_model
-        output, features = network.forward_with_features(self.joined(x_t, condition), t)
-        return cropped(output, x_t.shape[2:]).float(), features
+        x, encoded = self.inputs(x_t, condition)
+        output, features = self.diffusion_model.forward_with_features(x, t, **encoded)
+        return self.image(output, x_t, x), features
 
     @property
     def gives_features(self) -> bool:
         """Whether the backbone has ``forward_with_features``."""
         return hasattr(self.diffusion_model, "forward_with_features")
 
-    def joined(self, x_t: Tensor, condition: Tensor) -> Tensor:
-        """Return the backbone's input: noisy channels, then conditions, padded, in its dtype."""
-        x = torch.cat([x_t, condition], dim=1)
-        padding = [p for n in reversed(x.shape[2:]) for p in (0, -n % self.size_divisor)]
-        if any(padding):
-            x = F.pad(x, padding, mode="replicate")
-        return x.to(next(self.diffusion_model.parameters()).dtype)
+    def inputs(self, x_t: Tensor, condition: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the image that the backbone takes, and ``context`` or ``y``, in its dtype."""
+        x = torch.cat([x_t, condition], dim=1) if self.concatenates else x_t
+        dtype = next(self.diffusion_model.parameters()).dtype
+        encoded = {}
+        if self.encoded_as:
+            encoded[self.encoded_as] = self.cond_stage_model(condition).to(dtype)
+        return pad_to_multiple(x, self.size_divisor).to(dtype), encoded
 
+    def image(self, output: Any, x_t: Tensor, x: Tensor) -> Tensor:
+        """Return the backbone's output for the padded x in the size of x_t, in float32.
 
-def cropped(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Return the first ``size`` places of the spatial axes of x (B, C, *S)."""
-    return x[(..., *(slice(0, n) for n in size))]
+        Raises:
+            ConfigError: CONFIG-SHAPE; a loss would broadcast another shape and train on nonsense.
+        """
+        expected = (*x_t.shape[:2], *x.shape[2:])
+        given = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        if given != expected:
+            raise ConfigError(
+                "CONFIG-SHAPE",
+                f"{type(self.diffusion_model).__name__} returned {given} for {tuple(x.shape)}: "
+                f"expected one tensor {expected}",
+            )
+        return output[(..., *(slice(0, n) for n in x_t.shape[2:]))].float()
 
 
 class LatentDiffusion(pl.LightningModule):
@@ -110,7 +151,7 @@ class LatentDiffusion(pl.LightningModule):
         schedule_config: ``target`` / ``params`` of the noise schedule.
         first_stage_config: ``target`` / ``params`` of the first stage.
         scale_factor: latents are multiplied by it.
-        conditioning_key: how the backbone receives the conditions.
+        conditioning_key, cond_stage_config: see :class:`DiffusionWrapper`.
         optimizer_config: ``target`` / ``params`` of a torch optimizer.
         warmup_steps: steps over which the learning rate rises linearly.
         sampler, sampling_steps, temperature: used in validation, and by default by
@@ -134,6 +175,7 @@ class LatentDiffusion(pl.LightningModule):
         first_stage_config: Config | None = None,
         scale_factor: float = 1.0,
         conditioning_key: str = "concat",
+        cond_stage_config: Config | None = None,
         optimizer_config: Config | None = None,
         warmup_steps: int = 100,
         sampler: str = "ddim",
@@ -177,6 +219,7 @@ class LatentDiffusion(pl.LightningModule):
                 "condition_names": list(conditions) * (2 * neighbours + 1),
             },
             conditioning_key,
+            cond_stage_config,
         )
         self.latent_shape = (channels, height, width)
         self.feature_losses = self._feature_losses(loss_config or {})

@@ -61,6 +61,12 @@ def check_image(x: Tensor, in_channels: int, dims: int, divisor: int | Sequence[
         )
 
 
+def pad_to_multiple(x: Tensor, divisor: int) -> Tensor:
+    """Return x (B, C, *S) with its far edges repeated until ``divisor`` divides every size."""
+    padding = [p for n in reversed(x.shape[2:]) for p in (0, -n % divisor)]
+    return F.pad(x, padding, mode="replicate") if any(padding) else x
+
+
 def refuse_unused(**inputs: Tensor | None) -> None:
     """Refuse an input that the network would silently ignore.
 
