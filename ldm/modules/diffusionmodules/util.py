@@ -61,6 +61,17 @@ def check_image(x: Tensor, in_channels: int, dims: int, divisor: int | Sequence[
         )
 
 
+def pad_to_multiple(x: Tensor, divisor: int) -> Tensor:
+    """Continue x (B, C, H, W) below and to the right by its last pixels, to sizes that divide."""
+    padding = [p for n in reversed(x.shape[2:]) for p in (0, -n % divisor)]
+    return F.pad(x, padding, mode="replicate") if any(padding) else x
+
+
+def crop_to(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Return the first ``size`` pixels of x (B, C, *S) along each spatial axis."""
+    return x[(..., *(slice(0, n) for n in size))]
+
+
 def refuse_unused(**inputs: Tensor | None) -> None:
     """Refuse an input that the network would silently ignore.
 
