@@ -106,7 +106,7 @@ class AutoencoderLoss(nn.Module):
             idle = sum(p.sum() for p in self.discriminator.parameters()) * 0.0
             return {**losses, "loss": losses["loss"] + idle}
         pull, hinge, generator = self.adversarial(images, reconstruction.float())
-        silent = pull + hinge
+        silent = pull + self.disc_weight * hinge  # or it would dominate the clipped gradient
         return {
             **losses,
             "loss": losses["loss"] + (silent - silent.detach()),
