@@ -137,8 +137,11 @@ def save_model(folder: Path, state: Mapping[str, Tensor], metadata: Mapping[str,
         save_file(tensors, temporary, metadata=texts)
 
 
-def read_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_model(path: Path, own: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the tensors and the metadata of a model file, its digest verified.
+
+    Args:
+        own: the file must be one of this project's; others have no digest and no metadata.
 
     Raises:
         CheckpointError: CKPT-MISSING, CKPT-FORMAT, CKPT-CORRUPT, CKPT-VERSION or CKPT-NONFINITE.
@@ -147,7 +150,9 @@ def read_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise CheckpointError("CKPT-MISSING", f"there is no {path}: give a run folder or a model")
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = {k: json.loads(v) for k, v in (file.metadata() or {}).items()}
+            texts = file.metadata() or {}
+            ours = own or "sha256" in texts
+            metadata = {k: json.loads(v) for k, v in texts.items()} if ours else {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, ValueError) as error:
         looks = _looks_like(path.open("rb").read(64))
@@ -158,12 +163,26 @@ def read_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise CheckpointError(
             "CKPT-VERSION", f"{path.name} has format {metadata['format']}: update this package"
         )
-    if metadata.get("sha256") != tensor_digest(tensors):
+    if ours and metadata.get("sha256") != tensor_digest(tensors):
         raise CheckpointError("CKPT-CORRUPT", f"{path.name} is damaged: its digest differs")
     for name, value in tensors.items():
         if not torch.isfinite(value).all():
             raise CheckpointError("CKPT-NONFINITE", f"{path.name}: {name} holds NaN or infinity")
     return tensors, metadata
+
+
+def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return tensors and metadata of a run folder, or of any weights: safetensors or torch file.
+
+    Raises:
+        CheckpointError: see :func:`read_model` and :func:`verify_archive`. UnsafeError.
+    """
+    if path.is_dir():
+        return read_model(path / MODEL_FILE)
+    if path.suffix == ".safetensors":
+        return read_model(path, own=False)
+    checkpoint = read_checkpoint(path)
+    return checkpoint.get("state_dict", checkpoint), {}
 
 
 def load_model(path: Path, trust: Collection[str] = ()) -> tuple[Any, dict[str, Any], str]:
@@ -184,12 +203,13 @@ def load_model(path: Path, trust: Collection[str] = ()) -> tuple[Any, dict[str, 
     config = read_run_config(folder, trust)
     model = instantiate_from_config(config["model"], where="model")
     require_same_state(model.state_dict(), tensors, path.name)
-    if metadata.get("schedule") != model.schedule.to_dict():
-        raise CheckpointError(
-            "CKPT-MISMATCH",
-            f"{path.name} was trained with {metadata.get('schedule')}, not the schedule of its "
-            f"{CONFIG_FILE}: restore the file",
-        )
+    for fact, value in model.facts().items():
+        if metadata.get(fact) != value:
+            raise CheckpointError(
+                "CKPT-MISMATCH",
+                f"{path.name} was trained with {fact} {metadata.get(fact)}, not with the {value} "
+                f"of its {CONFIG_FILE}: restore the file",
+            )
     model.load_state_dict(tensors)
     return model.eval().requires_grad_(False), config, metadata["sha256"]
 

@@ -22,7 +22,10 @@ from typing import Any
 from ldm.errors import ConfigError, UnsafeError
 
 # Where YAMLs of the research code look for what stands elsewhere here.
-RENAMED = {"Disc_diff.guided_diffusion.": "guided_diffusion."}
+RENAMED = {
+    "Disc_diff.guided_diffusion.": "guided_diffusion.",
+    "ldm.modules.losses.LPIPSWithDiscriminator": "ldm.losses.autoencoder.AutoencoderLoss",
+}
 
 
 def nearest(name: str, known: Collection[str]) -> str:

@@ -23,6 +23,22 @@ def test_tiny_backbone_builds(name, capsys):
     assert "parameters" in printed and "FLOPs" in printed
 
 
+FIRST_STAGES = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "first_stage").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", FIRST_STAGES)
+def test_first_stage_is_valid_and_builds(name, capsys):
+    assert main(["train", f"configs/{name}", "data.params.image_size=32", "--dry-run"]) == 0
+    assert "AutoencoderKL" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_backbone_is_valid_in_latent_space(name):
+    config = load_config([f"configs/{name}", "configs/latent.yaml"])
+    first_stage = config["model"]["params"]["first_stage_config"]
+    assert first_stage["target"] == "ldm.models.autoencoder.TrainedFirstStage"
+
+
 def test_dry_run_prints_a_config_that_gives_itself(tmp_path, capsys):
     arguments = ["configs/backbone/unet_tiny.yaml", "data.params.image_size=32", "--dry-run"]
     assert main(["train", *arguments]) == 0

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import WeightAveraging
@@ -40,9 +38,9 @@ class EMA(WeightAveraging):
         """Leave the live weights as they are, so that a finished run can be trained further."""
 
 
-def averaged_state(trainer: pl.Trainer, module: pl.LightningModule) -> dict[str, Any]:
-    """Return the averaged weights of a training, or the live ones where there is no average."""
+def averaged_module(trainer: pl.Trainer, module: pl.LightningModule) -> pl.LightningModule:
+    """Return the model with averaged weights, or the live one where there is no average."""
     for callback in trainer.callbacks:
         if isinstance(callback, WeightAveraging) and callback._average_model is not None:
-            return callback._average_model.module.state_dict()
-    return module.state_dict()
+            return callback._average_model.module
+    return module

@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, Checkpoint
 
-from ldm.callbacks.ema import averaged_state
+from ldm.callbacks.ema import averaged_module
 from ldm.checkpoint import CHECKPOINTS, save_model
 from ldm.errors import NonFiniteError
 
@@ -46,10 +46,10 @@ class RunCheckpoint(Checkpoint):
         """Write both files of the current step."""
         run = Path(trainer.default_root_dir)
         trainer.save_checkpoint(run / CHECKPOINTS[0])
-        module = trainer.lightning_module
         if trainer.is_global_zero:
-            metadata = {"step": trainer.global_step, "schedule": module.schedule.to_dict()}
-            save_model(run, averaged_state(trainer, module), metadata)
+            averaged = averaged_module(trainer, trainer.lightning_module)
+            metadata = averaged.facts() | averaged.measure(trainer.datamodule)
+            save_model(run, averaged.state_dict(), {"step": trainer.global_step, **metadata})
         self.saved_step = trainer.global_step
 
 

@@ -20,7 +20,6 @@ from typing import Any
 
 from ldm.callbacks.metrics_file import read_curves
 from ldm.cli.evaluate import show_progress
-from ldm.cli.train import network_inputs
 from ldm.config import TOP_LEVEL, load_config, merge_config, save_config
 from ldm.errors import BusyError, ConfigError, DataError, PartialError
 from ldm.evaluation.benchmark import Benchmark, RowCost
@@ -197,8 +196,8 @@ def row_cost(row: Row) -> RowCost:
     timings = sampling.get("subjects") or []
     seconds = [t["seconds"] for t in timings]
     return RowCost(
-        parameters=count_parameters(model.model),
-        flops=count_flops(model.model, *network_inputs(model, data)),
+        parameters=count_parameters(model.network),
+        flops=count_flops(model.network, *model.network_inputs(data)),
         calls=model.network_calls(sampling.get("steps", model.sampling_steps)),
         train_steps=training.get("steps"),
         train_seconds=training.get("seconds"),

@@ -123,6 +123,12 @@ class VolumeSampler:
         self.args = args
         self.device = torch.device(pick_device(args.device))
         self.model, self.config, digest = load_model(args.model, args.trust)
+        if not hasattr(self.model, "synthesise"):
+            raise CheckpointError(
+                "CKPT-MISMATCH",
+                f"{args.model} holds a {type(self.model).__name__}, which synthesises nothing: "
+                f"next is {self.model.next_command.format(run=args.model)}",
+            )
         self.data = instantiate_from_config(self.config["data"], where="data")
         if args.allow_missing and not self.data.condition_dropout:
             raise CheckpointError(

@@ -8,7 +8,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -101,9 +101,13 @@ def train(config: Mapping[str, Any], folder: Path, checkpoint: Path | None = Non
     data.setup("fit")
     torch.manual_seed(config.get("seed", 0))  # the first weights
     model = instantiate_from_config(config["model"], where="model")
+    if checkpoint is None:
+        model.check_start(data)
     with folder_lock(folder) if is_main else nullcontext():
         if is_main:
-            save_config(config, folder / CONFIG_FILE)
+            params = {**config["model"].get("params", {}), **model.portable_params()}
+            portable = {**config, "model": {**config["model"], "params": params}}
+            save_config(portable, folder / CONFIG_FILE)
         trainer, stop = build_trainer(config, folder, data, checkpoint)
         if prefers_channels_last(trainer.precision):
             model = model.to(memory_format=torch.channels_last)
@@ -111,7 +115,7 @@ def train(config: Mapping[str, Any], folder: Path, checkpoint: Path | None = Non
         trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         if is_main:
             _write_cost(folder, trainer, data, time.perf_counter() - started, not stop.received)
-            _say_what_next(folder, trainer, stop.received)
+            _say_what_next(folder, trainer, stop.received, model.next_command)
     return 128 + stop.received if stop.received else 0
 
 
@@ -184,12 +188,13 @@ def describe(config: Mapping[str, Any]) -> int:
 
     data = instantiate_from_config(config["data"], where="data")
     model = instantiate_from_config(config["model"], where="model")
-    inputs = network_inputs(model, data)
-    flops = count_flops(model.model, *inputs)
-    memory = training_memory_estimate(model.model, *network_inputs(model, data, data.batch_size))
+    network, inputs = model.network, model.network_inputs(data)
+    flops = count_flops(network, *inputs)
+    memory = training_memory_estimate(network, *model.network_inputs(data, data.batch_size))
     print(OmegaConf.to_yaml(OmegaConf.create(dict(config))))
-    print(f"backbone            {type(model.model.diffusion_model).__name__}")
-    print(f"parameters          {count_parameters(model.model) / 1e6:.2f} M")
+    backbone = getattr(network, "diffusion_model", network)
+    print(f"backbone            {type(backbone).__name__}")
+    print(f"parameters          {count_parameters(network) / 1e6:.2f} M")
     size = " x ".join(map(str, inputs[0].shape[2:]))
     print(f"FLOPs a forward     {flops / 1e9:.1f} G (batch 1, {size})")
     print(
@@ -197,19 +202,6 @@ def describe(config: Mapping[str, Any]) -> int:
     )
     print(f"precision           {resolve_precision('auto')} if auto; torch {torch.__version__}")
     return 0
-
-
-def network_inputs(model: Any, data: Any, batch: int = 1) -> Sequence[Any]:
-    """Return blank (x_t, t, condition) as ``model.model`` takes them."""
-    import torch
-
-    channels = len(data.conditions) * (2 * data.neighbours + 1)
-    presence = torch.ones(batch, len(data.conditions), dtype=torch.bool)
-    return (
-        torch.zeros(batch, *model.latent_shape),
-        torch.zeros(batch, dtype=torch.long),
-        model.encode_condition(torch.zeros(batch, channels, *data.image_size), presence),
-    )
 
 
 def _write_cost(folder: Path, trainer: Any, data: Any, seconds: float, finished: bool) -> None:
@@ -233,14 +225,14 @@ def _write_cost(folder: Path, trainer: Any, data: Any, seconds: float, finished:
     )
 
 
-def _say_what_next(folder: Path, trainer: Any, received: int | None) -> None:
+def _say_what_next(folder: Path, trainer: Any, received: int | None, following: str) -> None:
     if received:
         print(f"\nStopped after step {trainer.global_step}; nothing is lost. To continue:")
         print(f"  dsdiff train --resume {folder}")
     else:
         print(f"\nTrained {trainer.global_step} steps: {folder}")
         print("  pictures: samples/  curves: loss.svg, metrics.csv, tensorboard/")
-        print(f"  next: dsdiff sample {folder} --input SUBJECTS --output PREDICTIONS")
+        print(f"  next: {following.format(run=folder)}")
 
 
 def _quiet_lightning() -> None:

@@ -133,7 +133,7 @@ def write_imported(
     """
     require_free(folder, overwrite)
     origin = {"file": source.name, "sha256": sha256(source)}
-    metadata = {"schedule": model.schedule.to_dict(), "imported": origin}
+    metadata = {**model.facts(), "imported": origin}
     with folder_lock(folder):
         (folder / MODEL_FILE).unlink(missing_ok=True)  # never an old model beside a new config
         save_config(config, folder / CONFIG_FILE)
@@ -172,10 +172,7 @@ def require_usable(model: Any, data: Any) -> None:
         noise = KeyedNoise([(0,)], "cpu")
         image = model.eval().synthesise(condition, presence, noise, "ddim", 1)
         if image.shape != (1, 1, *size):
-            problem = (
-                f"the network predicts {image.shape[1]} channels for an image of 1; where the YAML "
-                "has learn_sigma, set it to false: the variance is left out"
-            )
+            problem = f"its images have {image.shape[1]} channels"
     except (ConfigError, RuntimeError) as error:
         if "DefaultCPUAllocator" in str(error):
             raise

@@ -7,24 +7,26 @@ and precision. ``LatentDiffusion`` is the LightningModule that trains and sample
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from ldm.errors import ConfigError, NonFiniteError
+from ldm.errors import ConfigError
 from ldm.losses.pointwise import POINTWISE_LOSSES
+from ldm.models.base import Config, RunModule, places
 from ldm.models.diffusion.gaussian import PARAMETERISATIONS, q_sample, target_of, to_x_0
+from ldm.models.diffusion.latent_cache import LatentCache
 from ldm.models.diffusion.noise import KeyedNoise
 from ldm.models.diffusion.samplers import get_sampler
 from ldm.models.diffusion.schedule import NoiseSchedule
-from ldm.modules.diffusionmodules.util import pad_to_multiple
+from ldm.modules.diffusionmodules.util import crop_to, pad_to_multiple
 from ldm.storage import stable_seed
 from ldm.util import as_pair, instantiate_from_config, nearest, resolve_target
 
-Config = Mapping[str, Any]
+log = logging.getLogger(__name__)
 
 
 # How a network gets the conditions: whether they follow the noisy channels, and the argument and
@@ -121,12 +123,12 @@ class DiffusionWrapper(nn.Module):
             raise ConfigError(
                 "CONFIG-SHAPE",
                 f"{type(self.diffusion_model).__name__} returned {given} for {tuple(x.shape)}: "
-                f"expected one tensor {expected}",
+                f"expected one tensor {expected}; where it has learn_sigma, set it to false",
             )
-        return output[(..., *(slice(0, n) for n in x_t.shape[2:]))].float()
+        return crop_to(output, x_t.shape[2:]).float()
 
 
-class LatentDiffusion(pl.LightningModule):
+class LatentDiffusion(RunModule):
     """Denoising diffusion of the target contrast in the space of a first stage.
 
     Args:
@@ -150,7 +152,10 @@ class LatentDiffusion(pl.LightningModule):
             that disentangles; each returns weighted terms, which are added and logged by name.
         schedule_config: ``target`` / ``params`` of the noise schedule.
         first_stage_config: ``target`` / ``params`` of the first stage.
-        scale_factor: latents are multiplied by it.
+        scale_factor: latents are multiplied by it; None: the number that was measured when the
+            first stage was trained (1 in pixel space).
+        cache_latents: encode each training slice once and keep its latents in memory (of each
+            process); for data without augmentation.
         conditioning_key, cond_stage_config: see :class:`DiffusionWrapper`.
         optimizer_config: ``target`` / ``params`` of a torch optimizer.
         warmup_steps: steps over which the learning rate rises linearly.
@@ -173,7 +178,8 @@ class LatentDiffusion(pl.LightningModule):
         loss_config: Mapping[str, Config | None] | None = None,
         schedule_config: Config | None = None,
         first_stage_config: Config | None = None,
-        scale_factor: float = 1.0,
+        scale_factor: float | None = None,
+        cache_latents: bool = False,
         conditioning_key: str = "concat",
         cond_stage_config: Config | None = None,
         optimizer_config: Config | None = None,
@@ -183,7 +189,7 @@ class LatentDiffusion(pl.LightningModule):
         temperature: float = 1.0,
         seed: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(optimizer_config, warmup_steps, seed)
         _require("parameterization", parameterization, PARAMETERISATIONS)
         _require("loss_type", loss_type, POINTWISE_LOSSES)
         get_sampler(sampler)
@@ -202,13 +208,17 @@ class LatentDiffusion(pl.LightningModule):
             first_stage_config or {"target": "ldm.models.autoencoder.IdentityFirstStage"},
             where="model.params.first_stage_config",
         ).requires_grad_(False)
-        self.scale_factor = scale_factor
+        if scale_factor is None:
+            scale_factor = getattr(self.first_stage_model, "scale_factor", 1.0)
+        self.scale_is_known, self.scale_factor = scale_factor is not None, scale_factor or 1.0
+        self.latent_cache = LatentCache() if cache_latents else None
         channels = self.first_stage_model.latent_channels
         self.gain, self.sparsity, self.anchor_channels = gain, sparsity, None
         if subtract is not None:
             first = (neighbours * len(conditions) + list(conditions).index(subtract)) * channels
             self.anchor_channels = slice(first, first + channels)
-        height, width = (n // self.first_stage_model.downsampling for n in as_pair(image_size))
+        divisor = self.first_stage_model.downsampling
+        height, width = (-(-n // divisor) for n in as_pair(image_size))  # images are padded
         self.model = DiffusionWrapper(
             unet_config,
             {
@@ -223,10 +233,73 @@ class LatentDiffusion(pl.LightningModule):
         )
         self.latent_shape = (channels, height, width)
         self.feature_losses = self._feature_losses(loss_config or {})
-        self.optimizer_config = optimizer_config or {"target": "torch.optim.AdamW"}
-        self.warmup_steps = warmup_steps
         self.sampler, self.sampling_steps, self.temperature = sampler, sampling_steps, temperature
-        self.seed = seed
+
+    next_command = "dsdiff sample {run} --input SUBJECTS --output PREDICTIONS"
+
+    @property
+    def network(self) -> nn.Module:
+        """The backbone in its wrapper."""
+        return self.model
+
+    @torch.no_grad()
+    def network_inputs(self, data: Any, batch: int = 1) -> Sequence[Tensor]:
+        """Return blank (x_t, t, condition) as ``model`` takes them."""
+        contrasts = len(data.conditions)
+        images = torch.zeros(batch, contrasts * (2 * data.neighbours + 1), *data.image_size)
+        condition = self.encode_condition(images, torch.ones(batch, contrasts, dtype=torch.bool))
+        return (
+            torch.zeros(batch, *self.latent_shape),
+            torch.zeros(batch, dtype=torch.long),
+            condition,
+        )
+
+    def check_start(self, data: Any) -> None:
+        """Refuse a first stage without weights, report one that was trained on held-out patients.
+
+        Raises:
+            ConfigError: CONFIG-MISSING (weights, scale), CONFIG-VALUE (cache of augmented slices).
+        """
+        first = self.first_stage_model
+        if not getattr(first, "trained", True):
+            raise ConfigError(
+                "CONFIG-MISSING",
+                "the first stage has no weights: give "
+                "model.params.first_stage_config.params.path=RUN, a trained autoencoder",
+            )
+        if not self.scale_is_known:
+            raise ConfigError(
+                "CONFIG-MISSING",
+                "the scale of the first stage's latents is not known: give "
+                "model.params.scale_factor, 1 / the standard deviation of its latents",
+            )
+        if self.latent_cache is not None and data.augmentation_config:
+            raise ConfigError(
+                "CONFIG-VALUE",
+                "model.params.cache_latents keeps one version of a slice, but slices are "
+                "augmented: give data.params.augmentation_config=null too",
+            )
+        held_out = {*data.split["val"], *data.split["test"]}
+        if seen := sorted(held_out & set(getattr(first, "train_subjects", ()))):
+            log.warning("the first stage was trained on held-out patients: %s", ", ".join(seen))
+
+    def portable_params(self) -> dict[str, Any]:
+        """Return the first stage without its file: the run's own weights hold it."""
+        first = getattr(self.first_stage_model, "portable_config", None)
+        return {"first_stage_config": first, "scale_factor": self.scale_factor} if first else {}
+
+    def facts(self) -> dict[str, Any]:
+        """Return the noise schedule and, in latent space, the scale."""
+        scale = (
+            {"scale_factor": self.scale_factor} if self.first_stage_model.downsampling > 1 else {}
+        )
+        return {"schedule": self.schedule.to_dict(), **scale}
+
+    def train(self, mode: bool = True) -> LatentDiffusion:
+        """Set the mode of the backbone; the first stage is never in training mode."""
+        super().train(mode)
+        self.first_stage_model.eval()
+        return self
 
     def _feature_losses(self, loss_config: Mapping[str, Config | None]) -> nn.ModuleDict:
         wanted = {name: node for name, node in loss_config.items() if node}
@@ -243,15 +316,20 @@ class LatentDiffusion(pl.LightningModule):
         )
 
     def encode(self, images: Tensor) -> Tensor:
-        """Return the latents (B, M*C, h, w) of images (B, M, H, W), each encoded by itself."""
-        single = images.flatten(0, 1).unsqueeze(1)  # (B*M, 1, H, W)
-        encoded = self.first_stage_model.encode(single)
-        latents = encoded if isinstance(encoded, Tensor) else encoded.mode()  # means, not samples
-        return (latents * self.scale_factor).unflatten(0, images.shape[:2]).flatten(1, 2)
+        """Return the latents (B, M*C, h, w) of images (B, M, H, W), each encoded by itself.
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Return the images (B, 1, H, W) of latents (B, C, h, w)."""
-        return self.first_stage_model.decode(latents / self.scale_factor)
+        Sizes that the first stage cannot divide are padded.
+        """
+        single = images.flatten(0, 1).unsqueeze(1)  # (B*M, 1, H, W)
+        encoded = self.first_stage_model.encode(
+            pad_to_multiple(single, self.first_stage_model.downsampling)
+        )
+        latents = encoded if isinstance(encoded, Tensor) else encoded.mode()  # means, not samples
+        return (latents.float() * self.scale_factor).unflatten(0, images.shape[:2]).flatten(1, 2)
+
+    def decode(self, latents: Tensor, size: Sequence[int]) -> Tensor:
+        """Return the images (B, 1, *size) of latents (B, C, h, w)."""
+        return crop_to(self.first_stage_model.decode(latents / self.scale_factor), size).float()
 
     def encode_condition(self, condition: Tensor, presence: Tensor) -> Tensor:
         """Return the latents of condition (B, N*M, H, W) of which ``presence`` (B, M) says what is.
@@ -261,6 +339,15 @@ class LatentDiffusion(pl.LightningModule):
         repeats = condition.shape[1] // presence.shape[1]
         mask = presence.repeat(1, repeats)[:, :, None, None]
         return self.encode(torch.where(mask, condition, 0.0))
+
+    def encode_batch(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """Return the encoded conditions and x_0 of a batch."""
+        if self.latent_cache is not None and self.training:
+            condition, target = self.latent_cache.encode(batch, self.encode)
+        else:
+            condition = self.encode_condition(batch["condition"], batch["presence"])
+            target = self.encode(batch["target"])
+        return condition, self.to_data(target, condition)
 
     def to_data(self, latents: Tensor, condition: Tensor) -> Tensor:
         """Return what is diffused, x_0, for latents of the target and the encoded conditions."""
@@ -276,8 +363,7 @@ class LatentDiffusion(pl.LightningModule):
 
     def batch_loss(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Return the training loss of a batch by component; ``loss`` is the sum to minimise."""
-        condition = self.encode_condition(batch["condition"], batch["presence"])
-        x_0 = self.to_data(self.encode(batch["target"]), condition)
+        condition, x_0 = self.encode_batch(batch)
         t = torch.randint(len(self.schedule), (len(x_0),)).to(x_0.device)
         eps = torch.randn(x_0.shape).to(x_0.device)
         x_t = q_sample(x_0, t, eps, self.schedule)
@@ -346,7 +432,7 @@ class LatentDiffusion(pl.LightningModule):
         """
         latents = self.encode_condition(condition, presence)
         x_0 = self.generate(latents, noise, sampler, steps, **options)
-        return self.decode(self.from_data(x_0, latents)).clamp(-1, 1)
+        return self.decode(self.from_data(x_0, latents), condition.shape[2:]).clamp(-1, 1)
 
     def generate(
         self,
@@ -366,27 +452,9 @@ class LatentDiffusion(pl.LightningModule):
         """Return how often the backbone runs to sample one slice in ``steps``."""
         return steps
 
-    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
-        """Return the loss of a batch; its noise depends on (seed, rank, step) only.
-
-        Raises:
-            NonFiniteError: NONFINITE-LOSS, before any weight changes.
-        """
-        drawn = self.trainer.fit_loop.epoch_loop.total_batch_idx  # batch_idx restarts on resume
-        torch.manual_seed(stable_seed(self.seed, "step", self.global_rank, drawn))
-        losses = self.batch_loss(batch)
-        if not torch.isfinite(losses["loss"]):
-            raise NonFiniteError(
-                "NONFINITE-LOSS",
-                f"loss is {losses['loss'].item()} at step {self.global_step} on {_cases(batch)}; "
-                "the checkpoint is from before; try a lower learning rate or precision=32",
-            )
-        self.log_dict({f"train/{name}": value for name, value in losses.items()}, prog_bar=True)
-        return losses["loss"]
-
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Tensor]:
         """Log the loss and the quality of sampled slices; return them for pictures."""
-        keys = [(self.seed, *key) for key in _places(batch)]
+        keys = [(self.seed, *key) for key in places(batch)]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stable_seed(self.seed, "validation", batch_idx))
             loss = self.batch_loss(batch)["loss"]
@@ -395,13 +463,7 @@ class LatentDiffusion(pl.LightningModule):
             batch["presence"],
             KeyedNoise(keys, self.device, self.temperature),
         )
-        error = (synthetic - batch["target"])[batch["brain"]]
-        metrics = {
-            "val/loss": loss,
-            "val/psnr": 10 * torch.log10(4 / error.square().mean()),  # the range of [-1, 1] is 2
-            "val/mae": error.abs().mean(),
-        }
-        self.log_dict(metrics, prog_bar=True, batch_size=len(synthetic), sync_dist=True)
+        self.log_validation(loss, synthetic, batch)
         return {"synthetic": synthetic}
 
     @torch.no_grad()
@@ -413,29 +475,13 @@ class LatentDiffusion(pl.LightningModule):
         """
         if not self.model.gives_features:
             return {}
-        condition = self.encode_condition(batch["condition"], batch["presence"])
-        x_0 = self.to_data(self.encode(batch["target"]), condition)
+        condition, x_0 = self.encode_batch(batch)
         t = torch.full((len(x_0),), len(self.schedule) // 2, device=x_0.device)
-        keys = [(self.seed, *key) for key in _places(batch)]
+        keys = [(self.seed, *key) for key in places(batch)]
         eps = KeyedNoise(keys, self.device).draw(tuple(x_0.shape[1:]))
         x_t = q_sample(x_0, t, eps, self.schedule)
         features = self.model.forward_with_features(x_t, t, condition)[1]
         return {kind: maps for kind, maps in features.items() if maps}
-
-    def configure_optimizers(self) -> dict[str, Any]:
-        """Return the optimizer, with a linear warm-up counted in steps."""
-        trainable = [p for p in self.parameters() if p.requires_grad]
-        optimizer = instantiate_from_config(
-            self.optimizer_config, where="model.params.optimizer_config", params=trainable
-        )
-        warmup = max(1, self.warmup_steps)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: min(1.0, (step + 1) / warmup)
-        )
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
-        }
 
 
 class OneStepRegression(LatentDiffusion):
@@ -445,7 +491,7 @@ class OneStepRegression(LatentDiffusion):
     are those of the diffusion model that it is compared with.
     """
 
-    def network_inputs(self, condition: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def blank_inputs(self, condition: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return blank noisy channels (B, C, h, w), the last timestep (B,), and the conditions."""
         batch, size = len(condition), condition.shape[2:]
         blank = condition.new_zeros(batch, self.latent_shape[0], *size)
@@ -454,14 +500,13 @@ class OneStepRegression(LatentDiffusion):
 
     def batch_loss(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Return the loss between prediction and target."""
-        condition = self.encode_condition(batch["condition"], batch["presence"])
-        x_0 = self.to_data(self.encode(batch["target"]), condition)
-        predicted, terms = self.output_and_feature_losses(*self.network_inputs(condition))
+        condition, x_0 = self.encode_batch(batch)
+        predicted, terms = self.output_and_feature_losses(*self.blank_inputs(condition))
         return self.total_loss(self.loss(predicted, x_0).mean(), predicted, terms)
 
     def generate(self, latents: Tensor, *args: Any, **options: Any) -> Tensor:
         """Return the prediction; noise, sampler and steps have no effect."""
-        return self.model(*self.network_inputs(latents))
+        return self.model(*self.blank_inputs(latents))
 
     def network_calls(self, steps: int) -> int:
         """Return 1."""
@@ -474,11 +519,3 @@ def _require(name: str, value: str, known: Mapping[str, Any]) -> None:
             "CONFIG-VALUE",
             f"model.params.{name} is '{value}'{nearest(value, known)}: expected {', '.join(known)}",
         )
-
-
-def _places(batch: Mapping[str, Any]) -> list[tuple[str, int]]:
-    return list(zip(batch["subject"], batch["slice"].tolist(), strict=True))
-
-
-def _cases(batch: Mapping[str, Any]) -> str:
-    return ", ".join(f"{subject} slice {index}" for subject, index in _places(batch))

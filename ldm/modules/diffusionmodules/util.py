@@ -21,6 +21,20 @@ def conv_nd(dims: int, *args: Any, **kwargs: Any) -> nn.Module:
     return getattr(nn, f"Conv{dims}d")(*args, **kwargs)
 
 
+class GroupNorm(nn.GroupNorm):
+    """Group norm that trains fast in bf16 on a CPU: 10 to 30 times as fast in the backward pass.
+
+    torch's backward of a channels-last map in bf16 is that much slower on a CPU than of a
+    contiguous one (torch 2.13), which was most of a training step; two copies are cheap beside it.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        on_cpu = x.dtype == torch.bfloat16 and x.device.type == "cpu" and torch.is_grad_enabled()
+        if on_cpu and x.ndim == 4 and not x.is_contiguous():
+            return super().forward(x.contiguous()).contiguous(memory_format=torch.channels_last)
+        return super().forward(x)
+
+
 def normalization(channels: int, eps: float = 1e-5) -> nn.GroupNorm:
     """Return a group norm of 32 groups; on bf16 input torch accumulates its statistics in fp32.
 
@@ -33,7 +47,7 @@ def normalization(channels: int, eps: float = 1e-5) -> nn.GroupNorm:
             f"{channels} channels cannot be normalised in {GROUPS} groups: "
             f"choose model_channels * channel_mult as a multiple of {GROUPS}",
         )
-    return nn.GroupNorm(GROUPS, channels, eps=eps)
+    return GroupNorm(GROUPS, channels, eps=eps)
 
 
 def check_image(x: Tensor, in_channels: int, dims: int, divisor: int | Sequence[int]) -> None:
@@ -65,6 +79,11 @@ def pad_to_multiple(x: Tensor, divisor: int) -> Tensor:
     """Return x (B, C, *S) with its far edges repeated until ``divisor`` divides every size."""
     padding = [p for n in reversed(x.shape[2:]) for p in (0, -n % divisor)]
     return F.pad(x, padding, mode="replicate") if any(padding) else x
+
+
+def crop_to(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Return the first ``size`` pixels of x (B, C, *S) along each spatial axis."""
+    return x[(..., *(slice(0, n) for n in size))]
 
 
 def refuse_unused(**inputs: Tensor | None) -> None:

@@ -1,0 +1,131 @@
+"""The loss of the KL autoencoder: fidelity, a posterior near normal, and a patch discriminator."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from monai.networks.nets import PatchDiscriminator
+from torch import Tensor, nn
+
+from ldm.losses.perceptual import LPIPS, multi_scale_gradient
+
+
+class Posterior(Protocol):
+    """What the loss asks of a posterior of latents."""
+
+    def kl(self) -> Tensor:
+        """Return the divergence (B,) from the standard normal distribution, in nats."""
+
+
+class AutoencoderLoss(nn.Module):
+    """L1 + perceptual + KL + adversarial, and the hinge loss of the discriminator, in one sum.
+
+    One sum means one optimizer and one backward pass. The two players do not see each other's
+    gradient: the discriminator is trained on a detached reconstruction, and the reconstruction is
+    pulled along the discriminator's gradient with respect to it, which is computed beforehand.
+
+    That pull has ``disc_weight`` times the size of the gradient of the L1 term (whose norm over N
+    pixels is N^-1/2). Latent diffusion balances gradients too, at the last layer, where it takes
+    two more backward passes (Esser et al. 2021, equation 7).
+
+    The adversarial terms add gradients to ``loss`` but nothing to its value, so that its curve
+    means the same before and after ``disc_start``.
+
+    Args:
+        disc_start: optimizer step from which the discriminator learns and is listened to.
+        kl_weight: weight of the KL divergence in nats a pixel of the image.
+        perceptual_weight: weight of the perceptual term; 0: none.
+        disc_weight: see above; 0: no discriminator.
+        disc_num_layers, disc_in_channels, disc_channels: size of the discriminator (PatchGAN,
+            Isola et al. 2017). Its group norms keep no statistics.
+        lpips_weights, lpips_net: see :class:`ldm.losses.perceptual.LPIPS`; without weights
+            :func:`ldm.losses.perceptual.multi_scale_gradient` is the perceptual term.
+    """
+
+    def __init__(
+        self,
+        disc_start: int = 0,
+        kl_weight: float = 1e-6,
+        perceptual_weight: float = 1.0,
+        disc_weight: float = 0.1,
+        disc_num_layers: int = 3,
+        disc_in_channels: int = 1,
+        disc_channels: int = 64,
+        lpips_weights: str | None = None,
+        lpips_net: str = "vgg",
+    ) -> None:
+        super().__init__()
+        self.disc_start, self.disc_weight = disc_start, disc_weight
+        self.kl_weight, self.perceptual_weight = kl_weight, perceptual_weight
+        self.perceptual = LPIPS(lpips_weights, lpips_net) if lpips_weights else multi_scale_gradient
+        self.discriminator = None
+        if disc_weight:
+            self.discriminator = PatchDiscriminator(
+                spatial_dims=2,
+                channels=disc_channels,
+                in_channels=disc_in_channels,
+                num_layers_d=disc_num_layers,
+                norm=("GROUP", {"num_groups": 8}),
+            )
+
+    @property
+    def perceptual_name(self) -> str:
+        """What the perceptual term is."""
+        if not self.perceptual_weight:
+            return "none"
+        return "LPIPS" if isinstance(self.perceptual, LPIPS) else "multi-scale gradient"
+
+    def fidelity(
+        self, images: Tensor, reconstruction: Tensor, posterior: Posterior
+    ) -> dict[str, Tensor]:
+        """Return the loss without the adversarial terms, by component; ``loss`` is the sum.
+
+        Args:
+            images, reconstruction: (B, C, H, W).
+        """
+        reconstruction = reconstruction.float()
+        l1 = (reconstruction - images).abs().mean()
+        kl = posterior.kl().mean() / images[0].numel()
+        losses = {"loss": l1 + self.kl_weight * kl, "reconstruction": l1, "kl": kl}
+        if self.perceptual_weight:
+            losses["perceptual"] = self.perceptual(reconstruction, images)
+            losses["loss"] = losses["loss"] + self.perceptual_weight * losses["perceptual"]
+        return losses
+
+    def forward(
+        self, images: Tensor, reconstruction: Tensor, posterior: Posterior, step: int
+    ) -> dict[str, Tensor]:
+        """Return the training loss at an optimizer step; see :meth:`fidelity`."""
+        losses = self.fidelity(images, reconstruction, posterior)
+        if self.discriminator is None:
+            return losses
+        if step < self.disc_start:
+            # every process of a distributed training expects a gradient for every parameter
+            idle = sum(p.sum() for p in self.discriminator.parameters()) * 0.0
+            return {**losses, "loss": losses["loss"] + idle}
+        pull, hinge, generator = self.adversarial(images, reconstruction.float())
+        silent = pull + self.disc_weight * hinge  # or it would dominate the clipped gradient
+        return {
+            **losses,
+            "loss": losses["loss"] + (silent - silent.detach()),
+            "generator": generator,
+            "discriminator": hinge,
+        }
+
+    def adversarial(self, images: Tensor, reconstruction: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the term that pulls the reconstruction, the discriminator's loss, and -E[D]."""
+        fake = reconstruction.detach().requires_grad_()
+        score = self.discriminator(fake)[-1].float()
+        (ascent,) = torch.autograd.grad(score.mean(), fake, retain_graph=True)
+        size = self.disc_weight * fake.numel() ** -0.5
+        norm = torch.linalg.vector_norm(ascent).clamp_min(torch.finfo(ascent.dtype).tiny)
+        pull = -(ascent * (size / norm) * reconstruction).sum()
+        hinge = hinge_loss(self.discriminator(images)[-1].float(), score)
+        return pull, hinge, -score.mean().detach()
+
+
+def hinge_loss(real: Tensor, fake: Tensor) -> Tensor:
+    """Return half the mean of max(0, 1 - D(real)) + max(0, 1 + D(fake)) (Lim and Ye 2017)."""
+    return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())

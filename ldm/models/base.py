@@ -1,0 +1,122 @@
+"""What every model that ``dsdiff train`` trains has in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from ldm.errors import NonFiniteError
+from ldm.storage import stable_seed
+from ldm.util import instantiate_from_config
+
+Config = Mapping[str, Any]
+
+
+class RunModule(pl.LightningModule):
+    """A LightningModule whose training depends on (seed, rank, step) only, and stops before NaN.
+
+    A subclass gives ``batch_loss``, ``validation_step``, ``network`` and ``network_inputs``.
+
+    Args:
+        optimizer_config: ``target`` / ``params`` of a torch optimizer; None: AdamW.
+        warmup_steps: steps over which the learning rate rises linearly.
+        seed: seed of the training noise.
+
+    Attributes:
+        next_command: what a user types after the training of a run, with ``{run}`` for its folder.
+    """
+
+    next_command: str
+
+    def __init__(self, optimizer_config: Config | None, warmup_steps: int, seed: int) -> None:
+        super().__init__()
+        self.optimizer_config = optimizer_config or {"target": "torch.optim.AdamW"}
+        self.warmup_steps, self.seed = warmup_steps, seed
+
+    def batch_loss(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Return the training loss of a batch by component; ``loss`` is what is minimised."""
+        raise NotImplementedError
+
+    @property
+    def network(self) -> nn.Module:
+        """The network whose parameters and FLOPs are the model's."""
+        raise NotImplementedError
+
+    def network_inputs(self, data: Any, batch: int = 1) -> Sequence[Tensor]:
+        """Return blank inputs of ``network`` for the images of a data module."""
+        raise NotImplementedError
+
+    def check_start(self, data: Any) -> None:
+        """Refuse or report what is wrong with a new training on ``data``; resuming skips this."""
+
+    def portable_params(self) -> dict[str, Any]:
+        """Return constructor arguments to save instead of those that name files elsewhere."""
+        return {}
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the weights are only valid with; a loaded model must agree."""
+        return {}
+
+    def measure(self, data: Any) -> dict[str, Any]:
+        """Return what is saved beside the weights; called on the averaged model at each save."""
+        return {}
+
+    def features(self, batch: Mapping[str, Any]) -> dict[str, list[Tensor]]:
+        """Return what the network disentangles of a batch, {kind: [(B, C, *S) a stream]}."""
+        return {}
+
+    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
+        """Return the loss of a batch; its noise depends on (seed, rank, step) only.
+
+        Raises:
+            NonFiniteError: NONFINITE-LOSS, before any weight changes.
+        """
+        drawn = self.trainer.fit_loop.epoch_loop.total_batch_idx  # batch_idx restarts on resume
+        torch.manual_seed(stable_seed(self.seed, "step", self.global_rank, drawn))
+        losses = self.batch_loss(batch)
+        if not torch.isfinite(losses["loss"]):
+            raise NonFiniteError(
+                "NONFINITE-LOSS",
+                f"loss is {losses['loss'].item()} at step {self.global_step} on {_cases(batch)}; "
+                "the checkpoint is from before; try a lower learning rate or precision=32",
+            )
+        self.log_dict({f"train/{name}": value for name, value in losses.items()}, prog_bar=True)
+        return losses["loss"]
+
+    def log_validation(self, loss: Tensor, images: Tensor, batch: Mapping[str, Any]) -> None:
+        """Log the loss, and the quality of images (B, 1, H, W) as the target, inside the brain."""
+        error = (images - batch["target"])[batch["brain"]]
+        metrics = {
+            "val/loss": loss,
+            "val/psnr": 10 * torch.log10(4 / error.square().mean()),  # the range of [-1, 1] is 2
+            "val/mae": error.abs().mean(),
+        }
+        self.log_dict(metrics, prog_bar=True, batch_size=len(images), sync_dist=True)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Return the optimizer, with a linear warm-up counted in steps."""
+        trainable = [p for p in self.parameters() if p.requires_grad]
+        optimizer = instantiate_from_config(
+            self.optimizer_config, where="model.params.optimizer_config", params=trainable
+        )
+        warmup = max(1, self.warmup_steps)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: min(1.0, (step + 1) / warmup)
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+
+def places(batch: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """Return (subject, slice) of each item of a batch."""
+    return list(zip(batch["subject"], batch["slice"].tolist(), strict=True))
+
+
+def _cases(batch: Mapping[str, Any]) -> str:
+    return ", ".join(f"{subject} slice {index}" for subject, index in places(batch))
