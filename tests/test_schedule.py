@@ -234,7 +234,7 @@ def test_a_schedule_is_its_arguments():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": "lineal"}, "'lineal'; expected linear, scaled_linear or cosine"),
+        ({"name": "lineal"}, "'lineal'; expected linear, scaled_linear, sqrt, cosine or sigmoid"),
         ({"timesteps": 1}, "timesteps is 1; expected an integer of at least 2"),
         ({"timesteps": "many"}, "timesteps is 'many'"),
         ({"timesteps": 10.0}, "timesteps is 10.0"),
