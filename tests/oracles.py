@@ -36,12 +36,11 @@ def toy_denoiser(kind, schedule):
     return denoise
 
 
-def even_in_lambda(schedule, steps, first=None):
-    """The real timesteps from T-1, or another first, to 0 at equal distances in lambda."""
-    first = len(schedule) - 1.0 if first is None else float(first)
-    ends = schedule.half_log_snr(torch.tensor([first, 0])).tolist()
+def even_in_lambda(schedule, steps, start=999.0, end=0.0):
+    """The real timesteps between two at equal distances in lambda."""
+    ends = schedule.half_log_snr(torch.tensor([start, end])).tolist()
     grid = schedule.timestep_of(torch.linspace(*ends, steps + 1, dtype=torch.float64))
-    return [first, *grid[1:-1].tolist(), 0.0]
+    return [start, *grid[1:-1].tolist(), end]
 
 
 @dataclass
