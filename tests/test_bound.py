@@ -7,6 +7,7 @@ import torch
 from scipy.stats import norm
 
 from ldm.errors import ConfigError
+from ldm.losses.pointwise import l1
 from ldm.models.diffusion.bound import (
     LOSSES,
     bound_term,
@@ -15,7 +16,7 @@ from ldm.models.diffusion.bound import (
     normal_kl,
     prior_term,
 )
-from ldm.models.diffusion.gaussian import PARAMETERISATIONS, q_sample, target_of
+from ldm.models.diffusion.gaussian import PARAMETERISATIONS, p2_weight, q_sample, target_of
 from ldm.models.diffusion.schedule import FlowSchedule, NoiseSchedule
 
 LINEAR = NoiseSchedule()
@@ -64,7 +65,7 @@ def test_a_perfect_prediction_costs_nothing_but_the_first_bin(schedule):
         output = target_of(kind, x_0, eps, t, schedule)
         terms = bound_term(kind, output, x_0, x_t, t, schedule)
         torch.testing.assert_close(terms[1:], torch.zeros(999).double(), rtol=0, atol=1e-9)
-        loss = diffusion_loss("mse", kind, output, x_0, eps, x_t, t, schedule)
+        loss = diffusion_loss("mse", kind, output, x_0, eps, t, schedule)
         assert loss["loss"].abs().max() == 0
     # the mass of N(0, exp(log beta~_1)) within half a bin of 2/255
     mass = 2 * norm.cdf(1 / 255 / math.sqrt(beta_tilde(schedule, 1))) - 1
@@ -99,11 +100,11 @@ def test_prior_term_by_hand():
 
 @pytest.mark.parametrize("kind", PARAMETERISATIONS)
 def test_beside_a_squared_error_the_bound_trains_the_variance_only(kind):
-    x_0, eps, x_t, t = (each[::100] for each in item_for_each_timestep())
+    x_0, eps, _, t = (each[::100] for each in item_for_each_timestep())
     output = torch.zeros(10, 4, 3, 3, dtype=torch.float64, requires_grad=True)
 
     def gradient(name):
-        losses = diffusion_loss(name, kind, output, x_0, eps, x_t, t, LINEAR, "learned_range")
+        losses = diffusion_loss(name, kind, output, x_0, eps, t, LINEAR, "learned_range")
         return torch.autograd.grad(losses["loss"].sum(), output)[0].chunk(2, dim=1)
 
     of_prediction, of_variance = gradient("hybrid")
@@ -118,21 +119,37 @@ def test_losses_relate_as_their_names_say():
     schedule = NoiseSchedule(timesteps=250)
     x_0, eps, x_t, t = item_for_each_timestep(schedule)
     output = torch.cat([eps + 0.1, torch.zeros_like(eps)], dim=1)
-    arguments = "eps", output, x_0, eps, x_t, t, schedule, "learned_range"
+    arguments = "eps", output, x_0, eps, t, schedule, "learned_range"
     loss = {name: diffusion_loss(name, *arguments) for name in LOSSES}
     bound = bound_term("eps", output, x_0, x_t, t, schedule, "learned_range")
     for name, of_bound in (("kl", 1), ("rescaled_kl", 250), ("mse", 1), ("rescaled_mse", 0.25)):
         torch.testing.assert_close(loss[name]["vb"], of_bound * bound)
-        assert torch.equal(loss[name]["loss"], loss[name].get("mse", 0) + loss[name]["vb"])
+        assert torch.equal(loss[name]["loss"], loss[name].get("fit", 0) + loss[name]["vb"])
     assert torch.equal(loss["hybrid"]["loss"], loss["rescaled_mse"]["loss"])
-    torch.testing.assert_close(loss["mse"]["mse"], torch.full((250,), 0.01).double())
-    fixed = diffusion_loss("mse", "eps", eps + 0.1, x_0, eps, x_t, t, schedule)
-    assert set(fixed) == {"loss", "mse"}
+    torch.testing.assert_close(loss["mse"]["fit"], torch.full((250,), 0.01).double())
+    fixed = diffusion_loss("mse", "eps", eps + 0.1, x_0, eps, t, schedule)
+    assert set(fixed) == {"loss", "fit"}
+
+
+def test_the_error_may_be_another_and_weighted():
+    x_0, eps, x_t, t = item_for_each_timestep()
+    loss = diffusion_loss(
+        "mse",
+        "eps",
+        eps + 0.1,
+        x_0,
+        eps,
+        t,
+        LINEAR,
+        pointwise=l1,
+        weight=p2_weight("eps", x_t, t, LINEAR),
+    )
+    torch.testing.assert_close(loss["loss"], 0.1 / (1 + LINEAR.snr), rtol=1e-9, atol=0)
 
 
 def test_losses_that_cannot_be_are_refused():
     x = torch.zeros(1, 1, 2, 2)
-    arguments = "eps", x, x, x, x, torch.tensor([0]), LINEAR
+    arguments = "eps", x, x, x, torch.tensor([0]), LINEAR
     with pytest.raises(ConfigError, match="'vlb'; expected one of mse, rescaled_mse, hybrid"):
         diffusion_loss("vlb", *arguments)
     with pytest.raises(ConfigError, match="'hybrid' with variance 'fixed_small'"):

@@ -171,9 +171,9 @@ def reverse_step(mean, part):
 
 @reproduces("guided_losses/{mean}/{loss}/{part}")
 def training_loss(mean, loss, part):
-    x_t, t = noisy(), given("t")
-    arguments = given("x_0"), given("noise"), x_t, t, LINEAR, "learned_range"
-    return diffusion_loss(loss.lower(), KINDS[mean], toy_with_variance(x_t, t), *arguments)[part]
+    output = toy_with_variance(noisy(), given("t"))
+    arguments = output, given("x_0"), given("noise"), given("t"), LINEAR, "learned_range"
+    return diffusion_loss(loss.lower(), KINDS[mean], *arguments)[{"mse": "fit"}.get(part, part)]
 
 
 @reproduces("guided_prior_bpd")

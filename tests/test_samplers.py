@@ -378,7 +378,10 @@ def test_arithmetic_is_float32_around_a_bfloat16_network(sampler):
         return torch.tanh(x).bfloat16()
 
     x_T = torch.randn(2, 1, 4, 4).bfloat16()
-    assert sampler(denoise, x_T, LINEAR, 4).dtype == torch.float32
+    x_0 = sampler(denoise, x_T, LINEAR, 4, noise=fixed_noise)
+    assert x_0.dtype == torch.float32
+    rounded = sampler(lambda x, t: denoise(x, t).float(), x_T, LINEAR, 4, noise=fixed_noise)
+    assert torch.equal(x_0, rounded)  # the network's output is rounded, nothing after it
 
 
 @every_sampler

@@ -8,23 +8,26 @@ is taken for. x (B, C, ...), t (B,) integer timesteps; results (B,), averaged ov
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from ldm.errors import ConfigError
+from ldm.losses.pointwise import l2
 from ldm.models.diffusion.gaussian import (
     LEARNED,
     p_posterior,
     q_posterior,
+    q_sample,
     split_output,
     target_of,
     to_x_0,
 )
 from ldm.models.diffusion.schedule import Schedule
 
-# weights of the squared error and of the bound, the latter also for T timesteps
-LOSSES = {
+# weights of the error of the output and of the bound's term, given T timesteps
+LOSSES: dict[str, Callable[[int], tuple[float, float]]] = {
     "mse": lambda T: (1.0, 1.0),
     "rescaled_mse": lambda T: (1.0, T / 1000),
     "hybrid": lambda T: (1.0, T / 1000),  # L_simple + 0.001 L_vlb (Nichol & Dhariwal 2021, eq. 16)
@@ -107,20 +110,26 @@ def diffusion_loss(
     output: Tensor,
     x_0: Tensor,
     eps: Tensor,
-    x_t: Tensor,
     t: Tensor,
     schedule: Schedule,
     variance: str = "fixed_small",
+    pointwise: Callable[[Tensor, Tensor], Tensor] = l2,
+    weight: Tensor | float = 1.0,
 ) -> dict[str, Tensor]:
     """Training loss of each item by component, all (B,); ``loss`` is what to minimise.
 
     Args:
-        name: ``mse`` is the squared error of the output, plus the bound's term if the variance is
-            learned; ``rescaled_mse`` weighs that term with T / 1000; ``hybrid`` is the same but
-            insists on a learned variance; ``kl`` is the bound's term alone, ``rescaled_kl`` T times
-            it. Beside a squared error the bound trains the variance only (Nichol & Dhariwal 2021,
-            section 3.1).
-        eps: (B, C, ...) noise in x_t. All other arguments as in :func:`bound_term`.
+        name: ``mse`` is the error of the output, ``fit``, plus the bound's term ``vb`` if the
+            variance is learned; ``rescaled_mse`` weighs that term with T / 1000; ``hybrid`` is the
+            same but insists on a learned variance; ``kl`` is the bound's term alone,
+            ``rescaled_kl`` T times it. Beside an error of the output the bound trains the variance
+            only (Nichol & Dhariwal 2021, section 3.1).
+        eps: (B, C, ...) noise that was added to x_0.
+        pointwise: the error, squared if nothing else is said.
+        weight: (B, 1, ...) of the error, such as one of
+            :data:`~ldm.models.diffusion.gaussian.LOSS_WEIGHTS`.
+
+    All other arguments are those of :func:`bound_term`.
 
     Raises:
         ConfigError: CONFIG-VALUE for an unknown name, or for hybrid without learned variance.
@@ -137,14 +146,13 @@ def diffusion_loss(
     prediction, values = split_output(output, variance)
     losses = {}
     if of_error:
-        error = prediction - target_of(kind, x_0, eps, t, schedule)
-        losses["mse"] = error.square().flatten(1).mean(dim=1)
-        output = (
-            prediction.detach() if values is None else torch.cat([prediction.detach(), values], 1)
-        )
+        error = weight * pointwise(prediction, target_of(kind, x_0, eps, t, schedule))
+        losses["fit"] = of_error * error.flatten(1).mean(dim=1)
+    if of_error and values is not None:
+        output = torch.cat([prediction.detach(), values], dim=1)
     if not of_error or values is not None:
-        term = bound_term(kind, output, x_0, x_t, t, schedule, variance)
-        losses["vb"] = of_bound * term
+        x_t = q_sample(x_0, t, eps, schedule)
+        losses["vb"] = of_bound * bound_term(kind, output, x_0, x_t, t, schedule, variance)
     return {"loss": sum(losses.values()), **losses}
 
 
