@@ -118,6 +118,8 @@ def test_a_history_of_another_shape_is_refused():
     with pytest.raises(CheckpointError, match=r"\(3, 2\); expected \(4, 10\)") as caught:
         ImportanceTimesteps(4).load_state_dict(with_history([1.0] * 3).state_dict())
     assert caught.value.code == "CKPT-MISMATCH"
+    with pytest.raises(CheckpointError, match=r"absent; expected \(4, 10\)"):
+        ImportanceTimesteps(4).load_state_dict(UniformTimesteps(4).state_dict())
 
 
 @EVERY

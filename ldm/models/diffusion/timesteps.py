@@ -120,13 +120,14 @@ class ImportanceTimesteps(UniformTimesteps):
         """Go on from :meth:`state_dict`.
 
         Raises:
-            CheckpointError: CKPT-MISMATCH for a history of another shape.
+            CheckpointError: CKPT-MISMATCH for no history or one of another shape.
         """
-        if state["losses"].shape != self.losses.shape:
+        shape = tuple(state["losses"].shape) if "losses" in state else "absent"
+        if shape != tuple(self.losses.shape):
             raise CheckpointError(
                 "CKPT-MISMATCH",
-                f"history of losses is {tuple(state['losses'].shape)}; expected "
-                f"{tuple(self.losses.shape)}, timesteps and history as in the run that is resumed",
+                f"history of losses is {shape}; expected {tuple(self.losses.shape)}, "
+                "sampler of timesteps and its arguments as in the run that is resumed",
             )
         self.losses.copy_(state["losses"])
         self.seen.copy_(state["seen"])
