@@ -279,6 +279,16 @@ def test_respacing_that_cannot_be_is_refused(spec):
         respace(1000, spec)
 
 
+def test_stored_arguments_are_those_of_models_from_before_zero_terminal_snr():
+    assert NoiseSchedule("cosine").to_dict() == {
+        "name": "cosine",
+        "timesteps": 1000,
+        "linear_start": 1e-4,
+        "linear_end": 2e-2,
+        "cosine_s": 8e-3,
+    }
+
+
 def test_a_flow_schedule_is_its_arguments_too():
     stored = json.loads(json.dumps(FlowSchedule(50).to_dict()))
     assert FlowSchedule(**stored) == FlowSchedule(50) != FlowSchedule(51)
@@ -291,6 +301,8 @@ def test_a_schedule_is_its_arguments():
     stored = json.loads(json.dumps(schedule.to_dict()))
     assert NoiseSchedule(**stored) == schedule == pickle.loads(pickle.dumps(schedule))
     assert NoiseSchedule(**stored | {"timesteps": 501}) != schedule
+    rescaled = NoiseSchedule(**stored, zero_terminal_snr=True)
+    assert NoiseSchedule(**rescaled.to_dict()) == rescaled != schedule
     assert len(schedule) == 500
 
 

@@ -168,6 +168,13 @@ class NoiseSchedule(Schedule):
     def __post_init__(self) -> None:
         _ = self.betas  # a bad value is refused here, not at first use
 
+    def to_dict(self) -> dict[str, Any]:
+        """The arguments that build this schedule again, as plain numbers and strings."""
+        stored = asdict(self)
+        if not self.zero_terminal_snr:  # models stored before there was one still agree
+            del stored["zero_terminal_snr"]
+        return stored
+
     @cached_property
     def betas(self) -> Tensor:
         """(T,) float64, variances of the forward steps."""
