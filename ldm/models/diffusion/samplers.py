@@ -179,10 +179,15 @@ def get_sampler(name: str, **options: Any) -> Sampler:
     return functools.partial(SAMPLERS[name], **options)
 
 
-def network_calls(name: str, schedule: Schedule, steps: int) -> int:
-    """How often a sampler calls the network, found by letting it sample a number."""
+def network_calls(name: str, schedule: Schedule, steps: int, **options: Any) -> int:
+    """How often a sampler calls the network, found by letting it sample a number.
+
+    Raises:
+        ConfigError: see :func:`get_sampler`; CONFIG-VALUE for a count of steps without a grid.
+    """
     calls = []
-    get_sampler(name)(lambda x, t: calls.append(t) or x, torch.zeros(1, 1), schedule, steps)
+    sample = get_sampler(name, **options)
+    sample(lambda x, t: calls.append(t) or x, torch.zeros(1, 1), schedule, steps)
     return len(calls)
 
 
