@@ -51,7 +51,8 @@ def missing_line(expected: str, output: str) -> str | None:
 @pytest.fixture
 def clone(tmp_path) -> Path:
     """A copy of the repository, where the page may add files."""
-    for name in ("ldm", "guided_diffusion", "UNet_DS_Diff", "configs", "tests", "pyproject.toml"):
+    packages = ("ldm", "guided_diffusion", "UNet_DS_Diff")
+    for name in (*packages, "configs", "scripts", "tests", "docs", "pyproject.toml"):
         copy = shutil.copytree if (REPO / name).is_dir() else shutil.copy
         copy(REPO / name, tmp_path / "clone" / name)
     return tmp_path / "clone"
