@@ -98,6 +98,8 @@ class LatentDiffusion(RunModule):
         seed: seed of the training noise, which is a function of (seed, rank, step).
     """
 
+    next_command = "dsdiff sample {run} --input SUBJECTS --output PREDICTIONS"
+
     def __init__(
         self,
         unet_config: Config,
@@ -164,8 +166,6 @@ class LatentDiffusion(RunModule):
         )
         self.latent_shape = (channels, height, width)
         self.sampler, self.sampling_steps, self.temperature = sampler, sampling_steps, temperature
-
-    next_command = "dsdiff sample {run} --input SUBJECTS --output PREDICTIONS"
 
     @property
     def network(self) -> nn.Module:
