@@ -182,6 +182,9 @@ class LatentDiffusion(RunModule):
         seed: seed of the training noise, which is a function of (seed, rank, step).
     """
 
+    has_reverse_steps = True  # whose variance may be learned
+    next_command = "dsdiff sample {run} --input SUBJECTS --output PREDICTIONS"
+
     def __init__(
         self,
         unet_config: Config,
@@ -271,9 +274,6 @@ class LatentDiffusion(RunModule):
         self.latent_shape = (channels, height, width)
         self.feature_losses = self._feature_losses(loss_config or {})
         self.sampler, self.sampling_steps, self.temperature = sampler, sampling_steps, temperature
-
-    has_reverse_steps = True  # whose variance may be learned
-    next_command = "dsdiff sample {run} --input SUBJECTS --output PREDICTIONS"
 
     @property
     def network(self) -> nn.Module:
