@@ -35,7 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--subjects", nargs="+", metavar="ID", help="only these (default: all)")
     parser.add_argument("--sampler", help="ddim, ddpm or dpmpp_2m (default: the model's)")
-    parser.add_argument("--steps", type=int, help="network calls a slice (default: the model's)")
+    parser.add_argument(
+        "--steps", type=int, help="network calls a slice or window (default: the model's)"
+    )
     parser.add_argument("--eta", type=float, help="ddim: 0 deterministic (default) to 1 as ddpm")
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise (default: 0)")
     parser.add_argument(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
 
-SIGMA = 1 / 6  # of a window: from one window to the next in the widest ramp without a step
+SIGMA = 1 / 6  # of a window: wide ramps between windows, and little weight (3 sigma) at their edges
 
 
 @dataclass(frozen=True)
