@@ -1,6 +1,7 @@
 """Exact denoisers: data distributions whose posterior mean E[x_0 | x_t] is known in closed form.
 
-A sampler that is given one has no network error, so what is left is its own error.
+A sampler that is given one has no network error, so what is left is its own error. Besides, the toy
+network of the reference numbers.
 """
 
 from __future__ import annotations
@@ -15,6 +16,31 @@ from scipy.integrate import solve_ivp
 def exact_denoiser(data, schedule):
     """denoise(x_t, t) of the samplers, for x_t (B, D) and one timestep for all items."""
     return lambda x, t: data.x_0(x, schedule.alpha(t[:1]), schedule.sigma(t[:1]))
+
+
+def toy(x, t):
+    """The network of the reference numbers (mathematics.json), x (B, C, H, W), t (B,)."""
+    time = t.view(-1, 1, 1, 1)
+    return torch.tanh(x * (1.5 - time / 1000)) * torch.cos(3 * time / 1000) + 0.1 * x
+
+
+def toy_denoiser(kind, schedule):
+    """The same as denoise(x_t, t), at real timesteps."""
+
+    def denoise(x, t):
+        output = toy(x, t)
+        alpha, sigma = schedule.alpha(t).view(-1, 1, 1, 1), schedule.sigma(t).view(-1, 1, 1, 1)
+        x_0 = {"eps": (x - sigma * output) / alpha, "v": alpha * x - sigma * output}[kind]
+        return x_0.to(x.dtype)
+
+    return denoise
+
+
+def even_in_lambda(schedule, steps, start=999.0, end=0.0):
+    """The real timesteps between two at equal distances in lambda."""
+    ends = schedule.half_log_snr(torch.tensor([start, end])).tolist()
+    grid = schedule.timestep_of(torch.linspace(*ends, steps + 1, dtype=torch.float64))
+    return [start, *grid[1:-1].tolist(), end]
 
 
 @dataclass
@@ -74,8 +100,8 @@ class TwoModes:
         alpha = schedule.alpha(torch.tensor([start, end]))
 
         def slope(half_log_snr, y):
-            alpha = torch.sigmoid(2 * torch.tensor(half_log_snr).double()).sqrt()
-            sigma = torch.sqrt(1 - alpha**2)
+            t = schedule.timestep_of(torch.tensor([half_log_snr]).double())
+            alpha, sigma = schedule.alpha(t), schedule.sigma(t)
             return self.x_0(alpha * torch.from_numpy(y), alpha, sigma).numpy() - y
 
         y_start = (x / alpha[0]).numpy().ravel()

@@ -1,8 +1,8 @@
-"""The forward process, its posterior, the parameterisations and the pointwise losses."""
+"""The forward process, its posterior, the parameterisations and the pointwise losses.
 
-from pathlib import Path
+Numbers of the public implementations are in test_mathematics.py.
+"""
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,32 +10,27 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from ldm.errors import ConfigError
-from ldm.losses.pointwise import POINTWISE_LOSSES, charbonnier, l2
+from ldm.losses.pointwise import POINTWISE_LOSSES, charbonnier
 from ldm.models.diffusion.gaussian import (
     PARAMETERISATIONS,
+    check_parameterisation,
     min_snr_weight,
+    p2_weight,
+    p_posterior,
     posterior_coefficients,
     q_posterior,
     q_sample,
+    split_output,
     target_of,
     to_eps,
     to_x_0,
 )
-from ldm.models.diffusion.schedule import NoiseSchedule
+from ldm.models.diffusion.schedule import FlowSchedule, NoiseSchedule
 
-REFERENCE = np.load(Path(__file__).parent / "reference" / "mathematics.npz")
 LINEAR = NoiseSchedule()
+FROM_NOISE = {"zero_snr": NoiseSchedule(zero_terminal_snr=True), "flow": FlowSchedule()}
+from_noise = pytest.mark.parametrize("schedule", FROM_NOISE.values(), ids=FROM_NOISE)
 every_kind = pytest.mark.parametrize("kind", PARAMETERISATIONS)
-
-
-def reference(key):
-    return torch.from_numpy(REFERENCE[key])
-
-
-def toy(x, t):
-    """The network of the reference numbers (mathematics.json)."""
-    t = t.view(-1, 1, 1, 1)
-    return torch.tanh(x * (1.5 - t / 1000)) * torch.cos(3 * t / 1000) + 0.1 * x
 
 
 def every_timestep(schedule=LINEAR, dtype=torch.float64):
@@ -47,11 +42,6 @@ def every_timestep(schedule=LINEAR, dtype=torch.float64):
     t = torch.arange(len(schedule))
     x_0, eps = x_0.to(dtype), eps.to(dtype)
     return x_0, eps, t, q_sample(x_0, t, eps, schedule)
-
-
-def test_forward_process_equals_guided_diffusion():
-    x_t = q_sample(reference("x_0"), reference("t"), reference("noise"), LINEAR)
-    torch.testing.assert_close(x_t, reference("guided_q_sample"), rtol=1e-5, atol=1e-6)
 
 
 def test_forward_process_has_the_moments_of_a_gaussian():
@@ -72,6 +62,28 @@ def test_every_parameterisation_gives_back_data_and_noise(kind, name):
     output = target_of(kind, x_0, eps, t, schedule)
     torch.testing.assert_close(to_x_0(kind, output, x_t, t, schedule), x_0, rtol=0, atol=1e-12)
     torch.testing.assert_close(to_eps(kind, output, x_t, t, schedule), eps, rtol=0, atol=1e-12)
+
+
+@from_noise
+@pytest.mark.parametrize("kind", ["x0", "v", "flow"])
+def test_parameterisations_that_know_x_0_in_pure_noise(kind, schedule):
+    x_0, eps, t, x_t = every_timestep(schedule)
+    output = target_of(kind, x_0, eps, t, schedule)
+    torch.testing.assert_close(to_x_0(kind, output, x_t, t, schedule), x_0, rtol=0, atol=1e-12)
+    torch.testing.assert_close(to_eps(kind, output, x_t, t, schedule), eps, rtol=0, atol=1e-12)
+
+
+@from_noise
+def test_eps_is_refused_where_the_path_starts_in_pure_noise(schedule):
+    """There eps is x_t itself and says nothing of x_0 (Lin et al. 2023)."""
+    x = torch.zeros(1, 1)
+    for use in (
+        lambda: check_parameterisation("eps", schedule),
+        lambda: target_of("eps", x, x, torch.tensor([0]), schedule),
+        lambda: to_x_0("eps", x, x, torch.tensor([0]), schedule),
+    ):
+        with pytest.raises(ConfigError, match="'eps' .* pure noise.*; expected v, x0 or flow"):
+            use()
 
 
 @pytest.mark.parametrize(("kind", "tolerance"), [("v", 1e-6), ("eps", 1e-5), ("x0", 1e-5)])
@@ -96,9 +108,20 @@ def test_v_is_the_velocity_on_the_circle_of_alpha_and_sigma():
     torch.testing.assert_close(target_of("v", x_0, eps, t, LINEAR), velocity, rtol=0, atol=1e-8)
 
 
+def test_flow_is_the_velocity_on_the_straight_path():
+    """d x / d time at every timestep, x from q_sample one step of 1/T on either side."""
+    schedule = FlowSchedule(100)
+    x_0, eps, t, _ = every_timestep(schedule)
+    inner = slice(1, 99)
+    ahead = q_sample(x_0[inner], t[inner] + 1, eps[inner], schedule)
+    behind = q_sample(x_0[inner], t[inner] - 1, eps[inner], schedule)
+    velocity = target_of("flow", x_0, eps, t, schedule)[inner]
+    torch.testing.assert_close(velocity, (ahead - behind) * 50, rtol=0, atol=1e-10)
+
+
 def test_an_unknown_parameterisation_is_refused():
     x = torch.zeros(1, 1)
-    with pytest.raises(ConfigError, match="'epsilon'; expected one of eps, x0, v"):
+    with pytest.raises(ConfigError, match="'epsilon'; expected one of eps, x0, v, flow"):
         to_x_0("epsilon", x, x, torch.tensor([0]), LINEAR)
 
 
@@ -126,35 +149,6 @@ def test_posterior_of_the_first_timestep_is_the_data():
     assert log_variance[0] == log_variance[1]
 
 
-def test_posterior_equals_guided_diffusion():
-    mean, variance, log_variance = q_posterior(
-        reference("x_0"), reference("guided_q_sample"), reference("t"), LINEAR
-    )
-    for ours, key in (
-        (mean, "mean"),
-        (variance, "variance"),
-        (log_variance, "log_variance_clipped"),
-    ):
-        expected = reference(f"guided_q_posterior/{key}")
-        torch.testing.assert_close(ours.expand_as(expected), expected, rtol=1e-5, atol=1e-7)
-
-
-def test_prediction_from_a_network_equals_guided_diffusion():
-    x_t, t = reference("guided_q_sample"), reference("t")
-    x_0 = to_x_0("eps", toy(x_t, t), x_t, t, LINEAR).clamp(-1, 1)
-    mean, _, _ = q_posterior(x_0, x_t, t, LINEAR)
-    key = "guided_p_mean_variance/EPSILON"
-    torch.testing.assert_close(x_0, reference(f"{key}/pred_xstart"), rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(mean, reference(f"{key}/mean"), rtol=1e-5, atol=1e-6)
-
-
-def test_simple_loss_equals_guided_diffusion():
-    x_t, t, noise = reference("guided_q_sample"), reference("t"), reference("noise")
-    loss = l2(toy(x_t, t), target_of("eps", reference("x_0"), noise, t, LINEAR))
-    expected = reference("guided_losses/EPSILON/MSE/mse")
-    torch.testing.assert_close(loss.mean(dim=(1, 2, 3)), expected, rtol=1e-5, atol=0)
-
-
 @settings(deadline=None)
 @given(t=st.integers(1, 999), s=st.integers(-1, 998))
 def test_a_long_posterior_step_keeps_the_marginals(t, s):
@@ -178,6 +172,67 @@ def test_min_snr_weights_by_hand():
         weight = min_snr_weight(kind, x, t, LINEAR)
         assert weight.shape == (1000, 1, 1, 1)
         torch.testing.assert_close(weight.flatten(), snr.clamp(max=5) / divisor, rtol=1e-10, atol=0)
+
+
+def test_p2_weights_by_hand():
+    """Choi et al. 2022, eq. 8, for eps: 1 / (1 + SNR); of v, 1 / (1 + SNR) times its share."""
+    t, x = torch.arange(1000), torch.zeros(1000, 1, dtype=torch.float64)
+    snr = LINEAR.snr
+    for kind, expected in (
+        ("eps", 1 / (1 + snr)),
+        ("x0", snr / (1 + snr)),
+        ("v", snr / (1 + snr) ** 2),
+    ):
+        weight = p2_weight(kind, x, t, LINEAR)
+        torch.testing.assert_close(weight.flatten(), expected, rtol=1e-10, atol=0)
+    milder = p2_weight("eps", x, t, LINEAR, gamma=0.5, k=2.0)
+    torch.testing.assert_close(milder.flatten(), (2 + snr) ** -0.5, rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize("weight", [min_snr_weight, p2_weight])
+@pytest.mark.parametrize("schedule", [LINEAR, *FROM_NOISE.values()])
+def test_weights_of_one_error_agree_between_parameterisations(weight, schedule):
+    """The weighted squared error is that of x_0, whichever output the error was made in."""
+    x_0, eps, t, x_t = every_timestep(schedule)
+    wrong = x_0 + 0.1
+    expected = weight("x0", x_t, t, schedule) * (wrong - x_0) ** 2
+    assert torch.isfinite(expected).all()
+    for kind in ("v", "flow"):
+        target = target_of(kind, x_0, eps, t, schedule)
+        output = target_of(kind, wrong, to_eps("x0", wrong, x_t, t, schedule), t, schedule)
+        error = weight(kind, x_t, t, schedule) * (output - target) ** 2
+        torch.testing.assert_close(error, expected, rtol=1e-6, atol=1e-12)
+
+
+def test_variances_of_the_reverse_step():
+    """Learned range runs from beta~ at -1 to beta at 1, geometrically."""
+    x_0, _, t, x_t = every_timestep()
+
+    def log_variance(variance, value=None):
+        values = None if value is None else torch.full_like(x_t, value)
+        mean, log_variance = p_posterior(x_0, values, x_t, t, LINEAR, variance)
+        assert torch.equal(mean, q_posterior(x_0, x_t, t, LINEAR)[0])
+        return log_variance[:, 0, 0, 0]
+
+    small, large = log_variance("fixed_small"), log_variance("fixed_large")
+    torch.testing.assert_close(large[1:].exp(), LINEAR.betas[1:], rtol=1e-9, atol=0)
+    assert (small[1:] < large[1:]).all()
+    assert small[0] == large[0] == small[1]  # beta would blur the image of the first timestep
+    for value, expected in ((-1.0, small), (1.0, large), (0.0, (small + large) / 2)):
+        ranged = log_variance("learned_range", value)
+        torch.testing.assert_close(ranged[1:], expected[1:], rtol=0, atol=1e-12)
+    assert (log_variance("learned", -3.0) == -3).all()
+
+
+def test_a_learned_variance_is_the_second_half_of_the_channels():
+    output = torch.randn(2, 6, 4, 4)
+    prediction, values = split_output(output, "learned_range")
+    assert torch.equal(torch.cat([prediction, values], dim=1), output)
+    assert split_output(output, "fixed_small") == (output, None)
+    with pytest.raises(ConfigError, match="returns 3 channels; expected two for each channel"):
+        split_output(output[:, :3], "learned")
+    with pytest.raises(ConfigError, match="'small'; expected one of fixed_small, fixed_large"):
+        split_output(output, "small")
 
 
 @pytest.mark.parametrize("name", POINTWISE_LOSSES)

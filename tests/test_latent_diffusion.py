@@ -258,3 +258,95 @@ def test_an_output_of_another_shape_is_refused():
     wrapper = DiffusionWrapper(probe(channel=0), {"in_channels": 5, "out_channels": 2})
     with pytest.raises(ConfigError, match=r"Probe returned \(1, 1, 8, 8\).*expected one tensor"):
         wrapper(torch.zeros(1, 2, 8, 8), torch.zeros(1), torch.zeros(1, 3, 8, 8))
+
+
+# ---- processes -----------------------------------------------------------------------------------
+
+
+class Doubling(nn.Module):
+    """A backbone that returns its first channel, as often as channels are wanted."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__()
+        self.weight, self.out_channels = nn.Parameter(torch.ones(1)), out_channels
+
+    def forward(self, x, timesteps, context=None, y=None):
+        return self.weight * x[:, :1].expand(-1, self.out_channels, -1, -1)
+
+
+FLOW = {"target": "ldm.models.diffusion.schedule.FlowSchedule"}
+ZERO_SNR = {
+    "target": "ldm.models.diffusion.schedule.NoiseSchedule",
+    "params": {"name": "scaled_linear", "zero_terminal_snr": True},
+}
+
+
+def process(cls=LatentDiffusion, **params):
+    return cls({"target": f"{__name__}.Doubling"}, **params)
+
+
+@pytest.mark.parametrize("variance", ["fixed_small", "fixed_large", "learned", "learned_range"])
+@pytest.mark.parametrize(
+    ("kind", "schedule"), [("eps", None), ("x0", None), ("v", ZERO_SNR), ("flow", FLOW)], ids=str
+)
+def test_every_process_trains_and_samples(kind, schedule, variance):
+    model = process(parameterization=kind, schedule_config=schedule, variance=variance)
+    model.batch_loss(batch())["loss"].backward()
+    assert model.model.diffusion_model.weight.grad.isfinite().all()
+    for sampler in ("ddpm", "ddim", "unipc_2"):
+        data = batch()
+        images = model.synthesise(data["condition"], data["presence"], noise(), sampler, 4)
+        assert images.shape == (2, 1, 8, 8)
+        assert images.abs().max() <= 1
+
+
+def test_eps_is_refused_where_it_says_nothing_of_the_image():
+    with pytest.raises(ConfigError, match="zero terminal SNR"):
+        process(parameterization="eps", schedule_config=ZERO_SNR)
+
+
+def test_regression_has_no_variance_to_learn():
+    """So one YAML serves both."""
+    assert process(OneStepRegression, variance="learned").batch_loss(batch())["loss"] > 0
+
+
+def test_weights_of_timesteps_scale_the_loss():
+    """min-SNR-1 of an x_0 prediction is min(SNR, 5): below 5 late, never above."""
+    losses = []
+    for weight in (None, "min_snr"):
+        model = process(parameterization="x0", loss_weight=weight)
+        torch.manual_seed(0)
+        losses.append(model.batch_loss(batch())["loss"])
+    assert losses[1] < 5 * losses[0]
+    assert losses[0] != losses[1]
+
+
+def test_importance_of_timesteps_is_kept_in_the_checkpoint():
+    importance = {"target": "ldm.models.diffusion.timesteps.ImportanceTimesteps"}
+    model, other = (process(timesteps_config=importance) for _ in range(2))
+    model.train()
+    model.batch_loss(batch())
+    checkpoint = {}
+    model.on_save_checkpoint(checkpoint)
+    other.on_load_checkpoint(checkpoint)
+    assert model.timesteps.seen.sum() == 2
+    assert torch.equal(other.timesteps.losses, model.timesteps.losses)
+
+
+def test_guidance_needs_a_model_that_saw_no_conditions():
+    with pytest.raises(ConfigError, match=r"drop_all=0\.1"):
+        process().network_calls(4, guidance=2.0)
+    model = process(drop_all=0.5)
+    assert model.network_calls(4) == 4
+    assert model.network_calls(4, guidance=2.0, rescale=0.5) == 8
+    data = batch()
+    images = [
+        model.synthesise(data["condition"], data["presence"], noise(), steps=2, guidance=g)
+        for g in (1.0, 2.0)
+    ]
+    torch.testing.assert_close(*images)  # this backbone does not look at the conditions
+    model.train()
+    torch.manual_seed(0)
+    dropped = model.drop(torch.ones(200, 3, 2, 2)).flatten(1)
+    assert set(dropped.sum(1).tolist()) == {0.0, 12.0}
+    assert torch.equal(model.eval().drop(torch.ones(5, 3, 2, 2)), torch.ones(5, 3, 2, 2))

@@ -61,6 +61,13 @@ def test_benchmark_plans_are_valid(name, tmp_path):
     assert all(row.config["model"]["params"]["unet_config"] for row in rows)
 
 
+@pytest.mark.parametrize("name", sorted(p.name for p in (ROOT / "process").glob("*.yaml")))
+def test_processes_build_behind_a_backbone(name, capsys):
+    files = ["configs/backbone/dit_tiny.yaml", f"configs/process/{name}"]
+    assert main(["train", *files, "data.params.image_size=32", "--dry-run"]) == 0
+    assert "parameters" in capsys.readouterr().out
+
+
 def _without(plan, name):
     """The plan with a row turned off, and another that is left."""
     spare = {"config": "configs/backbone/unet_tiny.yaml"}

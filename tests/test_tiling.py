@@ -53,17 +53,24 @@ def model_of(network, cls=LatentDiffusion, **params):
     return cls(node, **{"image_size": list(PATCH), "subtract": "t1", "gain": 2.0, **params}).eval()
 
 
-def sampled(model, tiling, sampler="ddpm"):
+def sampled(model, tiling, sampler="ddpm", **options):
     model.tiling = tiling
     noise = KeyedNoise([("a", 0)], "cpu")
-    return model.synthesise(CONDITIONS, PRESENT, noise, sampler, steps=3)
+    return model.synthesise(CONDITIONS, PRESENT, noise, sampler, steps=3, **options)
 
 
-@pytest.mark.parametrize("cls", [LatentDiffusion, OneStepRegression])
+@pytest.mark.parametrize(
+    ("cls", "params"),
+    [
+        (LatentDiffusion, {}),
+        (LatentDiffusion, {"parameterization": "v", "variance": "learned_range"}),
+        (OneStepRegression, {}),
+    ],
+)
 @pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5])
-def test_a_voxelwise_network_does_not_see_the_windows(cls, overlap):
+def test_a_voxelwise_network_does_not_see_the_windows(cls, params, overlap):
     """The whole path of a stochastic sampler is that of the untiled volume, from one noise."""
-    model = model_of(Voxelwise, cls)
+    model = model_of(Voxelwise, cls, **params)
     network = model.model.diffusion_model
     whole = sampled(model, None)
     assert set(network.shapes) == {(1, 4, *VOLUME)}
@@ -73,6 +80,27 @@ def test_a_voxelwise_network_does_not_see_the_windows(cls, overlap):
     assert max(shape[0] for shape in network.shapes) == 3
     torch.testing.assert_close(tiled, whole, rtol=0, atol=1e-5)
     assert whole.std() > 0.1
+
+
+def test_guidance_and_thresholds_see_the_whole_volume():
+    """What they take from an image, a deviation or a percentile, is that of no single window."""
+    model = model_of(Voxelwise, parameterization="v", threshold="dynamic", drop_all=0.1)
+    options = {"sampler": "ddim", "guidance": 3.0, "rescale": 0.7}
+    whole, tiled = (sampled(model, tiling, **options) for tiling in (None, Tiling(PATCH, 0.5, 4)))
+    torch.testing.assert_close(tiled, whole, rtol=0, atol=1e-4)
+
+
+def test_a_network_may_return_its_input():
+    x_t = torch.randn(1, 1, *VOLUME)
+    same = Tiling(PATCH, 0.5)(lambda x, *_: x, x_t, torch.zeros(1), x_t)
+    torch.testing.assert_close(same, x_t)
+
+
+def test_a_patch_may_lose_all_its_conditions():
+    model = model_of(Voxelwise, drop_all=1.0).train()
+    batch = {"condition": torch.rand(2, 3, *PATCH), "target": torch.rand(2, 1, *PATCH)}
+    loss = model.batch_loss({**batch, "presence": PRESENT.expand(2, 3)})["loss"]
+    assert loss.isfinite()
 
 
 def test_windows_at_once_change_nothing():

@@ -20,37 +20,42 @@ COLUMNS = ("step", "metric", "value")
 class MetricsFile(Logger):
     """A Lightning logger that appends ``step,metric,value`` lines to ``metrics.csv`` of a run.
 
+    A resumed run writes again what a killed one wrote after its last checkpoint: from the first
+    step that it logs on, older lines are dropped.
+
     Args:
         run: the run folder.
-        resumed_step: lines after this step are dropped first (the resumed run writes them again).
     """
 
     name = "metrics"
     version = ""
 
-    def __init__(self, run: Path, resumed_step: int | None = None) -> None:
+    def __init__(self, run: Path) -> None:
         super().__init__()
         self.path = run / METRICS_FILE
-        if resumed_step is not None and self.path.is_file():
-            with self.path.open(encoding="utf-8", newline="") as file:
-                rows = [r for r in csv.reader(file) if r[0].isdigit() and int(r[0]) < resumed_step]
-            with (
-                atomic_path(self.path) as temporary,
-                temporary.open("w", encoding="utf-8", newline="") as file,
-            ):
-                csv.writer(file).writerows([COLUMNS, *rows])
+        self.is_begun = False
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Append one line for each metric."""
-        new = not self.path.is_file()
+        if not self.is_begun:
+            self._begin(step)
         with self.path.open("a", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file)
-            if new:
-                writer.writerow(COLUMNS)
-            writer.writerows(
+            csv.writer(file).writerows(
                 (step, name, f"{value:.9g}") for name, value in metrics.items() if name != "epoch"
             )
+
+    def _begin(self, step: int) -> None:
+        kept = []
+        if self.path.is_file():
+            with self.path.open(encoding="utf-8", newline="") as file:
+                kept = [r for r in csv.reader(file) if r[0].isdigit() and int(r[0]) < step]
+        with (
+            atomic_path(self.path) as temporary,
+            temporary.open("w", encoding="utf-8", newline="") as file,
+        ):
+            csv.writer(file).writerows([COLUMNS, *kept])
+        self.is_begun = True
 
     def log_hyperparams(
         self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any

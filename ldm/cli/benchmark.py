@@ -198,7 +198,7 @@ def row_cost(row: Row) -> RowCost:
     return RowCost(
         parameters=count_parameters(model.network),
         flops=count_flops(model.network, *model.network_inputs(data)),
-        calls=model.network_calls(sampling.get("steps", model.sampling_steps)),
+        calls=sampling.get("calls"),
         train_steps=training.get("steps"),
         train_seconds=training.get("seconds"),
         slice_seconds=median(t["seconds"] / t["slices"] for t in timings) if timings else None,

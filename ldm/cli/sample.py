@@ -28,17 +28,27 @@ from ldm.storage import folder_lock, sha256, write_json
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
+    from ldm.models.diffusion.samplers import SAMPLERS
+
     parser.add_argument("model", type=Path, help="run folder, or its model.safetensors")
     parser.add_argument("--input", type=Path, required=True, metavar="FOLDER", help="subjects")
     parser.add_argument(
         "--output", type=Path, required=True, metavar="FOLDER", help="for the synthetic volumes"
     )
     parser.add_argument("--subjects", nargs="+", metavar="ID", help="only these (default: all)")
-    parser.add_argument("--sampler", help="ddim, ddpm or dpmpp_2m (default: the model's)")
     parser.add_argument(
-        "--steps", type=int, help="network calls a slice or window (default: the model's)"
+        "--sampler", help=f"{', '.join(SAMPLERS)} (default: the model's, in general ddim)"
     )
+    parser.add_argument("--steps", type=int, help="of the sampler (default: the model's)")
     parser.add_argument("--eta", type=float, help="ddim: 0 deterministic (default) to 1 as ddpm")
+    parser.add_argument(
+        "--guidance",
+        type=float,
+        help="above 1 exaggerates what the conditions say (a model trained with drop_all)",
+    )
+    parser.add_argument(
+        "--rescale", type=float, help="share, 0 to 1, of the contrast that guidance adds taken back"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise (default: 0)")
     parser.add_argument(
         "--temperature",
@@ -132,7 +142,6 @@ class VolumeSampler:
 
         from ldm.checkpoint import load_model
         from ldm.environment import pick_device
-        from ldm.models.diffusion.samplers import get_sampler
         from ldm.modules.diffusionmodules.util import to_channels_last
         from ldm.util import instantiate_from_config
 
@@ -152,7 +161,8 @@ class VolumeSampler:
                 "the model was trained with every contrast: --allow-missing needs a model trained "
                 "with data.params.condition_dropout > 0",
             )
-        options = {} if args.eta is None else {"eta": args.eta}
+        given = {name: getattr(args, name) for name in ("eta", "guidance", "rescale")}
+        options = {name: value for name, value in given.items() if value is not None}
         self.request = Request(
             model_digest=digest,
             sampler=args.sampler or self.model.sampler,
@@ -164,7 +174,8 @@ class VolumeSampler:
             precision=args.precision,
             overlap=self._overlap(),
         )
-        get_sampler(self.request.sampler, **options)  # refuses a wrong name before any work
+        # refuses a wrong request before any work
+        self.calls = self.model.network_calls(self.request.steps, self.request.sampler, **options)
         dtype = torch.bfloat16 if args.precision == "bf16" else torch.float32
         self.model.to(self.device)
         to_channels_last(self.model.model.to(dtype))
@@ -227,6 +238,7 @@ class VolumeSampler:
                 "precision": self.args.precision,
                 "batch_size": self.args.batch_size,
                 "steps": self.request.steps,
+                "calls": self.calls,
                 "peak_memory_bytes": peak_memory(self.device),
                 "subjects": self.timings,
             }

@@ -109,7 +109,7 @@ def train(config: Mapping[str, Any], folder: Path, checkpoint: Path | None = Non
             params = {**config["model"].get("params", {}), **model.portable_params()}
             portable = {**config, "model": {**config["model"], "params": params}}
             save_config(portable, folder / CONFIG_FILE)
-        trainer, stop = build_trainer(config, folder, data, checkpoint)
+        trainer, stop = build_trainer(config, folder, data)
         if prefers_channels_last(trainer.precision):
             to_channels_last(model)
         started = time.perf_counter()
@@ -120,9 +120,7 @@ def train(config: Mapping[str, Any], folder: Path, checkpoint: Path | None = Non
     return 128 + stop.received if stop.received else 0
 
 
-def build_trainer(
-    config: Mapping[str, Any], folder: Path, data: Any, checkpoint: Path | None
-) -> tuple[Any, Any]:
+def build_trainer(config: Mapping[str, Any], folder: Path, data: Any) -> tuple[Any, Any]:
     """Return the Lightning trainer of a run and the callback that knows why it stopped."""
     import pytorch_lightning as pl
     from pytorch_lightning.callbacks import RichProgressBar, TQDMProgressBar
@@ -130,7 +128,7 @@ def build_trainer(
 
     from ldm.callbacks.metrics_file import MetricsFile
     from ldm.callbacks.run import StopOnSignal
-    from ldm.checkpoint import AtomicCheckpointIO, read_checkpoint
+    from ldm.checkpoint import AtomicCheckpointIO
     from ldm.environment import resolve_precision
     from ldm.util import instantiate_from_config
 
@@ -138,7 +136,6 @@ def build_trainer(
     options = dict(lightning.get("trainer") or {})
     options["precision"] = resolve_precision(options.get("precision", "auto"))
     _count_in_steps(options, data)
-    step = read_checkpoint(checkpoint)["global_step"] if checkpoint else None
     stop = StopOnSignal()
     callbacks = [stop, RichProgressBar() if sys.stdout.isatty() else TQDMProgressBar(50)]
     for name, node in (lightning.get("callbacks") or {}).items():
@@ -148,7 +145,7 @@ def build_trainer(
     trainer = pl.Trainer(
         **{
             "default_root_dir": folder,
-            "logger": [MetricsFile(folder, step), tensorboard],
+            "logger": [MetricsFile(folder), tensorboard],
             "callbacks": callbacks,
             "plugins": [AtomicCheckpointIO()],
             "check_val_every_n_epoch": None,

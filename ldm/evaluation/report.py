@@ -311,12 +311,12 @@ def _chart(xlabel: str, ylabel: str) -> tuple[Canvas, Axes]:
     return canvas, ax
 
 
-def figure_bytes(canvas: Canvas, kind: str) -> bytes:
-    """A matplotlib figure as PNG or SVG; the same bytes for the same content."""
+def figure_bytes(canvas: Canvas, kind: str, style: Mapping[str, Any] | None = None) -> bytes:
+    """A matplotlib figure as PNG or SVG, with further rcParams; the same for the same content."""
     import matplotlib as mpl
 
     stream = io.BytesIO()
-    undated = {"Date": None} if kind == "svg" else {}
-    with mpl.rc_context({"svg.hashsalt": "dsdiff"}):
+    undated = {"Date": None, "Creator": None} if kind == "svg" else {}
+    with mpl.rc_context({"svg.hashsalt": "dsdiff", **(style or {})}):
         canvas.savefig(stream, format=kind, dpi=160, metadata=undated)
     return stream.getvalue()

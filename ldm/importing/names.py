@@ -210,7 +210,7 @@ def hints(
                 f"the checkpoint predicts {given[0] / per_channel:g} channels, an image has "
                 f"{latent_channels}: a network of colour images or other latents cannot be used"
             )
-        elif ".emb_layers.1." in short and given[1:] == expected[1:]:
+        elif short.endswith(".emb_layers.1.weight") and given[1:] == expected[1:]:
             turn = "true" if given[0] > expected[0] else "false"
             found.append(f"set use_scale_shift_norm: {turn} in unet_config")
     return list(dict.fromkeys(filter(None, found)))

@@ -17,11 +17,21 @@ from torch import Tensor, nn
 from ldm.errors import ConfigError
 from ldm.losses.pointwise import POINTWISE_LOSSES
 from ldm.models.base import Config, RunModule, places
-from ldm.models.diffusion.gaussian import PARAMETERISATIONS, q_sample, target_of, to_x_0
+from ldm.models.diffusion.bound import LOSSES, diffusion_loss
+from ldm.models.diffusion.gaussian import (
+    LEARNED,
+    LOSS_WEIGHTS,
+    VARIANCES,
+    check_parameterisation,
+    q_sample,
+    split_output,
+    to_x_0,
+)
+from ldm.models.diffusion.guidance import THRESHOLDS, guide
 from ldm.models.diffusion.latent_cache import LatentCache
 from ldm.models.diffusion.noise import KeyedNoise
-from ldm.models.diffusion.samplers import get_sampler
-from ldm.models.diffusion.schedule import NoiseSchedule
+from ldm.models.diffusion.samplers import get_sampler, network_calls
+from ldm.models.diffusion.schedule import Schedule
 from ldm.models.diffusion.tiling import Tiling
 from ldm.modules.diffusionmodules.util import crop_to, pad_to_multiple
 from ldm.storage import stable_seed
@@ -75,7 +85,9 @@ class DiffusionWrapper(nn.Module):
         _require("conditioning_key", conditioning_key, CONDITIONING)
         self.concatenates, self.encoded_as, encoder = CONDITIONING[conditioning_key]
         facts, self.cond_stage_model = dict(interface), None
-        noisy, dims = interface["out_channels"], interface.get("dims", 2)
+        self.out_channels = interface["out_channels"]
+        noisy = interface.get("stream_channels", self.out_channels)
+        dims = interface.get("dims", 2)
         if self.encoded_as:
             where = "model.params.cond_stage_config"
             config = cond_stage_config or {"target": encoder}
@@ -98,7 +110,7 @@ class DiffusionWrapper(nn.Module):
         self.size_divisor = getattr(self.diffusion_model, "size_divisor", 1)
 
     def forward(self, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-        """Return the backbone's float32 output (B, C, *S) for x_t (B, C, *S) at t (B,)."""
+        """Return the backbone's float32 output (B, C_out, *S) for x_t (B, C, *S) at t (B,)."""
         x, encoded = self.inputs(x_t, condition)
         return self.image(self.diffusion_model(x, t, **encoded), x_t, x)
 
@@ -130,7 +142,7 @@ class DiffusionWrapper(nn.Module):
         Raises:
             ConfigError: CONFIG-SHAPE; a loss would broadcast another shape and train on nonsense.
         """
-        expected = (*x_t.shape[:2], *x.shape[2:])
+        expected = (len(x_t), self.out_channels, *x.shape[2:])
         given = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         if given != expected:
             raise ConfigError(
@@ -162,8 +174,15 @@ class LatentDiffusion(RunModule):
             of no enhancement: what is not likely to enhance is left as it is, which is what a
             model of few training patients needs most.
         gain: see ``subtract``; brings the subtraction image to about unit variance.
-        parameterization: what the backbone predicts: ``eps``, ``x0`` or ``v``.
+        parameterization: what the backbone predicts: ``eps``, ``x0``, ``v`` or ``flow``.
         loss_type: ``l1``, ``l2`` or ``charbonnier``.
+        loss_weight: weight over timesteps, ``min_snr`` or ``p2``; None: all outputs alike.
+        variance: of the reverse step; ``learned`` and ``learned_range`` double the channels of the
+            backbone's output, which the variational bound trains.
+        bound: its share, see :func:`~ldm.models.diffusion.bound.diffusion_loss`.
+        timesteps_config: ``target`` / ``params`` of the sampler of training timesteps.
+        drop_all: probability that a training item loses all its conditions, for guidance.
+        threshold: of predicted images in pixel space: ``clip``, ``dynamic`` or ``none``.
         loss_config: further losses {name: ``target`` / ``params``} on the features of a backbone
             that disentangles; each returns weighted terms, which are added and logged by name.
         schedule_config: ``target`` / ``params`` of the noise schedule.
@@ -191,6 +210,12 @@ class LatentDiffusion(RunModule):
         sparsity: float = 0.0,
         parameterization: str = "x0",
         loss_type: str = "l2",
+        loss_weight: str | None = None,
+        variance: str = "fixed_small",
+        bound: str = "rescaled_mse",
+        timesteps_config: Config | None = None,
+        drop_all: float = 0.0,
+        threshold: str = "clip",
         loss_config: Mapping[str, Config | None] | None = None,
         schedule_config: Config | None = None,
         first_stage_config: Config | None = None,
@@ -206,8 +231,12 @@ class LatentDiffusion(RunModule):
         seed: int = 0,
     ) -> None:
         super().__init__(optimizer_config, warmup_steps, seed)
-        _require("parameterization", parameterization, PARAMETERISATIONS)
         _require("loss_type", loss_type, POINTWISE_LOSSES)
+        _require("variance", variance, VARIANCES)
+        _require("bound", bound, LOSSES)
+        _require("threshold", threshold, THRESHOLDS)
+        if loss_weight is not None:
+            _require("loss_weight", loss_weight, LOSS_WEIGHTS)
         get_sampler(sampler)
         if subtract is not None and subtract not in conditions:
             raise ConfigError(
@@ -216,9 +245,18 @@ class LatentDiffusion(RunModule):
             )
         self.parameterization = parameterization
         self.loss = POINTWISE_LOSSES[loss_type]
-        self.schedule: NoiseSchedule = instantiate_from_config(
+        self.schedule: Schedule = instantiate_from_config(
             schedule_config or {"target": "ldm.models.diffusion.schedule.NoiseSchedule"},
             where="model.params.schedule_config",
+        )
+        check_parameterisation(parameterization, self.schedule)
+        self.loss_weight, self.bound = loss_weight, bound
+        self.variance = variance if self.has_reverse_steps else "fixed_small"
+        self.drop_all, self.threshold = drop_all, THRESHOLDS[threshold]
+        self.timesteps = instantiate_from_config(
+            timesteps_config or {"target": "ldm.models.diffusion.timesteps.UniformTimesteps"},
+            where="model.params.timesteps_config",
+            interface={"timesteps": len(self.schedule)},
         )
         self.first_stage_model = instantiate_from_config(
             first_stage_config or {"target": "ldm.models.autoencoder.IdentityFirstStage"},
@@ -246,7 +284,7 @@ class LatentDiffusion(RunModule):
             unet_config,
             {
                 "in_channels": channels * (1 + len(conditions) * (2 * neighbours + 1)),
-                "out_channels": channels,
+                "out_channels": channels * (2 if self.variance in LEARNED else 1),
                 "image_size": size[0] if len(set(size)) == 1 else size,
                 "dims": len(size),
                 "stream_channels": channels,
@@ -259,6 +297,7 @@ class LatentDiffusion(RunModule):
         self.feature_losses = self._feature_losses(loss_config or {})
         self.sampler, self.sampling_steps, self.temperature = sampler, sampling_steps, temperature
 
+    has_reverse_steps = True  # whose variance may be learned
     next_command = "dsdiff sample {run} --input SUBJECTS --output PREDICTIONS"
 
     @property
@@ -388,13 +427,40 @@ class LatentDiffusion(RunModule):
     def batch_loss(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Return the training loss of a batch by component; ``loss`` is the sum to minimise."""
         condition, x_0 = self.encode_batch(batch)
-        t = torch.randint(len(self.schedule), (len(x_0),)).to(x_0.device)
+        t, importance = (drawn.to(x_0.device) for drawn in self.timesteps.draw(len(x_0)))
         eps = torch.randn(x_0.shape).to(x_0.device)
         x_t = q_sample(x_0, t, eps, self.schedule)
-        output, terms = self.output_and_feature_losses(x_t, t, condition)
-        target = target_of(self.parameterization, x_0, eps, t, self.schedule)
-        predicted = to_x_0(self.parameterization, output, x_t, t, self.schedule)
-        return self.total_loss(self.loss(output, target).mean(), predicted, terms)
+        output, terms = self.output_and_feature_losses(x_t, t, self.drop(condition))
+        fit = diffusion_loss(
+            self.bound,
+            self.parameterization,
+            output,
+            x_0,
+            eps,
+            t,
+            self.schedule,
+            variance=self.variance,
+            pointwise=self.loss,
+            weight=self.weight(x_t, t),
+        )["loss"]
+        if self.training:
+            self.timesteps.update(t, fit.detach())
+        prediction, _ = split_output(output, self.variance)
+        predicted = to_x_0(self.parameterization, prediction, x_t, t, self.schedule)
+        return self.total_loss((importance * fit).mean(), predicted, terms)
+
+    def weight(self, x_t: Tensor, t: Tensor) -> Tensor | float:
+        """Return the weight (B, 1, ...) of the error of the output at timesteps t (B,)."""
+        if self.loss_weight is None:
+            return 1.0
+        return LOSS_WEIGHTS[self.loss_weight](self.parameterization, x_t, t, self.schedule)
+
+    def drop(self, condition: Tensor) -> Tensor:
+        """Return the conditions as training shows them: now and then none of an item's."""
+        if not self.drop_all or not self.training:
+            return condition
+        kept = torch.rand(len(condition)).to(condition.device) >= self.drop_all
+        return condition * kept.view(-1, *[1] * (condition.ndim - 1))
 
     def output_and_feature_losses(
         self, x_t: Tensor, t: Tensor, condition: Tensor
@@ -424,22 +490,35 @@ class LatentDiffusion(RunModule):
         total = {"loss": sum(components.values())}
         return total | components if len(components) > 1 else total
 
-    def predict(self, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-        """Return the x_0 (B, C, *s) that the backbone predicts, in the range that images have."""
-        output = self.model(x_t, t, condition)
-        x_0 = to_x_0(self.parameterization, output, x_t, t, self.schedule)
-        if self.first_stage_model.downsampling > 1:
-            return x_0  # latents have no known range
-        image = self.from_data(x_0, condition).clamp(-1, 1)
-        return self.to_data(image, condition)
+    def output(self, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+        """Return the backbone's output (B, C_out, *s), of a volume in windows.
 
-    def denoiser(self, condition: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-        """Return ``denoise(x_t, t) -> x_0`` given encoded conditions: what a sampler calls."""
+        All parameterisations are affine in x_0, so the mean of outputs is that of their x_0.
+        """
+        if self.tiling:
+            return self.tiling(self.model, x_t, t, condition)
+        return self.model(x_t, t, condition)
+
+    def denoiser(
+        self, condition: Tensor, guidance: float = 1.0, rescale: float = 0.0, learned: bool = False
+    ) -> Callable[[Tensor, Tensor], Tensor]:
+        """Return ``denoise(x_t, t) -> x_0`` given encoded conditions: what a sampler calls.
+
+        With ``learned`` the channels of the variance follow those of x_0.
+        """
+
+        def given(condition: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+            return lambda x_t, t: self.output(x_t, t, condition)
+
+        network = guide(given(condition), given(torch.zeros_like(condition)), guidance, rescale)
 
         def denoise(x_t: Tensor, t: Tensor) -> Tensor:
-            if self.tiling:
-                return self.tiling(self.predict, x_t, t, condition)
-            return self.predict(x_t, t, condition)
+            output, values = split_output(network(x_t, t), self.variance)
+            x_0 = to_x_0(self.parameterization, output, x_t, t, self.schedule)
+            if self.first_stage_model.downsampling == 1:  # latents have no known range
+                image = self.threshold(self.from_data(x_0, condition))
+                x_0 = self.to_data(image, condition)
+            return torch.cat([x_0, values], dim=1) if learned else x_0
 
         return denoise
 
@@ -458,7 +537,8 @@ class LatentDiffusion(RunModule):
         Args:
             noise: all randomness; one key an item.
             sampler, steps: None means the model's own.
-            **options: passed to the sampler (``eta``, ``callback``, ...).
+            **options: ``guidance`` and ``rescale`` (see :func:`~.guidance.guide`); the others go to
+                the sampler (``eta``, ``callback``, ...).
         """
         latents = self.encode_condition(condition, presence)
         x_0 = self.generate(latents, noise, sampler, steps, **options)
@@ -470,17 +550,48 @@ class LatentDiffusion(RunModule):
         noise: KeyedNoise,
         sampler: str | None,
         steps: int | None,
+        guidance: float = 1.0,
+        rescale: float = 0.0,
         **options: Any,
     ) -> Tensor:
         """Return x_0 (B, C, *s) given encoded conditions; see :meth:`synthesise`."""
         x_T = noise.draw((self.latent_shape[0], *latents.shape[2:]))
-        sample = get_sampler(sampler or self.sampler, noise=noise, **options)
+        name = sampler or self.sampler
+        if name == "ddpm":
+            options = {"variance": self.variance, **options}
+        sample = get_sampler(name, noise=noise, **options)
+        learned = options.get("variance") in LEARNED  # only DDPM asks for it
+        denoise = self.denoiser(latents, guidance, rescale, learned)
         steps = self.sampling_steps if steps is None else steps
-        return sample(self.denoiser(latents), x_T, self.schedule, steps)
+        return sample(denoise, x_T, self.schedule, steps)
 
-    def network_calls(self, steps: int) -> int:
-        """Return how often the backbone runs to sample one slice, or window, in ``steps``."""
-        return steps
+    def network_calls(
+        self, steps: int, sampler: str | None = None, guidance: float = 1.0, **options: Any
+    ) -> int:
+        """Return how often the backbone runs for one slice, or window; see :meth:`synthesise`.
+
+        Raises:
+            ConfigError: CONFIG-VALUE for guidance of a model that never saw conditions dropped;
+                what :func:`get_sampler` raises.
+        """
+        if guidance != 1 and not self.drop_all:
+            raise ConfigError(
+                "CONFIG-VALUE",
+                f"guidance is {guidance}, but in training no item lost all its conditions: give 1, "
+                "or a model trained with model.params.drop_all=0.1",
+            )
+        options.pop("rescale", None)
+        once = network_calls(sampler or self.sampler, self.schedule, steps, **options)
+        return once if guidance in (0, 1) else 2 * once
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Store what the sampler of timesteps has learned."""
+        checkpoint["timesteps"] = self.timesteps.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore it; a checkpoint of before there was one starts it anew."""
+        if "timesteps" in checkpoint:
+            self.timesteps.load_state_dict(checkpoint["timesteps"])
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Tensor]:
         """Log the loss and the quality of sampled slices; return them for pictures."""
@@ -521,6 +632,8 @@ class OneStepRegression(LatentDiffusion):
     are those of the diffusion model that it is compared with.
     """
 
+    has_reverse_steps = False
+
     def blank_inputs(self, condition: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return blank noisy channels (B, C, *s), the last timestep (B,), and the conditions."""
         batch, size = len(condition), condition.shape[2:]
@@ -534,16 +647,11 @@ class OneStepRegression(LatentDiffusion):
         predicted, terms = self.output_and_feature_losses(*self.blank_inputs(condition))
         return self.total_loss(self.loss(predicted, x_0).mean(), predicted, terms)
 
-    def predict(self, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-        """Return the network's output, which is x_0."""
-        return self.model(x_t, t, condition)
-
     def generate(self, latents: Tensor, *args: Any, **options: Any) -> Tensor:
         """Return the prediction; noise, sampler and steps have no effect."""
-        blank, t, condition = self.blank_inputs(latents)
-        return self.denoiser(condition)(blank, t)
+        return self.output(*self.blank_inputs(latents))
 
-    def network_calls(self, steps: int) -> int:
+    def network_calls(self, steps: int, sampler: str | None = None, **options: Any) -> int:
         """Return 1."""
         return 1
 

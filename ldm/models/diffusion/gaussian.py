@@ -1,19 +1,19 @@
 """Gaussian diffusion: the forward process, its posterior, and what a network may predict.
 
-Pure functions of tensors and a :class:`~ldm.models.diffusion.schedule.NoiseSchedule`.
+Pure functions of tensors and a :class:`~ldm.models.diffusion.schedule.Schedule`.
 ``x_t = alpha_t x_0 + sigma_t eps`` throughout; x (B, ...), t (B,) integer timesteps.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from ldm.errors import ConfigError
-from ldm.models.diffusion.schedule import NoiseSchedule, gather
+from ldm.models.diffusion.schedule import Schedule, gather
 
 Number = TypeVar("Number", float, Tensor)
 
@@ -23,50 +23,103 @@ PARAMETERISATIONS: dict[str, Callable[[Tensor, Tensor], tuple[Tensor | float, Te
     "eps": lambda alpha, sigma: (0.0, 1.0),  # Ho et al. 2020
     "x0": lambda alpha, sigma: (1.0, 0.0),
     "v": lambda alpha, sigma: (-sigma, alpha),  # Salimans & Ho 2022, appendix D
+    "flow": lambda alpha, sigma: (-1.0, 1.0),  # Liu et al. 2023: d x / d time on a FlowSchedule
 }
 
+# Log variance of the reverse step from the logarithms of beta~ and beta (Ho et al. 2020, section
+# 3.2) and, if learned, the values that a network returns in channels of their own.
+VARIANCES: dict[str, Callable[[Any, Any, Any], Any]] = {
+    "fixed_small": lambda small, large, values: small,
+    "fixed_large": lambda small, large, values: large,
+    "learned": lambda small, large, values: values,
+    # Nichol & Dhariwal 2021, eq. 15, with its v = (values + 1) / 2
+    "learned_range": lambda small, large, values: small + (values + 1) / 2 * (large - small),
+}
+LEARNED = ("learned", "learned_range")
 
-def q_sample(x_0: Tensor, t: Tensor, eps: Tensor, schedule: NoiseSchedule) -> Tensor:
+
+def check_parameterisation(kind: str, schedule: Schedule) -> None:
+    """Refuse a parameterisation that is unknown, or from which x_0 does not follow everywhere.
+
+    Raises:
+        ConfigError: CONFIG-VALUE for a kind that is not in the table, and for ``eps`` with a
+            schedule that ends in pure noise (Lin et al. 2023, section 3.2).
+    """
+    if kind not in PARAMETERISATIONS:
+        known = ", ".join(PARAMETERISATIONS)
+        raise ConfigError("CONFIG-VALUE", f"parameterisation is {kind!r}; expected one of {known}")
+    if kind == "eps" and schedule.ends_in_pure_noise:
+        raise ConfigError(
+            "CONFIG-VALUE",
+            "parameterisation is 'eps' on a schedule that ends in pure noise, where eps says "
+            "nothing of x_0; expected v, x0 or flow, or a schedule without zero terminal SNR",
+        )
+
+
+def q_sample(x_0: Tensor, t: Tensor, eps: Tensor, schedule: Schedule) -> Tensor:
     """Noisy data ``x_t`` drawn from ``q(x_t | x_0)`` with the noise eps (Ho et al. 2020, eq. 4)."""
     alpha, sigma = schedule.at(t, x_0)
     return alpha * x_0 + sigma * eps
 
 
-def target_of(kind: str, x_0: Tensor, eps: Tensor, t: Tensor, schedule: NoiseSchedule) -> Tensor:
-    """What a network of parameterisation kind (``eps``, ``x0``, ``v``) should return at t."""
-    p, q = _row(kind)(*schedule.at(t, x_0))
+def target_of(kind: str, x_0: Tensor, eps: Tensor, t: Tensor, schedule: Schedule) -> Tensor:
+    """What a network of parameterisation kind (a row of the table) should return at t."""
+    p, q = _row(kind, schedule)(*schedule.at(t, x_0))
     return p * x_0 + q * eps
 
 
-def to_x_0(kind: str, output: Tensor, x_t: Tensor, t: Tensor, schedule: NoiseSchedule) -> Tensor:
+def to_x_0(kind: str, output: Tensor, x_t: Tensor, t: Tensor, schedule: Schedule) -> Tensor:
     """The clean data that a network's output stands for."""
     alpha, sigma = schedule.at(t, x_t)
-    p, q = _row(kind)(alpha, sigma)
+    p, q = _row(kind, schedule)(alpha, sigma)
     return (q * x_t - sigma * output) / (alpha * q - sigma * p)
 
 
-def to_eps(kind: str, output: Tensor, x_t: Tensor, t: Tensor, schedule: NoiseSchedule) -> Tensor:
+def to_eps(kind: str, output: Tensor, x_t: Tensor, t: Tensor, schedule: Schedule) -> Tensor:
     """The noise that a network's output stands for."""
     alpha, sigma = schedule.at(t, x_t)
-    p, q = _row(kind)(alpha, sigma)
+    p, q = _row(kind, schedule)(alpha, sigma)
     return (alpha * output - p * x_t) / (alpha * q - sigma * p)
 
 
 def min_snr_weight(
-    kind: str, x: Tensor, t: Tensor, schedule: NoiseSchedule, gamma: float = 5.0
+    kind: str, x: Tensor, t: Tensor, schedule: Schedule, gamma: float = 5.0
 ) -> Tensor:
     """Weight on the squared error of a network's output, min-SNR-gamma (Hang et al. 2023).
 
-    An error of ``x_0`` weighs ``min(SNR, gamma)``; an error of the output is one of ``x_0`` times
-    ``sigma / (alpha q - sigma p)``, whose square carries the weight over.
+    An error of ``x_0`` weighs ``min(SNR, gamma)``.
 
     Returns:
         (B, 1, ...), to multiply the losses x (B, ...).
     """
+    snr, output = _snr_and_error_of_x_0(kind, x, t, schedule)
+    return snr.clamp(max=gamma) * output**2
+
+
+def p2_weight(
+    kind: str, x: Tensor, t: Tensor, schedule: Schedule, gamma: float = 1.0, k: float = 1.0
+) -> Tensor:
+    """Weight on the squared error of a network's output, P2 (Choi et al. 2022, eq. 8).
+
+    An error of ``eps`` weighs ``1 / (k + SNR)^gamma``, hence one of ``x_0`` SNR times as much.
+
+    Returns:
+        (B, 1, ...), to multiply the losses x (B, ...).
+    """
+    snr, output = _snr_and_error_of_x_0(kind, x, t, schedule)
+    return snr / (k + snr) ** gamma * output**2
+
+
+LOSS_WEIGHTS: dict[str, Callable[..., Tensor]] = {"min_snr": min_snr_weight, "p2": p2_weight}
+
+
+def _snr_and_error_of_x_0(
+    kind: str, x: Tensor, t: Tensor, schedule: Schedule
+) -> tuple[Tensor, Tensor]:
+    """SNR, and the error of ``x_0`` that an error of one in the output makes."""
     alpha, sigma = schedule.at(t, x)
-    p, q = _row(kind)(alpha, sigma)
-    error_of_x_0 = sigma / (alpha * q - sigma * p)
-    return (alpha / sigma).square().clamp(max=gamma) * error_of_x_0**2
+    p, q = _row(kind, schedule)(alpha, sigma)
+    return (alpha / sigma).square(), sigma / (alpha * q - sigma * p)
 
 
 def posterior_coefficients(
@@ -88,7 +141,7 @@ def posterior_coefficients(
 
 
 def q_posterior(
-    x_0: Tensor, x_t: Tensor, t: Tensor, schedule: NoiseSchedule
+    x_0: Tensor, x_t: Tensor, t: Tensor, schedule: Schedule
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Mean, variance and log variance of ``q(x_{t-1} | x_t, x_0)`` (Ho et al. 2020, eq. 6 and 7).
 
@@ -97,17 +150,73 @@ def q_posterior(
     Returns:
         mean (B, ...), variance (B, 1, ...), log variance (B, 1, ...).
     """
+    factor_x_0, factor_x_t, variance, _ = _posterior_of_every_step(schedule)
+    mean = gather(factor_x_0, t, x_t) * x_0 + gather(factor_x_t, t, x_t) * x_t
+    return mean, gather(variance, t, x_t), gather(_log_from_first_step(variance), t, x_t)
+
+
+def split_output(output: Tensor, variance: str) -> tuple[Tensor, Tensor | None]:
+    """What a network predicts of the mean and of the variance: halves of the channels if learned.
+
+    Raises:
+        ConfigError: CONFIG-VALUE for a variance that is not in :data:`VARIANCES`, or a learned one
+            of a network without channels for it.
+    """
+    if variance not in VARIANCES:
+        known = ", ".join(VARIANCES)
+        raise ConfigError("CONFIG-VALUE", f"variance is {variance!r}; expected one of {known}")
+    if variance not in LEARNED:
+        return output, None
+    channels = output.shape[1]
+    if channels % 2:
+        raise ConfigError(
+            "CONFIG-VALUE",
+            f"variance is {variance!r}, but the network returns {channels} channels; expected two "
+            "for each channel of the image, or a fixed variance",
+        )
+    prediction, values = output.chunk(2, dim=1)
+    return prediction, values
+
+
+def p_posterior(
+    x_0: Tensor, values: Tensor | None, x_t: Tensor, t: Tensor, schedule: Schedule, variance: str
+) -> tuple[Tensor, Tensor]:
+    """Mean and log variance of the reverse step ``p(x_{t-1} | x_t)`` of a network.
+
+    Args:
+        x_0: (B, C, ...) what the network takes for clean data.
+        values: (B, C, ...) its channels of the variance; None where it is not learned.
+        x_t: (B, C, ...) noisy data.
+        t: (B,) integer timesteps.
+        schedule: gives the two bounds of the variance.
+        variance: a key of :data:`VARIANCES`. For ``fixed_large`` the first timestep has the small
+            variance of the second, since ``beta`` would blur the image there.
+
+    Returns:
+        mean (B, C, ...), log variance (B, C, ...) or (B, 1, ...).
+    """
+    mean, _, small = q_posterior(x_0, x_t, t, schedule)
+    *_, beta_tilde, beta = _posterior_of_every_step(schedule)
+    log_beta = beta.log()
+    if variance == "fixed_large":
+        log_beta[0] = _log_from_first_step(beta_tilde)[0]
+    return mean, VARIANCES[variance](small, gather(log_beta, t, x_t), values)
+
+
+def _posterior_of_every_step(schedule: Schedule) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """:func:`posterior_coefficients` from each t to t - 1, four of (T,)."""
     now = torch.arange(len(schedule))
-    factor_x_0, factor_x_t, variance, _ = posterior_coefficients(
+    return posterior_coefficients(
         schedule.alpha(now), schedule.sigma(now), schedule.alpha(now - 1), schedule.sigma(now - 1)
     )
-    log_variance = torch.cat([variance[1:2], variance[1:]]).log()
-    mean = gather(factor_x_0, t, x_t) * x_0 + gather(factor_x_t, t, x_t) * x_t
-    return mean, gather(variance, t, x_t), gather(log_variance, t, x_t)
 
 
-def _row(kind: str) -> Callable[[Tensor, Tensor], tuple[Tensor | float, Tensor | float]]:
-    if kind not in PARAMETERISATIONS:
-        known = ", ".join(PARAMETERISATIONS)
-        raise ConfigError("CONFIG-VALUE", f"parameterisation is {kind!r}; expected one of {known}")
+def _log_from_first_step(variance: Tensor) -> Tensor:
+    return torch.cat([variance[1:2], variance[1:]]).log()
+
+
+def _row(
+    kind: str, schedule: Schedule
+) -> Callable[[Tensor, Tensor], tuple[Tensor | float, Tensor | float]]:
+    check_parameterisation(kind, schedule)
     return PARAMETERISATIONS[kind]

@@ -5,11 +5,15 @@ All share one call, ``sampler(denoise, x_T, schedule, steps, ...) -> x_0``:
 - ``denoise(x_t, t)`` predicts ``x_0``; x_t (B, ...), t (B,) on the device of x_t, int64 (floating
   point only where the caller asks for timesteps between integers).
 - ``x_T`` (B, ...) is standard normal noise. The arithmetic is float32, or float64 with float64 x_T.
-- ``steps`` is the number of network calls, placed by ``spacing`` and ending at clean data; or the
-  decreasing timesteps themselves, the last of which is where to stop (-1 is clean data).
+- ``steps`` is their number, placed by ``spacing`` and ending at clean data; or the decreasing
+  timesteps themselves, the last of which is where to stop (-1 is clean data). A step calls the
+  network once, except with ``plms`` (once more in all) and ``heun`` (twice, but for the last step).
 - ``noise(step, x)`` gives standard normal values like x for step 0, 1, ...; all randomness besides
   x_T comes from it. Samplers that use none accept it unused.
 - ``callback(step, total, x, x_0)`` sees x after each step and the prediction that led there.
+
+Each works on any schedule, also from pure noise. The last step to clean data is of first order: it
+ends at the last prediction. The samplers in lambda are in :mod:`ldm.models.diffusion.solvers`.
 """
 
 from __future__ import annotations
@@ -17,140 +21,142 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
-from numbers import Integral
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ldm.errors import ConfigError
-from ldm.models.diffusion.gaussian import posterior_coefficients
-from ldm.models.diffusion.schedule import NoiseSchedule, sampling_timesteps
+from ldm.models.diffusion.gaussian import VARIANCES, posterior_coefficients, split_output
+from ldm.models.diffusion.path import (
+    SHARED_OPTIONS,
+    DenoiseLevel,
+    Level,
+    Noise,
+    Sampler,
+    Walk,
+    sampler,
+)
+from ldm.models.diffusion.schedule import Schedule
+from ldm.models.diffusion.solvers import dpmpp_2m, dpmpp_2m_sde, dpmpp_3m, unipc_2, unipc_3
 
-Denoise = Callable[[Tensor, Tensor], Tensor]
-Noise = Callable[[int, Tensor], Tensor]
-Callback = Callable[[int, int, Tensor, Tensor], None]
-Sampler = Callable[..., Tensor]
-
-
-class Level(NamedTuple):
-    """A point on a sampler's path: timestep, ``alpha_t``, ``sigma_t``, ``lambda_t``."""
-
-    t: float
-    alpha: float
-    sigma: float
-    half_log_snr: float
-
-    def timesteps(self, x: Tensor) -> Tensor:
-        """(B,) this level's timestep for each item of x (B, ...)."""
-        dtype = torch.int64 if isinstance(self.t, Integral) else x.dtype
-        return torch.full((len(x),), self.t, dtype=dtype, device=x.device)
+# Adams-Bashforth coefficients of order 2, 3 and 4, for the latest value first
+ADAMS = {
+    2: (3 / 2, -1 / 2),
+    3: (23 / 12, -16 / 12, 5 / 12),
+    4: (55 / 24, -59 / 24, 37 / 24, -9 / 24),
+}
 
 
-def standard_normal(step: int, x: Tensor) -> Tensor:
-    """Noise from torch's global generator."""
-    return torch.randn_like(x)
-
-
+@sampler
 def ddpm(
-    denoise: Denoise,
-    x_T: Tensor,
-    schedule: NoiseSchedule,
-    steps: int | Sequence[float],
+    denoise: DenoiseLevel,
+    x: Tensor,
+    levels: Sequence[Level],
+    noise: Noise,
     *,
     variance: str = "fixed_small",
-    noise: Noise = standard_normal,
-    spacing: str = "trailing",
-    callback: Callback | None = None,
-) -> Tensor:
+) -> Walk:
     """Ancestral sampling (Ho et al. 2020, algorithm 2), between any two timesteps.
 
     ``variance`` is that of the reverse step (section 3.2): ``fixed_small``, the posterior's
-    ``beta~``, or ``fixed_large``, the forward step's ``beta``.
+    ``beta~``; ``fixed_large``, the forward step's ``beta``; ``learned`` or ``learned_range``, for
+    which denoise returns (B, 2C, ...), x_0 and then the network's channels of the variance.
     """
-    if variance not in ("fixed_small", "fixed_large"):
-        raise _bad_value(f"variance is {variance!r}; expected fixed_small or fixed_large")
-    x, levels = _start(x_T, schedule, steps, spacing)
     for step, (now, to) in enumerate(pairwise(levels)):
-        x_0 = denoise(x, now.timesteps(x))
+        x_0, values = split_output(denoise(x, now), variance)
         factor_x_0, factor_x_t, small, large = posterior_coefficients(
             now.alpha, now.sigma, to.alpha, to.sigma
         )
         x = factor_x_0 * x_0 + factor_x_t * x  # eq. 7
         if to.sigma > 0:
-            std = math.sqrt(small if variance == "fixed_small" else large)
-            x = x + std * noise(step, x)
-        if callback is not None:
-            callback(step, len(levels) - 1, x, x_0)
-    return x
+            log_variance = VARIANCES[variance](math.log(small), math.log(large), values)
+            x = x + torch.exp(torch.as_tensor(log_variance / 2, dtype=x.dtype)) * noise(step, x)
+        yield x, x_0
 
 
+@sampler
 def ddim(
-    denoise: Denoise,
-    x_T: Tensor,
-    schedule: NoiseSchedule,
-    steps: int | Sequence[float],
-    *,
-    eta: float = 0.0,
-    noise: Noise = standard_normal,
-    spacing: str = "trailing",
-    callback: Callback | None = None,
-) -> Tensor:
+    denoise: DenoiseLevel, x: Tensor, levels: Sequence[Level], noise: Noise, *, eta: float = 0.0
+) -> Walk:
     """DDIM (Song et al. 2021): deterministic for ``eta = 0``, the variance of DDPM for 1."""
     if not 0 <= eta <= 1:
         raise _bad_value(f"eta is {eta!r}; expected a number from 0 (no noise) to 1 (DDPM)")
-    x, levels = _start(x_T, schedule, steps, spacing)
     for step, (now, to) in enumerate(pairwise(levels)):
-        x_0 = denoise(x, now.timesteps(x))
-        eps = (x - now.alpha * x_0) / now.sigma
+        x_0 = denoise(x, now)
         *_, variance, _ = posterior_coefficients(now.alpha, now.sigma, to.alpha, to.sigma)
         std = eta * math.sqrt(variance)  # eq. 16
-        x = to.alpha * x_0 + math.sqrt(to.sigma**2 - std**2) * eps  # eq. 12
+        x = to.alpha * x_0 + math.sqrt(to.sigma**2 - std**2) * now.eps(x, x_0)  # eq. 12
         if std > 0:
             x = x + std * noise(step, x)
-        if callback is not None:
-            callback(step, len(levels) - 1, x, x_0)
-    return x
+        yield x, x_0
 
 
-def dpmpp_2m(
-    denoise: Denoise,
-    x_T: Tensor,
-    schedule: NoiseSchedule,
-    steps: int | Sequence[float],
-    *,
-    noise: Noise = standard_normal,
-    spacing: str = "trailing",
-    callback: Callback | None = None,
-) -> Tensor:
-    """DPM-Solver++(2M), deterministic, second order, multistep (Lu et al. 2022, algorithm 2).
+@sampler
+def plms(denoise: DenoiseLevel, x: Tensor, levels: Sequence[Level], noise: Noise) -> Walk:
+    """Pseudo linear multistep (Liu et al. 2022): Adams-Bashforth of eps in steps of DDIM.
 
-    The last step is of first order where it ends at clean data (there ``lambda`` is infinite) and
-    for fewer than 15 steps (the authors' choice against instability).
+    The first step is the improved Euler method, as in latent-diffusion, which takes one network
+    call more; the order then rises to four.
     """
-    x, levels = _start(x_T, schedule, steps, spacing)
-    total = len(levels) - 1
-    first_order_last = levels[-1].sigma == 0 or total < 15
-    x_0_before, h_before = x, math.inf  # nothing before the first step: 1/r = 0, D = x_0
-    for step, (now, to) in enumerate(pairwise(levels)):
-        x_0 = denoise(x, now.timesteps(x))
-        h = to.half_log_snr - now.half_log_snr
-        if step == total - 1 and first_order_last:
-            D = x_0
-        else:
-            r = h_before / h
-            D = (1 + 1 / (2 * r)) * x_0 - 1 / (2 * r) * x_0_before
-        x = to.sigma / now.sigma * x - to.alpha * math.expm1(-h) * D
-        x_0_before, h_before = x_0, h
-        if callback is not None:
-            callback(step, total, x, x_0)
-    return x
+    known: list[Tensor] = []  # eps, the latest first
+    for now, to in pairwise(levels):
+        x_0 = denoise(x, now)
+        known = [now.eps(x, x_0), *known][:4]
+        ahead = to.mix(x_0, known[0])  # DDIM, which is all that leads from noise or to data
+        if now.alpha > 0 and to.sigma > 0:
+            if len(known) == 1:
+                eps = (known[0] + to.eps(ahead, denoise(ahead, to))) / 2
+            else:
+                eps = sum(c * e for c, e in zip(ADAMS[len(known)], known, strict=True))  # eq. 12
+            ahead = to.mix((x - now.sigma * eps) / now.alpha, eps)  # eq. 11
+        x = ahead
+        yield x, x_0
 
 
-SAMPLERS: dict[str, Sampler] = {"ddpm": ddpm, "ddim": ddim, "dpmpp_2m": dpmpp_2m}
+@sampler
+def euler(denoise: DenoiseLevel, x: Tensor, levels: Sequence[Level], noise: Noise) -> Walk:
+    """Euler's method for the probability flow ``dx = x_0 d alpha + eps d sigma``.
+
+    On the straight path of rectified flow ``dx = (eps - x_0) d time`` (Liu et al. 2023, eq. 1); on
+    any path a step of DDIM.
+    """
+    for now, to in pairwise(levels):
+        x_0 = denoise(x, now)
+        x = to.mix(x_0, now.eps(x, x_0))
+        yield x, x_0
+
+
+@sampler
+def heun(denoise: DenoiseLevel, x: Tensor, levels: Sequence[Level], noise: Noise) -> Walk:
+    """Heun's method for the same flow: the mean of the slopes at both ends of Euler's step."""
+    for now, to in pairwise(levels):
+        x_0 = denoise(x, now)
+        eps = now.eps(x, x_0)
+        ahead = to.mix(x_0, eps)
+        if to.sigma > 0:
+            x_0_ahead = denoise(ahead, to)
+            eps_ahead = to.eps(ahead, x_0_ahead)
+            ahead = x + (to.alpha - now.alpha) * (x_0 + x_0_ahead) / 2
+            ahead = ahead + (to.sigma - now.sigma) * (eps + eps_ahead) / 2
+        x = ahead
+        yield x, x_0
+
+
+SAMPLERS: dict[str, Sampler] = {
+    "ddpm": ddpm,
+    "ddim": ddim,
+    "plms": plms,
+    "dpmpp_2m": dpmpp_2m,
+    "dpmpp_3m": dpmpp_3m,
+    "dpmpp_2m_sde": dpmpp_2m_sde,
+    "unipc_2": unipc_2,
+    "unipc_3": unipc_3,
+    "euler": euler,
+    "heun": heun,
+}
 
 
 def get_sampler(name: str, **options: Any) -> Sampler:
@@ -162,36 +168,27 @@ def get_sampler(name: str, **options: Any) -> Sampler:
     """
     if name not in SAMPLERS:
         raise _bad_value(f"sampler is {name!r}; expected one of {', '.join(SAMPLERS)}")
-    sampler = SAMPLERS[name]
-    parameters = inspect.signature(sampler).parameters.values()
-    taken = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    parameters = inspect.signature(SAMPLERS[name]).parameters.values()
+    taken = [*SHARED_OPTIONS, *(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)]
     for option in options:
         if option not in taken:
             raise ConfigError(
                 "CONFIG-UNKNOWN",
                 f"sampler {name} takes no {option}; it takes {', '.join(taken)}",
             )
-    return functools.partial(sampler, **options)
+    return functools.partial(SAMPLERS[name], **options)
 
 
-def _start(
-    x_T: Tensor, schedule: NoiseSchedule, steps: Any, spacing: str
-) -> tuple[Tensor, list[Level]]:
-    """The noise in the dtype of the arithmetic, and the path from it to where sampling stops."""
-    if np.ndim(steps) == 0:
-        path = [*sampling_timesteps(schedule, steps, spacing).tolist(), -1]
-    else:
-        path = [int(t) if isinstance(t, Integral) else float(t) for t in steps]
-        falls = all(t > s for t, s in pairwise(path))
-        if len(path) < 2 or not falls or path[0] > len(schedule) - 1 or path[-1] < -1:
-            raise _bad_value(
-                f"timesteps {path}; expected two or more, decreasing from at most "
-                f"{len(schedule) - 1} to no less than -1"
-            )
-    t = torch.tensor(path, dtype=torch.float64)
-    columns = schedule.alpha(t), schedule.sigma(t), schedule.half_log_snr(t)
-    levels = [Level(*row) for row in zip(path, *(c.tolist() for c in columns), strict=True)]
-    return x_T.to(torch.promote_types(x_T.dtype, torch.float32)), levels
+def network_calls(name: str, schedule: Schedule, steps: int, **options: Any) -> int:
+    """How often a sampler calls the network, found by letting it sample a number.
+
+    Raises:
+        ConfigError: see :func:`get_sampler`; CONFIG-VALUE for a count of steps without a grid.
+    """
+    calls = []
+    sample = get_sampler(name, **options)
+    sample(lambda x, t: calls.append(t) or x, torch.zeros(1, 1), schedule, steps)
+    return len(calls)
 
 
 def _bad_value(message: str) -> ConfigError:

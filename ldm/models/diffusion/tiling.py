@@ -44,7 +44,9 @@ class Tiling:
         channels = x_t.shape[1]
 
         def predict_windows(both: Tensor) -> Tensor:
-            return predict(both[:, :channels], t[:1].expand(len(both)), both[:, channels:])
+            x_t, condition = both[:, :channels], both[:, channels:]
+            # a copy, because monai weights it in place, and a network may return its input
+            return predict(x_t, t[:1].expand(len(both)), condition).clone()
 
         return sliding_window_inference(
             torch.cat([x_t, condition], dim=1),
