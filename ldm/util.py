@@ -192,6 +192,20 @@ def check_parameter_names(cls: Callable, params: Mapping[str, Any], path: str) -
             )
 
 
+def require_dims(cls: type, dims: int, names: Collection[str], where: str) -> None:
+    """Refuse a class that does not know the number of axes by one of ``names`` for volumes.
+
+    Raises:
+        ConfigError: CONFIG-SHAPE.
+    """
+    if dims != 2 and not set(names) & set(accepted_parameters(cls)[0]):
+        raise ConfigError(
+            "CONFIG-SHAPE",
+            f"{where}: {cls.__name__} has no argument {' or '.join(names)}, so it takes slices "
+            f"only, but data.params.image_size has {dims} numbers: give two, or another class",
+        )
+
+
 def targets_in(config: Any) -> list[str]:
     """Return every ``target`` in a nested configuration, in order of appearance.
 
@@ -228,9 +242,13 @@ def refuse_untrusted_targets(config: Any, trusted: Collection[str], source: str)
             )
 
 
-def as_pair(size: int | Sequence[int]) -> tuple[int, int]:
-    """Return (H, W) of a side or a pair."""
-    pair = (size, size) if isinstance(size, int) else tuple(size)
-    if len(pair) != 2 or not all(isinstance(n, int) and n >= 1 for n in pair):
-        raise ConfigError("CONFIG-VALUE", f"image_size is {size}: give a side, or [height, width]")
-    return pair
+def image_sides(size: int | Sequence[int]) -> tuple[int, ...]:
+    """Return (H, W) of a side or a pair, (D, H, W) of three numbers."""
+    sides = (size, size) if isinstance(size, int) else tuple(size)
+    if len(sides) not in (2, 3) or not all(isinstance(n, int) and n >= 1 for n in sides):
+        raise ConfigError(
+            "CONFIG-VALUE",
+            f"image_size is {size}: give a side, [height, width], or for patches of volumes "
+            "[slices, height, width]",
+        )
+    return sides

@@ -57,9 +57,11 @@ def wrapped(cls, **options):
 
 
 def test_volumes():
-    network = {**MONAI, "params": {**MONAI["params"], "spatial_dims": 3}}
-    model = ForeignBackbone(network, **CHANNELS, size_divisor=2)
+    params = {name: value for name, value in MONAI["params"].items() if name != "spatial_dims"}
+    model = ForeignBackbone({**MONAI, "params": params}, **CHANNELS, size_divisor=2, dims=3)
     assert model.eval()(**call_inputs(4, (8, 8, 8))).shape == (3, 1, 8, 8, 8)
+    with pytest.raises(ConfigError, match="SampleNetwork has no argument dims or spatial_dims"):
+        wrapped(SampleNetwork, dims=3)
 
 
 def test_names_are_translated_both_ways():

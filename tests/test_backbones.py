@@ -18,7 +18,7 @@ from families import (
 )
 
 from ldm.config import config_root, load_config, merge_config
-from ldm.models.diffusion.ddpm import DiffusionWrapper
+from ldm.errors import ConfigError
 from ldm.models.diffusion.noise import KeyedNoise
 from ldm.util import accepted_parameters, instantiate_from_config, resolve_target, targets_in
 
@@ -53,11 +53,11 @@ def unet_config(config):
     return config["model"]["params"]["unet_config"]
 
 
-def configuration(name, size=SIZE):
+def configuration(name, size=SIZE, *more):
     file = file_of(name)
     for target in targets_in(merge_config([file])):
         pytest.importorskip(target.partition(".")[0])
-    return load_config([file], [f"data.params.image_size={list(size)}".replace(" ", "")])
+    return load_config([file, *more], [f"data.params.image_size={list(size)}".replace(" ", "")])
 
 
 def that_offer(option):
@@ -179,23 +179,35 @@ def test_latents_of_an_autoencoder(name):
     check_gradients_of_a_narrow_network(model.model, call_inputs(model, (16, 24)), (3, 3, 16, 24))
 
 
-@pytest.mark.parametrize("name", that_offer("dims"))
+def knows_volumes(name):
+    """Whether the network of a YAML, perhaps one of another package, has a number of axes."""
+    params = unet_config(configuration(name))
+    network = params["params"].get("network", params)
+    return bool({"dims", "spatial_dims"} & set(accepted_parameters(resolve_target(network))[0]))
+
+
 def test_volumes(name):
-    size = (16, 16, 16)
-    params = configuration(name)["model"]["params"]
-    nodes = {key: params[key] for key in ("unet_config", "cond_stage_config") if key in params}
-    for node in nodes.values():
-        node["params"]["dims"] = 3
-    conditions = {"stream_channels": 1, "condition_names": ["t1", "t2", "flair"]}
-    facts = {"in_channels": 4, "out_channels": 1, "image_size": size, **conditions}
-    key = params.get("conditioning_key", "concat")
-    wrapper = DiffusionWrapper(interface=facts, conditioning_key=key, **nodes)
-    inputs = {
-        "x_t": parity.normal("x_t", (2, 1, *size)),
-        "t": torch.tensor([10, 600]),
-        "condition": parity.normal("condition", (2, 3, *size)),
+    """Three numbers are all it takes to train on patches, of any size, and to sample a volume."""
+    size = (6, 16, 20)
+    config = configuration(name, size, "configs/volume.yaml")["model"]
+    if not knows_volumes(name):
+        with pytest.raises(ConfigError, match=r"CONFIG-SHAPE: .*takes slices only"):
+            instantiate_from_config(config, where="model")
+        return
+    model = instantiate_from_config(config, where="model")
+    batch = {
+        "condition": parity.normal("condition", (2, 3, *size)).clamp(-1, 1),
+        "target": parity.normal("target", (2, 1, *size)).clamp(-1, 1),
+        "presence": torch.tensor([[True, False, True], [True, True, True]]),
     }
-    check_gradients_of_a_narrow_network(wrapper, inputs, (2, 1, *size))
+    assert model.batch_loss(batch)["loss"].isfinite()
+    inputs = call_inputs(model, size, batch=1)
+    check_gradients_of_a_narrow_network(model.model, inputs, (1, 1, *size))
+    volume = parity.normal("volume", (1, 3, 7, 16, 25)).clamp(-1, 1)
+    noise = KeyedNoise([("a", 1)], "cpu")
+    image = model.eval().synthesise(volume, batch["presence"][1:], noise, steps=1)
+    assert image.shape == (1, 1, 7, 16, 25)
+    assert image.isfinite().all()
 
 
 def test_every_family_has_a_paper_size_and_a_tiny_yaml():

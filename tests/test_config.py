@@ -27,8 +27,8 @@ from ldm.config import (
 )
 from ldm.errors import MAX_LINE, DsdiffError, UnsafeError
 from ldm.util import (
-    as_pair,
     get_obj_from_str,
+    image_sides,
     instantiate_from_config,
     nearest,
     refuse_untrusted_targets,
@@ -490,11 +490,12 @@ def test_a_node_that_cannot_be_built_says_why(config_node, code, said):
     assert said in error.message
 
 
-def test_sizes_are_a_side_or_a_pair():
-    assert as_pair(3) == (3, 3)
-    assert as_pair([3, 4]) == (3, 4)
-    for wrong in (0, [1], [1, 2, 3], [0, 4], ["a", "b"], "ab"):
-        assert refusal(as_pair, wrong).code == "CONFIG-VALUE"
+def test_sizes_are_a_side_a_pair_or_three_numbers():
+    assert image_sides(3) == (3, 3)
+    assert image_sides([3, 4]) == (3, 4)
+    assert image_sides([1, 2, 3]) == (1, 2, 3)
+    for wrong in (0, [1], [1, 2, 3, 4], [0, 4], ["a", "b"], "ab"):
+        assert refusal(image_sides, wrong).code == "CONFIG-VALUE"
 
 
 def test_the_nearest_name_is_given_only_if_it_is_near():

@@ -8,13 +8,21 @@ from ldm.modules.diffusionmodules.util import normalization
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=str)
-def test_same_as_torch(dtype, layout):
+@pytest.mark.parametrize(
+    ("layout", "size"),
+    [
+        (torch.channels_last, (6, 5)),
+        (torch.channels_last_3d, (3, 6, 5)),
+        (torch.contiguous_format, (6, 5)),
+    ],
+    ids=str,
+)
+def test_same_as_torch(dtype, layout, size):
     results = []
     for own in (True, False):
         torch.manual_seed(0)
         norm = normalization(64).to(dtype)
-        x = torch.randn(2, 64, 6, 5, dtype=dtype).to(memory_format=layout).requires_grad_()
+        x = torch.randn(2, 64, *size, dtype=dtype).to(memory_format=layout).requires_grad_()
         y = norm(x) if own else nn.GroupNorm.forward(norm, x)
         assert y.is_contiguous(memory_format=layout)
         y.square().sum().backward()

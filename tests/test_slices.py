@@ -437,7 +437,8 @@ def test_no_slice_with_enough_brain_is_an_error(brats_folder):
         {"condition_dropout": -0.1},
         {"axis": "diagonal"},
         {"image_size": 0},
-        {"image_size": [8, 8, 8]},
+        {"image_size": [8, 8, 8, 8]},
+        {"image_size": [8, 8, 8], "neighbours": 1},
         {
             "normaliser_config": {
                 "target": "ldm.data.normalise.RobustNormaliser",

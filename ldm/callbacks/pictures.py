@@ -25,6 +25,8 @@ def save_picture(trainer: pl.Trainer, name: str, image: bytes) -> None:
 class SampleGrid(Callback):
     """Writes ``samples/step-000500.png``: inputs, synthetic, real and error of sampled slices.
 
+    Of a patch of a volume, the middle slice.
+
     Args:
         rows: largest number of slices in a picture.
     """
@@ -50,6 +52,8 @@ class SampleGrid(Callback):
             inputs = batch["condition"][i, middle : middle + len(data.conditions)]
             images = dict(zip(data.conditions, inputs, strict=True))
             images |= {"synthetic": outputs["synthetic"][i, 0], "real": batch["target"][i, 0]}
+            if batch["target"].ndim == 5:
+                images = {n: image[len(image) // 2] for n, image in images.items()}
             strip = {n: np.rot90(image.float().cpu().numpy()) for n, image in images.items()}
             self.strips.append(strip | {"error": np.abs(strip["synthetic"] - strip["real"])})
             self.titles.append(f"{subject} · {int(batch['slice'][i])}")

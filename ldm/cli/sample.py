@@ -1,4 +1,8 @@
-"""``dsdiff sample``: synthetic contrast-enhanced volumes of the subjects in a folder."""
+"""``dsdiff sample``: synthetic contrast-enhanced volumes of the subjects in a folder.
+
+A model of slices samples slice by slice; a model of patches samples the volume as a whole, from one
+noise volume, see :class:`ldm.models.diffusion.tiling.Tiling`.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +22,7 @@ from ldm.cli.train import add_trust_argument
 from ldm.data.layouts import Layout, Subject, detect_layout, select_subjects
 from ldm.data.nifti import encode_volume, write_volume
 from ldm.data.prepare import PreparedSubject, fit_size, prepare_subject
-from ldm.errors import CheckpointError, NonFiniteError, OutputError, PartialError
+from ldm.errors import CheckpointError, ConfigError, NonFiniteError, OutputError, PartialError
 from ldm.storage import folder_lock, sha256, write_json
 
 
@@ -55,7 +59,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--samples", type=int, default=1, help="average this many and write their deviation too"
     )
-    parser.add_argument("--batch-size", type=int, default=8, help="slices at once (default: 8)")
+    parser.add_argument(
+        "--batch-size", type=int, default=8, help="slices, or windows of a volume, at once (8)"
+    )
+    parser.add_argument(
+        "--overlap",
+        type=float,
+        help="of the windows of a model of volumes, along each axis, 0 to 0.9 (default: 0.25)",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, ...")
     parser.add_argument(
         "--precision", choices=("32", "bf16"), default="32", help="of the network (default: 32)"
@@ -86,10 +97,12 @@ class Request:
     samples: int
     temperature: float
     precision: str
+    overlap: float | None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the request as written in a sidecar."""
-        return {**vars(self), "options": dict(self.options)}
+        """Return the request as written in a sidecar; ``overlap`` only for volumes."""
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        return {**given, "options": dict(self.options)}
 
 
 def run(args: argparse.Namespace) -> int:
@@ -129,6 +142,7 @@ class VolumeSampler:
 
         from ldm.checkpoint import load_model
         from ldm.environment import pick_device
+        from ldm.modules.diffusionmodules.util import to_channels_last
         from ldm.util import instantiate_from_config
 
         self.args = args
@@ -158,12 +172,16 @@ class VolumeSampler:
             samples=args.samples,
             temperature=self._temperature(),
             precision=args.precision,
+            overlap=self._overlap(),
         )
         # refuses a wrong request before any work
         self.calls = self.model.network_calls(self.request.steps, self.request.sampler, **options)
         dtype = torch.bfloat16 if args.precision == "bf16" else torch.float32
         self.model.to(self.device)
-        self.model.model.to(dtype, memory_format=torch.channels_last)
+        to_channels_last(self.model.model.to(dtype))
+        if self.model.tiling:
+            windows = {"overlap": self.request.overlap, "batch_size": args.batch_size}
+            self.model.tiling = replace(self.model.tiling, **windows)
         self.timings: list[dict[str, Any]] = []
 
     def write(self, subject: Subject, layout: Layout, title: str) -> bool:
@@ -231,6 +249,17 @@ class VolumeSampler:
             return self.args.temperature
         return 1.0 if self.args.samples > 1 else self.model.temperature
 
+    def _overlap(self) -> float | None:
+        if self.model.tiling:
+            return self.model.tiling.overlap if self.args.overlap is None else self.args.overlap
+        if self.args.overlap is not None:
+            raise ConfigError(
+                "CONFIG-VALUE",
+                f"--overlap is {self.args.overlap}, but {self.args.model} samples slices, which "
+                "have no windows: leave it out",
+            )
+        return None
+
     def _existing(self, path: Path, sidecar: Path, described: dict[str, Any]) -> dict | None:
         """Return the sidecar of an earlier run with the same request; refuse any other output."""
         if not path.exists() and not sidecar.exists():
@@ -255,13 +284,17 @@ class VolumeSampler:
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """Return mean and standard deviation over samples (S, H, W), in [-1, 1] units."""
         started = time.perf_counter()
-        size = np.maximum(self.data.image_size, prepared.brain.shape[1:])  # cuts nothing off
-        slices = fit_size(prepared.slices, size, -1)
-        total = np.zeros((len(slices), *prepared.brain.shape[1:]))
+        # a model of volumes takes the contrasts first and the slices as an axis of space
+        images, draw = prepared.slices, self._slices
+        if self.model.tiling:
+            images, draw = images.swapaxes(0, 1), self._volume  # (M, S, H, W)
+        own = prepared.brain.shape[-len(self.data.image_size) :]
+        images = fit_size(images, np.maximum(self.data.image_size, own), -1)  # cuts nothing off
+        total = np.zeros(prepared.brain.shape)
         squares = np.zeros_like(total)
         for sample in range(self.request.samples):
-            images = self._slices(prepared, slices, sample, title)
-            cropped = fit_size(images, prepared.brain.shape[1:], -1)
+            named = f"{title}, sample {sample + 1}" if self.request.samples > 1 else title
+            cropped = fit_size(draw(prepared, images, sample, named), own, -1)
             total += cropped
             squares += np.square(cropped, dtype=np.float64)
         count = self.request.samples
@@ -272,7 +305,7 @@ class VolumeSampler:
                 "NONFINITE-SAMPLE", "the network returned NaN; try --precision 32", prepared.id
             )
         seconds = time.perf_counter() - started
-        self.timings.append({"subject": prepared.id, "slices": len(slices), "seconds": seconds})
+        self.timings.append({"subject": prepared.id, "slices": len(total), "seconds": seconds})
         return mean.astype(np.float32), deviation.astype(np.float32) if count > 1 else None
 
     def _slices(
@@ -288,8 +321,6 @@ class VolumeSampler:
         present = torch.from_numpy(prepared.present).to(self.device)
         results = []
         starts = range(0, len(slices), self.args.batch_size)
-        if self.request.samples > 1:
-            title += f", sample {sample + 1}"
         for start in track(starts, title, transient=True):
             places = range(start, min(start + self.args.batch_size, len(slices)))
             stack = [with_neighbours(slices, i, self.data.neighbours) for i in places]
@@ -305,10 +336,35 @@ class VolumeSampler:
             results.append(images[:, 0].cpu().numpy())
         return np.concatenate(results)
 
+    def _volume(
+        self, prepared: PreparedSubject, images: np.ndarray, sample: int, title: str
+    ) -> np.ndarray:
+        """Return one sample (S, H, W) in [-1, 1] of a volume (M, S, H, W), from one noise."""
+        import torch
+        from rich.progress import Progress
+
+        from ldm.models.diffusion.noise import KeyedNoise
+
+        keys = [(self.request.seed, prepared.id, sample)]
+        with Progress(transient=True) as progress:
+            task = progress.add_task(title)
+            volume = self.model.synthesise(
+                torch.from_numpy(np.ascontiguousarray(images))[None].to(self.device),
+                torch.from_numpy(prepared.present)[None].to(self.device),
+                KeyedNoise(keys, self.device, self.request.temperature),
+                self.request.sampler,
+                self.request.steps,
+                callback=lambda step, total, *_: progress.update(
+                    task, completed=step + 1, total=total
+                ),
+                **self.request.options,
+            )
+        return volume[0, 0].cpu().numpy()
+
 
 def _check_counts(args: argparse.Namespace) -> None:
-    from ldm.errors import ConfigError
-
+    if args.overlap is not None and not 0 <= args.overlap <= 0.9:
+        raise ConfigError("CONFIG-VALUE", f"--overlap is {args.overlap}: give 0 to 0.9")
     for name in ("samples", "batch_size", "steps"):
         value = getattr(args, name)
         if value is not None and value < 1:

@@ -87,6 +87,7 @@ def train(config: Mapping[str, Any], folder: Path, checkpoint: Path | None = Non
     from ldm.checkpoint import CHECKPOINTS, CONFIG_FILE
     from ldm.config import save_config
     from ldm.environment import prefers_channels_last
+    from ldm.modules.diffusionmodules.util import to_channels_last
     from ldm.storage import folder_lock
     from ldm.util import instantiate_from_config
 
@@ -110,7 +111,7 @@ def train(config: Mapping[str, Any], folder: Path, checkpoint: Path | None = Non
             save_config(portable, folder / CONFIG_FILE)
         trainer, stop = build_trainer(config, folder, data)
         if prefers_channels_last(trainer.precision):
-            model = model.to(memory_format=torch.channels_last)
+            to_channels_last(model)
         started = time.perf_counter()
         trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         if is_main:

@@ -1,4 +1,4 @@
-"""Random flips, affine maps and contrast of training slices, the same for all images of an item.
+"""Random flips, affine maps and contrast of training images, the same for all images of an item.
 
 The class is a ``target`` of ``data.params.augmentation_config``; any callable on an item with
 ``set_random_state(seed)``, such as a monai ``Compose`` of dictionary transforms, can replace it.
@@ -14,6 +14,7 @@ import torch
 from monai.transforms import Compose, MapTransform, RandAffined, RandFlipd, RandomizableTransform
 
 from ldm.data.normalise import BACKGROUND
+from ldm.errors import ConfigError
 
 IMAGES = ("condition", "target")
 MASKS = ("brain", "seg")
@@ -26,7 +27,7 @@ class RandContrastd(RandomizableTransform, MapTransform):
     of the brain is fluid), and it varies alike in all contrasts of a patient.
 
     Args:
-        keys: images (C, H, W) with background 0; ``brain`` (1, H, W) is read beside them.
+        keys: images (C, *S) with background 0; ``brain`` (1, *S) is read beside them.
         strength: the factor is log-uniform in [1 / (1 + strength), 1 + strength].
     """
 
@@ -43,7 +44,8 @@ class RandContrastd(RandomizableTransform, MapTransform):
         for key in self.key_iterator(data):
             image = torch.as_tensor(data[key])
             inside = torch.where(brain, image, torch.nan).flatten(1)
-            centre = inside.nanmedian(dim=1).values.nan_to_num()[:, None, None]
+            centre = inside.nanmedian(dim=1).values.nan_to_num()
+            centre = centre.view(-1, *[1] * (image.ndim - 1))
             moved = (centre + (image - centre) * factor).clamp(0, 2)
             stretched[key] = torch.where(brain, moved, 0.0)
         return stretched
@@ -53,27 +55,43 @@ class SliceAugmentation:
     """Left-right flip, a small rotation, scaling and shift, and a change of contrast.
 
     Args:
-        flip: probability of a flip along the first axis (left-right in axial and coronal slices).
-        affine: probability of an affine map.
+        flip: probability of a flip along the first axis of a slice (left-right in axial and
+            coronal slices).
+        affine: probability of an affine map; None means 0.3 for slices and 0 for patches, into
+            which it would bring background where there is brain.
         rotation: largest rotation, degrees.
         scale: largest relative change of size.
         shift: largest shift, voxels.
         contrast: see ``strength`` of :class:`RandContrastd`.
+        dims: 2 for slices, 3 for patches of volumes; passed in.
+
+    Raises:
+        ConfigError: CONFIG-VALUE for an affine map of patches.
     """
 
     def __init__(
         self,
         flip: float = 0.5,
-        affine: float = 0.3,
+        affine: float | None = None,
         rotation: float = 10.0,
         scale: float = 0.1,
         shift: float = 5.0,
         contrast: float = 0.4,
+        dims: int = 2,
     ) -> None:
+        if affine and dims != 2:
+            raise ConfigError(
+                "CONFIG-VALUE",
+                f"data.params.augmentation_config.params.affine is {affine}, but an affine map "
+                "brings background into patches of volumes: give affine=0, or two numbers as "
+                "data.params.image_size",
+            )
+        if affine is None:
+            affine = 0.3 if dims == 2 else 0.0
         keys = (*IMAGES, *MASKS)
         self.transform = Compose(
             [
-                RandFlipd(keys, prob=flip, spatial_axis=0, allow_missing_keys=True),
+                RandFlipd(keys, prob=flip, spatial_axis=-2, allow_missing_keys=True),
                 RandAffined(
                     keys,
                     prob=affine,
@@ -93,7 +111,7 @@ class SliceAugmentation:
         self.transform.set_random_state(seed)
 
     def __call__(self, images: dict[str, torch.Tensor]) -> dict[str, Any]:
-        """Return the images (C, H, W), moved together."""
+        """Return the images (C, *S), moved together."""
         # Background is -1, and what an affine map brings in from outside is 0: shift for it.
         shifted = {n: a - BACKGROUND if n in IMAGES else a.float() for n, a in images.items()}
         moved = {n: torch.as_tensor(a) for n, a in self.transform(shifted).items()}

@@ -1,4 +1,4 @@
-"""Patients in a folder as batches of slices: the ``data`` section of a configuration."""
+"""Patients in a folder as batches of slices or patches: the ``data`` section of a configuration."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from torch.utils.data import DataLoader, Subset
 from ldm.data.cache import CachedSubject, cached_subject
 from ldm.data.layouts import Subject, detect_layout
 from ldm.data.prepare import AXES
-from ldm.data.slices import EndlessShuffle, SliceDataset
+from ldm.data.slices import EndlessShuffle, PatchDataset, SliceDataset
 from ldm.data.split import split_subjects
 from ldm.errors import ConfigError, DataError
-from ldm.util import as_pair, instantiate_from_config
+from ldm.util import image_sides, instantiate_from_config
 
 
 class ContrastDataModule(pl.LightningDataModule):
-    """Slices of the subjects below a folder, in any known layout.
+    """Slices, or patches of the volumes, of the subjects below a folder, in any known layout.
 
     Args:
         root: folder of subjects.
@@ -34,11 +34,14 @@ class ContrastDataModule(pl.LightningDataModule):
         fold, folds: k-fold instead of a fraction.
         seed: seed of split, order and augmentation.
         axis: ``axial``, ``coronal`` or ``sagittal``.
-        image_size: side, or [H, W], that slices are cropped or padded to.
-        neighbours: slices on each side given as further conditions (2.5-D).
-        min_brain: least share of a (brain-cropped) slice that must be brain, to train on it.
-        batch_size: slices a step and process.
-        val_slices: number of slices, spread evenly over the validation subjects, that are sampled.
+        image_size: side, or [H, W], that slices are cropped or padded to; of three numbers,
+            [D, H, W], the size of random patches of the volumes, D along ``axis``.
+        neighbours: slices on each side given as further conditions (2.5-D); 0 for patches.
+        min_brain: least share of a (brain-cropped) slice or patch that must be brain, to train on
+            it.
+        batch_size: slices or patches a step and process.
+        val_slices: number of slices or patches, spread evenly over the validation subjects, that
+            are sampled.
         condition_dropout: probability of hiding each contrast in training.
         normaliser_config: ``target`` / ``params`` of a :class:`ldm.data.normalise.Normaliser`.
         augmentation_config: ``target`` / ``params`` of an augmentation, or None.
@@ -84,7 +87,13 @@ class ContrastDataModule(pl.LightningDataModule):
         self.conditions, self.target = list(conditions), target
         self.parts = {"train": train, "val": val, "test": test}
         self.fold, self.folds, self.seed = fold, folds, seed
-        self.axis, self.image_size = axis, as_pair(image_size)
+        self.axis, self.image_size = axis, image_sides(image_size)
+        if len(self.image_size) == 3 and neighbours:
+            raise ConfigError(
+                "CONFIG-VALUE",
+                f"data.params.neighbours is {neighbours}, but patches of volumes "
+                f"(image_size {list(self.image_size)}) hold their neighbours: give neighbours=0",
+            )
         self.neighbours, self.min_brain = neighbours, min_brain
         self.batch_size, self.val_slices = batch_size, val_slices
         self.condition_dropout = condition_dropout
@@ -125,7 +134,11 @@ class ContrastDataModule(pl.LightningDataModule):
         augmentation = None
         if self.augmentation_config:
             where = "data.params.augmentation_config"
-            augmentation = instantiate_from_config(self.augmentation_config, where=where)
+            augmentation = instantiate_from_config(
+                self.augmentation_config,
+                where=where,
+                interface={"dims": len(self.image_size)},
+            )
         self.train_slices = self._dataset(
             [cached[i] for i in self.split["train"]], augmentation, self.condition_dropout
         )
@@ -133,7 +146,8 @@ class ContrastDataModule(pl.LightningDataModule):
         if not len(self.train_slices):
             raise DataError(
                 "DATA-EMPTY",
-                f"no slice has {self.min_brain:.0%} brain: lower data.params.min_brain",
+                f"no {'slice' if len(self.image_size) == 2 else 'patch'} has "
+                f"{self.min_brain:.0%} brain: lower data.params.min_brain",
             )
 
     def train_dataloader(self) -> DataLoader:
@@ -159,7 +173,8 @@ class ContrastDataModule(pl.LightningDataModule):
         augmentation: Any = None,
         condition_dropout: float = 0.0,
     ) -> SliceDataset:
-        return SliceDataset(
+        dataset = SliceDataset if len(self.image_size) == 2 else PatchDataset
+        return dataset(
             subjects,
             self.image_size,
             self.min_brain,

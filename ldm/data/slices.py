@@ -1,8 +1,11 @@
-"""Slices of prepared subjects as training examples, in an order that depends on a seed only."""
+"""Slices or patches of prepared subjects as training examples, in an order that depends on a seed
+only.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +16,8 @@ from ldm.data.cache import CachedSubject
 from ldm.data.normalise import BACKGROUND
 from ldm.data.prepare import fit_size
 from ldm.storage import stable_seed
+
+TRIES = 20  # random places of a patch, to find one with enough brain
 
 
 def with_neighbours(slices: np.ndarray, index: int, neighbours: int) -> np.ndarray:
@@ -47,7 +52,7 @@ class SliceDataset(Dataset):
     def __init__(
         self,
         subjects: Sequence[CachedSubject],
-        image_size: tuple[int, int],
+        image_size: tuple[int, ...],
         min_brain: float = 0.0,
         neighbours: int = 0,
         condition_dropout: float = 0.0,
@@ -55,18 +60,19 @@ class SliceDataset(Dataset):
     ) -> None:
         self.subjects = list(subjects)
         self.image_size = image_size
+        self.min_brain = max(min_brain, 1e-9)
         self.neighbours = neighbours
         self.condition_dropout = condition_dropout
         self.augmentation = augmentation
-        self.places = [
-            (number, int(index))
-            for number, subject in enumerate(self.subjects)
-            for index in np.flatnonzero(subject.brain_share >= max(min_brain, 1e-9))
-        ]
         self.arrays = ["slices", "brain"]
         if self.subjects and all(s.has_seg for s in self.subjects):
             self.arrays.append("seg")
         self._opened: dict[int, dict[str, np.ndarray]] = {}
+        self.places = [
+            (number, place)
+            for number in range(len(self.subjects))
+            for place in self._places_of(number)
+        ]
 
     def __len__(self) -> int:
         return len(self.places)
@@ -77,15 +83,12 @@ class SliceDataset(Dataset):
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
         index, seed = key if isinstance(key, tuple) else (key, None)
         number, place = self.places[index]
+        if seed is not None:
+            place = self._place(number, place, seed)
         maps = self._maps(number)
-        stack = with_neighbours(maps["slices"][:, :-1], place, self.neighbours)
         item = {
-            "condition": fit_size(stack, self.image_size, BACKGROUND),
-            "target": fit_size(maps["slices"][place, -1:], self.image_size, BACKGROUND),
-        } | {
-            name: fit_size(maps[name][place][None], self.image_size, 0)
-            for name in self.arrays
-            if name != "slices"
+            name: fit_size(a, self.image_size, BACKGROUND if name in ("condition", "target") else 0)
+            for name, a in self._cut(maps, place).items()
         }
         images = {name: torch.from_numpy(np.array(a)) for name, a in item.items()}
         images = {n: a.float() if a.dtype == torch.float16 else a for n, a in images.items()}
@@ -99,6 +102,22 @@ class SliceDataset(Dataset):
             "subject": self.subjects[number].id,
             "slice": place,
         }
+
+    def _places_of(self, number: int) -> list[int]:
+        """Return the places in a subject that are examples."""
+        return np.flatnonzero(self.subjects[number].brain_share >= self.min_brain).tolist()
+
+    def _place(self, number: int, place: int, seed: int) -> int:
+        """Return where to cut the example of a place for a seed."""
+        return place
+
+    def _cut(self, maps: Mapping[str, np.ndarray], place: int) -> dict[str, np.ndarray]:
+        """Return the images (C, ...) of a place before they are fitted to the size."""
+        images = {
+            "condition": with_neighbours(maps["slices"][:, :-1], place, self.neighbours),
+            "target": maps["slices"][place, -1:],
+        }
+        return images | {n: maps[n][place][None] for n in self.arrays if n != "slices"}
 
     def _maps(self, number: int) -> dict[str, np.ndarray]:
         if number not in self._opened:
@@ -120,6 +139,55 @@ class SliceDataset(Dataset):
         # monai returns a subclass that drags a record of transforms through every operation
         plain = {n: a.as_subclass(torch.Tensor) for n, a in augmented.items()}
         return {name: a.to(images[name].dtype) for name, a in plain.items()}
+
+
+class PatchDataset(SliceDataset):
+    """Patches of many subjects: items as of :class:`SliceDataset` with (D, H, W) for (H, W).
+
+    D runs along the axis of the slices. A subject has as many patches as cover it, those with
+    enough brain: an int gives the plain patch of this grid, ``(index, seed)`` a patch at a random
+    place of the same subject, a function of ``seed``. ``slice`` numbers the places of a subject.
+    Where a subject is smaller than a patch, background is around it.
+
+    Args:
+        subjects, condition_dropout, augmentation: see :class:`SliceDataset`.
+        image_size: (D, H, W) of a patch.
+        min_brain: least share of (what a subject fills of) a patch that must be brain.
+        neighbours: 0.
+    """
+
+    def _positions(self, maps: Mapping[str, np.ndarray]) -> list[int]:
+        """Return the number of places of a patch along each axis."""
+        sides = zip(maps["brain"].shape, self.image_size, strict=True)
+        return [max(0, have - want) + 1 for have, want in sides]
+
+    def _box(self, maps: Mapping[str, np.ndarray], place: int) -> tuple[slice, ...]:
+        starts = np.unravel_index(place, self._positions(maps))
+        return tuple(slice(n, n + side) for n, side in zip(starts, self.image_size, strict=True))
+
+    def _has_brain(self, maps: Mapping[str, np.ndarray], place: int) -> bool:
+        return maps["brain"][self._box(maps, place)].mean() >= self.min_brain
+
+    def _places_of(self, number: int) -> list[int]:
+        maps = self._maps(number)
+        positions = self._positions(maps)
+        starts = [
+            np.linspace(0, n - 1, -(-have // side), dtype=int)
+            for n, have, side in zip(positions, maps["brain"].shape, self.image_size, strict=True)
+        ]
+        grid = np.ravel_multi_index(np.meshgrid(*starts, indexing="ij"), positions).ravel().tolist()
+        return [place for place in grid if self._has_brain(maps, place)]
+
+    def _place(self, number: int, place: int, seed: int) -> int:
+        maps, rng = self._maps(number), np.random.default_rng(stable_seed(seed, "place"))
+        drawn = rng.integers(math.prod(self._positions(maps)), size=TRIES).tolist()
+        return next((p for p in drawn if self._has_brain(maps, p)), place)
+
+    def _cut(self, maps: Mapping[str, np.ndarray], place: int) -> dict[str, np.ndarray]:
+        depth, *plane = self._box(maps, place)
+        stack = np.moveaxis(maps["slices"][(depth, slice(None), *plane)], 1, 0)  # (M, D, H, W)
+        images = {"condition": stack[:-1], "target": stack[-1:]}
+        return images | {n: maps[n][(depth, *plane)][None] for n in self.arrays if n != "slices"}
 
 
 class EndlessShuffle(Sampler):

@@ -35,7 +35,7 @@ class RowCost:
     Args:
         parameters: of the backbone.
         flops: of one network call at batch 1 and training size.
-        calls: network calls a slice.
+        calls: network calls a slice, or a window of a volume.
         train_steps, train_seconds: of the whole training, validation included.
         slice_seconds, volume_seconds: of sampling, at the stated batch size.
         train_memory, sample_memory: peak bytes of the process (VRAM on a GPU).

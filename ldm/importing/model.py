@@ -26,7 +26,7 @@ from ldm.importing.names import LIT_EMA, NETWORK, Fit, Translated, fit_shapes, h
 from ldm.models.diffusion.noise import KeyedNoise
 from ldm.models.diffusion.schedule import NoiseSchedule
 from ldm.storage import folder_lock, sha256
-from ldm.util import as_pair, instantiate_from_config
+from ldm.util import instantiate_from_config
 
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-8}  # public code keeps its schedule in float32
 
@@ -163,7 +163,7 @@ def require_usable(model: Any, data: Any) -> None:
         CheckpointError: CKPT-UNSUPPORTED for a network that needs a context or a class, or whose
             images do not have one channel.
     """
-    size = as_pair(data.image_size)
+    size = data.image_size
     contrasts = len(data.conditions)
     condition = torch.zeros(1, contrasts * (2 * data.neighbours + 1), *size)
     presence = torch.ones(1, contrasts, dtype=torch.bool)

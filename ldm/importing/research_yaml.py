@@ -14,7 +14,7 @@ from ldm.config import merge_config, validate
 from ldm.errors import CheckpointError, ConfigError
 from ldm.losses.pointwise import POINTWISE_LOSSES
 from ldm.modules.diffusionmodules.model import AutoencoderSettings
-from ldm.util import RENAMED, as_pair
+from ldm.util import RENAMED, image_sides
 
 # Parameters that the research code has and LatentDiffusion here does not: they tell one YAML from
 # the other, so that a misspelt key of a run is still refused.
@@ -87,7 +87,7 @@ def translate_research_yaml(config: Mapping[str, Any]) -> tuple[dict[str, Any], 
     }
     run = {"model": {"target": "ldm.models.diffusion.ddpm.LatentDiffusion", "params": params}}
     if "image_size" in left:
-        sides = [n * downsampling for n in as_pair(left.pop("image_size"))]
+        sides = [n * downsampling for n in image_sides(left.pop("image_size"))]
         run["data"] = {"params": {"image_size": sides[0] if sides[0] == sides[1] else sides}}
     ignored = [f"model.params.{key}" for key in left if key != "conditioning_key"]
     ignored += [f"model.{key}" for key in model if key != "target"]

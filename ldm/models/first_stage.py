@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ldm.errors import ConfigError
 from ldm.losses.autoencoder import AutoencoderLoss
 from ldm.models.base import Config, RunModule
 from ldm.modules.diffusionmodules.util import crop_to, pad_to_multiple
@@ -65,7 +66,17 @@ class FirstStageTraining(RunModule):
         return (self.padded(images),)
 
     def check_start(self, data: Any) -> None:
-        """Say in one line what the perceptual term is, where it is not a learned one."""
+        """Refuse volumes; say what the perceptual term is, where it is not a learned one.
+
+        Raises:
+            ConfigError: CONFIG-VALUE.
+        """
+        if len(data.image_size) != 2:
+            raise ConfigError(
+                "CONFIG-VALUE",
+                f"data.params.image_size is {list(data.image_size)}, but the first stage is "
+                "trained on slices: give a side, or [height, width]",
+            )
         if self.loss.perceptual_name != "LPIPS":
             log.warning(
                 "perceptual term: %s (for LPIPS give model.params.lossconfig.params.lpips_weights, "

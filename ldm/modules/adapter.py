@@ -13,7 +13,7 @@ from ldm.errors import ConfigError
 from ldm.modules.diffusionmodules.dit import PATCH_CONV, unpatchify
 from ldm.modules.diffusionmodules.openaimodel import TimeEmbedding
 from ldm.modules.diffusionmodules.util import check_image
-from ldm.util import instantiate_from_config, resolve_target
+from ldm.util import instantiate_from_config, require_dims, resolve_target
 
 # Our name of a fact, and the names that other packages have for it
 CONSTRUCTOR_NAMES = {
@@ -21,6 +21,7 @@ CONSTRUCTOR_NAMES = {
     "out_channels": ("out_channels", "classes"),
     "image_size": ("image_size", "sample_size", "img_size"),
     "context_dim": ("context_dim", "cross_attention_dim"),
+    "dims": ("dims", "spatial_dims"),
 }
 FORWARD_NAMES = {
     "timesteps": ("timesteps", "timestep"),
@@ -39,13 +40,15 @@ class ForeignBackbone(nn.Module):
     (B, out_channels, *S). Argument names are translated (``timestep``, ``encoder_hidden_states``,
     ``class_labels``, ...), outputs unwrapped (``.sample``, the first of a tuple). A network that
     takes no timestep gets it as further input channels, an encoder that returns tokens
-    (B, N, num_features) of 2-D patches gets a linear head.
+    (B, N, num_features) of patches gets a linear head.
 
     Args:
-        network: ``target`` / ``params`` of the class; channels and image size are passed in.
+        network: ``target`` / ``params`` of the class; channels, image size and ``dims`` (as
+            ``spatial_dims`` where it is called so) are passed in.
         patch_size: side of the patches of an encoder that returns tokens; None for a network that
             returns images.
         size_divisor: number that must divide the spatial size; None means ``patch_size`` or 1.
+        dims: 2, or 3 for a network that knows one of these names.
 
     Raises:
         ConfigError: CONFIG-VALUE for an input that the network does not take, CONFIG-SHAPE for one
@@ -62,12 +65,15 @@ class ForeignBackbone(nn.Module):
         context_dim: int | None = None,
         patch_size: int | None = None,
         size_divisor: int | None = None,
+        dims: int = 2,
     ) -> None:
         super().__init__()
         self.in_channels, self.out_channels = in_channels, out_channels
         self.patch_size = patch_size
         self.size_divisor = size_divisor or patch_size or 1
-        self.names = _forward_names(resolve_target(network, WHERE))
+        cls = resolve_target(network, WHERE)
+        require_dims(cls, dims, CONSTRUCTOR_NAMES["dims"], WHERE)
+        self.names = _forward_names(cls)
         self.time_embed, network_channels = None, in_channels
         if "timesteps" not in self.names:
             self.time_embed = TimeEmbedding(FREQUENCIES, TIME_CHANNELS)
@@ -77,6 +83,7 @@ class ForeignBackbone(nn.Module):
             "out_channels": out_channels,
             "image_size": image_size,
             "context_dim": context_dim,
+            "dims": dims,
         }
         self.network = instantiate_from_config(
             network, where=WHERE, interface=_under_every_name(facts)
@@ -84,7 +91,7 @@ class ForeignBackbone(nn.Module):
         _project_patches_by_products(self.network)
         self.head = None
         if patch_size is not None:
-            self.head = nn.Linear(self.network.num_features, patch_size**2 * out_channels)
+            self.head = nn.Linear(self.network.num_features, patch_size**dims * out_channels)
 
     def forward(
         self,

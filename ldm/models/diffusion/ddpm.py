@@ -32,9 +32,16 @@ from ldm.models.diffusion.latent_cache import LatentCache
 from ldm.models.diffusion.noise import KeyedNoise
 from ldm.models.diffusion.samplers import get_sampler, network_calls
 from ldm.models.diffusion.schedule import Schedule
+from ldm.models.diffusion.tiling import Tiling
 from ldm.modules.diffusionmodules.util import crop_to, pad_to_multiple
 from ldm.storage import stable_seed
-from ldm.util import as_pair, instantiate_from_config, nearest, resolve_target
+from ldm.util import (
+    image_sides,
+    instantiate_from_config,
+    nearest,
+    require_dims,
+    resolve_target,
+)
 
 log = logging.getLogger(__name__)
 
@@ -55,10 +62,11 @@ class DiffusionWrapper(nn.Module):
 
     Args:
         unet_config: ``target`` / ``params`` of the backbone.
-        interface: facts for its constructor: ``out_channels``, ``image_size``, ``stream_channels``
-            (of one contrast), ``condition_names`` (in channel order), ``in_channels``, and where
-            conditions are encoded ``context_dim`` or ``adm_in_channels``. A class that uses other
-            names says so in its attribute ``interface``: {own name: fact}.
+        interface: facts for its constructor: ``out_channels``, ``image_size``, ``dims`` (number of
+            spatial axes), ``stream_channels`` (of one contrast), ``condition_names`` (in channel
+            order), ``in_channels``, and where conditions are encoded ``context_dim`` or
+            ``adm_in_channels``. A class that uses other names says so in its attribute
+            ``interface``: {own name: fact}. For volumes a class must know ``dims``.
         conditioning_key: ``concat``: the conditions follow the noisy channels; ``crossattn``: they
             are tokens, the backbone's ``context``; ``hybrid``: both; ``adm``: a vector, its ``y``.
         cond_stage_config: ``target`` / ``params`` of what encodes the conditions, trained with the
@@ -79,24 +87,30 @@ class DiffusionWrapper(nn.Module):
         facts, self.cond_stage_model = dict(interface), None
         self.out_channels = interface["out_channels"]
         noisy = interface.get("stream_channels", self.out_channels)
+        dims = interface.get("dims", 2)
         if self.encoded_as:
+            where = "model.params.cond_stage_config"
+            config = cond_stage_config or {"target": encoder}
+            require_dims(resolve_target(config, where), dims, ["dims"], where)
             self.cond_stage_model = instantiate_from_config(
-                cond_stage_config or {"target": encoder},
-                where="model.params.cond_stage_config",
-                interface={"in_channels": interface["in_channels"] - noisy},
+                config,
+                where=where,
+                interface={"in_channels": interface["in_channels"] - noisy, "dims": dims},
             )
             facts[WIDTH_NAMES[self.encoded_as]] = self.cond_stage_model.width
         if not self.concatenates:
             facts["in_channels"] = noisy
         where = "model.params.unet_config"
         # A class may know a fact by another name: a multi-stream network counts channels a stream.
-        renamed = getattr(resolve_target(unet_config, where), "interface", {})
+        cls = resolve_target(unet_config, where)
+        renamed = getattr(cls, "interface", {})
+        require_dims(cls, dims, ["dims", *(n for n, f in renamed.items() if f == "dims")], where)
         facts |= {own: facts[fact] for own, fact in renamed.items()}
         self.diffusion_model = instantiate_from_config(unet_config, where=where, interface=facts)
-        self.size_divisor = int(getattr(self.diffusion_model, "size_divisor", 1))
+        self.size_divisor = getattr(self.diffusion_model, "size_divisor", 1)
 
     def forward(self, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-        """Return the backbone's float32 output (B, C_out, h, w) for x_t (B, C, h, w) at t (B,)."""
+        """Return the backbone's float32 output (B, C_out, *S) for x_t (B, C, *S) at t (B,)."""
         x, encoded = self.inputs(x_t, condition)
         return self.image(self.diffusion_model(x, t, **encoded), x_t, x)
 
@@ -142,10 +156,13 @@ class DiffusionWrapper(nn.Module):
 class LatentDiffusion(RunModule):
     """Denoising diffusion of the target contrast in the space of a first stage.
 
+    Images are slices (H, W) or, in pixel space, patches (D, H, W) of volumes. A volume larger than
+    a patch is sampled as a whole, see :class:`ldm.models.diffusion.tiling.Tiling`.
+
     Args:
         unet_config: the backbone; channels and image size are passed in.
         conditions: input contrasts, in channel order.
-        image_size: side or [H, W] of the training images.
+        image_size: side or [H, W] of the training slices, or [D, H, W] of patches.
         neighbours: slices on each side that join the conditions.
         subtract: a condition, such as ``t1``: what is diffused is then the subtraction image
             (target minus this contrast) times ``gain``; None: the target itself. Both contrasts
@@ -258,20 +275,28 @@ class LatentDiffusion(RunModule):
             first = (neighbours * len(conditions) + list(conditions).index(subtract)) * channels
             self.anchor_channels = slice(first, first + channels)
         divisor = self.first_stage_model.downsampling
-        height, width = (-(-n // divisor) for n in as_pair(image_size))  # images are padded
+        size = tuple(-(-n // divisor) for n in image_sides(image_size))  # images are padded
+        self.tiling = Tiling(size) if len(size) == 3 else None
+        if self.tiling and (divisor > 1 or cache_latents):
+            raise ConfigError(
+                "CONFIG-VALUE",
+                f"image_size is {image_size}: volumes are diffused in pixel space and not cached; "
+                "give two numbers, or the IdentityFirstStage and cache_latents=false",
+            )
         self.model = DiffusionWrapper(
             unet_config,
             {
                 "in_channels": channels * (1 + len(conditions) * (2 * neighbours + 1)),
                 "out_channels": channels * (2 if self.variance in LEARNED else 1),
-                "image_size": height if height == width else (height, width),
+                "image_size": size[0] if len(set(size)) == 1 else size,
+                "dims": len(size),
                 "stream_channels": channels,
                 "condition_names": list(conditions) * (2 * neighbours + 1),
             },
             conditioning_key,
             cond_stage_config,
         )
-        self.latent_shape = (channels, height, width)
+        self.latent_shape = (channels, *size)
         self.feature_losses = self._feature_losses(loss_config or {})
         self.sampler, self.sampling_steps, self.temperature = sampler, sampling_steps, temperature
 
@@ -354,11 +379,11 @@ class LatentDiffusion(RunModule):
         )
 
     def encode(self, images: Tensor) -> Tensor:
-        """Return the latents (B, M*C, h, w) of images (B, M, H, W), each encoded by itself.
+        """Return the latents (B, M*C, *s) of images (B, M, *S), each encoded by itself.
 
         Sizes that the first stage cannot divide are padded.
         """
-        single = images.flatten(0, 1).unsqueeze(1)  # (B*M, 1, H, W)
+        single = images.flatten(0, 1).unsqueeze(1)  # (B*M, 1, *S)
         encoded = self.first_stage_model.encode(
             pad_to_multiple(single, self.first_stage_model.downsampling)
         )
@@ -366,16 +391,16 @@ class LatentDiffusion(RunModule):
         return (latents.float() * self.scale_factor).unflatten(0, images.shape[:2]).flatten(1, 2)
 
     def decode(self, latents: Tensor, size: Sequence[int]) -> Tensor:
-        """Return the images (B, 1, *size) of latents (B, C, h, w)."""
+        """Return the images (B, 1, *size) of latents (B, C, *s)."""
         return crop_to(self.first_stage_model.decode(latents / self.scale_factor), size).float()
 
     def encode_condition(self, condition: Tensor, presence: Tensor) -> Tensor:
-        """Return the latents of condition (B, N*M, H, W) of which ``presence`` (B, M) says what is.
+        """Return the latents of condition (B, N*M, *S) of which ``presence`` (B, M) says what is.
 
         An absent contrast is 0 everywhere, whatever its channel held; a black image would be -1.
         """
         repeats = condition.shape[1] // presence.shape[1]
-        mask = presence.repeat(1, repeats)[:, :, None, None]
+        mask = presence.repeat(1, repeats)[(..., *[None] * (condition.ndim - 2))]
         return self.encode(torch.where(mask, condition, 0.0))
 
     def encode_batch(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
@@ -435,7 +460,7 @@ class LatentDiffusion(RunModule):
         if not self.drop_all or not self.training:
             return condition
         kept = torch.rand(len(condition)).to(condition.device) >= self.drop_all
-        return condition * kept[:, None, None, None]
+        return condition * kept.view(-1, *[1] * (condition.ndim - 1))
 
     def output_and_feature_losses(
         self, x_t: Tensor, t: Tensor, condition: Tensor
@@ -465,6 +490,15 @@ class LatentDiffusion(RunModule):
         total = {"loss": sum(components.values())}
         return total | components if len(components) > 1 else total
 
+    def output(self, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+        """Return the backbone's output (B, C_out, *s), of a volume in windows.
+
+        All parameterisations are affine in x_0, so the mean of outputs is that of their x_0.
+        """
+        if self.tiling:
+            return self.tiling(self.model, x_t, t, condition)
+        return self.model(x_t, t, condition)
+
     def denoiser(
         self, condition: Tensor, guidance: float = 1.0, rescale: float = 0.0, learned: bool = False
     ) -> Callable[[Tensor, Tensor], Tensor]:
@@ -474,7 +508,7 @@ class LatentDiffusion(RunModule):
         """
 
         def given(condition: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-            return lambda x_t, t: self.model(x_t, t, condition)
+            return lambda x_t, t: self.output(x_t, t, condition)
 
         network = guide(given(condition), given(torch.zeros_like(condition)), guidance, rescale)
 
@@ -498,7 +532,7 @@ class LatentDiffusion(RunModule):
         steps: int | None = None,
         **options: Any,
     ) -> Tensor:
-        """Sample images (B, 1, H, W) in [-1, 1] given condition (B, N*M, H, W), presence (B, M).
+        """Sample images (B, 1, *S) in [-1, 1] given condition (B, N*M, *S), presence (B, M).
 
         Args:
             noise: all randomness; one key an item.
@@ -520,7 +554,7 @@ class LatentDiffusion(RunModule):
         rescale: float = 0.0,
         **options: Any,
     ) -> Tensor:
-        """Return x_0 (B, C, h, w) given encoded conditions; see :meth:`synthesise`."""
+        """Return x_0 (B, C, *s) given encoded conditions; see :meth:`synthesise`."""
         x_T = noise.draw((self.latent_shape[0], *latents.shape[2:]))
         name = sampler or self.sampler
         if name == "ddpm":
@@ -534,7 +568,7 @@ class LatentDiffusion(RunModule):
     def network_calls(
         self, steps: int, sampler: str | None = None, guidance: float = 1.0, **options: Any
     ) -> int:
-        """Return how often the backbone runs to sample one slice; see :meth:`synthesise`.
+        """Return how often the backbone runs for one slice, or window; see :meth:`synthesise`.
 
         Raises:
             ConfigError: CONFIG-VALUE for guidance of a model that never saw conditions dropped;
@@ -601,7 +635,7 @@ class OneStepRegression(LatentDiffusion):
     has_reverse_steps = False
 
     def blank_inputs(self, condition: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return blank noisy channels (B, C, h, w), the last timestep (B,), and the conditions."""
+        """Return blank noisy channels (B, C, *s), the last timestep (B,), and the conditions."""
         batch, size = len(condition), condition.shape[2:]
         blank = condition.new_zeros(batch, self.latent_shape[0], *size)
         t = torch.full((batch,), len(self.schedule) - 1, device=condition.device)
@@ -615,7 +649,7 @@ class OneStepRegression(LatentDiffusion):
 
     def generate(self, latents: Tensor, *args: Any, **options: Any) -> Tensor:
         """Return the prediction; noise, sampler and steps have no effect."""
-        return self.model(*self.blank_inputs(latents))
+        return self.output(*self.blank_inputs(latents))
 
     def network_calls(self, steps: int, sampler: str | None = None, **options: Any) -> int:
         """Return 1."""

@@ -94,8 +94,7 @@ class HybridUNet(nn.Module):
     ) -> Tensor:
         attends = self.settings.use_spatial_transformer
         refuse_unused(y=y, context=None if attends else context)
-        dims, divisor = self.settings.dims, self.size_divisor
-        check_image(x, self.in_channels, dims, (1, divisor, divisor) if dims == 3 else divisor)
+        check_image(x, self.in_channels, self.settings.dims, self.size_divisor)
         dtype = self.out[-1].weight.dtype
         emb = self.time_embed(timesteps)  # (B, emb_channels)
         context = None if context is None else context.to(dtype)

@@ -276,9 +276,10 @@ class UNetSettings:
         return 4 * self.model_channels
 
     @property
-    def size_divisor(self) -> int:
-        """Number that must divide the spatial size of the input."""
-        return 2 ** (len(self.channel_mult) - 1)
+    def size_divisor(self) -> int | tuple[int, ...]:
+        """Number that must divide the spatial size of the input; of a volume one for each axis."""
+        divisor = 2 ** (len(self.channel_mult) - 1)
+        return (1, divisor, divisor) if self.dims == 3 else divisor  # see resampling_factor
 
     def stack(self, *layers: nn.Module) -> TimestepEmbedSequential:
         """Return layers in a row, checkpointed as the settings say."""
@@ -521,8 +522,8 @@ class UNetModel(nn.Module):
             )
 
     @property
-    def size_divisor(self) -> int:
-        """Number that must divide the spatial size (in 3-D: of the last two axes)."""
+    def size_divisor(self) -> int | tuple[int, ...]:
+        """Number that must divide the spatial size, or one for each axis."""
         return self.settings.size_divisor
 
     def forward(
@@ -560,9 +561,7 @@ class UNetModel(nn.Module):
         return self.label_emb(y.to(dtype) if isinstance(self.num_classes, str) else y)
 
     def _check_inputs(self, x: Tensor, context: Context, y: Tensor | None) -> None:
-        dims, divisor = self.settings.dims, self.size_divisor
-        # the first axis of a volume keeps its size
-        check_image(x, self.in_channels, dims, (1, divisor, divisor) if dims == 3 else divisor)
+        check_image(x, self.in_channels, self.settings.dims, self.size_divisor)
         if (y is None) != (self.num_classes is None):
             raise ConfigError(
                 "CONFIG-VALUE",

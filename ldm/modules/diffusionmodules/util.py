@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ldm.errors import ConfigError
 
 GROUPS = 32
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by number of axes
 
 
 def conv_nd(dims: int, *args: Any, **kwargs: Any) -> nn.Module:
@@ -30,8 +31,9 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         on_cpu = x.dtype == torch.bfloat16 and x.device.type == "cpu" and torch.is_grad_enabled()
-        if on_cpu and x.ndim == 4 and not x.is_contiguous():
-            return super().forward(x.contiguous()).contiguous(memory_format=torch.channels_last)
+        if on_cpu and x.ndim in CHANNELS_LAST and not x.is_contiguous():
+            layout = CHANNELS_LAST[x.ndim]
+            return super().forward(x.contiguous()).contiguous(memory_format=layout)
         return super().forward(x)
 
 
@@ -75,15 +77,30 @@ def check_image(x: Tensor, in_channels: int, dims: int, divisor: int | Sequence[
         )
 
 
-def pad_to_multiple(x: Tensor, divisor: int) -> Tensor:
-    """Return x (B, C, *S) with its far edges repeated until ``divisor`` divides every size."""
-    padding = [p for n in reversed(x.shape[2:]) for p in (0, -n % divisor)]
+def pad_to_multiple(x: Tensor, divisor: int | Sequence[int]) -> Tensor:
+    """Return x (B, C, *S) with its far edges repeated until ``divisor`` divides every size.
+
+    Args:
+        divisor: one number, or one for each axis.
+    """
+    sizes = x.shape[2:]
+    divisors = [divisor] * len(sizes) if isinstance(divisor, int) else divisor
+    sides = list(zip(sizes, divisors, strict=True))
+    padding = [p for size, each in reversed(sides) for p in (0, -size % each)]
     return F.pad(x, padding, mode="replicate") if any(padding) else x
 
 
 def crop_to(x: Tensor, size: Sequence[int]) -> Tensor:
     """Return the first ``size`` pixels of x (B, C, *S) along each spatial axis."""
     return x[(..., *(slice(0, n) for n in size))]
+
+
+def to_channels_last(module: nn.Module) -> nn.Module:
+    """Lay the weights of 2-D and 3-D convolutions out channels-last, in place."""
+    for parameter in module.parameters():
+        if layout := CHANNELS_LAST.get(parameter.ndim):
+            parameter.data = parameter.data.contiguous(memory_format=layout)
+    return module
 
 
 def refuse_unused(**inputs: Tensor | None) -> None:
