@@ -131,7 +131,8 @@ def shipped() -> dict[str, Backbone]:
     found = []
     for file in sorted((config_root() / "backbone").glob("*.yaml")):
         text, own = file.read_text(encoding="utf-8"), dict(read_yaml(file))
-        found.append(Backbone(file.stem, Path(own["base"]).stem, text, own["model"]["params"]))
+        params = own.get("model", {}).get("params", {})
+        found.append(Backbone(file.stem, Path(own["base"]).stem, text, params))
     found.sort(key=lambda backbone: ADAPTER in backbone.text)
     return {backbone.name: backbone for backbone in found}
 
