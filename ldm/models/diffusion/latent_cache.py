@@ -39,8 +39,9 @@ class LatentCache:
         for key, stack in zip(places(batch), images, strict=True):
             if key not in self.slices:
                 self.slices[key] = encode(stack[None])[0].half().cpu()
-        latents = torch.stack([self.slices[key] for key in places(batch)])
-        latents = latents.to(images.device).float()
+        # float32 before stacking: autocast to bf16 refuses to stack float16
+        latents = torch.stack([self.slices[key].float() for key in places(batch)])
+        latents = latents.to(images.device)
         condition, target = latents.split([len(latents[0]) - len(self.blank), len(self.blank)], 1)
         absent = ~batch["presence"].repeat(1, (images.shape[1] - 1) // batch["presence"].shape[1])
         condition = condition.unflatten(1, (images.shape[1] - 1, -1))  # (B, N*M, C, h, w)
