@@ -219,7 +219,7 @@ def test_every_backbone_has_a_section_a_picture_and_a_row():
 
 
 def test_page_gives_the_cost_that_the_networks_have():
-    """Of every tiny YAML and one at paper size; ``python scripts/describe_backbones.py`` writes it."""
+    """Of every tiny YAML and one at paper size; scripts/describe_backbones.py writes the page."""
     lines = PAGE.read_text(encoding="utf-8").splitlines()
     for name in [*(n for n in BACKBONES if n.endswith("_tiny")), "unet"]:
         network, inputs, _ = built(name)
