@@ -90,6 +90,11 @@ def test_posterior_samples_have_its_mean_and_variance():
     assert torch.equal(posterior.mode(), posterior.mean)
 
 
+def test_posterior_is_narrow_before_training():
+    posterior = autoencoder().encode(parity.normal("x", (2, 1, 16, 16)))
+    assert posterior.logvar.mean().item() == pytest.approx(-6, abs=1)
+
+
 def test_posterior_is_finite_for_any_moments_and_repeats_with_its_generator():
     moments = torch.tensor([1.0, -1e9]).reshape(1, 2, 1, 1)
     narrow = DiagonalGaussian.from_moments(moments)

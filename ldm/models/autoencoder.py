@@ -15,6 +15,8 @@ from ldm.config import merge_config
 from ldm.errors import CheckpointError, ConfigError
 from ldm.modules.diffusionmodules.model import AutoencoderSettings, Decoder, Encoder
 
+FIRST_LOGVAR = -6.0  # of the posterior before training
+
 
 class IdentityFirstStage(nn.Module):
     """Pixel space: the latents are the images.
@@ -113,6 +115,8 @@ class AutoencoderKL(nn.Module):
         self.decoder = Decoder(settings)
         self.quant_conv = nn.Conv2d(2 * settings.z_channels, 2 * embed_dim, 1)
         self.post_quant_conv = nn.Conv2d(embed_dim, settings.z_channels, 1)
+        # A narrow posterior to begin with: the decoder learns from latents before it meets noise.
+        self.quant_conv.bias.data[embed_dim:] = FIRST_LOGVAR
         self.portable_config = {
             "target": "ldm.models.autoencoder.AutoencoderKL",
             "params": {"ddconfig": dict(ddconfig), "embed_dim": embed_dim},
