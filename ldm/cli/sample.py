@@ -24,6 +24,7 @@ from ldm.storage import folder_lock, sha256, write_json
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
+    from ldm.models.diffusion.noise import NOISES
     from ldm.models.diffusion.samplers import SAMPLERS
 
     parser.add_argument("model", type=Path, help="run folder, or its model.safetensors")
@@ -46,6 +47,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--rescale", type=float, help="share, 0 to 1, of the contrast that guidance adds taken back"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise (default: 0)")
+    parser.add_argument(
+        "--noise",
+        choices=NOISES,
+        default="slice",
+        help="independent in every slice (default), smooth along the slices, or one for a patient",
+    )
     parser.add_argument(
         "--temperature",
         type=float,
@@ -86,10 +93,12 @@ class Request:
     samples: int
     temperature: float
     precision: str
+    noise: str
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the request as written in a sidecar."""
-        return {**vars(self), "options": dict(self.options)}
+        """Return the request as written in a sidecar; outputs of before ``noise`` had ``slice``."""
+        given = {n: value for n, value in vars(self).items() if (n, value) != ("noise", "slice")}
+        return {**given, "options": dict(self.options)}
 
 
 def run(args: argparse.Namespace) -> int:
@@ -158,6 +167,7 @@ class VolumeSampler:
             samples=args.samples,
             temperature=self._temperature(),
             precision=args.precision,
+            noise=args.noise,
         )
         # refuses a wrong request before any work
         self.calls = self.model.network_calls(self.request.steps, self.request.sampler, **options)
@@ -283,7 +293,7 @@ class VolumeSampler:
         from rich.progress import track
 
         from ldm.data.slices import with_neighbours
-        from ldm.models.diffusion.noise import KeyedNoise
+        from ldm.models.diffusion.noise import KeyedNoise, slice_noise
 
         present = torch.from_numpy(prepared.present).to(self.device)
         results = []
@@ -293,7 +303,8 @@ class VolumeSampler:
         for start in track(starts, title, transient=True):
             places = range(start, min(start + self.args.batch_size, len(slices)))
             stack = [with_neighbours(slices, i, self.data.neighbours) for i in places]
-            keys = [(self.request.seed, prepared.id, i, sample) for i in places]
+            kind, seed = self.request.noise, self.request.seed
+            keys = [slice_noise(kind, seed, prepared.id, i, sample) for i in places]
             images = self.model.synthesise(
                 torch.from_numpy(np.stack(stack)).to(self.device),
                 present.expand(len(stack), -1),
