@@ -65,8 +65,9 @@ def terminal_table(table: Any) -> Any:
     from ldm.evaluation.report import format_cell
 
     shown = Table(title=table.title, title_justify="left", title_style="bold")
-    for index, column in enumerate(table.columns):
-        shown.add_column(column, justify="right" if index else "left")
+    for index, numeric in enumerate(table.numeric_columns()):
+        side = "right" if numeric else "left"
+        shown.add_column(table.columns[index], justify=side, no_wrap=not index)
     for row in table.rows:
         shown.add_row(*(format_cell(cell) for cell in row))
     return shown
