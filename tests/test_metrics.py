@@ -14,8 +14,14 @@ from hypothesis import strategies as st
 from skimage import metrics as skimage_metrics
 
 from ldm.errors import ConfigError, DataError
-from ldm.evaluation.metrics import mae, ms_ssim, nrmse, psnr, ssim
-from ldm.evaluation.protocol import DEFAULT, MetricProtocol, evaluate_volume, summarise
+from ldm.evaluation.metrics import flicker, mae, ms_ssim, nrmse, psnr, ssim
+from ldm.evaluation.protocol import (
+    DEFAULT,
+    SPREAD_METRICS,
+    MetricProtocol,
+    evaluate_volume,
+    summarise,
+)
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -132,6 +138,7 @@ def test_a_common_unit_does_not_matter(scale, seed):
     scaled = (prediction * scale, reference * scale)
     assert psnr(*scaled, scale) == pytest.approx(psnr(prediction, reference, 1.0))
     assert nrmse(*scaled) == pytest.approx(nrmse(prediction, reference))
+    assert flicker(*scaled) == pytest.approx(flicker(prediction, reference))
     assert mae(*scaled) == pytest.approx(scale * mae(prediction, reference))
     assert ssim(*scaled, scale) == pytest.approx(ssim(prediction, reference, 1.0))
 
@@ -150,6 +157,7 @@ def test_equal_arrays_are_perfect(pair):
     assert mae(reference, reference) == 0
     assert ssim(reference, reference, 1.0) == 1
     assert ms_ssim(reference, reference, 1.0) == 1
+    assert flicker(reference, reference) == 1
 
 
 def test_undefined_values_are_nan_and_warn_of_nothing(pair):
@@ -164,6 +172,10 @@ def test_undefined_values_are_nan_and_warn_of_nothing(pair):
             nrmse(pair[0], np.full_like(pair[1], 0.5)),  # constant reference
             nrmse(pair[0], np.zeros_like(pair[1]), normalisation="euclidean"),
             *(metric(*pair, data_range=0.0) for metric in (psnr, ssim, ms_ssim)),
+            flicker(*pair, empty),
+            flicker(pair[0], np.full_like(pair[1], 0.5)),
+            flicker(pair[0][..., 0], pair[1][..., 0]),  # one slice
+            flicker(pair[0][..., :1], pair[1][..., :1]),
         ]
     assert all(map(isnan, undefined))
 
@@ -196,6 +208,61 @@ def test_wrong_input_is_named():
         ssim(np.full((16, 16), -0.5), np.full((16, 16), 0.5), 1.0)
     with pytest.raises(ConfigError, match="CONFIG-VALUE.*'mean'"):
         nrmse(np.zeros(3), np.ones(3), normalisation="mean")
+
+
+def stripes(shape, amplitude, axis):
+    """+amplitude and -amplitude in turn along ``axis``."""
+    return amplitude * (1 - 2 * (np.indices(shape)[axis] % 2))
+
+
+@pytest.mark.parametrize("axis", [0, 1, -1])
+@pytest.mark.parametrize("amplitude", [0.01, 0.1, 1.0])
+def test_flicker_of_stripes_is_their_energy_beside_that_of_the_reference(axis, amplitude):
+    """A ramp of slope g: across slices (g - 2a)^2 and (g + 2a)^2 in turn, within them g^2."""
+    slope = 0.2
+    ramp = slope * np.indices((7, 9, 5)).sum(axis=0)
+    striped = ramp + stripes(ramp.shape, amplitude, axis)
+    expected = sqrt(1 + (2 * amplitude / slope) ** 2)
+    assert flicker(striped, ramp, axis=axis) == pytest.approx(expected)
+    other = (axis + 1) % 3
+    assert flicker(striped, ramp, axis=other) < 1  # seen from the side it is texture in the slices
+
+
+def test_flicker_equals_a_loop_over_pairs(pair):
+    mask = np.random.default_rng(3).random(pair[0].shape) < 0.5
+    sums = np.zeros((2, 3))  # array, direction
+    for place in np.argwhere(mask):
+        for direction in range(3):
+            following = place + np.eye(3, dtype=int)[direction]
+            if (following < mask.shape).all() and mask[tuple(following)]:
+                for number, array in enumerate(pair):
+                    change = array[tuple(following)] - array[tuple(place)]
+                    sums[number, direction] += change**2
+    (x_x, x_y, x_z), (y_x, y_y, y_z) = sums
+    expected = sqrt((x_z / y_z) / ((x_x + x_y) / (y_x + y_y)))
+    assert flicker(*pair, mask) == pytest.approx(expected)
+
+
+def test_flicker_ignores_what_does_not_differ_between_slices(pair):
+    """An offset, a gain and the voxels outside of the mask are no flicker; repeated slices are."""
+    prediction, reference = pair
+    value = flicker(prediction, reference)
+    assert flicker(prediction + 0.3, reference) == pytest.approx(value)
+    assert flicker(prediction * 1.7, reference) == pytest.approx(value)
+    mask = blob(reference.shape)
+    assert flicker(np.where(mask, *pair[::-1]), reference, ~mask) == flicker(*pair, ~mask)
+
+
+def test_flicker_is_found_in_a_blurred_prediction(patient):
+    """Blur alone is not called consistent, and does not hide stripes behind a lack of contrast."""
+    from scipy.ndimage import gaussian_filter
+
+    _, reference, brain, _ = patient
+    blurred = gaussian_filter(reference, 1)
+    striped = blurred + stripes(brain.shape, 0.5 * reference[brain].std(), -1)
+    alone, both = (evaluate_volume(v, reference, brain)["brain"] for v in (blurred, striped))
+    assert both["flicker"] > 1.5 * alone["flicker"]
+    assert both["flicker"] > 1
 
 
 @pytest.fixture(scope="module")
@@ -274,7 +341,7 @@ def test_corner_cases_of_a_patient(patient):
     assert all(map(isnan, no_tumour["tumour"].values()))
     assert no_tumour["healthy"]["psnr"] == no_tumour["brain"]["psnr"]
     perfect = evaluate_volume(reference, reference, brain)["brain"]
-    assert perfect == {"psnr": inf, "nrmse": 0, "mae": 0, "ssim": 1, "ms_ssim": 1}
+    assert perfect == {"psnr": inf, "nrmse": 0, "mae": 0, "ssim": 1, "ms_ssim": 1, "flicker": 1}
     for undefined in (
         evaluate_volume(prediction, np.where(brain, 300.0, 0), brain),  # constant reference
         evaluate_volume(prediction, reference, np.zeros_like(brain)),  # no brain
@@ -317,5 +384,5 @@ def test_protocol_is_written_as_json():
     written = json.loads(json.dumps(DEFAULT.to_dict()))
     assert written["percentiles"] == [0.1, 99.9]
     assert written["regions"] == ["full", "brain", "tumour", "healthy"]
-    measured = {"psnr", "nrmse", "mae", "ssim", "ms_ssim"}
+    measured = {"psnr", "nrmse", "mae", "ssim", "ms_ssim", "flicker", *SPREAD_METRICS}
     assert measured | set(written["regions"]) <= set(written["definitions"])

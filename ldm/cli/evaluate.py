@@ -1,4 +1,4 @@
-"""``dsdiff evaluate``: PSNR, NRMSE, SSIM, MS-SSIM and MAE of synthetic against real volumes."""
+"""``dsdiff evaluate``: quality and calibration of synthetic volumes against the real ones."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from typing import Any
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument(
-        "--prediction", type=Path, required=True, metavar="FOLDER", help="holds ID_t1ce.nii.gz"
+        "--prediction",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="holds ID_t1ce.nii.gz, and ID_t1ce_std.nii.gz where its spread is to be judged",
     )
     parser.add_argument(
         "--reference", type=Path, required=True, metavar="FOLDER", help="the real subjects"
@@ -32,8 +36,8 @@ def run(args: argparse.Namespace) -> int:
         {"prediction": args.prediction}, args.reference, args.subjects, progress=show_progress
     )
     console = Console()
-    for region in result.regions():
-        console.print(terminal_table(result.table(region)))
+    for table in result.tables():
+        console.print(terminal_table(table))
     low, high = result.protocol.percentiles
     console.print(
         f"The reference sets the bounds (percentiles {low} to {high} in the brain); details: "
@@ -61,8 +65,9 @@ def terminal_table(table: Any) -> Any:
     from ldm.evaluation.report import format_cell
 
     shown = Table(title=table.title, title_justify="left", title_style="bold")
-    for index, column in enumerate(table.columns):
-        shown.add_column(column, justify="right" if index else "left")
+    for index, numeric in enumerate(table.numeric_columns()):
+        side = "right" if numeric else "left"
+        shown.add_column(table.columns[index], justify=side, no_wrap=not index)
     for row in table.rows:
         shown.add_row(*(format_cell(cell) for cell in row))
     return shown
@@ -71,15 +76,15 @@ def terminal_table(table: Any) -> Any:
 def write_evaluation_report(result: Any, args: argparse.Namespace) -> None:
     """Write ``report.html`` of one prediction folder."""
     from ldm.environment import environment
-    from ldm.evaluation.folder import strips_figure
+    from ldm.evaluation.folder import spread_figure, strips_figure
     from ldm.evaluation.report import Report, Section, write_report
 
     command = f"dsdiff evaluate --prediction {args.prediction} --reference {args.reference}"
     report = Report(
         title="Synthetic against real T1ce",
         lead=f"Patients: {len(result.subjects)}; mean ± standard deviation over patients.",
-        tables=[result.table(region) for region in result.regions()],
-        figures=strips_figure(result),
+        tables=result.tables(),
+        figures=[*strips_figure(result), *spread_figure(result)],
         sections=[Section("Command", [command])],
         protocol=result.protocol.to_dict(),
         environment=environment(),

@@ -28,6 +28,7 @@ from ldm.storage import folder_lock, sha256, write_json
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
+    from ldm.models.diffusion.noise import NOISES
     from ldm.models.diffusion.samplers import SAMPLERS
 
     parser.add_argument("model", type=Path, help="run folder, or its model.safetensors")
@@ -50,6 +51,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--rescale", type=float, help="share, 0 to 1, of the contrast that guidance adds taken back"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise (default: 0)")
+    parser.add_argument(
+        "--noise",
+        choices=NOISES,
+        default="slice",
+        help="independent in every slice (default), smooth along the slices, or one for a patient",
+    )
     parser.add_argument(
         "--temperature",
         type=float,
@@ -98,10 +105,12 @@ class Request:
     temperature: float
     precision: str
     overlap: float | None
+    noise: str
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the request as written in a sidecar; ``overlap`` only for volumes."""
-        given = {name: value for name, value in vars(self).items() if value is not None}
+        """Return the request as written in a sidecar; what did not exist before only if given."""
+        left_out = {"overlap": None, "noise": "slice"}
+        given = {n: v for n, v in vars(self).items() if n not in left_out or v != left_out[n]}
         return {**given, "options": dict(self.options)}
 
 
@@ -173,6 +182,7 @@ class VolumeSampler:
             temperature=self._temperature(),
             precision=args.precision,
             overlap=self._overlap(),
+            noise=args.noise,
         )
         # refuses a wrong request before any work
         self.calls = self.model.network_calls(self.request.steps, self.request.sampler, **options)
@@ -251,6 +261,12 @@ class VolumeSampler:
 
     def _overlap(self) -> float | None:
         if self.model.tiling:
+            if self.args.noise != "slice":
+                raise ConfigError(
+                    "CONFIG-VALUE",
+                    f"--noise is {self.args.noise}, but {self.args.model} samples whole volumes, "
+                    "each from one noise volume: leave it out",
+                )
             return self.model.tiling.overlap if self.args.overlap is None else self.args.overlap
         if self.args.overlap is not None:
             raise ConfigError(
@@ -316,7 +332,7 @@ class VolumeSampler:
         from rich.progress import track
 
         from ldm.data.slices import with_neighbours
-        from ldm.models.diffusion.noise import KeyedNoise
+        from ldm.models.diffusion.noise import KeyedNoise, slice_noise
 
         present = torch.from_numpy(prepared.present).to(self.device)
         results = []
@@ -324,7 +340,8 @@ class VolumeSampler:
         for start in track(starts, title, transient=True):
             places = range(start, min(start + self.args.batch_size, len(slices)))
             stack = [with_neighbours(slices, i, self.data.neighbours) for i in places]
-            keys = [(self.request.seed, prepared.id, i, sample) for i in places]
+            kind, seed = self.request.noise, self.request.seed
+            keys = [slice_noise(kind, seed, prepared.id, i, sample) for i in places]
             images = self.model.synthesise(
                 torch.from_numpy(np.stack(stack)).to(self.device),
                 present.expand(len(stack), -1),

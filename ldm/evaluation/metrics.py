@@ -190,6 +190,55 @@ def ms_ssim(
     return float(torch.cat(values).double().mean())
 
 
+def flicker(
+    prediction: ArrayLike, reference: ArrayLike, mask: ArrayLike | None = None, axis: int = -1
+) -> float:
+    """Change from slice to slice for the sharpness within them, relative to the reference.
+
+    ``sqrt((Z(x) / Z(y)) / (P(x) / P(y)))`` for prediction x and reference y, where Z sums the
+    squared differences of voxels next to each other along ``axis`` and P those along the other two
+    axes, over pairs that both lie inside ``mask``. An offset or a gain of the prediction, and a
+    blur alike in all directions of a reference alike in all directions, do not change it.
+
+    Args:
+        prediction: volume (X, Y, Z).
+        reference: of the same shape.
+        mask: voxels to compare; all if None.
+        axis: the axis that counts the slices.
+
+    Returns:
+        from 0. 1: slices follow each other as in the reference; above: they jump (sampled one by
+        one); below: they are more alike than they should be. NaN for an array without three axes,
+        or where prediction or reference do not change along or within slices.
+
+    Raises:
+        DataError: DATA-SHAPE if the shapes differ.
+    """
+    predicted, true = np.asarray(prediction, np.float64), np.asarray(reference, np.float64)
+    inside = np.ones(true.shape, bool) if mask is None else np.asarray(mask) != 0
+    same_shape(prediction=predicted, reference=true, mask=inside)
+    if true.ndim != 3:
+        return nan
+    changes = [_changes(volume, inside, axis) for volume in (predicted, true)]
+    if not all(change > 0 for pair in changes for change in pair):  # also refuses NaN
+        return nan
+    (across, within), (true_across, true_within) = changes
+    return sqrt(across / true_across / (within / true_within))
+
+
+def _changes(
+    volume: NDArray[np.float64], inside: NDArray[np.bool_], axis: int
+) -> tuple[float, float]:
+    """Sum of squared differences of neighbours across slices, and within them."""
+    sums = []
+    for direction in range(3):
+        values, kept = (np.moveaxis(array, direction, 0) for array in (volume, inside))
+        pairs = kept[1:] & kept[:-1]
+        sums.append(float(np.sum(np.diff(values, axis=0)[pairs] ** 2)))
+    across = sums.pop(axis % 3)
+    return across, sum(sums)
+
+
 def same_shape(**arrays: ArrayLike) -> None:
     """Refuse arrays of different shape.
 

@@ -16,13 +16,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ldm.evaluation import metrics
+from ldm.evaluation import calibration, metrics
 
 Scores = dict[str, dict[str, float]]
 
 REGIONS = ("full", "brain", "tumour", "healthy")
-VOXEL_METRICS = ("psnr", "nrmse", "mae", "ssim")
+VOXEL_METRICS = ("psnr", "nrmse", "mae", "ssim", "flicker")
 SLICE_METRICS = ("ms_ssim",)  # of whole slices: not defined on a part of the brain
+SPREAD_METRICS = ("coverage_1sd", "coverage_2sd", "calibration_error", "error_to_spread")
 
 DEFINITIONS = {
     "bounds": "percentiles of the reference inside the brain; both volumes mapped by "
@@ -38,6 +39,14 @@ DEFINITIONS = {
     "mean of the map over the region (scikit-image)",
     "ms_ssim": "2-D, five scales, Gaussian window 11x11 sigma 1.5 inside the slice, mean over "
     "slices (monai); sides < 176 padded with zeros",
+    "flicker": "gradient energy along the slice axis / within slices, prediction / reference, "
+    "square root; pairs of neighbours inside the region",
+    "spread": "standard deviation over samples, mapped like the prediction, not clipped; corrected "
+    "for the number of samples (Student's t), if it is known; not in full",
+    "coverage_1sd": "share of the voxels with the reference within ± 1 standard deviation (68.3 %)",
+    "coverage_2sd": "the same for ± 2 standard deviations (95.4 %)",
+    "calibration_error": "mean of |coverage - p| over p = 0.05, 0.1, ..., 0.95",
+    "error_to_spread": "root mean square error / root mean square spread",
 }
 
 
@@ -49,7 +58,7 @@ class MetricProtocol:
         name: name of the protocol in results.
         percentiles: of the reference inside the brain, which become 0 and 1.
         regions: any of ``full``, ``brain``, ``tumour``, ``healthy``.
-        axis: the axis that counts the slices of SSIM and MS-SSIM.
+        axis: the axis that counts the slices of SSIM, MS-SSIM and flicker.
     """
 
     name: str = "default"
@@ -81,6 +90,8 @@ def evaluate_volume(
     brain: ArrayLike,
     tumour: ArrayLike | None = None,
     protocol: MetricProtocol = DEFAULT,
+    spread: ArrayLike | None = None,
+    samples: int | None = None,
 ) -> Scores:
     """All metrics of one volume in every region of the protocol.
 
@@ -91,6 +102,9 @@ def evaluate_volume(
         tumour: segmentation (X, Y, Z), 0 where healthy. Without it ``tumour`` and ``healthy`` are
             left out.
         protocol: mapping, regions and slice axis.
+        spread: predicted standard deviation (X, Y, Z), in the units of ``reference``. Without it
+            there are no ``SPREAD_METRICS``.
+        samples: how many samples the spread comes from, see :mod:`ldm.evaluation.calibration`.
 
     Returns:
         ``{region: {metric: value}}``. Values that are not defined (constant reference, no brain, no
@@ -104,7 +118,10 @@ def evaluate_volume(
     regions = [region for region in protocol.regions if region in masks]
     low, high = protocol.bounds(reference, brain)
     if not high > low:
-        return {region: dict.fromkeys(_metric_names(region), nan) for region in regions}
+        return {
+            region: dict.fromkeys(_metric_names(region, spread is not None), nan)
+            for region in regions
+        }
     pair = [_to_unit(volume, low, high) for volume in (prediction, reference)]
     inside = [np.where(masks["brain"], volume, 0) for volume in pair]
     content = _slices_with(masks["brain"], protocol.axis)
@@ -112,6 +129,9 @@ def evaluate_volume(
     for region in regions:
         volumes = pair if region == "full" else inside
         scores[region] = _scores(volumes, region, masks[region], content, protocol.axis)
+        if spread is not None and region != "full":
+            told = (prediction, reference, spread)
+            scores[region] |= _spread_scores(*told, masks[region], samples)
     return scores
 
 
@@ -133,7 +153,7 @@ def summarise(per_subject: Sequence[Scores]) -> list[SummaryRow]:
     so by ``n < subjects``. An infinite PSNR stays infinite.
     """
     rows = []
-    for region, name in product(REGIONS, VOXEL_METRICS + SLICE_METRICS):
+    for region, name in product(REGIONS, VOXEL_METRICS + SLICE_METRICS + SPREAD_METRICS):
         found = [scores[region][name] for scores in per_subject if name in scores.get(region, {})]
         if not found:
             continue
@@ -158,8 +178,9 @@ def _region_masks(brain: ArrayLike, tumour: ArrayLike | None) -> dict[str, NDArr
     return {"brain": inside, "tumour": lesion & inside, "healthy": inside & ~lesion}
 
 
-def _metric_names(region: str) -> tuple[str, ...]:
-    return VOXEL_METRICS + (SLICE_METRICS if region in ("full", "brain") else ())
+def _metric_names(region: str, with_spread: bool = False) -> tuple[str, ...]:
+    names = VOXEL_METRICS + (SLICE_METRICS if region in ("full", "brain") else ())
+    return names + (SPREAD_METRICS if with_spread and region != "full" else ())
 
 
 def _slices_with(mask: NDArray[np.bool_], axis: int) -> NDArray[np.bool_]:
@@ -180,8 +201,26 @@ def _scores(
         "nrmse": metrics.nrmse(*pair, mask),
         "mae": metrics.mae(*pair, mask),
         "ssim": metrics.ssim(*pair, 1.0, mask & content, axis),
+        "flicker": metrics.flicker(*pair, mask, axis),
     }
     if "ms_ssim" in _metric_names(region):
         slices = [np.compress(content.ravel(), volume, axis) for volume in pair]
         scores["ms_ssim"] = metrics.ms_ssim(*slices, 1.0, axis)
     return scores
+
+
+def _spread_scores(
+    prediction: ArrayLike,
+    reference: ArrayLike,
+    spread: ArrayLike,
+    mask: NDArray[np.bool_],
+    samples: int | None,
+) -> dict[str, float]:
+    """Calibration has no unit, so that the volumes enter as they are, and nothing is clipped."""
+    volumes = (prediction, reference, spread)
+    return {
+        "coverage_1sd": calibration.coverage(*volumes, 1, mask, samples),
+        "coverage_2sd": calibration.coverage(*volumes, 2, mask, samples),
+        "calibration_error": calibration.calibration_error(*volumes, mask, samples),
+        "error_to_spread": calibration.error_to_spread(*volumes, mask, samples),
+    }

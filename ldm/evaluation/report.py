@@ -290,6 +290,29 @@ def scatter_figure(points: Sequence[tuple[str, float, float]], xlabel: str, ylab
     return figure_bytes(canvas, "svg")
 
 
+def reliability_figure(
+    curves: Mapping[str, Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]]],
+) -> bytes:
+    """Observed error over predicted spread with the diagonal of a calibrated one, as SVG.
+
+    Args:
+        curves: ``{name: [(spread, error), ...]}``, a pair of arrays of one length for each patient.
+            Beside each of them the root mean square over patients is drawn.
+    """
+    canvas, ax = _chart("predicted spread", "observed error")
+    for place, (name, patients) in enumerate(curves.items()):
+        colour = COLOURS[place % len(COLOURS)]
+        for spread, error in patients:
+            ax.plot(spread, error, color=colour, alpha=0.3, linewidth=0.8)
+        together = np.sqrt(np.mean(np.square(patients), axis=0))
+        ax.plot(*together, "o-", color=colour, markersize=4, linewidth=2, label=name)
+    limit = max((np.nanmax(p, initial=0) for ps in curves.values() for p in ps), default=0) or 1
+    ax.plot([0, limit], [0, limit], "--", color=INK, linewidth=1, label="calibrated")
+    ax.set(xlim=(0, None), ylim=(0, None))
+    _legend(ax, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    return figure_bytes(canvas, "svg")
+
+
 def _legend(ax: Axes, **place: Any) -> None:
     if ax.get_legend_handles_labels()[1]:
         for text in ax.legend(frameon=False, labelcolor=INK, **place).get_texts():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ldm.cli.main import main
-from ldm.evaluation.folder import COPY_T1, evaluate_folders
+from ldm.evaluation.folder import COPY_T1, evaluate_folders, spread_figure
 
 
 @pytest.fixture
@@ -58,6 +58,55 @@ def test_units_of_the_sidecar_make_gain_and_offset_irrelevant(tmp_path, truth, p
     assert without.mean("scaled", "brain", "psnr") < 20
 
 
+@pytest.fixture
+def spread_out(tmp_path, patients):
+    """Phantom_0001 with an error of known size, in other units, which the sidecar states."""
+    from ldm.data.normalise import RobustNormaliser
+
+    folder = tmp_path / "spread"
+    folder.mkdir()
+    image = nib.load(patients / "Phantom_0001/Phantom_0001_t1ce.nii.gz")
+    truth = np.asarray(image.dataobj).astype(float)
+    brain = truth != 0
+    rng = np.random.default_rng(0)
+    spread = np.where(brain, rng.uniform(10, 40, truth.shape), 0)
+    error = spread * rng.normal(size=truth.shape)
+    scale = RobustNormaliser().fit(truth * 3, brain, "t1ce").to_dict()
+    sidecar = {"intensity": {"contrast": "t1", **scale}, "request": {"samples": 9}}
+    for stem, volume in (("t1ce", truth + error), ("t1ce_std", spread * np.sqrt(9 / 10))):
+        stored = nib.Nifti1Image((volume * 3).astype(np.float32), image.affine)
+        nib.save(stored, folder / f"Phantom_0001_{stem}.nii.gz")
+    (folder / "Phantom_0001_t1ce.json").write_text(json.dumps(sidecar))
+    return folder
+
+
+def test_spread_is_judged_in_the_units_of_the_reference(tmp_path, spread_out, patients, capsys):
+    arguments = ["--prediction", str(spread_out), "--reference", str(patients)]
+    assert main(["evaluate", *arguments, "--output", str(tmp_path / "out")]) == 0
+    assert "Predicted spread" in capsys.readouterr().out
+    written = json.loads((tmp_path / "out/metrics.json").read_text())
+    brain = written["scores"]["prediction"]["Phantom_0001"]["brain"]
+    assert brain["error_to_spread"] == pytest.approx(1, abs=0.05)  # of 9 samples: times 10/9
+    groups = written["reliability"]["prediction"]["Phantom_0001"]
+    np.testing.assert_allclose(groups["error"], groups["spread"], rtol=0.25)
+    root_mean_square = np.sqrt(np.mean(np.square(groups["error"])))
+    assert 20 * np.log10(1 / root_mean_square) == pytest.approx(brain["psnr"], abs=0.5)  # one unit
+    with (tmp_path / "out/metrics.csv").open() as file:
+        shares = {(r["row"], r["region"]): r["coverage_1sd"] for r in csv.DictReader(file)}
+    assert float(shares["prediction", "brain"]) == brain["coverage_1sd"]
+    assert shares["prediction", "full"] == shares["copy T1", "brain"] == "n/a"
+    page = (tmp_path / "out/report.html").read_text()
+    assert "Error / spread" in page
+    assert page.count("data:image/svg+xml") == 1
+
+
+def test_spread_of_another_run_is_left_out(spread_out, patients):
+    """One sample has no spread: the file beside it is of an earlier request."""
+    path = spread_out / "Phantom_0001_t1ce.json"
+    path.write_text(path.read_text().replace('"samples": 9', '"samples": 1'))
+    assert evaluate_folders({"one": spread_out}, patients).reliability == {}
+
+
 def test_files_agree_with_each_other(tmp_path, truth, patients, capsys):
     output = tmp_path / "out"
     arguments = ["--prediction", str(truth), "--reference", str(patients), "--output", str(output)]
@@ -75,10 +124,13 @@ def test_files_agree_with_each_other(tmp_path, truth, patients, capsys):
     assert "<script" not in page
 
 
-def test_equal_input_gives_equal_bytes(tmp_path, truth, patients):
+def test_equal_input_gives_equal_bytes(tmp_path, truth, spread_out, patients):
+    pictures = set()
     for name in ("a", "b"):
-        result = evaluate_folders({"truth": truth}, patients)
+        result = evaluate_folders({"truth": truth, "spread": spread_out}, patients)
         result.write(tmp_path / name)
+        pictures |= {figure.image for figure in spread_figure(result)}
+    assert len(pictures) == 1
     for file in ("metrics.csv", "metrics.json"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 

@@ -138,6 +138,41 @@ def test_samples_give_mean_and_standard_deviation(tmp_path, run_folder, patients
     assert spread.max() > 0
 
 
+@pytest.mark.parametrize("noise", ["smooth", "patient"])
+def test_noise_along_the_slices_is_recorded_and_independent_of_batches(
+    tmp_path, run_folder, patients, one, noise
+):
+    name = "Phantom_0003_t1ce"
+    options = ["--subjects", "Phantom_0003", "--noise", noise]
+    for batch in ("1", "7"):
+        assert sample(run_folder, patients, tmp_path / batch, *options, "--batch-size", batch) == 0
+    a, b = (np.asarray(nib.load(tmp_path / f / f"{name}.nii.gz").dataobj) for f in ("1", "7"))
+    np.testing.assert_allclose(a, b, atol=1e-5 * np.ptp(a))
+    assert json.loads((tmp_path / "1" / f"{name}.json").read_text())["request"]["noise"] == noise
+    assert sample(run_folder, patients, tmp_path / "1", "--subjects", "Phantom_0003") == 5  # other
+    assert not np.allclose(a, np.asarray(nib.load(one / f"{name}.nii.gz").dataobj))
+
+
+def test_conditions_of_neighbouring_slices(tmp_path, train, patients):
+    """2.5-D from training to volumes: one slice of T2 matters to the slices beside it, and only."""
+    run, source = tmp_path / "run", tmp_path / "source"
+    assert train(run, "data.params.neighbours=1", "lightning.trainer.max_steps=2") == 0
+    shutil.copytree(patients / "Phantom_0003", source / "Phantom_0003")
+    path = source / "Phantom_0003/Phantom_0003_t2.nii.gz"
+    image = nib.load(path)
+    array = np.asarray(image.dataobj).copy()
+    middle = int((array != 0).sum(axis=(0, 1)).argmax())
+    plane = array[..., middle]
+    plane[plane != 0] = plane[plane != 0][::-1]  # the same values: the scale of T2 stays
+    volumes = []
+    for name in ("before", "after"):
+        assert sample(run, source, tmp_path / name, "--temperature", "0") == 0
+        volumes.append(nib.load(tmp_path / name / "Phantom_0003_t1ce.nii.gz").get_fdata())
+        nib.save(nib.Nifti1Image(array, image.affine, image.header), path)
+    changed = np.flatnonzero(np.abs(np.subtract(*volumes)).max(axis=(0, 1)))
+    assert changed.tolist() == [middle - 1, middle, middle + 1]
+
+
 def test_at_temperature_zero_the_seed_does_not_matter(tmp_path, run_folder, patients):
     name = "Phantom_0003_t1ce.nii.gz"
     for seed in ("0", "1"):
