@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import hashlib
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +27,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     from ldm.models.diffusion.samplers import SAMPLERS
 
+    add_volume_arguments(parser)
+    parser.add_argument(
+        "--sampler", help=f"{', '.join(SAMPLERS)} (default: the model's, in general ddim)"
+    )
+    parser.add_argument("--steps", type=int, help="of the sampler (default: the model's)")
+    parser.add_argument("--eta", type=float, help="ddim: 0 deterministic (default) to 1 as ddpm")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing outputs")
+
+
+def add_volume_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of every verb that samples volumes."""
     parser.add_argument("model", type=Path, help="run folder, or its model.safetensors")
     parser.add_argument("--input", type=Path, required=True, metavar="FOLDER", help="subjects")
     parser.add_argument(
         "--output", type=Path, required=True, metavar="FOLDER", help="for the synthetic volumes"
     )
     parser.add_argument("--subjects", nargs="+", metavar="ID", help="only these (default: all)")
-    parser.add_argument(
-        "--sampler", help=f"{', '.join(SAMPLERS)} (default: the model's, in general ddim)"
-    )
-    parser.add_argument("--steps", type=int, help="of the sampler (default: the model's)")
-    parser.add_argument("--eta", type=float, help="ddim: 0 deterministic (default) to 1 as ddpm")
     parser.add_argument(
         "--guidance",
         type=float,
@@ -70,7 +77,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--nonfinite", choices=("refuse", "zero"), default="refuse", help="NaN or Inf in an input"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace existing outputs")
     add_trust_argument(parser)
 
 
@@ -94,7 +100,7 @@ class Request:
 
 def run(args: argparse.Namespace) -> int:
     """Sample every subject; one that fails does not stop the others."""
-    _check_counts(args)
+    check_counts(args)
     layout, found = detect_layout(args.input)
     subjects = select_subjects(found, args.subjects)
     with folder_lock(args.output):
@@ -165,6 +171,19 @@ class VolumeSampler:
         self.model.to(self.device)
         self.model.model.to(dtype, memory_format=torch.channels_last)
         self.timings: list[dict[str, Any]] = []
+
+    def at(self, output: Path, sampler: str, steps: int) -> VolumeSampler:
+        """Return this sampler with another folder, sampler and number of steps; one model for both.
+
+        Raises:
+            ConfigError: CONFIG-VALUE for steps without a grid, CONFIG-UNKNOWN for an option.
+        """
+        other = copy.copy(self)
+        other.args = argparse.Namespace(**{**vars(self.args), "output": output})
+        other.request = replace(self.request, sampler=sampler, steps=steps)
+        other.calls = self.model.network_calls(steps, sampler, **self.request.options)
+        other.timings = []
+        return other
 
     def write(self, subject: Subject, layout: Layout, title: str) -> bool:
         """Write the volume and the sidecar of a subject; return False if they exist already.
@@ -306,7 +325,12 @@ class VolumeSampler:
         return np.concatenate(results)
 
 
-def _check_counts(args: argparse.Namespace) -> None:
+def check_counts(args: argparse.Namespace) -> None:
+    """Refuse counts below 1.
+
+    Raises:
+        ConfigError: CONFIG-VALUE.
+    """
     from ldm.errors import ConfigError
 
     for name in ("samples", "batch_size", "steps"):
