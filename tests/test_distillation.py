@@ -1,6 +1,7 @@
 """Distillation: where a student should land, and what it lands on when it has learned it."""
 
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -99,6 +100,7 @@ PARAMS = {
     },
     "threshold": "none",
     "temperature": 1.0,
+    "sampling_steps": 2,
 }
 
 
@@ -143,9 +145,8 @@ def test_a_student_of_gaussian_data_has_the_teachers_mean_and_deviation(teacher,
     are far from. It is learned on noised data and on the student's own path alike.
     """
     torch.manual_seed(0)
-    model = Distillation(
-        **PARAMS, teacher=teacher, substeps=20 // steps, visited=visited, sampling_steps=steps
-    )
+    params = PARAMS | {"sampling_steps": steps, "substeps": 20 // steps, "visited": visited}
+    model = Distillation(**params, teacher=teacher)
     optimizer = torch.optim.Adam(model.model.parameters(), 0.05)
     decay = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.97)
     for _ in range(160):
@@ -203,12 +204,50 @@ def test_a_saved_student_needs_no_teacher_until_it_trains(teacher):
     assert torch.equal(resumed.batch_loss(batch(2))["loss"], first)
 
 
+def test_a_student_in_latent_space_has_its_teachers_first_stage(tmp_path):
+    """A run's configuration names no file of the autoencoder: its weights are the teacher's."""
+    ddconfig = {"z_channels": 2, "resolution": 8, "ch": 32, "ch_mult": [1, 2], "out_ch": 1}
+    ddconfig |= {"num_res_blocks": 1, "attn_resolutions": [], "in_channels": 1}
+    first_stage = {
+        "target": "ldm.models.autoencoder.AutoencoderKL",
+        "params": {"ddconfig": ddconfig, "embed_dim": 2},
+    }
+    latent = {"first_stage_config": first_stage, "scale_factor": 0.7, "subtract": "t1"}
+    probe = {"unet_config": {"target": f"{__name__}.Scaled"}}
+    torch.manual_seed(0)
+    model = LatentDiffusion(**(PARAMS | latent | probe))
+    path = write_run(tmp_path / "teacher", model, **latent, **probe)
+    torch.manual_seed(1)
+    student = Distillation(**(PARAMS | latent | probe), teacher=path, substeps=2)
+    own, given = student.first_stage_model.state_dict(), model.first_stage_model.state_dict()
+    assert all(torch.equal(own[name], value) for name, value in given.items())
+    student.check_start(SimpleNamespace(split={"val": [], "test": []}, augmentation_config=None))
+    losses = student.batch_loss(batch(2))
+    losses["loss"].backward()
+    assert torch.isfinite(losses["loss"])
+    trained = {name for name, p in student.named_parameters() if p.grad is not None}
+    assert trained == {"model.diffusion_model.weight"}
+    assert student.facts()["scale_factor"] == 0.7
+
+
+class Scaled(nn.Module):
+    """A backbone of one weight, for images of any number of channels."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([0.5]))
+        self.out_channels = out_channels
+
+    def forward(self, x, timesteps, context=None, y=None):
+        return self.weight * x[:, : self.out_channels]
+
+
 def test_a_student_that_teaches_leaves_its_own_teacher_behind(tmp_path, teacher):
-    """Salimans & Ho's progression: 20 steps, 4, 1; configurations do not nest."""
-    four = Distillation(**PARAMS, teacher=teacher, substeps=5)
+    """Salimans & Ho's progression: 10 steps, 2, 1; configurations do not nest."""
+    two = Distillation(**PARAMS, teacher=teacher, substeps=5)
     target = "ldm.models.diffusion.distillation.Distillation"
-    path = write_run(tmp_path / "four", four, target, substeps=5, **four.portable_params())
-    one = Distillation(**PARAMS, teacher=path, substeps=4, sampling_steps=1)
+    path = write_run(tmp_path / "two", two, target, substeps=5, **two.portable_params())
+    one = Distillation(**(PARAMS | {"sampling_steps": 1}), teacher=path, substeps=2)
     described = one.portable_params()["teacher_config"]
     assert described["target"] == target
     assert "teacher_config" not in described["params"]

@@ -65,14 +65,19 @@ def student_config(
         ConfigError: what is wrong, with its key path.
     """
     from ldm.config import merge_config, validate
+    from ldm.models.diffusion.distillation import portable_teacher
 
-    params = teacher["model"].get("params") or {}
-    student: dict[str, Any] = {"teacher": str(path), "sampling_steps": steps}
+    params, model = teacher["model"].get("params") or {}, portable_teacher(teacher["model"])
+    student: dict[str, Any] = {
+        "teacher": str(path),
+        "teacher_config": model,
+        "sampling_steps": steps,
+    }
     if params.get("teacher_config"):
         student["substeps"] = max(1, params["sampling_steps"] // steps)
     if params.get("parameterization") == "eps":
         student["parameterization"] = "v"
     own = {"name": f"{teacher.get('name', 'run')}-distilled-{steps}", "model": {"params": student}}
-    config = merge_config([teacher, DISTILL, own], overrides)
+    config = merge_config([{**teacher, "model": model}, DISTILL, own], overrides)
     validate(config)
     return config

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm.checkpoint import load_model, require_same_state
+from ldm.checkpoint import read_run_config, read_weights, require_same_state
 from ldm.errors import CheckpointError, ConfigError
 from ldm.models.base import Config
 from ldm.models.diffusion.ddpm import LatentDiffusion
@@ -21,7 +21,6 @@ from ldm.models.diffusion.schedule import Schedule
 from ldm.util import instantiate_from_config, targets_in
 
 SPACING = "trailing"  # what sampling uses where nothing else is asked for
-STUDENT = "ldm.models.diffusion.distillation.Distillation"
 # What must agree for the images of two models to be the same numbers.
 SHARED = ("schedule", "gain", "anchor_channels", "scale_factor")
 
@@ -79,9 +78,20 @@ class Teacher:
     def __deepcopy__(self, memo: dict[int, Any]) -> Teacher:
         return self
 
-    def load(self, weights: Mapping[str, Tensor]) -> None:
-        """Build the model of the configuration with these weights."""
+    def load(self, weights: Mapping[str, Tensor], source: str) -> None:
+        """Build the model of the configuration with these weights.
+
+        Raises:
+            CheckpointError: CKPT-MISMATCH for a model without steps, or weights of another.
+        """
         model = instantiate_from_config(self.config, where="model.params.teacher_config")
+        if not isinstance(model, LatentDiffusion) or not model.has_reverse_steps:
+            raise CheckpointError(
+                "CKPT-MISMATCH",
+                f"{source} holds a {type(model).__name__}, which has no steps to distil: "
+                "give a run of a diffusion model",
+            )
+        require_same_state(model.state_dict(), weights, source)
         model.load_state_dict(weights)
         self.model = model.eval().requires_grad_(False)
 
@@ -104,7 +114,8 @@ class Distillation(LatentDiffusion):
     Args:
         unet_config: the backbone, that of the teacher.
         teacher: run folder of the teacher, or its ``model.safetensors``; None in a saved run.
-        teacher_config: ``target`` / ``params`` of the teacher's model; read from its run folder.
+        teacher_config: ``target`` / ``params`` of the teacher's model; None: as its run folder
+            says, where that names no class but shipped ones and those of the student.
         substeps: steps of the teacher in one of the student.
         visited: share of the states in training that are the student's own.
         **params: those of :class:`LatentDiffusion`. ``sampler`` must be ddim. ``parameterization``
@@ -115,7 +126,7 @@ class Distillation(LatentDiffusion):
         ConfigError: CONFIG-VALUE for another sampler, a share outside [0, 1], or more steps than
             the schedule has.
         CheckpointError: CKPT-MISMATCH for a teacher that is no diffusion model or diffuses another
-            quantity; see :func:`ldm.checkpoint.load_model`.
+            quantity; see :func:`ldm.checkpoint.read_weights`.
     """
 
     def __init__(
@@ -141,13 +152,11 @@ class Distillation(LatentDiffusion):
 
     def follow(self, path: Path, trust: list[str]) -> None:
         """Take the teacher of a run folder, and its weights to start from."""
-        model, config, _ = load_model(path, trust)
-        if not isinstance(model, LatentDiffusion) or not model.has_reverse_steps:
-            raise CheckpointError(
-                "CKPT-MISMATCH",
-                f"{path} holds a {type(model).__name__}, which has no steps to distil: "
-                "give a run of a diffusion model",
-            )
+        if self.teacher.config is None:
+            folder = path if path.is_dir() else path.parent
+            self.teacher.config = portable_teacher(read_run_config(folder, trust)["model"])
+        self.teacher.load(read_weights(path)[0], path.name)
+        model = self.teacher.model
         for name in SHARED:
             own, given = getattr(self, name), getattr(model, name)
             if own != given:
@@ -158,7 +167,6 @@ class Distillation(LatentDiffusion):
         self.model.load_state_dict(model.model.state_dict())
         self.first_stage_model.load_state_dict(model.first_stage_model.state_dict())
         self.first_stage_model.trained = True
-        self.teacher = Teacher(portable_teacher(config["model"]), model)
 
     def check_start(self, data: Any) -> None:
         """Refuse to start without a teacher, beside what every diffusion model refuses.
@@ -187,7 +195,7 @@ class Distillation(LatentDiffusion):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore them."""
         super().on_load_checkpoint(checkpoint)
-        self.teacher.load(checkpoint["teacher"])
+        self.teacher.load(checkpoint["teacher"], "the checkpoint")
 
     def batch_loss(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Return the misfit of one step, the same for all items of a batch, drawn at random."""
@@ -223,7 +231,7 @@ class Distillation(LatentDiffusion):
 
 def portable_teacher(config: Config) -> dict[str, Any]:
     """Return the model's configuration without the teacher that it may have had itself."""
-    params = {k: v for k, v in config["params"].items() if not k.startswith("teacher")}
+    params = {k: v for k, v in (config.get("params") or {}).items() if not k.startswith("teacher")}
     return {"target": config["target"], "params": params}
 
 
