@@ -8,7 +8,6 @@ on with the same command.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -25,7 +24,7 @@ from ldm.errors import BusyError, ConfigError, DataError, PartialError
 from ldm.evaluation.benchmark import Benchmark, RowCost
 from ldm.evaluation.cost import count_flops, count_parameters
 from ldm.evaluation.folder import evaluate_folders
-from ldm.storage import folder_lock
+from ldm.storage import folder_lock, read_json
 from ldm.util import instantiate_from_config, targets_in
 
 OWN_KEYS = ("rows", "regression_of", "sampling")
@@ -165,7 +164,7 @@ def run_row(
     row: Row, sampling: Mapping[str, Any], root: Path, held_out: list[str]
 ) -> tuple[int, str]:
     """Train and sample one row, as far as that is not done; return exit code and reason."""
-    cost = _read_json(row.training / "cost.json")
+    cost = read_json(row.training / "cost.json")
     trust = [part for t in sorted(set(targets_in(row.config))) for part in ("--trust", t)]
     if not cost.get("finished"):
         config = row.folder / "config.yaml"
@@ -189,8 +188,8 @@ def run_row(
 
 def row_cost(row: Row) -> RowCost:
     """Return what a finished row cost, from what its processes wrote and from its network."""
-    training = _read_json(row.training / "cost.json")
-    sampling = _read_json(row.prediction / "cost.json")
+    training = read_json(row.training / "cost.json")
+    sampling = read_json(row.prediction / "cost.json")
     data = instantiate_from_config(row.config["data"], where="data")
     model = instantiate_from_config(row.config["model"], where="model")
     timings = sampling.get("subjects") or []
@@ -240,7 +239,3 @@ def _dsdiff(*arguments: Any) -> tuple[int, str]:
 
 def _flag(key: str) -> str:
     return "--" + key.replace("_", "-")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

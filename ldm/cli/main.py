@@ -18,9 +18,11 @@ from ldm.errors import DsdiffError, OutOfMemory, OutputError, WorkerError, one_l
 VERBS = {
     "demo": "train, sample and evaluate on synthetic patients; needs no data (start here)",
     "train": "train a backbone from YAML, or resume a run",
+    "distill": "train a student of 1 to 4 sampling steps from a trained model",
     "import": "turn a checkpoint of a public implementation into a model to sample from",
     "sample": "write synthetic CE-MRI volumes (NIfTI) from a trained model",
     "evaluate": "compare synthetic volumes with real ones",
+    "sweep": "quality and cost of one model against sampling steps, for several samplers",
     "benchmark": "train, sample and evaluate several backbones, and report one row each",
     "phantom": "write synthetic patients as BraTS NIfTI",
     "doctor": "check the installation and say what to repair",

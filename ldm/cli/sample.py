@@ -7,6 +7,7 @@ noise volume, see :class:`ldm.models.diffusion.tiling.Tiling`.
 from __future__ import annotations
 
 import argparse
+import copy
 import hashlib
 import json
 import time
@@ -28,8 +29,20 @@ from ldm.storage import folder_lock, sha256, write_json
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    from ldm.models.diffusion.noise import NOISES
     from ldm.models.diffusion.samplers import SAMPLERS
+
+    add_volume_arguments(parser)
+    parser.add_argument(
+        "--sampler", help=f"{', '.join(SAMPLERS)} (default: the model's, in general ddim)"
+    )
+    parser.add_argument("--steps", type=int, help="of the sampler (default: the model's)")
+    parser.add_argument("--eta", type=float, help="ddim: 0 deterministic (default) to 1 as ddpm")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing outputs")
+
+
+def add_volume_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of every verb that samples volumes."""
+    from ldm.models.diffusion.noise import NOISES
 
     parser.add_argument("model", type=Path, help="run folder, or its model.safetensors")
     parser.add_argument("--input", type=Path, required=True, metavar="FOLDER", help="subjects")
@@ -37,11 +50,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output", type=Path, required=True, metavar="FOLDER", help="for the synthetic volumes"
     )
     parser.add_argument("--subjects", nargs="+", metavar="ID", help="only these (default: all)")
-    parser.add_argument(
-        "--sampler", help=f"{', '.join(SAMPLERS)} (default: the model's, in general ddim)"
-    )
-    parser.add_argument("--steps", type=int, help="of the sampler (default: the model's)")
-    parser.add_argument("--eta", type=float, help="ddim: 0 deterministic (default) to 1 as ddpm")
     parser.add_argument(
         "--guidance",
         type=float,
@@ -88,7 +96,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--nonfinite", choices=("refuse", "zero"), default="refuse", help="NaN or Inf in an input"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace existing outputs")
     add_trust_argument(parser)
 
 
@@ -116,7 +123,7 @@ class Request:
 
 def run(args: argparse.Namespace) -> int:
     """Sample every subject; one that fails does not stop the others."""
-    _check_counts(args)
+    check_counts(args)
     layout, found = detect_layout(args.input)
     subjects = select_subjects(found, args.subjects)
     with folder_lock(args.output):
@@ -193,6 +200,19 @@ class VolumeSampler:
             windows = {"overlap": self.request.overlap, "batch_size": args.batch_size}
             self.model.tiling = replace(self.model.tiling, **windows)
         self.timings: list[dict[str, Any]] = []
+
+    def at(self, output: Path, sampler: str, steps: int) -> VolumeSampler:
+        """Return this sampler with another folder, sampler and number of steps; one model for both.
+
+        Raises:
+            ConfigError: CONFIG-VALUE for steps without a grid, CONFIG-UNKNOWN for an option.
+        """
+        other = copy.copy(self)
+        other.args = argparse.Namespace(**{**vars(self.args), "output": output})
+        other.request = replace(self.request, sampler=sampler, steps=steps)
+        other.calls = self.model.network_calls(steps, sampler, **self.request.options)
+        other.timings = []
+        return other
 
     def write(self, subject: Subject, layout: Layout, title: str) -> bool:
         """Write the volume and the sidecar of a subject; return False if they exist already.
@@ -379,7 +399,12 @@ class VolumeSampler:
         return volume[0, 0].cpu().numpy()
 
 
-def _check_counts(args: argparse.Namespace) -> None:
+def check_counts(args: argparse.Namespace) -> None:
+    """Refuse counts below 1, and an overlap that leaves no step between windows.
+
+    Raises:
+        ConfigError: CONFIG-VALUE.
+    """
     if args.overlap is not None and not 0 <= args.overlap <= 0.9:
         raise ConfigError("CONFIG-VALUE", f"--overlap is {args.overlap}: give 0 to 0.9")
     for name in ("samples", "batch_size", "steps"):

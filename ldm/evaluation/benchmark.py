@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,13 +15,12 @@ from ldm.evaluation.report import (
     Report,
     Section,
     Table,
-    csv_rows,
     loss_figure,
-    markdown_table,
     scatter_figure,
     write_report,
+    write_table,
 )
-from ldm.storage import atomic_path, write_json
+from ldm.storage import write_json
 
 GIB = 2**30
 REGION = "brain"  # the region of the summary table
@@ -82,13 +80,7 @@ class Benchmark:
     def write(self, output: Path) -> Path:
         """Write ``benchmark.csv``, ``.json``, ``.md``, the metrics and ``report.html``."""
         table = self.summary()
-        with (
-            atomic_path(output / "benchmark.csv") as temporary,
-            temporary.open("w", encoding="utf-8", newline="") as file,
-        ):
-            csv.writer(file).writerows(csv_rows(table.columns, table.rows))
-        with atomic_path(output / "benchmark.md") as temporary:
-            temporary.write_text(markdown_table(table.columns, table.rows), encoding="utf-8")
+        write_table(table, output, "benchmark")
         described = {
             "columns": list(table.columns),
             "rows": [list(row) for row in table.rows],

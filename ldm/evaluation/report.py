@@ -8,6 +8,7 @@ name of a patient or a backbone is never markup.
 from __future__ import annotations
 
 import base64
+import csv
 import html
 import io
 import math
@@ -119,6 +120,21 @@ def write_report(report: Report, path: Path | str) -> None:
     page = render(report)
     with atomic_path(Path(path)) as temporary:
         temporary.write_text(page, encoding="utf-8")
+
+
+def write_table(table: Table, folder: Path, stem: str) -> None:
+    """Write ``STEM.csv``, at full precision, and ``STEM.md``, atomically.
+
+    Raises:
+        OutputError: OUT-IO when the system refuses to write.
+    """
+    with (
+        atomic_path(folder / f"{stem}.csv") as temporary,
+        temporary.open("w", encoding="utf-8", newline="") as file,
+    ):
+        csv.writer(file).writerows(csv_rows(table.columns, table.rows))
+    with atomic_path(folder / f"{stem}.md") as temporary:
+        temporary.write_text(markdown_table(table.columns, table.rows), encoding="utf-8")
 
 
 def format_cell(value: Cell) -> str:
@@ -313,6 +329,58 @@ def reliability_figure(
     return figure_bytes(canvas, "svg")
 
 
+def lines_figure(
+    panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], xlabel: str, kind: str
+) -> bytes:
+    """Charts side by side, two a row, that share a logarithmic cost axis and one legend.
+
+    Args:
+        panels: ``{name of the quantity: {line: [(cost, quality), ...]}}``. Points that are not
+            finite are left out.
+        xlabel: the cost.
+        kind: ``svg`` or ``png``.
+    """
+    from matplotlib.figure import Figure as Canvas
+
+    canvas = Canvas(
+        figsize=(9.6, 3.1 * -(-len(panels) // 2) + 0.5), layout="constrained", facecolor="white"
+    )
+    canvas.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
+    grid = canvas.subplots(-(-len(panels) // 2), min(2, len(panels)), squeeze=False)
+    names = list(dict.fromkeys(name for lines in panels.values() for name in lines))
+    for ax, (quantity, lines) in zip(grid.flat, panels.items(), strict=False):
+        _style(ax, xlabel, quantity)
+        costs = {x for line in lines.values() for x, _ in line}
+        for name, line in lines.items():
+            place = names.index(name)
+            colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
+            shown = [point for point in sorted(line) if np.isfinite(point).all()]
+            xs, ys = zip(*shown, strict=True) if shown else ((), ())
+            ax.plot(xs, ys, f"{marker}-", color=colour, markersize=5, alpha=0.85, label=name)
+        ax.set_xscale("log", base=2)
+        ax.set_xticks(_far_apart(sorted(costs)), minor=False)
+        ax.xaxis.set_major_formatter("{x:g}")
+        ax.minorticks_off()
+    for ax in grid.flat[len(panels) :]:
+        ax.set_visible(False)
+    handles, labels = grid.flat[0].get_legend_handles_labels()
+    legend = canvas.legend(
+        handles, labels, loc="outside lower center", ncols=5, frameon=False, labelcolor=INK
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+    return figure_bytes(canvas, kind)
+
+
+def _far_apart(values: Sequence[float], ratio: float = 1.35) -> list[float]:
+    """Those of rising values that can be written on a logarithmic axis without touching."""
+    kept: list[float] = []
+    for value in values:
+        if not kept or value >= ratio * kept[-1]:
+            kept.append(value)
+    return kept
+
+
 def _legend(ax: Axes, **place: Any) -> None:
     if ax.get_legend_handles_labels()[1]:
         for text in ax.legend(frameon=False, labelcolor=INK, **place).get_texts():
@@ -325,13 +393,17 @@ def _chart(xlabel: str, ylabel: str) -> tuple[Canvas, Axes]:
     canvas = Canvas(figsize=(7, 3.9), layout="constrained", facecolor="white")
     canvas.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
     ax = canvas.add_subplot()
+    _style(ax, xlabel, ylabel)
+    return canvas, ax
+
+
+def _style(ax: Axes, xlabel: str, ylabel: str) -> None:
     ax.set_xlabel(xlabel, color=INK)
     ax.set_ylabel(ylabel, color=INK)
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(color=GRID, linewidth=0.8)
     ax.tick_params(colors=INK)
     ax.set_axisbelow(True)
-    return canvas, ax
 
 
 def figure_bytes(canvas: Canvas, kind: str, style: Mapping[str, Any] | None = None) -> bytes:

@@ -176,7 +176,8 @@ class LatentDiffusion(RunModule):
         gain: see ``subtract``; brings the subtraction image to about unit variance.
         parameterization: what the backbone predicts: ``eps``, ``x0``, ``v`` or ``flow``.
         loss_type: ``l1``, ``l2`` or ``charbonnier``.
-        loss_weight: weight over timesteps, ``min_snr`` or ``p2``; None: all outputs alike.
+        loss_weight: weight over timesteps, ``min_snr``, ``p2`` or ``truncated_snr``; None: all
+            outputs alike.
         variance: of the reverse step; ``learned`` and ``learned_range`` double the channels of the
             backbone's output, which the variational bound trains.
         bound: its share, see :func:`~ldm.models.diffusion.bound.diffusion_loss`.

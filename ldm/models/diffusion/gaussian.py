@@ -110,7 +110,23 @@ def p2_weight(
     return snr / (k + snr) ** gamma * output**2
 
 
-LOSS_WEIGHTS: dict[str, Callable[..., Tensor]] = {"min_snr": min_snr_weight, "p2": p2_weight}
+def truncated_snr_weight(kind: str, x: Tensor, t: Tensor, schedule: Schedule) -> Tensor:
+    """Weight on the squared error of a network's output (Salimans & Ho 2022, eq. 9).
+
+    An error of ``x_0`` weighs ``max(SNR, 1)``, and so counts even in pure noise.
+
+    Returns:
+        (B, 1, ...), to multiply the losses x (B, ...).
+    """
+    snr, output = _snr_and_error_of_x_0(kind, x, t, schedule)
+    return snr.clamp(min=1) * output**2
+
+
+LOSS_WEIGHTS: dict[str, Callable[..., Tensor]] = {
+    "min_snr": min_snr_weight,
+    "p2": p2_weight,
+    "truncated_snr": truncated_snr_weight,
+}
 
 
 def _snr_and_error_of_x_0(

@@ -1,0 +1,83 @@
+"""``dsdiff distill``: from a trained diffusion model to a student of few sampling steps."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ldm.cli.train import add_trust_argument, describe, train
+
+DISTILL = "configs/distill.yaml"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("run_folder", type=Path, metavar="RUN", help="the teacher, a run folder")
+    parser.add_argument(
+        "config",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="changes of configs/distill.yaml or of the teacher's configuration, as "
+        "lightning.trainer.max_steps=2000 model.params.substeps=8",
+    )
+    parser.add_argument("--steps", type=int, default=4, help="of the student (default: 4)")
+    parser.add_argument(
+        "--output", type=Path, metavar="FOLDER", help="run folder (default: RUN-distilled-STEPS)"
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the resolved config, parameters, FLOPs and memory; write nothing",
+    )
+    add_trust_argument(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train the student; ``dsdiff train --resume`` continues it."""
+    from ldm.checkpoint import read_run_config
+
+    folder = args.run_folder if args.run_folder.is_dir() else args.run_folder.parent
+    teacher = read_run_config(folder, args.trust)
+    config = student_config(teacher, args.run_folder, args.steps, args.config)
+    if args.dry_run:
+        return describe(config)
+    name = f"{folder.resolve().name}-distilled-{args.steps}"
+    return train(config, args.output or folder.parent / name)
+
+
+def student_config(
+    teacher: Mapping[str, Any], path: Path, steps: int, overrides: list[str]
+) -> dict[str, Any]:
+    """Return the configuration of a student.
+
+    A student that teaches in its turn does so in the steps that it has learned, and a student of a
+    model that predicts eps predicts v: from pure noise, eps says nothing of x_0.
+
+    Args:
+        teacher: configuration of the teacher's run.
+        path: its run folder or model file.
+        steps: of the student.
+        overrides: ``key=value``.
+
+    Raises:
+        ConfigError: what is wrong, with its key path.
+    """
+    from ldm.config import merge_config, validate
+    from ldm.models.diffusion.distillation import portable_teacher
+
+    params, model = teacher["model"].get("params") or {}, portable_teacher(teacher["model"])
+    student: dict[str, Any] = {
+        "teacher": str(path),
+        "teacher_config": model,
+        "sampling_steps": steps,
+    }
+    if params.get("teacher_config"):
+        student["substeps"] = max(1, params["sampling_steps"] // steps)
+    if params.get("parameterization") == "eps":
+        student["parameterization"] = "v"
+    own = {"name": f"{teacher.get('name', 'run')}-distilled-{steps}", "model": {"params": student}}
+    config = merge_config([{**teacher, "model": model}, DISTILL, own], overrides)
+    validate(config)
+    return config
