@@ -182,7 +182,7 @@ def test_latents_of_an_autoencoder(name):
 def knows_volumes(name):
     """Whether the network of a YAML, perhaps one of another package, has a number of axes."""
     params = unet_config(configuration(name))
-    network = params["params"].get("network", params)
+    network = (params.get("params") or {}).get("network", params)
     return bool({"dims", "spatial_dims"} & set(accepted_parameters(resolve_target(network))[0]))
 
 

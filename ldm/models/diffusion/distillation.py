@@ -226,7 +226,7 @@ class Distillation(LatentDiffusion):
             path = [level.t for level in grid[: step + 1]]
             visited = ddim(self.denoiser(condition), visited, self.schedule, path)
         own = torch.rand(len(x_0)).to(x_0.device) < self.visited
-        return torch.where(own[:, None, None, None], visited, drawn)
+        return torch.where(own.view(-1, *[1] * (x_0.ndim - 1)), visited, drawn)
 
 
 def portable_teacher(config: Config) -> dict[str, Any]:
