@@ -59,17 +59,18 @@ def show_progress(items: Iterable[Any]) -> Iterable[Any]:
 
 
 def terminal_table(table: Any) -> Any:
-    """Return a report table for the terminal."""
+    """Return a report table for the terminal; deviations stand below their means, to be narrow."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     from ldm.evaluation.report import format_cell
 
-    shown = Table(title=table.title, title_justify="left", title_style="bold")
+    shown = Table(title=table.title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
     for index, numeric in enumerate(table.numeric_columns()):
         side = "right" if numeric else "left"
         shown.add_column(table.columns[index], justify=side, no_wrap=not index)
     for row in table.rows:
-        shown.add_row(*(format_cell(cell) for cell in row))
+        shown.add_row(*(format_cell(cell).replace(" ± ", "\n±") for cell in row))
     return shown
 
 
