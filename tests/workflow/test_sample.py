@@ -154,7 +154,7 @@ def test_noise_along_the_slices_is_recorded_and_independent_of_batches(
 
 
 def test_conditions_of_neighbouring_slices(tmp_path, train, patients):
-    """2.5-D from training to volumes: one slice of T2 matters to the slices beside it, and only."""
+    """2.5-D from training to volumes: one slice of T2 matters to those beside it, no others."""
     run, source = tmp_path / "run", tmp_path / "source"
     assert train(run, "data.params.neighbours=1", "lightning.trainer.max_steps=2") == 0
     shutil.copytree(patients / "Phantom_0003", source / "Phantom_0003")
