@@ -32,6 +32,7 @@ setup(
         "timm",
         "nibabel",
         "scikit-image",
+        "scipy",
         "torchmetrics",
         "safetensors",
         "monai>=1.6",

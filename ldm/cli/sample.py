@@ -251,10 +251,12 @@ class VolumeSampler:
             "normaliser": self.config["data"]["params"].get("normaliser_config"),
         }
         write_json(sidecar, described)
+        spread_path = self.args.output / f"{stem}_std.nii.gz"
+        spread_path.unlink(missing_ok=True)  # of another request
         if deviation is not None:
             spread = deviation * (scale.restore(np.ones(1)) - scale.restore(np.zeros(1)))
             volume = encode_volume(prepared.to_volume(spread), prepared.geometry)
-            write_volume(self.args.output / f"{stem}_std.nii.gz", volume, overwrite=True)
+            write_volume(spread_path, volume, overwrite=True)
         write_volume(path, content, overwrite=True)
         return True
 
