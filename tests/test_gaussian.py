@@ -12,6 +12,7 @@ from torch.nn import functional
 from ldm.errors import ConfigError
 from ldm.losses.pointwise import POINTWISE_LOSSES, charbonnier
 from ldm.models.diffusion.gaussian import (
+    LOSS_WEIGHTS,
     PARAMETERISATIONS,
     check_parameterisation,
     min_snr_weight,
@@ -24,6 +25,7 @@ from ldm.models.diffusion.gaussian import (
     target_of,
     to_eps,
     to_x_0,
+    truncated_snr_weight,
 )
 from ldm.models.diffusion.schedule import FlowSchedule, NoiseSchedule
 
@@ -189,7 +191,17 @@ def test_p2_weights_by_hand():
     torch.testing.assert_close(milder.flatten(), (2 + snr) ** -0.5, rtol=1e-10, atol=0)
 
 
-@pytest.mark.parametrize("weight", [min_snr_weight, p2_weight])
+def test_truncated_snr_weights_by_hand():
+    """Salimans & Ho 2022, eq. 9: max(SNR, 1) over 1, SNR, SNR + 1 for x_0, eps, v."""
+    t, x = torch.arange(1000), torch.zeros(1000, 1, dtype=torch.float64)
+    snr = LINEAR.snr
+    for kind, divisor in (("x0", torch.ones_like(snr)), ("eps", snr), ("v", snr + 1)):
+        weight = truncated_snr_weight(kind, x, t, LINEAR)
+        expected = snr.clamp(min=1) / divisor
+        torch.testing.assert_close(weight.flatten(), expected, rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize("weight", LOSS_WEIGHTS.values(), ids=LOSS_WEIGHTS)
 @pytest.mark.parametrize("schedule", [LINEAR, *FROM_NOISE.values()])
 def test_weights_of_one_error_agree_between_parameterisations(weight, schedule):
     """The weighted squared error is that of x_0, whichever output the error was made in."""

@@ -76,7 +76,10 @@ def run(args: argparse.Namespace) -> int:
             settings=work.settings(),
         )
         page = sweep.write(args.output)
-    Console().print(terminal_table(sweep.table()))
+    Console().print(terminal_table(sweep.summary()))
+    for cell in cells:
+        if cell.problem:
+            print(f"{cell.sampler} {cell.steps}: {cell.problem}")
     print(f"Report: {page}  Plot: {args.output}/sweep.svg, sweep.png")
     failed = [f"{c.sampler}-{c.steps}" for c in cells if c.problem.startswith("FAILED")]
     if failed:

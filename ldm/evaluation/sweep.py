@@ -141,6 +141,19 @@ class Sweep:
         )
         return Table("Steps", columns, [*(cell.row() for cell in self.cells), baseline], note)
 
+    def summary(self) -> Table:
+        """Return the means of the plot alone, a table that fits a terminal."""
+        columns = ["sampler", "steps", "calls"]
+        columns += [f"{METRICS[metric]} {region}" for region, metric in PANELS]
+        rows: list[list[Any]] = []
+        for cell in self.cells:
+            quality = [cell.problem.partition(":")[0], *[None] * (len(PANELS) - 1)]
+            if cell.quality:
+                quality = [cell.quality.mean(*panel) for panel in PANELS]
+            rows.append([cell.sampler, cell.steps, cell.calls, *quality, cell.volume_seconds])
+        rows.append([COPY_T1, None, 0, *(self.baseline.mean(*panel) for panel in PANELS), None])
+        return Table("Steps", [*columns, "s a volume"], rows)
+
     def plot(self, kind: str) -> bytes:
         """Return quality against network calls as ``svg`` or ``png``, one line a sampler."""
         done = self.done
