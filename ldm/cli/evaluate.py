@@ -77,7 +77,7 @@ def terminal_table(table: Any) -> Any:
 def write_evaluation_report(result: Any, args: argparse.Namespace) -> None:
     """Write ``report.html`` of one prediction folder."""
     from ldm.environment import environment
-    from ldm.evaluation.folder import spread_figure, strips_figure
+    from ldm.evaluation.pictures import spread_figure, strips_figure
     from ldm.evaluation.report import Report, Section, write_report
 
     command = f"dsdiff evaluate --prediction {args.prediction} --reference {args.reference}"

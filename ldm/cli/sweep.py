@@ -20,8 +20,9 @@ from ldm.cli.main import as_known_error, report_error
 from ldm.cli.sample import VolumeSampler, add_volume_arguments, check_counts
 from ldm.data.layouts import Layout, Subject, detect_layout, select_subjects
 from ldm.errors import CheckpointError, ConfigError, OutputError, PartialError
-from ldm.evaluation.folder import COPY_T1, TARGET, evaluate_folders
+from ldm.evaluation.folder import TARGET, evaluate_folders
 from ldm.evaluation.protocol import DEFAULT
+from ldm.evaluation.result import COPY_T1
 from ldm.evaluation.sweep import Cell, Quality, Sweep
 from ldm.models.diffusion.samplers import SAMPLERS, get_sampler
 from ldm.storage import folder_lock, read_json, sha256, write_json

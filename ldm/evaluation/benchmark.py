@@ -9,7 +9,7 @@ from typing import Any
 
 from ldm.environment import environment
 from ldm.evaluation.cost import peak_memory_label
-from ldm.evaluation.folder import COPY_T1, METRICS, Evaluation, spread_figure, strips_figure
+from ldm.evaluation.pictures import spread_figure, strips_figure
 from ldm.evaluation.report import (
     Figure,
     Report,
@@ -20,6 +20,7 @@ from ldm.evaluation.report import (
     write_report,
     write_table,
 )
+from ldm.evaluation.result import COPY_T1, METRICS, Evaluation
 from ldm.storage import write_json
 
 GIB = 2**30

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from ldm.environment import environment
-from ldm.evaluation.folder import COPY_T1, METRICS, Evaluation
 from ldm.evaluation.report import (
     Figure,
     Report,
@@ -18,6 +17,7 @@ from ldm.evaluation.report import (
     write_report,
     write_table,
 )
+from ldm.evaluation.result import COPY_T1, METRICS, Evaluation
 from ldm.storage import atomic_path, write_json
 
 # What the table shows of each region, and what the plot shows.

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from ldm.cli.main import main
-from ldm.evaluation.folder import COPY_T1, evaluate_folders, spread_figure
+from ldm.evaluation.folder import evaluate_folders
+from ldm.evaluation.pictures import spread_figure
+from ldm.evaluation.result import COPY_T1
 
 
 @pytest.fixture

@@ -1,0 +1,58 @@
+"""The volumes of one subject, read together: they lie on one grid, or are refused."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ldm.data.layouts import Layout, Subject
+from ldm.data.nifti import Geometry, read_volume
+from ldm.errors import DataError
+
+
+def load_contrasts(
+    subject: Subject,
+    layout: Layout,
+    contrasts: Sequence[str],
+    missing: Sequence[str] = (),
+    nonfinite: str = "refuse",
+) -> tuple[dict[str, np.ndarray], Geometry]:
+    """Read contrasts of one subject that lie on one grid.
+
+    Args:
+        missing: contrasts that may be absent; they are then absent from the result.
+
+    Raises:
+        DataError: what :func:`ldm.data.nifti.read_volume` raises; DATA-MISSING; DATA-SHAPE;
+            DATA-AFFINE.
+    """
+    subject.require([c for c in contrasts if c not in missing], layout)
+    wanted = [c for c in contrasts if c in subject.files]
+    volumes = {c: read_volume(subject.files[c], subject.id, nonfinite) for c in wanted}
+    if not volumes:
+        raise DataError(
+            "DATA-MISSING", f"none of {', '.join(contrasts)} exists: add one", subject.id
+        )
+    reference, geometry = wanted[0], volumes[wanted[0]].geometry
+    for name in wanted[1:]:
+        geometry.require_same_grid(volumes[name].geometry, (reference, name), subject.id)
+    return {name: volume.array for name, volume in volumes.items()}, geometry
+
+
+def load_labels(subject: Subject, layout: Layout, geometry: Geometry) -> np.ndarray:
+    """Read the segmentation of a subject as uint8 on the grid of its images.
+
+    Raises:
+        DataError: what :func:`load_contrasts` raises; DATA-LABEL when a label is not in 0..255.
+    """
+    arrays, own_geometry = load_contrasts(subject, layout, ["seg"])
+    geometry.require_same_grid(own_geometry, ("the image", "seg"), subject.id)
+    labels = np.rint(arrays["seg"])
+    if labels.min() < 0 or labels.max() > 255:
+        raise DataError(
+            "DATA-LABEL",
+            f"seg holds labels {labels.min():g} to {labels.max():g}: expected 0 to 255",
+            subject.id,
+        )
+    return labels.astype(np.uint8)
