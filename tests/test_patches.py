@@ -9,8 +9,7 @@ from ldm.data.augmentation import SliceAugmentation
 from ldm.data.cache import cached_subject
 from ldm.data.datamodule import ContrastDataModule
 from ldm.data.layouts import detect_layout
-from ldm.data.normalise import RobustNormaliser
-from ldm.data.prepare import AXES, prepare_subject
+from ldm.data.prepare import AXES, Preparation, prepare_subject
 from ldm.data.slices import PatchDataset
 from ldm.errors import ConfigError, DataError
 
@@ -24,7 +23,7 @@ def subject(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("patches")
     write_subject(folder / "patients", shape=SHAPE)
     layout, subjects = detect_layout(folder / "patients")
-    settings = subjects["p0"], layout, list(INPUTS), "t1ce", RobustNormaliser(), request.param
+    settings = subjects["p0"], layout, list(INPUTS), "t1ce", Preparation(axis=request.param)
     return cached_subject(*settings, folder / "cache"), prepare_subject(*settings)
 
 

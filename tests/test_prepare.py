@@ -26,7 +26,14 @@ from ldm.data.normalise import (
     RobustNormaliser,
     ZScoreNormaliser,
 )
-from ldm.data.prepare import AXES, PreparedSubject, bounding_box, fit_size, prepare_subject
+from ldm.data.prepare import (
+    AXES,
+    Preparation,
+    PreparedSubject,
+    bounding_box,
+    fit_size,
+    prepare_subject,
+)
 from ldm.errors import DataError
 
 EXTREMES = np.linspace(-1, 1, 60, dtype=np.float32)
@@ -34,10 +41,13 @@ NORMALISERS = [RobustNormaliser(), ZScoreNormaliser(), PercentileNormaliser()]
 OPENMS = Path(__file__).parents[1] / ".." / "shared" / "data" / "openms"
 
 
-def prepare(root: Path, target: str | None = "t1ce", **options) -> PreparedSubject:
+def prepare(
+    root: Path, target: str | None = "t1ce", allow_missing=(), **choices
+) -> PreparedSubject:
     layout, subjects = detect_layout(root)
     (subject,) = subjects.values()
-    return prepare_subject(subject, layout, INPUTS, target, RobustNormaliser(), **options)
+    chosen = Preparation(**choices)
+    return prepare_subject(subject, layout, INPUTS, target, chosen, allow_missing)
 
 
 def refusal(root: Path, **options) -> str:
@@ -138,7 +148,7 @@ def test_percentiles_are_in_order(low_high):
 
 def test_a_prepared_subject_is_the_cropped_brain_in_channels(brats_folder):
     layout, subjects = detect_layout(brats_folder)
-    prepared = prepare_subject(subjects["p0"], layout, INPUTS, "t1ce", RobustNormaliser())
+    prepared = prepare_subject(subjects["p0"], layout, INPUTS, "t1ce", Preparation())
     stored = {c: read_volume(subjects["p0"].files[c]).array for c in (*INPUTS, "t1ce", "seg")}
     brain = np.any([stored[c] != 0 for c in INPUTS], axis=0)
     box = bounding_box(brain)
@@ -283,7 +293,7 @@ def test_fit_size_is_symmetric_and_a_pad_is_undone_by_a_crop(shape, size):
 @pytest.mark.skipif(not OPENMS.is_dir(), reason="the real patients are not shipped")
 def test_a_real_patient_goes_there_and_back():
     layout, subjects = detect_layout(OPENMS)
-    prepared = prepare_subject(subjects["OpenMS_19"], layout, INPUTS, "t1ce", RobustNormaliser())
+    prepared = prepare_subject(subjects["OpenMS_19"], layout, INPUTS, "t1ce", Preparation())
     assert prepared.geometry.shape == (182, 218, 182)
     assert prepared.present.all()
     assert 0.9e6 < prepared.brain.sum() < 2.2e6  # mm^3: the volume of a brain

@@ -13,12 +13,13 @@ from builders import INPUTS, write_subject
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ldm.data import cache, prepare
+from ldm.data import cache, contrasts, prepare
 from ldm.data.augmentation import SliceAugmentation
 from ldm.data.cache import CachedSubject, cache_root, cached_subject
 from ldm.data.datamodule import ContrastDataModule
 from ldm.data.layouts import detect_layout
 from ldm.data.normalise import PercentileNormaliser, RobustNormaliser
+from ldm.data.prepare import Preparation
 from ldm.data.slices import EndlessShuffle, SliceDataset, with_neighbours
 from ldm.errors import ConfigError, DataError, OutputError
 
@@ -28,10 +29,8 @@ AUGMENTED = {"target": "ldm.data.augmentation.SliceAugmentation", "params": {"sh
 
 def entry(root, folder, subject="p0", normaliser=None, axis="axial") -> CachedSubject:
     layout, subjects = detect_layout(folder)
-    normaliser = normaliser or RobustNormaliser()
-    return cached_subject(
-        subjects[subject], layout, list(INPUTS), "t1ce", normaliser, axis, root / "cache"
-    )
+    chosen = Preparation(normaliser or RobustNormaliser(), axis)
+    return cached_subject(subjects[subject], layout, list(INPUTS), "t1ce", chosen, root / "cache")
 
 
 def data_module(folder, **options) -> ContrastDataModule:
@@ -47,7 +46,7 @@ def data_module(folder, **options) -> ContrastDataModule:
 
 def test_a_volume_is_decoded_once(brats_folder, tmp_path, monkeypatch):
     first = entry(tmp_path, brats_folder)
-    monkeypatch.setattr(prepare, "read_volume", lambda *_: pytest.fail("the NIfTI was opened"))
+    monkeypatch.setattr(contrasts, "read_volume", lambda *_: pytest.fail("the NIfTI was opened"))
     second = entry(tmp_path, brats_folder)
     assert first.folder == second.folder
     assert isinstance(second.open("slices"), np.memmap)
@@ -56,7 +55,7 @@ def test_a_volume_is_decoded_once(brats_folder, tmp_path, monkeypatch):
 
 def test_an_entry_holds_what_preparing_gives(brats_folder, tmp_path):
     layout, subjects = detect_layout(brats_folder)
-    prepared = prepare.prepare_subject(subjects["p0"], layout, INPUTS, "t1ce", RobustNormaliser())
+    prepared = prepare.prepare_subject(subjects["p0"], layout, INPUTS, "t1ce", Preparation())
     cached = entry(tmp_path, brats_folder)
     assert cached.open("slices").dtype == np.float16
     np.testing.assert_allclose(cached.open("slices"), prepared.slices, atol=2**-11)

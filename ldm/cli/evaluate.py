@@ -10,6 +10,8 @@ from typing import Any
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
+    from ldm.data.brain import MASKS
+
     parser.add_argument(
         "--prediction",
         type=Path,
@@ -22,6 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--subjects", nargs="+", metavar="ID", help="only these")
     parser.add_argument(
+        "--mask", choices=MASKS, default="auto", help="what is brain (default: as in sampling)"
+    )
+    parser.add_argument(
         "--output", type=Path, metavar="FOLDER", help="for metrics.csv, metrics.json, report.html"
     )
 
@@ -33,7 +38,11 @@ def run(args: argparse.Namespace) -> int:
     from ldm.evaluation.folder import evaluate_folders
 
     result = evaluate_folders(
-        {"prediction": args.prediction}, args.reference, args.subjects, progress=show_progress
+        {"prediction": args.prediction},
+        args.reference,
+        args.subjects,
+        progress=show_progress,
+        mask=args.mask,
     )
     console = Console()
     for table in result.tables():

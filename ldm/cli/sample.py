@@ -236,8 +236,7 @@ class VolumeSampler:
             layout,
             self.data.conditions,
             None,
-            self.data.normaliser,
-            self.data.axis,
+            self.data.preparation,
             self.args.allow_missing,
             self.args.nonfinite,
         )
@@ -249,13 +248,14 @@ class VolumeSampler:
             "sha256": hashlib.sha256(content).hexdigest(),
             "intensity": {"contrast": unit, **scale.to_dict()},
             "normaliser": self.config["data"]["params"].get("normaliser_config"),
+            "preparation": prepared.to_dict(),
         }
         write_json(sidecar, described)
         spread_path = self.args.output / f"{stem}_std.nii.gz"
         spread_path.unlink(missing_ok=True)  # of another request
         if deviation is not None:
-            spread = deviation * (scale.restore(np.ones(1)) - scale.restore(np.zeros(1)))
-            volume = encode_volume(prepared.to_volume(spread), prepared.geometry)
+            spread = prepared.to_volume(scale.restore_spread(mean, deviation))
+            volume = encode_volume(spread, prepared.geometry)
             write_volume(spread_path, volume, overwrite=True)
         write_volume(path, content, overwrite=True)
         return True

@@ -106,8 +106,10 @@ def train(config: Mapping[str, Any], folder: Path, checkpoint: Path | None = Non
         model.check_start(data)
     with folder_lock(folder) if is_main else nullcontext():
         if is_main:
-            params = {**config["model"].get("params", {}), **model.portable_params()}
-            portable = {**config, "model": {**config["model"], "params": params}}
+            portable = dict(config)
+            for section, part in (("model", model), ("data", data)):
+                params = {**config[section].get("params", {}), **part.portable_params()}
+                portable[section] = {**config[section], "params": params}
             save_config(portable, folder / CONFIG_FILE)
         trainer, stop = build_trainer(config, folder, data)
         if prefers_channels_last(trainer.precision):

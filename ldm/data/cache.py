@@ -1,7 +1,7 @@
 """A cache of prepared subjects: a ``.nii.gz`` is decoded once, then slices come from a memory map.
 
 An entry is a folder named by the digest of what it depends on (files by path, size and time of
-change; contrasts; normaliser; axis). It is complete or absent: written beside, then renamed.
+change; contrasts; preparation). It is complete or absent: written beside, then renamed.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from typing import Any
 
 import numpy as np
 
+from ldm.data.brain import MASK_FILES
 from ldm.data.layouts import Layout, Subject
-from ldm.data.normalise import Normaliser
-from ldm.data.prepare import prepare_subject
+from ldm.data.prepare import Preparation, prepare_subject
 from ldm.errors import DataError, OutputError
 from ldm.storage import TEMPORARY, flush
 
-FORMAT = 1
+FORMAT = 2
 ABANDONED_AFTER = 86400  # seconds; no entry takes a day to write
 
 
@@ -62,8 +62,7 @@ def cached_subject(
     layout: Layout,
     conditions: list[str],
     target: str,
-    normaliser: Normaliser,
-    axis: str,
+    preparation: Preparation,
     root: Path | None = None,
 ) -> CachedSubject:
     """Return the cache entry of a subject, preparing it if there is none.
@@ -72,10 +71,10 @@ def cached_subject(
         DataError: the subject cannot be read. OutputError: OUT-IO, the cache cannot be written.
     """
     root = root or cache_root()
-    key = _entry_key(subject, conditions, target, normaliser, axis)
+    key = _entry_key(subject, conditions, target, preparation)
     folder = root / f"{subject.id[:32]}-{key}"  # the id is for people, and may be long
     if not folder.is_dir():
-        prepared = prepare_subject(subject, layout, conditions, target, normaliser, axis)
+        prepared = prepare_subject(subject, layout, conditions, target, preparation)
         arrays: dict[str, np.ndarray] = {
             "slices": prepared.slices.astype(np.float16),
             "brain": prepared.brain,
@@ -89,16 +88,15 @@ def cached_subject(
 
 
 def _entry_key(
-    subject: Subject, conditions: list[str], target: str, normaliser: Normaliser, axis: str
+    subject: Subject, conditions: list[str], target: str, preparation: Preparation
 ) -> str:
-    used = [c for c in (*conditions, target, "seg") if c in subject.files]
+    used = [c for c in (*conditions, target, "seg", *MASK_FILES) if c in subject.files]
     described: dict[str, Any] = {
         "format": FORMAT,
         "files": {c: _state(subject.files[c], subject.id) for c in used},
         "conditions": conditions,
         "target": target,
-        "normaliser": normaliser.to_dict(),
-        "axis": axis,
+        "preparation": preparation.to_dict(),
     }
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
 

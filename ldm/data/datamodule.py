@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader, Subset
 
 from ldm.data.cache import CachedSubject, cached_subject
 from ldm.data.layouts import Subject, detect_layout
-from ldm.data.prepare import AXES
+from ldm.data.normalise import build_normaliser
+from ldm.data.prepare import Preparation, load_subject
 from ldm.data.slices import EndlessShuffle, PatchDataset, SliceDataset
 from ldm.data.split import split_subjects
 from ldm.errors import ConfigError, DataError
@@ -43,6 +44,10 @@ class ContrastDataModule(pl.LightningDataModule):
         val_slices: number of slices or patches, spread evenly over the validation subjects, that
             are sampled.
         condition_dropout: probability of hiding each contrast in training.
+        spacing: mm of a voxel to the right, to the front and up that all subjects are resampled
+            to; None: as they are stored.
+        interpolation: ``linear`` or ``cubic``, of the resampling.
+        mask: what is brain: ``auto``, ``nonzero`` or ``head``.
         normaliser_config: ``target`` / ``params`` of a :class:`ldm.data.normalise.Normaliser`.
         augmentation_config: ``target`` / ``params`` of an augmentation, or None.
         num_workers: processes that load slices; None: 4 beside an accelerator, else 0.
@@ -67,16 +72,15 @@ class ContrastDataModule(pl.LightningDataModule):
         batch_size: int = 4,
         val_slices: int = 8,
         condition_dropout: float = 0.0,
+        spacing: Sequence[float] | None = None,
+        interpolation: str = "linear",
+        mask: str = "auto",
         normaliser_config: Mapping[str, Any] | None = None,
         augmentation_config: Mapping[str, Any] | None = None,
         num_workers: int | None = None,
         cache: str | None = None,
     ) -> None:
         super().__init__()
-        if axis not in AXES:
-            raise ConfigError(
-                "CONFIG-VALUE", f"data.params.axis is '{axis}': give one of {', '.join(AXES)}"
-            )
         _require_within("batch_size", batch_size, 1)
         _require_within("val_slices", val_slices, 1)
         _require_within("neighbours", neighbours, 0)
@@ -87,7 +91,7 @@ class ContrastDataModule(pl.LightningDataModule):
         self.conditions, self.target = list(conditions), target
         self.parts = {"train": train, "val": val, "test": test}
         self.fold, self.folds, self.seed = fold, folds, seed
-        self.axis, self.image_size = axis, image_sides(image_size)
+        self.image_size = image_sides(image_size)
         if len(self.image_size) == 3 and neighbours:
             raise ConfigError(
                 "CONFIG-VALUE",
@@ -97,7 +101,14 @@ class ContrastDataModule(pl.LightningDataModule):
         self.neighbours, self.min_brain = neighbours, min_brain
         self.batch_size, self.val_slices = batch_size, val_slices
         self.condition_dropout = condition_dropout
-        self.normaliser = build_normaliser(normaliser_config)
+        self.normaliser_config = normaliser_config
+        self.preparation = Preparation(
+            build_normaliser(normaliser_config, [*self.conditions, target]),
+            axis,
+            spacing and tuple(map(float, spacing)),
+            interpolation,
+            mask,
+        )
         self.augmentation_config = augmentation_config
         on_accelerator = torch.accelerator.is_available()
         self.num_workers = (4 if on_accelerator else 0) if num_workers is None else num_workers
@@ -129,6 +140,7 @@ class ContrastDataModule(pl.LightningDataModule):
         if self.split:
             return
         subjects = self.find_subjects()
+        self._learn_normaliser([subjects[i] for i in self.split["train"]])
         chosen = [subjects[i] for part in ("train", "val") for i in self.split[part]]
         cached = {c.id: c for c in self._decode(chosen)}
         augmentation = None
@@ -149,6 +161,13 @@ class ContrastDataModule(pl.LightningDataModule):
                 f"no {'slice' if len(self.image_size) == 2 else 'patch'} has "
                 f"{self.min_brain:.0%} brain: lower data.params.min_brain",
             )
+
+    def portable_params(self) -> dict[str, Any]:
+        """Return the parameters that were learned from the training subjects."""
+        if not self.normaliser_config:
+            return {}
+        learned = self.preparation.normaliser.learned_config(self.normaliser_config)
+        return {"normaliser_config": learned}
 
     def train_dataloader(self) -> DataLoader:
         """Return batches for ever; a resumed run goes on after the batches already drawn."""
@@ -194,6 +213,23 @@ class ContrastDataModule(pl.LightningDataModule):
             timeout=600 if self.num_workers else 0,
         )
 
+    def _learn_normaliser(self, subjects: Sequence[Subject]) -> None:
+        """Let the normaliser look at the training subjects, if it has anything to learn."""
+        normaliser = self.preparation.normaliser
+        wanted = normaliser.to_learn([*self.conditions, self.target])
+
+        def profiles(subject: Subject) -> list[np.ndarray]:
+            arrays, brain, *_ = load_subject(
+                subject, self.layout, self.conditions, self.target, self.preparation.mask
+            )
+            return [normaliser.profile(arrays[c], brain, c, subject.id) for c in wanted]
+
+        if not wanted:
+            return
+        done = _in_threads(profiles, subjects, "Learning intensities")
+        for contrast, values in zip(wanted, zip(*done, strict=True), strict=True):
+            normaliser.learn(contrast, values)
+
     def _decode(self, subjects: Sequence[Subject]) -> list[CachedSubject]:
         def decode(subject: Subject) -> CachedSubject:
             return cached_subject(
@@ -201,23 +237,20 @@ class ContrastDataModule(pl.LightningDataModule):
                 self.layout,
                 self.conditions,
                 self.target,
-                self.normaliser,
-                self.axis,
+                self.preparation,
                 self.cache,
             )
 
-        with ThreadPoolExecutor(max_workers=4) as pool:  # zlib releases the interpreter lock
-            done = pool.map(decode, subjects)
-            return list(track(done, "Decoding patients", len(subjects), transient=True))
+        return _in_threads(decode, subjects, "Decoding patients")
+
+
+def _in_threads(work: Callable, subjects: Sequence[Subject], title: str) -> list[Any]:
+    with ThreadPoolExecutor(max_workers=4) as pool:  # zlib releases the interpreter lock
+        done = pool.map(work, subjects)
+        return list(track(done, title, len(subjects), transient=True))
 
 
 def _require_within(name: str, value: float, least: float, most: float = math.inf) -> None:
     if not least <= value <= most:
         span = f"{least} or more" if most == math.inf else f"{least} to {most}"
         raise ConfigError("CONFIG-VALUE", f"data.params.{name} is {value}: give {span}")
-
-
-def build_normaliser(config: Mapping[str, Any] | None) -> Any:
-    """Return the normaliser that a configuration names; None means the robust default."""
-    default = {"target": "ldm.data.normalise.RobustNormaliser"}
-    return instantiate_from_config(config or default, where="data.params.normaliser_config")

@@ -1,24 +1,68 @@
 """From the files of a subject to slices that a network takes, and back to a volume.
 
-The steps are reorient, mask, crop to the brain, normalise, cut along an axis; each is recorded, so
-that :meth:`PreparedSubject.to_volume` undoes them.
+The steps are reorient, mask, crop to the brain, resample, normalise, cut along an axis; each is
+recorded, so that :meth:`PreparedSubject.to_volume` undoes them (``docs/preprocessing.md``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import reduce
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+from nibabel.orientations import aff2axcodes
 
+from ldm.data.brain import MASKS, subject_brain
 from ldm.data.contrasts import load_contrasts, load_labels
 from ldm.data.layouts import Layout, Subject
 from ldm.data.nifti import Geometry
-from ldm.data.normalise import BACKGROUND, IntensityScale, Normaliser
-from ldm.errors import DataError
+from ldm.data.normalise import BACKGROUND, IntensityScale, Normaliser, RobustNormaliser
+from ldm.data.resample import ORDERS, Resampling
+from ldm.errors import ConfigError, DataError
 
 AXES = {"sagittal": 0, "coronal": 1, "axial": 2}  # index of the slice axis in RAS+
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """The choices that turn volumes into slices: one object for training, sampling and the cache.
+
+    Args:
+        normaliser: measures the intensities.
+        axis: ``axial``, ``coronal`` or ``sagittal``.
+        spacing: mm of a voxel to the right, to the front and up; None: as it is stored.
+        interpolation: ``linear`` or ``cubic``; labels and masks take the nearest voxel.
+        mask: what is brain: ``auto``, ``nonzero`` or ``head``, see
+            :func:`ldm.data.brain.subject_brain`.
+
+    Raises:
+        ConfigError: CONFIG-VALUE.
+    """
+
+    normaliser: Normaliser = field(default_factory=RobustNormaliser)
+    axis: str = "axial"
+    spacing: tuple[float, ...] | None = None
+    interpolation: str = "linear"
+    mask: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name, known in (("axis", AXES), ("interpolation", ORDERS), ("mask", MASKS)):
+            if (value := getattr(self, name)) not in known:
+                raise ConfigError(
+                    "CONFIG-VALUE",
+                    f"data.params.{name} is '{value}': give one of {', '.join(known)}",
+                )
+        if self.spacing is not None and (len(self.spacing) != 3 or not min(self.spacing) > 0):
+            raise ConfigError(
+                "CONFIG-VALUE",
+                f"data.params.spacing is {list(self.spacing)}: give mm to the right, to the front "
+                "and up, as [1, 1, 1], or null",
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the choices, for a cache key."""
+        return {**vars(self), "normaliser": self.normaliser.to_dict()}
 
 
 @dataclass(frozen=True)
@@ -28,14 +72,17 @@ class PreparedSubject:
     Args:
         id: subject.
         slices: (S, M, H, W) float32 in [-1, 1], cropped to the brain; M follows ``contrasts``.
-        brain: (S, H, W) bool: any input contrast is not 0.
+        brain: (S, H, W) bool.
         seg: (S, H, W) uint8 labels, or None.
         present: (M,) bool: which contrasts were acquired.
         contrasts: names of the channels.
         scales: the normalisation of each acquired contrast.
         box: the crop in the canonical volume, one slice object an axis.
-        axis: index of the slice axis in the canonical volume.
+        inside: brain in the voxels of the box, canonical.
+        resampling: from the voxels of the box to those of the slices, or None if they are the same.
         geometry: geometry of the input.
+        mask: what said which voxels are brain: ``nonzero``, ``head``, or the name of a mask file.
+        preparation: the choices behind all this.
     """
 
     id: str
@@ -45,31 +92,42 @@ class PreparedSubject:
     present: np.ndarray
     contrasts: tuple[str, ...]
     scales: dict[str, IntensityScale]
-    box: tuple[slice, slice, slice]
-    axis: int
+    box: tuple[slice, ...]
+    inside: np.ndarray
+    resampling: Resampling | None
     geometry: Geometry
+    mask: str
+    preparation: Preparation
+
+    @property
+    def axis(self) -> int:
+        """Index of the slice axis in the canonical volume."""
+        return AXES[self.preparation.axis]
 
     def to_volume(self, slices: np.ndarray) -> np.ndarray:
         """Put (S, H, W) values back where they were cut out: (X, Y, Z) float32, 0 elsewhere."""
+        values = np.moveaxis(slices, 0, self.axis)
+        if self.resampling:
+            values = self.resampling.back(values, np.moveaxis(self.brain, 0, self.axis))
         volume = np.zeros(self.geometry.canonical_shape, np.float32)
-        volume[self.box] = np.moveaxis(np.where(self.brain, slices, 0), 0, self.axis)
+        volume[self.box] = np.where(self.inside, values, 0)
         return volume
 
-
-def brain_mask(inputs: Sequence[np.ndarray], case: str | None = None) -> np.ndarray:
-    """Return where any input contrast is not 0.
-
-    Raises:
-        DataError: DATA-MISSING without inputs; DATA-CONSTANT when the brain is nowhere.
-    """
-    if not inputs:
-        raise DataError("DATA-MISSING", "no input contrast exists: one is needed at least", case)
-    brain = reduce(np.logical_or, (array != 0 for array in inputs))
-    if not brain.any():
-        raise DataError(
-            "DATA-CONSTANT", "every input contrast is 0 everywhere: check the files", case
-        )
-    return brain
+    def to_dict(self) -> dict[str, Any]:
+        """Return every step but the intensities, for a sidecar; boxes and spacings are in RAS+."""
+        described = {
+            "orientation": "".join(aff2axcodes(self.geometry.affine)),
+            "shape": list(self.geometry.canonical_shape),
+            "mask": self.mask,
+            "box": [[part.start, part.stop] for part in self.box],
+        }
+        if self.resampling:
+            described["resampled"] = {
+                "spacing": list(self.preparation.spacing),
+                "shape": list(self.resampling.grid),
+                "interpolation": self.preparation.interpolation,
+            }
+        return {**described, "axis": self.preparation.axis}
 
 
 def bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
@@ -81,17 +139,45 @@ def bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
     return tuple(box)
 
 
+def load_subject(
+    subject: Subject,
+    layout: Layout,
+    conditions: Sequence[str],
+    target: str | None,
+    mask: str = "auto",
+    allow_missing: Sequence[str] = (),
+    nonfinite: str = "refuse",
+) -> tuple[dict[str, np.ndarray], np.ndarray, str, Geometry]:
+    """Return the canonical contrasts of a subject, its brain, what says so, and its geometry.
+
+    Args:
+        conditions: input contrasts; they define the brain.
+        target: further contrast, or None.
+        mask: see :func:`ldm.data.brain.subject_brain`.
+        allow_missing: conditions that may be absent.
+
+    Raises:
+        DataError: the subject cannot be used; the message says why.
+    """
+    names = (*conditions, *([target] if target else []))
+    arrays, geometry = load_contrasts(subject, layout, names, allow_missing, nonfinite)
+    inputs = [arrays[c] for c in conditions if c in arrays]
+    brain, rule = subject_brain(subject, layout, inputs, geometry, mask)
+    return arrays, brain, rule, geometry
+
+
 def prepare_subject(
     subject: Subject,
     layout: Layout,
     conditions: Sequence[str],
     target: str | None,
-    normaliser: Normaliser,
-    axis: str = "axial",
+    preparation: Preparation,
     allow_missing: Sequence[str] = (),
     nonfinite: str = "refuse",
 ) -> PreparedSubject:
     """Read one subject and cut it into normalised slices.
+
+    The scale of a contrast is measured in its own voxels, before resampling.
 
     Args:
         conditions: input contrasts; they define the brain.
@@ -101,33 +187,69 @@ def prepare_subject(
     Raises:
         DataError: the subject cannot be used; the message says why.
     """
+    arrays, brain, rule, geometry = load_subject(
+        subject, layout, conditions, target, preparation.mask, allow_missing, nonfinite
+    )
     names = (*conditions, *([target] if target else []))
-    arrays, geometry = load_contrasts(subject, layout, names, allow_missing, nonfinite)
-    brain = brain_mask([arrays[c] for c in conditions if c in arrays], subject.id)
-    box, index = bounding_box(brain), AXES[axis]
+    fit = preparation.normaliser.fit
+    scales = {c: fit(arrays[c], brain, c, subject.id) for c in names if c in arrays}
+    box = bounding_box(brain)
+    inside = brain[box]
+    volumes = {c: arrays[c][box] for c in scales}
+    has_seg = target and "seg" in subject.files
+    seg = load_labels(subject, layout, geometry)[box] if has_seg else None
+    grid_brain, resampling = inside, _resampling(inside.shape, geometry, preparation)
+    if resampling:
+        volumes, grid_brain = resampling.volumes(volumes, inside), resampling.labels(inside)
+        seg = None if seg is None else resampling.labels(seg)
+        if not grid_brain.any():
+            raise DataError(
+                "DATA-CONSTANT",
+                f"no brain is left at a spacing of {list(preparation.spacing)} mm: give a finer "
+                "data.params.spacing",
+                subject.id,
+            )
 
     def cut(volume: np.ndarray) -> np.ndarray:
-        return np.ascontiguousarray(np.moveaxis(volume[box], index, 0))
+        return np.ascontiguousarray(np.moveaxis(volume, AXES[preparation.axis], 0))
 
-    scales = {c: normaliser.fit(arrays[c], brain, c, subject.id) for c in names if c in arrays}
-    inside = cut(brain)
-    blank = np.full(inside.shape, BACKGROUND, np.float32)
-    channels = [
-        scales[c].normalise(cut(arrays[c]), inside) if c in scales else blank for c in names
-    ]
-    has_seg = target and "seg" in subject.files
+    brain_slices = cut(grid_brain)
     return PreparedSubject(
         id=subject.id,
-        slices=np.stack(channels, axis=1),
-        brain=inside,
-        seg=cut(load_labels(subject, layout, geometry)) if has_seg else None,
+        slices=_channels({c: cut(v) for c, v in volumes.items()}, scales, names, brain_slices),
+        brain=brain_slices,
+        seg=None if seg is None else cut(seg),
         present=np.array([c in scales for c in names]),
         contrasts=names,
         scales=scales,
         box=box,
-        axis=index,
+        inside=inside,
+        resampling=resampling,
         geometry=geometry,
+        mask=rule,
+        preparation=preparation,
     )
+
+
+def _resampling(
+    shape: Sequence[int], geometry: Geometry, preparation: Preparation
+) -> Resampling | None:
+    if preparation.spacing is None:
+        return None
+    own = np.linalg.norm(geometry.canonical_affine[:3, :3], axis=0)
+    return Resampling.plan(shape, own, preparation.spacing, preparation.interpolation)
+
+
+def _channels(
+    volumes: Mapping[str, np.ndarray],
+    scales: Mapping[str, IntensityScale],
+    names: Sequence[str],
+    brain: np.ndarray,
+) -> np.ndarray:
+    """Return (S, M, H, W) in [-1, 1]; a contrast that was not acquired is background."""
+    blank = np.full(brain.shape, BACKGROUND, np.float32)
+    channels = [scales[c].normalise(volumes[c], brain) if c in scales else blank for c in names]
+    return np.stack(channels, axis=1)
 
 
 def fit_size(array: np.ndarray, size: Sequence[int], fill: float) -> np.ndarray:

@@ -2,7 +2,8 @@
 
 A synthetic volume is written in the units of an input contrast, which its sidecar states; the real
 T1ce has units of its own. Before comparison the prediction is brought to the units of the reference
-by the two robust scales (of the input, from the sidecar; of the reference, measured in its brain).
+by the two scales (of the input, from the sidecar; of the reference, measured in its brain by the
+normaliser that the sidecar names).
 A volume without a sidecar is taken to be in the units of the reference already. A spread beside it
 (``ID_t1ce_std.nii.gz``, of ``dsdiff sample --samples N``) goes through the same map.
 """
@@ -10,6 +11,7 @@ A volume without a sidecar is taken to be in the units of the reference already.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +20,11 @@ from typing import Any
 import numpy as np
 
 from ldm.config import trusted_targets
+from ldm.data.brain import subject_brain
 from ldm.data.contrasts import load_contrasts, load_labels
 from ldm.data.layouts import Layout, Subject, detect_layout, select_subjects
 from ldm.data.nifti import read_volume
-from ldm.data.normalise import IntensityScale, Normaliser, RobustNormaliser
-from ldm.data.prepare import brain_mask
+from ldm.data.normalise import IntensityScale, Normaliser, RobustNormaliser, spread_through
 from ldm.errors import DataError
 from ldm.evaluation.calibration import Reliability, reliability
 from ldm.evaluation.pictures import comparison_strip
@@ -33,6 +35,8 @@ from ldm.evaluation.protocol import (
 )
 from ldm.evaluation.result import COPY_T1, Evaluation
 from ldm.util import instantiate_from_config, refuse_untrusted_targets
+
+log = logging.getLogger(__name__)
 
 INPUTS = ("t1", "t2", "flair")
 TARGET = "t1ce"
@@ -46,8 +50,10 @@ class Case:
         id: subject.
         inputs: the input contrasts that exist.
         reference: the real target.
-        brain: where any input contrast (or, without inputs, the reference) is not 0.
+        brain: as in sampling (:func:`ldm.data.brain.subject_brain`), of the input contrasts or,
+            without inputs, of the reference.
         seg: tumour labels, or None.
+        mask: what said which voxels are brain.
     """
 
     id: str
@@ -56,6 +62,7 @@ class Case:
     brain: np.ndarray
     seg: np.ndarray | None
     geometry: Any
+    mask: str = "nonzero"
 
     def shown_slice(self) -> int:
         """Return the axial slice with most tumour, or else with most brain."""
@@ -85,6 +92,7 @@ def evaluate_folders(
     protocol: MetricProtocol = DEFAULT,
     baseline: bool = True,
     progress: Any = None,
+    mask: str = "auto",
 ) -> Evaluation:
     """Compare each folder of synthetic volumes with the real patients.
 
@@ -94,6 +102,7 @@ def evaluate_folders(
         subjects: patients to compare; None: all that any folder predicts.
         baseline: add the row of T1 copied as T1ce.
         progress: wraps the list of patients, as ``rich.progress.track`` does.
+        mask: what is brain, see :func:`ldm.data.brain.subject_brain`.
 
     Raises:
         DataError: DATA-MISSING, or a volume that cannot be read or lies on another grid.
@@ -104,7 +113,7 @@ def evaluate_folders(
     result = Evaluation(protocol, subjects=list(ids))
     result.scores = {row: {} for row in predictions}
     for subject in (progress or iter)(select_subjects(real, ids)):
-        case = load_case(subject, layout)
+        case = load_case(subject, layout, mask)
         volumes = {
             row: read_prediction(predicted[subject.id], own_layout, case)
             for row, (own_layout, predicted) in found.items()
@@ -136,7 +145,7 @@ def _score(result: Evaluation, row: str, case: Case, predicted: Prediction) -> N
         result.reliability.setdefault(row, {})[case.id] = unit
 
 
-def load_case(subject: Subject, layout: Layout) -> Case:
+def load_case(subject: Subject, layout: Layout, mask: str = "auto") -> Case:
     """Read the real volumes of a patient.
 
     Raises:
@@ -145,11 +154,12 @@ def load_case(subject: Subject, layout: Layout) -> Case:
     absent = [c for c in INPUTS if c not in subject.files]
     arrays, geometry = load_contrasts(subject, layout, [TARGET, *INPUTS], missing=absent)
     reference = arrays.pop(TARGET)
-    brain = brain_mask(list(arrays.values()) or [reference], subject.id)
+    inputs = list(arrays.values()) or [reference]
+    brain, rule = subject_brain(subject, layout, inputs, geometry, mask)
     seg = None
     if "seg" in subject.files:
         seg = load_labels(subject, layout, geometry)
-    return Case(subject.id, arrays, reference, brain, seg, geometry)
+    return Case(subject.id, arrays, reference, brain, seg, geometry, rule)
 
 
 def read_prediction(subject: Subject, layout: Layout, case: Case) -> Prediction:
@@ -168,16 +178,20 @@ def read_prediction(subject: Subject, layout: Layout, case: Case) -> Prediction:
         return Prediction(arrays[TARGET], spread)
     try:
         described = json.loads(sidecar.read_text(encoding="utf-8"))
-        numbers = described["intensity"]
-        scale = IntensityScale(**{k: numbers[k] for k in ("centre", "width", "lower", "upper")})
+        scale = IntensityScale.from_dict(described["intensity"])
         config = described.get("normaliser")
         samples = described.get("request", {}).get("samples")
+        mask = described.get("preparation", {}).get("mask", case.mask)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             "DATA-SIDECAR",
             f"{sidecar.name} does not state the units ({error}): sample again",
             case.id,
         ) from error
+    if mask != case.mask:
+        log.warning(
+            "%s: sampled where '%s' says brain, compared where '%s' does", case.id, mask, case.mask
+        )
     normaliser = None
     if config:
         refuse_untrusted_targets(config, trusted_targets(), sidecar.name)
@@ -185,7 +199,7 @@ def read_prediction(subject: Subject, layout: Layout, case: Case) -> Prediction:
     volume = in_reference_units(arrays[TARGET], scale, case, normaliser)
     if spread is None or samples == 1:  # one left by an earlier run, with samples
         return Prediction(volume)
-    spread = in_reference_units(spread, scale, case, normaliser, difference=True)
+    spread = in_reference_units(arrays[TARGET], scale, case, normaliser, spread)
     return Prediction(volume, spread, samples)
 
 
@@ -203,13 +217,13 @@ def in_reference_units(
     scale: IntensityScale,
     case: Case,
     normaliser: Normaliser | None = None,
-    difference: bool = False,
+    spread: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Map a volume with a scale of its own to the units of the reference, inside the brain.
-
-    ``difference`` is for a volume of differences or spreads, which has no centre.
-    """
+    """Map a volume, or a ``spread`` about it, to the units of the reference, inside the brain."""
     own = (normaliser or RobustNormaliser()).fit(case.reference, case.brain, TARGET, case.id)
-    centre, own_centre = (0, 0) if difference else (scale.centre, own.centre)
-    mapped = (volume - centre) / scale.width * own.width + own_centre
-    return np.where(case.brain, mapped, 0).astype(np.float32)
+
+    def mapped(values: np.ndarray) -> np.ndarray:
+        return own.unstandardise(scale.standardise(values))
+
+    result = mapped(volume) if spread is None else spread_through(mapped, volume, spread)
+    return np.where(case.brain, result, 0).astype(np.float32)

@@ -1,0 +1,129 @@
+"""Which voxels of a subject are its brain: those to learn, to synthesise and to compare.
+
+Skull-stripped data says it by exact zeros around the brain. Whole-head data does not: its air is
+noise. There the mask is the *head*, scalp and skull included, so that air is neither learned nor
+synthesised; it is no brain extraction. A mask file beside the contrasts takes precedence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import reduce
+
+import numpy as np
+from scipy import ndimage
+from skimage.filters import threshold_otsu
+
+from ldm.data.contrasts import load_contrasts
+from ldm.data.layouts import Layout, Subject
+from ldm.data.nifti import Geometry
+from ldm.errors import DataError
+
+MASKS = ("auto", "nonzero", "head")
+MASK_FILES = ("brain", "mask")  # names, in a layout, of a mask that someone else made
+DARK = 0.1  # of the 99th percentile: air, in every contrast, is darker
+AIR_SHARE = 0.2  # of the voxels that are not 0: from here on they are a whole head in noisy air
+
+
+def subject_brain(
+    subject: Subject,
+    layout: Layout,
+    inputs: Sequence[np.ndarray],
+    geometry: Geometry,
+    mask: str = "auto",
+) -> tuple[np.ndarray, str]:
+    """Return the brain (X, Y, Z) bool of a subject, and what says so.
+
+    Args:
+        inputs: its input contrasts, canonical.
+        geometry: of the inputs.
+        mask: ``nonzero``: any input is not 0; ``head``: see :func:`head_mask`; ``auto``: the mask
+            file of the subject if it has one, else ``head`` if :func:`is_whole_head`, else
+            ``nonzero``.
+
+    Raises:
+        DataError: what :func:`brain_mask` raises; DATA-SHAPE or DATA-AFFINE when the mask file lies
+            on another grid; DATA-CONSTANT when it is empty.
+    """
+    nonzero = brain_mask(inputs, subject.id)
+    file = next((name for name in MASK_FILES if name in subject.files), None)
+    if mask == "auto" and file:
+        return _mask_file(subject, layout, file, geometry), file
+    if mask == "head" or (mask == "auto" and is_whole_head(inputs)):
+        return head_mask(inputs), "head"
+    return nonzero, "nonzero"
+
+
+def brain_mask(inputs: Sequence[np.ndarray], case: str | None = None) -> np.ndarray:
+    """Return where any input contrast is not 0.
+
+    Raises:
+        DataError: DATA-MISSING without inputs; DATA-CONSTANT when the brain is nowhere.
+    """
+    if not inputs:
+        raise DataError("DATA-MISSING", "no input contrast exists: one is needed at least", case)
+    brain = reduce(np.logical_or, (array != 0 for array in inputs))
+    if not brain.any():
+        raise DataError(
+            "DATA-CONSTANT", "every input contrast is 0 everywhere: check the files", case
+        )
+    return brain
+
+
+def is_whole_head(inputs: Sequence[np.ndarray]) -> bool:
+    """Return whether noisy air surrounds the head.
+
+    Then many of the voxels that are not 0 are dark in all contrasts at once. In a brain few are:
+    fluid is bright in T2, and only its rim, blurred by interpolation, is dark everywhere.
+    """
+    brain = brain_mask(inputs)
+    dark = reduce(np.logical_and, (_relative(array) < DARK for array in inputs))
+    return bool((dark & brain).sum() > AIR_SHARE * brain.sum())
+
+
+def head_mask(inputs: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the head (X, Y, Z) bool, without the air around it and with all that it encloses.
+
+    Otsu's threshold (1979) on the mean of the smoothed contrasts, then the largest component with
+    its holes filled. The neck opens the head downwards, so holes are filled slice by slice too.
+    """
+    image = ndimage.gaussian_filter(np.mean([_relative(a) for a in inputs], axis=0), 1.0)
+    bright = image > threshold_otsu(image) if np.ptp(image) else image > 0
+    opened = _filled(ndimage.binary_opening(bright))
+    labels, count = ndimage.label(opened if opened.any() else bright)
+    sizes = np.bincount(labels.ravel(), minlength=2)[1:]
+    largest = np.pad(labels == sizes.argmax() + 1, 2)  # room to close at the border
+    closed = ndimage.binary_closing(largest, iterations=2)[2:-2, 2:-2, 2:-2]
+    return _filled(closed) if count else image > 0
+
+
+def _relative(array: np.ndarray) -> np.ndarray:
+    """Return the size of intensities (float32) relative to the 99th percentile, at most 1."""
+    size = np.abs(array)
+    bright = np.percentile(size[size > 0], 99) if size.any() else 1
+    return np.minimum(size / np.float32(bright), 1)
+
+
+def _filled(mask: np.ndarray) -> np.ndarray:
+    """Fill what the mask encloses in space, then in the slices of each axis."""
+    mask = ndimage.binary_fill_holes(mask)
+    for axis in range(mask.ndim):
+        flat = np.ones((3,) * mask.ndim, bool)
+        flat[tuple(slice(None) if a != axis else [0, 2] for a in range(mask.ndim))] = False
+        flat &= ndimage.generate_binary_structure(mask.ndim, 1)
+        outside = ~mask
+        labels, _ = ndimage.label(outside, flat)
+        ends = [np.take(labels, [0, -1], a).ravel() for a in range(mask.ndim) if a != axis]
+        mask = mask | (outside & ~np.isin(labels, np.unique(np.concatenate(ends))))
+    return mask
+
+
+def _mask_file(subject: Subject, layout: Layout, name: str, geometry: Geometry) -> np.ndarray:
+    arrays, own = load_contrasts(subject, layout, [name])
+    geometry.require_same_grid(own, ("the image", name), subject.id)
+    brain = arrays[name] > 0.5
+    if not brain.any():
+        raise DataError(
+            "DATA-CONSTANT", f"the mask file {name} is empty: repair or remove it", subject.id
+        )
+    return brain
