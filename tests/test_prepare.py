@@ -1,6 +1,7 @@
-"""Normalisation and preparation: to [-1, 1] slices and back, every voxel to its own place."""
+"""Preparation: to [-1, 1] slices and back, every voxel to its own place."""
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -14,18 +15,12 @@ from builders import (
     signed_permutations,
     write_subject,
 )
-from hypothesis import example, given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from ldm.data.layouts import detect_layout
 from ldm.data.nifti import encode_volume, read_volume, write_volume
-from ldm.data.normalise import (
-    IntensityScale,
-    PercentileNormaliser,
-    RobustNormaliser,
-    ZScoreNormaliser,
-)
 from ldm.data.prepare import (
     AXES,
     Preparation,
@@ -36,8 +31,6 @@ from ldm.data.prepare import (
 )
 from ldm.errors import DataError
 
-EXTREMES = np.linspace(-1, 1, 60, dtype=np.float32)
-NORMALISERS = [RobustNormaliser(), ZScoreNormaliser(), PercentileNormaliser()]
 OPENMS = Path(__file__).parents[1] / ".." / "shared" / "data" / "openms"
 
 
@@ -54,93 +47,6 @@ def refusal(root: Path, **options) -> str:
     with pytest.raises(DataError) as caught:
         prepare(root, **options)
     return str(caught.value)
-
-
-# --- Normalisation --------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("normaliser", NORMALISERS, ids=lambda n: type(n).__name__)
-def test_restore_undoes_normalise_inside_the_clip(normaliser):
-    array = head_image().astype(np.float32)
-    brain = array > 0
-    scale = normaliser.fit(array, brain, "t1")
-    unit = scale.normalise(array, brain)
-    assert unit.dtype == np.float32
-    assert (unit[~brain] == -1).all()
-    inside = brain & (np.abs(unit) < 1)
-    np.testing.assert_allclose(scale.restore(unit)[inside], array[inside], rtol=1e-5)
-
-
-def test_the_robust_scale_is_median_and_inter_quartile_range():
-    array = np.arange(1, 102, dtype=np.float32)  # median 51, quartiles 26 and 76
-    scale = RobustNormaliser(-4, 8).fit(array, array > 0, "t1")
-    assert scale == IntensityScale(centre=51, width=50, lower=-4, upper=8)
-    assert scale.normalise(np.array([51, 101.0]), True) == pytest.approx([-1 / 3, -1 / 6])
-    far = scale.normalise(np.array([51 - 5 * 50, 51 + 9 * 50.0]), True)
-    assert far.tolist() == [-1, 1]  # clipped
-
-
-def test_zeros_inside_the_brain_do_not_move_the_scale():
-    array = np.concatenate([np.arange(1, 102), np.zeros(500)]).astype(np.float32)
-    brain = np.ones(array.shape, bool)  # another contrast shows brain where this one is 0
-    assert RobustNormaliser().fit(array, brain, "t1").centre == 51
-
-
-@given(
-    gain=st.floats(1e-3, 1e3),
-    offset=st.floats(0, 1e3),
-    normaliser=st.sampled_from(NORMALISERS),
-)
-def test_gain_and_offset_of_the_scanner_cancel(gain, offset, normaliser):
-    array = head_image((6, 6, 6)).astype(np.float64) + 1
-    brain = np.ones(array.shape, bool)
-    first = normaliser.fit(array, brain, "t1").normalise(array, brain)
-    other = gain * array + offset
-    second = normaliser.fit(other, brain, "t1").normalise(other, brain)
-    np.testing.assert_allclose(second, first, atol=2e-5)
-
-
-@given(
-    array=arrays(
-        np.float32, 60, elements=st.floats(width=32, allow_nan=False, allow_infinity=False)
-    ),
-    normaliser=st.sampled_from(NORMALISERS),
-)
-@example(array=EXTREMES * np.float32(3e38), normaliser=NORMALISERS[0])
-@example(array=EXTREMES * np.float32(1e-43), normaliser=NORMALISERS[2])
-def test_any_intensities_are_refused_or_normalised_in_order(array, normaliser):
-    brain = np.ones(60, bool)
-    try:
-        unit = normaliser.fit(array, brain, "t1").normalise(array, brain)
-    except DataError as error:
-        assert error.code == "DATA-CONSTANT"
-        return
-    assert np.isfinite(unit).all()
-    assert np.abs(unit).max() <= 1
-    assert (np.diff(unit[np.argsort(array, kind="stable")]) >= 0).all()
-
-
-def test_one_hot_voxel_does_not_squeeze_the_rest():
-    array = head_image().astype(np.float32)
-    brain = array > 0
-    before = RobustNormaliser().fit(array, brain, "t1").normalise(array, brain)
-    array[6, 7, 5] = 1e6
-    after = RobustNormaliser().fit(array, brain, "t1").normalise(array, brain)
-    after[6, 7, 5] = before[6, 7, 5]
-    np.testing.assert_allclose(after, before, atol=0.01)
-
-
-@pytest.mark.parametrize("level", [0, 7])
-def test_no_spread_is_refused(level):
-    array = np.full(SHAPE, level, np.float32)
-    with pytest.raises(DataError, match=rf"DATA-CONSTANT case=p: t2 .*about {level} "):
-        RobustNormaliser().fit(array, np.ones(SHAPE, bool), "t2", "p")
-
-
-@pytest.mark.parametrize("low_high", [(99, 1), (-1, 99), (0, 101)])
-def test_percentiles_are_in_order(low_high):
-    with pytest.raises(ValueError, match="low < high"):
-        PercentileNormaliser(*low_high)
 
 
 # --- A subject ------------------------------------------------------------------------------------
@@ -187,7 +93,8 @@ def test_every_voxel_returns_to_its_index_in_the_file(tmp_path, axis, affine):
     assert (stored[image == 0] == 0).all()
 
 
-def test_preparing_commutes_with_reorienting_bit_by_bit(tmp_path):
+@pytest.mark.parametrize("choices", [{}, {"axis": "sagittal", "spacing": (2, 1, 1)}], ids=str)
+def test_preparing_commutes_with_reorienting_bit_by_bit(tmp_path, choices):
     images = {c: head_image(seed=i) for i, c in enumerate((*INPUTS, "t1ce"))}
     expected = None
     for number, turn in enumerate(signed_permutations()):
@@ -198,13 +105,37 @@ def test_preparing_commutes_with_reorienting_bit_by_bit(tmp_path):
         write_subject(
             folder, affine=affine, images=only, contrasts=[*images], name="{subject}_{contrast}.nii"
         )
-        prepared = prepare(folder)
+        prepared = prepare(folder, **choices)
         expected = expected if number else prepared
         assert np.array_equal(prepared.slices, expected.slices)
         volume = prepared.to_volume(prepared.slices[:, 3])
         stored = prepared.geometry.from_canonical(volume)
         reference = expected.geometry.from_canonical(expected.to_volume(expected.slices[:, 3]))
         assert np.array_equal(stored, reoriented(reference, RAS, turn)[0])
+
+
+@given(
+    turn=st.sampled_from(signed_permutations()),
+    axis=st.sampled_from(sorted(AXES)),
+    corners=arrays(np.int64, (3, 2), elements=st.integers(0, 8)),
+)
+@settings(max_examples=40)
+def test_any_box_of_brain_returns_from_any_orientation_and_axis(turn, axis, corners):
+    low, high = corners.min(1), corners.max(1) + 2  # at least two voxels along each axis
+    image = np.zeros((10, 10, 10), np.int16)
+    box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+    image[box] = np.arange(1, image[box].size + 1).reshape(image[box].shape)
+    stored, affine = reoriented(image, RAS, turn)
+    with TemporaryDirectory() as root:
+        name = "{subject}_{contrast}.nii"
+        images = dict.fromkeys(INPUTS, stored)
+        write_subject(Path(root), contrasts=INPUTS, affine=affine, images=images, name=name)
+        prepared = prepare(Path(root), target=None, axis=axis)
+    assert prepared.box == box
+    assert prepared.slices[:, 0].size == image[box].size
+    volume = prepared.to_volume(prepared.scales["t1"].restore(prepared.slices[:, 0]))
+    np.testing.assert_allclose(volume, image, rtol=1e-4)
+    np.testing.assert_allclose(prepared.geometry.from_canonical(volume), stored, rtol=1e-4)
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 1), (7, 11, 1), (1, 13, 5), (17, 3, 2)])

@@ -20,7 +20,7 @@ from ldm.data.nifti import Geometry
 from ldm.errors import DataError
 
 MASKS = ("auto", "nonzero", "head")
-MASK_FILES = ("brain", "mask")  # names, in a layout, of a mask that someone else made
+MASK_FILE = "brain"  # the name, in a layout, of a mask that someone else made
 DARK = 0.1  # of the 99th percentile: air, in every contrast, is darker
 AIR_SHARE = 0.2  # of the voxels that are not 0: from here on they are a whole head in noisy air
 
@@ -46,9 +46,8 @@ def subject_brain(
             on another grid; DATA-CONSTANT when it is empty.
     """
     nonzero = brain_mask(inputs, subject.id)
-    file = next((name for name in MASK_FILES if name in subject.files), None)
-    if mask == "auto" and file:
-        return _mask_file(subject, layout, file, geometry), file
+    if mask == "auto" and MASK_FILE in subject.files:
+        return _mask_file(subject, layout, geometry), "file"
     if mask == "head" or (mask == "auto" and is_whole_head(inputs)):
         return head_mask(inputs), "head"
     return nonzero, "nonzero"
@@ -118,12 +117,12 @@ def _filled(mask: np.ndarray) -> np.ndarray:
     return mask
 
 
-def _mask_file(subject: Subject, layout: Layout, name: str, geometry: Geometry) -> np.ndarray:
-    arrays, own = load_contrasts(subject, layout, [name])
-    geometry.require_same_grid(own, ("the image", name), subject.id)
-    brain = arrays[name] > 0.5
+def _mask_file(subject: Subject, layout: Layout, geometry: Geometry) -> np.ndarray:
+    arrays, own = load_contrasts(subject, layout, [MASK_FILE])
+    geometry.require_same_grid(own, ("the image", MASK_FILE), subject.id)
+    brain = arrays[MASK_FILE] > 0.5
     if not brain.any():
         raise DataError(
-            "DATA-CONSTANT", f"the mask file {name} is empty: repair or remove it", subject.id
+            "DATA-CONSTANT", f"the mask file {MASK_FILE} is empty: repair or remove it", subject.id
         )
     return brain

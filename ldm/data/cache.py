@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from ldm.data.brain import MASK_FILES
+from ldm.data.brain import MASK_FILE
 from ldm.data.layouts import Layout, Subject
 from ldm.data.prepare import Preparation, prepare_subject
 from ldm.errors import DataError, OutputError
@@ -90,7 +90,7 @@ def cached_subject(
 def _entry_key(
     subject: Subject, conditions: list[str], target: str, preparation: Preparation
 ) -> str:
-    used = [c for c in (*conditions, target, "seg", *MASK_FILES) if c in subject.files]
+    used = [c for c in (*conditions, target, "seg", MASK_FILE) if c in subject.files]
     described: dict[str, Any] = {
         "format": FORMAT,
         "files": {c: _state(subject.files[c], subject.id) for c in used},

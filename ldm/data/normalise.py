@@ -221,8 +221,8 @@ class WhiteStripeNormaliser(Normaliser):
         tau: float = 0.05,
         smoothing: float = 0.02,
         last_peak: Sequence[str] = ("t1", "t1ce"),
-        lower: float = -60.0,
-        upper: float = 120.0,
+        lower: float = -120.0,
+        upper: float = 240.0,
     ) -> None:
         if not 0 < tau < 0.5 or not smoothing > 0:
             raise ValueError(f"tau {tau}, smoothing {smoothing}: give 0 < tau < 0.5, smoothing > 0")

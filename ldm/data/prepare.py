@@ -81,7 +81,7 @@ class PreparedSubject:
         inside: brain in the voxels of the box, canonical.
         resampling: from the voxels of the box to those of the slices, or None if they are the same.
         geometry: geometry of the input.
-        mask: what said which voxels are brain: ``nonzero``, ``head``, or the name of a mask file.
+        mask: what said which voxels are brain: ``nonzero``, ``head`` or ``file``.
         preparation: the choices behind all this.
     """
 
