@@ -1,5 +1,8 @@
 """Normalisation: every scale is undone inside its clip, and says what it measured."""
 
+import runpy
+from pathlib import Path
+
 import numpy as np
 import pytest
 from builders import SHAPE, head_image, write_subject
@@ -20,7 +23,9 @@ from ldm.data.normalise import (
     build_normaliser,
     spread_through,
 )
+from ldm.data.phantom import write_phantoms
 from ldm.errors import ConfigError, DataError
+from ldm.evaluation.folder import Case, in_reference_units
 from ldm.util import instantiate_from_config, refuse_untrusted_targets
 
 EXTREMES = np.linspace(-1, 1, 60, dtype=np.float32)
@@ -28,6 +33,7 @@ STANDARD = [-3.0, -1.5, -0.9, -0.5, -0.2, 0.0, 0.3, 0.6, 1.0, 2.0, 5.0]
 HISTOGRAM = HistogramNormaliser({"t1": STANDARD, "t2": STANDARD})
 NORMALISERS = [RobustNormaliser(), ZScoreNormaliser(), PercentileNormaliser(), HISTOGRAM]
 ALL = [*NORMALISERS, WhiteStripeNormaliser()]
+REPO = Path(__file__).parents[1]
 TARGETS = "ldm.data.normalise."
 
 
@@ -242,6 +248,23 @@ def test_a_spread_follows_the_slope_of_the_map():
     assert spread_through(np.negative, 1.0, 2.0) == -2
 
 
+@pytest.mark.parametrize("normaliser", ALL, ids=lambda n: type(n).__name__)
+def test_the_truth_in_its_own_scale_is_the_truth(normaliser):
+    """And in the scale of another contrast, it goes there and comes back."""
+    reference, other = (head_image(seed=i).astype(np.float32) for i in (0, 1))
+    brain = reference > 0
+    fits = normaliser if normaliser is not HISTOGRAM else HistogramNormaliser({"t1ce": STANDARD})
+    case = Case("p", {}, reference, brain, None, None)
+    own = fits.fit(reference, brain, "t1ce")
+    same = in_reference_units(reference, own, case, fits)
+    np.testing.assert_allclose(same, reference, rtol=1e-5)
+    foreign = fits.fit(other * 3, brain, "t1ce")
+    moved = foreign.unstandardise(own.standardise(reference))
+    np.testing.assert_allclose(in_reference_units(moved, foreign, case, fits), same, rtol=1e-5)
+    spread = in_reference_units(reference, own, case, fits, spread=0 * reference + 2)
+    np.testing.assert_allclose(spread[brain], 2, rtol=1e-5)
+
+
 # --- Choices by YAML ------------------------------------------------------------------------------
 
 
@@ -307,3 +330,16 @@ def test_shipped_choices_build_and_are_trusted_in_a_sidecar(path):
     refuse_untrusted_targets(described, trusted_targets(), "sidecar")
     plain = load_config(["configs/backbone/unet_tiny.yaml"])["data"]
     assert data.preparation.to_dict() != instantiate_from_config(plain).preparation.to_dict()
+
+
+def test_the_page_of_preprocessing_is_made_by_its_script(tmp_path):
+    script = runpy.run_path(str(REPO / "scripts" / "compare_normalisers.py"))
+    write_phantoms(tmp_path / "phantoms", 3, size=40, seed=0)
+    table, cases = script["compare"]({"phantoms": tmp_path / "phantoms"})
+    lines = [line.split("|")[1:3] for line in table.splitlines()[2:]]
+    quality = {name.strip(): float(value.split()[0]) for name, value in lines}
+    assert quality["robust (default)"] > quality["percentile 0.5 to 99.5"] + 3
+    page = (REPO / "docs" / "preprocessing.md").read_text(encoding="utf-8")
+    assert all(f"| {name} |" in page for name in quality)
+    script["draw_histograms"](cases[:2], tmp_path / "normalisers.png")
+    assert (tmp_path / "normalisers.png").read_bytes().startswith(b"\x89PNG")

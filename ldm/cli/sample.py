@@ -20,6 +20,7 @@ import numpy as np
 
 from ldm.cli.main import as_known_error, report_error
 from ldm.cli.train import add_trust_argument
+from ldm.data.brain import MASK_FILE
 from ldm.data.layouts import Layout, Subject, detect_layout, select_subjects
 from ldm.data.nifti import encode_volume, write_volume
 from ldm.data.prepare import PreparedSubject, fit_size, prepare_subject
@@ -226,7 +227,8 @@ class VolumeSampler:
         """
         stem = f"{subject.id}_{self.data.target}"
         path, sidecar = (self.args.output / f"{stem}{end}" for end in (".nii.gz", ".json"))
-        inputs = {c: sha256(subject.files[c]) for c in self.data.conditions if c in subject.files}
+        read = [c for c in (*self.data.conditions, MASK_FILE) if c in subject.files]
+        inputs = {c: sha256(subject.files[c]) for c in read}
         described = {"Synthetic": True, "inputs": inputs, "request": self.request.to_dict()}
         before = self._existing(path, sidecar, described)
         if before and path.is_file() and sha256(path) == before["sha256"]:
