@@ -147,6 +147,12 @@ def test_a_spacing_that_leaves_no_brain_is_refused(tmp_path):
         prepare(tmp_path, spacing=(50, 50, 50))
 
 
+def test_a_spacing_that_fills_the_memory_is_refused(tmp_path):
+    write_subject(tmp_path)
+    with pytest.raises(DataError, match=r"DATA-TOO-LARGE.*10 x 14 x 12 mm would have .* coarser"):
+        prepare(tmp_path, spacing=(0.01, 0.01, 0.01))
+
+
 @pytest.mark.parametrize("spacing", [(1, 1), (1, 0, 1), (1, -2, 1)])
 def test_a_spacing_is_three_lengths(spacing):
     with pytest.raises(ConfigError, match=r"data\.params\.spacing is .*give mm"):

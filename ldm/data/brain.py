@@ -89,11 +89,10 @@ def head_mask(inputs: Sequence[np.ndarray]) -> np.ndarray:
     image = ndimage.gaussian_filter(np.mean([_relative(a) for a in inputs], axis=0), 1.0)
     bright = image > threshold_otsu(image) if np.ptp(image) else image > 0
     opened = _filled(ndimage.binary_opening(bright))
-    labels, count = ndimage.label(opened if opened.any() else bright)
-    sizes = np.bincount(labels.ravel(), minlength=2)[1:]
-    largest = np.pad(labels == sizes.argmax() + 1, 2)  # room to close at the border
-    closed = ndimage.binary_closing(largest, iterations=2)[2:-2, 2:-2, 2:-2]
-    return _filled(closed) if count else image > 0
+    labels, _ = ndimage.label(opened if opened.any() else bright)
+    largest = labels == np.bincount(labels.ravel())[1:].argmax() + 1
+    room = np.pad(largest, 2)  # to close at the border too
+    return _filled(ndimage.binary_closing(room, iterations=2)[2:-2, 2:-2, 2:-2])
 
 
 def _relative(array: np.ndarray) -> np.ndarray:
@@ -107,13 +106,14 @@ def _filled(mask: np.ndarray) -> np.ndarray:
     """Fill what the mask encloses in space, then in the slices of each axis."""
     mask = ndimage.binary_fill_holes(mask)
     for axis in range(mask.ndim):
-        flat = np.ones((3,) * mask.ndim, bool)
-        flat[tuple(slice(None) if a != axis else [0, 2] for a in range(mask.ndim))] = False
-        flat &= ndimage.generate_binary_structure(mask.ndim, 1)
-        outside = ~mask
-        labels, _ = ndimage.label(outside, flat)
-        ends = [np.take(labels, [0, -1], a).ravel() for a in range(mask.ndim) if a != axis]
-        mask = mask | (outside & ~np.isin(labels, np.unique(np.concatenate(ends))))
+        in_slice = ndimage.generate_binary_structure(mask.ndim, 1)
+        np.moveaxis(in_slice, axis, 0)[[0, 2]] = False
+        outside, _ = ndimage.label(~mask, in_slice)
+        others = [a for a in range(mask.ndim) if a != axis]
+        open_ones = np.unique(
+            np.concatenate([np.take(outside, [0, -1], a).ravel() for a in others])
+        )
+        mask = mask | ((outside > 0) & ~np.isin(outside, open_ones))
     return mask
 
 

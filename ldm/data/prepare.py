@@ -6,6 +6,7 @@ recorded, so that :meth:`PreparedSubject.to_volume` undoes them (``docs/preproce
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +22,7 @@ from ldm.data.normalise import BACKGROUND, IntensityScale, Normaliser, RobustNor
 from ldm.data.resample import ORDERS, Resampling
 from ldm.errors import ConfigError, DataError
 
+MAX_VOXELS = 1 << 28  # of a resampled brain: 512 x 512 x 1024
 AXES = {"sagittal": 0, "coronal": 1, "axial": 2}  # index of the slice axis in RAS+
 
 
@@ -237,7 +239,15 @@ def _resampling(
     if preparation.spacing is None:
         return None
     own = np.linalg.norm(geometry.canonical_affine[:3, :3], axis=0)
-    return Resampling.plan(shape, own, preparation.spacing, preparation.interpolation)
+    plan = Resampling.plan(shape, own, preparation.spacing, preparation.interpolation)
+    if plan and math.prod(plan.grid) > MAX_VOXELS:
+        raise DataError(
+            "DATA-TOO-LARGE",
+            f"a brain of {' x '.join(f'{n * s:.0f}' for n, s in zip(shape, own, strict=True))} mm "
+            f"would have {math.prod(plan.grid):.1e} voxels, at most {MAX_VOXELS:.1e} are read: "
+            "give a coarser data.params.spacing",
+        )
+    return plan
 
 
 def _channels(
