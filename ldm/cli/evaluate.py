@@ -24,7 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--subjects", nargs="+", metavar="ID", help="only these")
     parser.add_argument(
-        "--mask", choices=MASKS, default="auto", help="what is brain (default: as in sampling)"
+        "--mask",
+        choices=MASKS,
+        default="auto",
+        help="what is brain (default: auto, which decides as in sampling)",
     )
     parser.add_argument(
         "--output", type=Path, metavar="FOLDER", help="for metrics.csv, metrics.json, report.html"
