@@ -12,7 +12,7 @@ from ldm.data.layouts.detect import LAYOUTS, build_layout, detect_layout, select
 from ldm.data.layouts.dicom import Dicom, DicomSeries
 from ldm.data.layouts.flat import Flat
 from ldm.data.layouts.hdf5 import HDF5, HDF5Stack
-from ldm.data.layouts.table import Table
+from ldm.data.layouts.table import SubjectTable
 from ldm.data.volume_file import VolumeFile
 
 __all__ = [
@@ -32,7 +32,7 @@ __all__ = [
     "Layout",
     "NnUNet",
     "Subject",
-    "Table",
+    "SubjectTable",
     "Tree",
     "VolumeFile",
     "build_layout",

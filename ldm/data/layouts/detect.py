@@ -15,7 +15,7 @@ from ldm.data.layouts.dataset_json import Decathlon, NnUNet
 from ldm.data.layouts.dicom import Dicom
 from ldm.data.layouts.flat import Flat
 from ldm.data.layouts.hdf5 import HDF5
-from ldm.data.layouts.table import PARTS, Table
+from ldm.data.layouts.table import PARTS, SubjectTable
 from ldm.errors import ConfigError, DataError
 from ldm.util import get_obj_from_str, instantiate_from_config, nearest
 
@@ -66,7 +66,7 @@ def detect_layout(root: Path, layout: Choice = None) -> tuple[Layout, dict[str, 
     """Return the layout of a folder or CSV file and its subjects.
 
     Args:
-        root: a folder, or a CSV file (see :class:`ldm.data.layouts.table.Table`).
+        root: a folder, or a CSV file (see :class:`ldm.data.layouts.table.SubjectTable`).
         layout: choice instead of detection, see :func:`build_layout`.
 
     Raises:
@@ -77,7 +77,7 @@ def detect_layout(root: Path, layout: Choice = None) -> tuple[Layout, dict[str, 
     if root.is_file():
         if root.suffix.lower() != ".csv":
             raise DataError("DATA-LAYOUT", f"{root.name} is a file: give a folder, or a .csv file")
-        table = Table()
+        table = SubjectTable()
         return table, table.read(root)
     if not root.is_dir():
         raise DataError("DATA-MISSING", f"there is no folder {root}: give the folder of subjects")

@@ -30,7 +30,7 @@ def volume_at(cell: str, folder: Path) -> VolumeFile:
     return DicomSeries(folder / cell)
 
 
-class Table(Layout):
+class SubjectTable(Layout):
     """A CSV file with the columns ``id``, ``t1``, ``t1ce``, ``t2``, ``flair``, ``seg``.
 
     An empty cell is a contrast that does not exist. A path is relative to the CSV file;
