@@ -107,7 +107,9 @@ def run_benchmark(files: list[str | Path], overrides: list[str], output: Path, c
             if code:
                 failures[row.name] = reason
         done = {row.name: row.prediction for row in rows if row.name not in failures}
-        result = evaluate_folders(done, data.root, held_out, progress=show_progress)
+        result = evaluate_folders(
+            done, data.root, held_out, progress=show_progress, layout=data.layout
+        )
         page = Benchmark(
             title=str(plan.get("name", "Benchmark")),
             result=result,

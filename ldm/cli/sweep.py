@@ -197,7 +197,8 @@ class Work:
         if all(before.get(key) == value for key, value in described.items()):
             return before["quality"]
         ids = [subject.id for subject in self.subjects]
-        result = evaluate_folders(predictions, self.reference, ids, baseline=not predictions)
+        told = {"baseline": not predictions, "layout": self.layout}
+        result = evaluate_folders(predictions, self.reference, ids, **told)
         quality = asdict(Quality.of(result, row))
         write_json(path, {**described, "quality": quality})
         return quality

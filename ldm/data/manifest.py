@@ -20,7 +20,7 @@ import numpy as np
 
 from ldm.data.contrasts import load_contrasts, load_labels
 from ldm.data.layouts import CONTRASTS, LABELS, Layout, Subject, SubjectTable
-from ldm.data.layouts.table import read_rows
+from ldm.data.layouts.table import guarded, read_rows
 from ldm.data.split import patient_of
 from ldm.errors import DataError
 from ldm.storage import atomic_path
@@ -84,7 +84,8 @@ def write_manifest(path: Path, rows: Iterable[Row]) -> None:
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
         writer.writeheader()
-        writer.writerows(sorted(rows, key=lambda row: row["id"]))
+        for row in sorted(rows, key=lambda row: row["id"]):
+            writer.writerow({column: guarded(cell) for column, cell in row.items()})
 
 
 def read_manifest(path: Path) -> dict[str, Row]:

@@ -99,7 +99,7 @@ def summary(layout: Layout, subjects: Mapping[str, Subject]) -> str:
     counts = Counter(contrast for s in subjects.values() for contrast in s.files)
     parts = Counter(s.split for s in subjects.values() if s.split)
     found = [f"{contrast} {counts[contrast]}" for contrast in (*CONTRASTS, LABELS)]
-    split = [f"{part} {parts[part]}" for part in PARTS] if parts else []
+    split = [f"{part} {parts[part]}" for part in PARTS if parts[part]]
     number = f"{len(subjects)} subject{'s' * (len(subjects) != 1)}"
     return f"{layout.name}: {', '.join([number, *found, *split])}"
 
@@ -145,13 +145,14 @@ def _paths(entries: Iterable[Entry]) -> set[Path]:
 def _report_others(found: Mapping[Layout, list[Entry]], best: Layout) -> None:
     own = _paths(found[best])
     for layout, entries in found.items():
-        other = _paths(entries)
-        if layout is best:
+        if layout is best or all(entry.contrast == LABELS for entry in entries):
             continue
+        other = _paths(entries)
         if shared := len(other & own):
             log.warning(
-                "%d files could be %s too; read as %s. To choose: --layout or data.params.layout",
-                *(shared, layout.name, best.name),
+                "files that %s recognises too: %d; read as %s. To choose: --layout or "
+                "data.params.layout",
+                *(layout.name, shared, best.name),
             )
         if left := len(other - own):
-            log.warning("%d files are %s and left out: another folder for them", left, layout.name)
+            log.warning("files left out, because they are of %s: %d", layout.name, left)

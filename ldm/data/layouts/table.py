@@ -16,6 +16,7 @@ from ldm.errors import DataError
 
 CELL = re.compile(r"(.+)#(\d+|mask)")
 PARTS = ("train", "val", "test")
+FORMULA = ("=", "+", "-", "@")  # a spreadsheet runs a cell that starts so, unless a ' is before it
 
 
 def volume_at(cell: str, folder: Path) -> VolumeFile:
@@ -78,10 +79,19 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     lines = csv.reader(text.splitlines(), delimiter=separator)
     columns = [name.strip().lower() for name in next(lines, [])]
     return [
-        {name: cell.strip() for name, cell in zip(columns, line, strict=False)}
+        {name: _without_guard(cell.strip()) for name, cell in zip(columns, line, strict=False)}
         for line in lines
         if any(cell.strip() for cell in line)
     ]
+
+
+def guarded(cell: str) -> str:
+    """Return a cell that no spreadsheet takes for a formula; :func:`read_rows` undoes it."""
+    return f"'{cell}" if cell.startswith((*FORMULA, "'")) else cell
+
+
+def _without_guard(cell: str) -> str:
+    return cell[1:] if cell.startswith("'") and cell[1:].startswith((*FORMULA, "'")) else cell
 
 
 def _require_columns(row: Mapping[str, str], path: Path) -> None:
