@@ -74,7 +74,8 @@ def run(args: argparse.Namespace) -> int:
     if rows:
         for table in tables(rows):
             Console().print(table)
-        print(f"prepared={len(rows)} (new={work.read}) failed={len(failures)}: {manifest}")
+        new = sum(row["state"] != work.before.get(row["id"], {}).get("state") for row in rows)
+        print(f"prepared={len(rows)} (new={new}) failed={len(failures)}: {manifest}")
         print(f"next: dsdiff train configs/backbone/unet.yaml data.params.root={manifest}")
     if failures and rows:
         raise PartialError("PARTIAL", f"{len(failures)} of {len(subjects)} subjects failed")
@@ -109,13 +110,11 @@ class Preparation:
         data: the data module, with its split.
         folder: where the manifest will lie.
         before: rows of the last manifest; a subject whose files are unchanged is not read again.
-        read: subjects that were read.
     """
 
     data: Any
     folder: Path
     before: dict[str, Row]
-    read: int = 0
 
     def all_of(self, subjects: Sequence[Any]) -> list[Row | DsdiffError]:
         """Return the row of each subject, or why it has none."""
@@ -133,7 +132,6 @@ class Preparation:
             row = self.before.get(subject.id, {})
             if row.get("state") != state(subject):
                 row = examine(subject, self.data.layout, self.folder)
-                self.read += 1
             brain = int(np.count_nonzero(self.data.decode(subject).open("brain")))
         except Exception as error:
             known = as_known_error(error)

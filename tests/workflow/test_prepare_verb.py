@@ -217,14 +217,18 @@ def test_the_sidecar_of_a_sample_names_the_channel(tmp_path, run_folder, patient
     names = ("flair", "t1", "t1ce", "t2")
     images = [nib.load(patients / f"Phantom_0003/Phantom_0003_{c}.nii.gz") for c in names]
     stack = np.stack([np.asarray(image.dataobj) for image in images], axis=-1)
-    (tmp_path / "imagesTr").mkdir()
-    stacked = nib.Nifti1Image(stack, images[0].affine, images[0].header)
-    nib.save(stacked, tmp_path / "imagesTr/Phantom_0003.nii.gz")
-    for name, root in (("4d", tmp_path), ("3d", patients)):
+    nib.save(nib.Nifti1Image(stack, None, images[0].header), tmp_path / "stack.nii.gz")
+    table = tmp_path / "table.csv"
+    table.write_text("id,flair,t1,t2\nPhantom_0003,stack.nii.gz#0,stack.nii.gz#1,stack.nii.gz#3\n")
+    for name, root in (("4d", table), ("3d", patients)):
         options = ["--subjects", "Phantom_0003", "--device", "cpu", "--steps", "1"]
         output = ["--input", str(root), "--output", str(tmp_path / name)]
         assert main(["sample", str(run_folder), *output, *options]) == 0
     volumes = [(tmp_path / n / "Phantom_0003_t1ce.nii.gz").read_bytes() for n in ("4d", "3d")]
     assert volumes[0] == volumes[1]
     sidecar = json.loads((tmp_path / "4d/Phantom_0003_t1ce.json").read_text())
-    assert [digest[-2:] for digest in sidecar["inputs"].values()] == ["#0", "#1", "#3"]
+    assert {c: digest[-2:] for c, digest in sidecar["inputs"].items()} == {
+        "t1": "#1",
+        "t2": "#3",
+        "flair": "#0",
+    }
