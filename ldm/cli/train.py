@@ -110,7 +110,8 @@ def train(config: Mapping[str, Any], folder: Path, checkpoint: Path | None = Non
     _quiet_lightning()
     data = instantiate_from_config(config["data"], where="data")
     data.setup("fit")
-    print(data.found, file=sys.stderr)
+    if is_main:
+        print(data.found, file=sys.stderr)
     torch.manual_seed(config.get("seed", 0))  # the first weights
     model = instantiate_from_config(config["model"], where="model")
     if checkpoint is None:

@@ -39,7 +39,10 @@ def contrast_named(text: str) -> str | None:
 
 def volume_stem(name: str) -> str | None:
     """Return a file name less ``.nii.gz`` or ``.nii``, or None if it has neither."""
-    return next((name.removesuffix(s) for s in SUFFIXES if name.endswith(s)), None)
+    for suffix in SUFFIXES:
+        if name.endswith(suffix):
+            return name.removesuffix(suffix)
+    return None
 
 
 class Tree:
