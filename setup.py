@@ -42,9 +42,12 @@ setup(
         "rich",
     ],
     extras_require={
+        "hdf5": ["h5py"],
+        "dicom": ["pydicom", "dicom2nifti"],
         "test": [
             *("pytest", "hypothesis", "ruff", "pytorch-msssim", "SimpleITK"),
             *("diffusers", "segmentation_models_pytorch"),  # networks that shipped YAMLs adapt
+            *("h5py", "pydicom", "dicom2nifti"),
         ],
     },
 )

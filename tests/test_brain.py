@@ -117,8 +117,8 @@ def test_a_mask_file_takes_precedence(tmp_path):
     contrasts = (*INPUTS, "t1ce", "brain")
     noisy = {c: head_image(seed=i) + 1 for i, c in enumerate(contrasts)}  # nothing is 0
     write_subject(tmp_path, images={**noisy, "brain": mask}, contrasts=contrasts)
-    layout = WithBrain()
-    subject = layout.subjects(tmp_path)["p0"]
+    layout, subjects = detect_layout(tmp_path, WithBrain())
+    subject = subjects["p0"]
 
     def prepared(mask):
         return prepare_subject(subject, layout, INPUTS, "t1ce", Preparation(mask=mask))

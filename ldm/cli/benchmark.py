@@ -107,8 +107,14 @@ def run_benchmark(files: list[str | Path], overrides: list[str], output: Path, c
             if code:
                 failures[row.name] = reason
         done = {row.name: row.prediction for row in rows if row.name not in failures}
-        mask = data.preparation.mask
-        result = evaluate_folders(done, data.root, held_out, progress=show_progress, mask=mask)
+        result = evaluate_folders(
+            done,
+            data.root,
+            held_out,
+            progress=show_progress,
+            layout=data.layout,
+            mask=data.preparation.mask,
+        )
         page = Benchmark(
             title=str(plan.get("name", "Benchmark")),
             result=result,

@@ -22,7 +22,7 @@ import numpy as np
 from ldm.data.brain import MASK_FILE
 from ldm.data.layouts import Layout, Subject
 from ldm.data.prepare import Preparation, prepare_subject
-from ldm.errors import DataError, OutputError
+from ldm.errors import OutputError
 from ldm.storage import TEMPORARY, flush
 
 FORMAT = 2
@@ -93,22 +93,12 @@ def _entry_key(
     used = [c for c in (*conditions, target, "seg", MASK_FILE) if c in subject.files]
     described: dict[str, Any] = {
         "format": FORMAT,
-        "files": {c: _state(subject.files[c], subject.id) for c in used},
+        "files": {c: subject.files[c].state(subject.id) for c in used},
         "conditions": conditions,
         "target": target,
         "preparation": preparation.to_dict(),
     }
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _state(path: Path, case: str) -> list[Any]:
-    try:
-        status = path.stat()
-    except OSError as error:  # it vanished, or is a link to nothing
-        raise DataError(
-            "DATA-IO", f"cannot read {path.name}: {error.strerror}; restore the file", case
-        ) from error
-    return [str(path.resolve()), status.st_size, status.st_mtime_ns]
 
 
 def _publish(folder: Path, arrays: dict[str, np.ndarray]) -> None:
