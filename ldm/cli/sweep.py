@@ -198,6 +198,7 @@ class Work:
             return before["quality"]
         ids = [subject.id for subject in self.subjects]
         result = evaluate_folders(predictions, self.reference, ids, baseline=not predictions)
+        result.require_complete()
         quality = asdict(Quality.of(result, row))
         write_json(path, {**described, "quality": quality})
         return quality
