@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ldm.evaluation.metrics import bounding_box, stacks, triple
+from ldm.evaluation.metrics import content_box, stacks, triple
 
 HFEN_SIGMA = 1.5
 HFEN_RADIUS = 7  # a kernel of 15 x 15, as in the paper
@@ -91,7 +91,7 @@ def changes(
     predicted, true, inside = triple(prediction, reference, mask)
     if true.ndim != 3:
         return Changes(nan, nan, nan, nan)
-    box = bounding_box(inside)
+    box = content_box(inside)
     sums = np.zeros((2, 3))
     for direction in range(3):
         x, y, kept = (np.moveaxis(a[box], direction, 0) for a in (predicted, true, inside))
@@ -133,7 +133,7 @@ def edges(stack: NDArray) -> NDArray[np.float64]:
     from scipy.ndimage import gaussian_filter
 
     found = np.zeros(stack.shape)
-    box = bounding_box(stack != 0, HFEN_RADIUS + 1)  # elsewhere it is 0
+    box = content_box(stack != 0, HFEN_RADIUS + 1)  # elsewhere it is 0
     if found[box].size:
         kernel = {"sigma": HFEN_SIGMA, "radius": HFEN_RADIUS, "axes": (1, 2)}
         found[box] = sum(gaussian_filter(stack[box], order=o, **kernel) for o in ((2, 0), (0, 2)))

@@ -191,7 +191,7 @@ def similarity_map(
             "check the slice axis",
         )
     similarity = np.ones(true.shape)
-    box = bounding_box((predicted != 0) | (true != 0), SSIM_WINDOW)  # NaN counts as content
+    box = content_box((predicted != 0) | (true != 0), SSIM_WINDOW)  # NaN counts as content
     if dims == 3:
         similarity[box] = _skimage_map(predicted[box], true[box], data_range)
         return similarity
@@ -210,7 +210,7 @@ def mean_similarity(similarity: NDArray, inside: NDArray, dims: Literal[2, 3] = 
     return float(values.mean()) if values.size else nan
 
 
-def bounding_box(mask: NDArray, margin: int = 0) -> tuple[slice, ...]:
+def content_box(mask: NDArray, margin: int = 0) -> tuple[slice, ...]:
     """Slices of the smallest box around ``mask``, with a margin inside the array; empty if none."""
     box = []
     for axis, side in enumerate(mask.shape):

@@ -11,7 +11,7 @@ from math import nan
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ldm.evaluation.metrics import MS_SSIM_SIDE, SSIM_WINDOW, bounding_box, similarity_map, stacks
+from ldm.evaluation.metrics import MS_SSIM_SIDE, SSIM_WINDOW, content_box, similarity_map, stacks
 
 TWELVE_BITS = {"mean": 2048.0, "sd": 400.0, "low": 1e-10, "high": 4095.0}
 
@@ -25,8 +25,10 @@ def legacy_ms_ssim(prediction: ArrayLike, reference: ArrayLike, axis: int = -1) 
     12 bits, so that a gain or an offset of the prediction changes nothing. Then torchmetrics with
     its defaults: mirrored borders, and the data range of each pair of slices from the pair itself.
 
-    Two things differ, because the original is not defined there: slices in which both volumes are
-    constant (0 / 0) are left out, and slices below 176 are padded with the smallest value.
+    Three things differ, because the original is not defined there: slices in which both volumes are
+    constant (0 / 0) are left out, slices below 176 are padded with the smallest value, and it is
+    computed in double precision (half a minute a volume), for in single precision the variances
+    around 2048 are rounding errors: equal slices at the end of the brain would score 0.
 
     Args:
         prediction, reference: volumes of one shape, or 2-D slices.
@@ -46,12 +48,12 @@ def legacy_ms_ssim(prediction: ArrayLike, reference: ArrayLike, axis: int = -1) 
         return nan
     scaled = [_twelve_bits(volume) for volume in pair]
     kept = np.any([np.ptp(volume, axis=(1, 2)) > 0 for volume in scaled], axis=0)
-    tensors = [torch.from_numpy(_padded(volume[kept]))[:, None, None] for volume in scaled]
-    values = [
-        multiscale_structural_similarity_index_measure(x, y)
-        for x, y in zip(*tensors, strict=True)  # (1, 1, H, W) each
-    ]
-    return float(torch.stack(values).double().mean())
+    values = []
+    for slices in zip(*(_padded(volume[kept]) for volume in scaled), strict=True):
+        images = (torch.from_numpy(image)[None, None] for image in slices)
+        value = multiscale_structural_similarity_index_measure(*images)
+        values.append(float(value))
+    return float(np.mean(values))
 
 
 def brasyn_ssim(prediction: ArrayLike, reference: ArrayLike, mask: ArrayLike) -> float:
@@ -80,10 +82,10 @@ def brasyn_ssim(prediction: ArrayLike, reference: ArrayLike, mask: ArrayLike) ->
     if not data_range > 0:
         return nan
     margin = SSIM_WINDOW // 2
-    box = tuple(slice(b.start, b.stop + 2 * margin) for b in bounding_box(inside))
+    box = tuple(slice(b.start, b.stop + 2 * margin) for b in content_box(inside))
     mirrored = [np.pad(volume, margin, mode="reflect")[box] for volume in (x, y)]
     similarity = similarity_map(*mirrored, np.ones(mirrored[0].shape, bool), data_range, dims=3)
-    values = similarity[(slice(margin, -margin),) * 3][inside[bounding_box(inside)]]
+    values = similarity[(slice(margin, -margin),) * 3][inside[content_box(inside)]]
     return float(values.mean())
 
 
@@ -93,8 +95,7 @@ def _twelve_bits(volume: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.clip(scaled, TWELVE_BITS["low"], TWELVE_BITS["high"])
 
 
-def _padded(stack: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Stack at least 176 wide, in the precision of the original."""
+def _padded(stack: NDArray[np.float64]) -> NDArray[np.float64]:
     missing = [max(0, MS_SSIM_SIDE - side) for side in stack.shape[1:]]
     margins = [(0, 0), *((size // 2, size - size // 2) for size in missing)]
-    return np.pad(stack, margins, constant_values=stack.min()).astype(np.float32)
+    return np.pad(stack, margins, constant_values=stack.min())

@@ -46,12 +46,12 @@ class Labelled:
         """Brain outside of the tumour, at most 10 mm away from it."""
         from scipy.ndimage import distance_transform_edt
 
-        from ldm.evaluation.metrics import bounding_box
+        from ldm.evaluation.metrics import content_box
 
         near = np.zeros(self.brain.shape, bool)
         if self.tumour.any():
             voxels = int(np.ceil(RING_MM / min(self.spacing)))
-            box = bounding_box(self.tumour, voxels)
+            box = content_box(self.tumour, voxels)
             near[box] = distance_transform_edt(~self.tumour[box], self.spacing) <= RING_MM
         return near & self.brain & ~self.tumour
 
