@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ldm.cli.train import add_layout_argument
+from ldm.errors import ConfigError, PartialError
+
+ROW = "prediction"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,10 +21,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     parser.add_argument(
         "--prediction",
-        type=Path,
+        nargs="+",
+        action="extend",
         required=True,
-        metavar="FOLDER",
-        help="holds ID_t1ce.nii.gz, and ID_t1ce_std.nii.gz where its spread is to be judged",
+        metavar="[NAME=]FOLDER",
+        help="holds ID_t1ce.nii.gz, and ID_t1ce_std.nii.gz where its spread is to be judged; "
+        "several NAMEs are compared, folders of one NAME are its training seeds",
     )
     parser.add_argument(
         "--reference", type=Path, required=True, metavar="FOLDER|CSV", help="the real subjects"
@@ -34,6 +40,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what is brain (default: auto, which decides as in sampling)",
     )
     parser.add_argument(
+        "--protocol",
+        nargs="+",
+        default=["default"],
+        metavar="NAME",
+        help="default, region, slices, brasyn, legacy: what is compared with what, see "
+        "docs/metrics.md",
+    )
+    parser.add_argument("--metric", help="of the paired comparison (psnr)")
+    parser.add_argument("--region", help="of the paired comparison (brain)")
+    parser.add_argument("--against", metavar="NAME", help="compare with this row only")
+    parser.add_argument(
+        "--lpips-weights", type=Path, metavar="FILE", help="torchvision's vgg16, for LPIPS"
+    )
+    parser.add_argument(
         "--output", type=Path, metavar="FOLDER", help="for metrics.csv, metrics.json, report.html"
     )
 
@@ -43,31 +63,74 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from ldm.data.layouts import detect_layout, summary
-    from ldm.evaluation.folder import evaluate_folders
+    from ldm.evaluation.folder import evaluate_protocols
+    from ldm.evaluation.protocol import find_protocol
 
+    protocols = [find_protocol(name) for name in dict.fromkeys(args.protocol)]
+    rows = named_folders(args.prediction)
+    _check_comparison(args, protocols[0], rows)
     print(summary(*detect_layout(args.reference, args.layout)), file=sys.stderr)
-    result = evaluate_folders(
-        {"prediction": args.prediction},
+    results = evaluate_protocols(
+        rows,
         args.reference,
         args.subjects,
+        protocols,
         progress=show_progress,
-        mask=args.mask,
+        lpips_weights=args.lpips_weights,
         layout=args.layout,
+        mask=args.mask,
     )
     console = Console()
-    for table in result.tables():
-        console.print(terminal_table(table))
-    low, high = result.protocol.percentiles
-    console.print(
-        f"The reference sets the bounds (percentiles {low} to {high} in the brain); details: "
-        "docs/metrics.md",
-        style="dim",
-    )
+    first = next(iter(results.values()))
+    found = first.tables(args.metric, args.region, args.against)
+    others = [
+        table
+        for result in results.values()
+        if result is not first
+        for table in result.region_tables()
+    ]
+    for table in (*found, *others):
+        print_table(console, table)
+    for protocol in protocols:
+        console.print(f"Protocol {protocol.name}: {protocol.summary}.", style="dim")
+    console.print("Definitions: docs/metrics.md", style="dim")
     if args.output:
-        result.write(args.output)
-        write_evaluation_report(result, args)
+        for name, result in results.items():
+            result.write(args.output, "metrics" if result is first else f"metrics-{name}")
+        write_evaluation_report(results, [*found, *others], args)
         console.print(f"Written: {args.output}/metrics.csv, metrics.json, report.html")
-    return 0
+    return PartialError.exit_code if first.failures else 0
+
+
+def named_folders(given: Sequence[str]) -> dict[str, list[Path]]:
+    """Return row -> folders from ``NAME=FOLDER`` arguments; ``prediction`` where there is no name.
+
+    Raises:
+        ConfigError: CONFIG-VALUE for a name or a folder that is empty.
+    """
+    rows: dict[str, list[Path]] = {}
+    for text in given:
+        name, equals, folder = text.partition("=")
+        if not equals or Path(text).is_dir():  # a folder may have `=` in its name
+            name, folder = ROW, text
+        if not name or not folder:
+            raise ConfigError("CONFIG-VALUE", f"--prediction '{text}': expected NAME=FOLDER")
+        rows.setdefault(name, []).append(Path(folder))
+    return rows
+
+
+def _check_comparison(args: argparse.Namespace, protocol: Any, rows: Mapping[str, Any]) -> None:
+    """Refuse a comparison that the first protocol cannot make, before hours of work."""
+    from ldm.evaluation.result import COPY_T1
+
+    for option, known in (
+        ("metric", protocol.names()),
+        ("region", protocol.regions),
+        ("against", (*rows, COPY_T1)),
+    ):
+        value = getattr(args, option)
+        if value is not None and value not in known:
+            raise ConfigError("CONFIG-VALUE", f"--{option} {value}: expected {', '.join(known)}")
 
 
 def show_progress(items: Iterable[Any]) -> Iterable[Any]:
@@ -77,36 +140,76 @@ def show_progress(items: Iterable[Any]) -> Iterable[Any]:
     return track(items, "Evaluating", transient=True)
 
 
+def print_table(console: Any, table: Any) -> None:
+    """Print a table and its note."""
+    from rich.markup import escape
+
+    console.print(terminal_table(table))
+    if table.note:
+        console.print(f"{escape(table.note)}\n", style="dim")
+
+
 def terminal_table(table: Any) -> Any:
-    """Return a report table for the terminal; deviations stand below their means, to be narrow."""
+    """Return a report table for the terminal: narrow, without columns that say nothing.
+
+    Deviations and intervals stand below their means.
+    """
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
+    from rich.text import Text
 
     from ldm.evaluation.report import format_cell
 
     shown = Table(title=table.title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
-    for index, numeric in enumerate(table.numeric_columns()):
-        side = "right" if numeric else "left"
+    cells = [[format_cell(cell) for cell in row] for row in table.rows]
+    kept = [i for i in range(len(table.columns)) if any(row[i] != "n/a" for row in cells)]
+    kept = kept if len(kept) > len(table.columns) / 2 else range(len(table.columns))
+    numeric = table.numeric_columns()
+    for index in kept:
+        side = "right" if numeric[index] else "left"
         shown.add_column(table.columns[index], justify=side, no_wrap=not index)
-    for row in table.rows:
-        shown.add_row(*(format_cell(cell).replace(" ± ", "\n±") for cell in row))
+    for row in cells:
+        texts = (row[i].replace(" ± ", "\n±").replace(" [", "\n[") for i in kept)
+        shown.add_row(*map(Text, texts))
     return shown
 
 
-def write_evaluation_report(result: Any, args: argparse.Namespace) -> None:
-    """Write ``report.html`` of one prediction folder."""
+def write_evaluation_report(
+    results: Mapping[str, Any], tables: Sequence[Any], args: argparse.Namespace
+) -> None:
+    """Write ``report.html`` of the evaluation."""
     from ldm.environment import environment
     from ldm.evaluation.pictures import spread_figure, strips_figure
     from ldm.evaluation.report import Report, Section, write_report
 
-    command = f"dsdiff evaluate --prediction {args.prediction} --reference {args.reference}"
+    result = next(iter(results.values()))
+    failed = sum(map(len, result.failures.values()))
+    lost = f" {failed} cases failed, see the table." if failed else ""
     report = Report(
         title="Synthetic against real T1ce",
-        lead=f"Patients: {len(result.subjects)}; mean ± standard deviation over patients.",
-        tables=result.tables(),
+        lead=f"Patients: {len(result.subjects)}; mean ± standard deviation over patients.{lost}",
+        tables=tables,
         figures=[*strips_figure(result), *spread_figure(result)],
-        sections=[Section("Command", [command])],
-        protocol=result.protocol.to_dict(),
+        sections=[Section("Command", [_command(args)])],
+        protocol=_described(results),
         environment=environment(),
     )
     write_report(report, args.output / "report.html")
+
+
+def _described(results: Mapping[str, Any]) -> dict[str, Any]:
+    """One protocol as it is; several by name."""
+    described = {name: result.protocol.to_dict() for name, result in results.items()}
+    return described if len(described) > 1 else next(iter(described.values()))
+
+
+def _command(args: argparse.Namespace) -> str:
+    """The command line that gives these results again."""
+    words = ["dsdiff", "evaluate", "--prediction", *args.prediction]
+    words += ["--reference", str(args.reference)]
+    words += ["--subjects", *args.subjects] if args.subjects else []
+    words += ["--protocol", *args.protocol] if args.protocol != ["default"] else []
+    for option in ("metric", "region", "against", "lpips_weights"):
+        value = getattr(args, option)
+        words += [f"--{option.replace('_', '-')}", str(value)] if value is not None else []
+    return shlex.join(words)

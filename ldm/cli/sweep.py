@@ -199,6 +199,7 @@ class Work:
         ids = [subject.id for subject in self.subjects]
         told = {"baseline": not predictions, "layout": self.layout}
         result = evaluate_folders(predictions, self.reference, ids, **told)
+        result.require_complete()
         quality = asdict(Quality.of(result, row))
         write_json(path, {**described, "quality": quality})
         return quality

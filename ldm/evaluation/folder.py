@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +25,10 @@ from ldm.data.contrasts import load_contrasts, load_labels
 from ldm.data.layouts import Layout, Subject, detect_layout, select_subjects
 from ldm.data.nifti import read_volume
 from ldm.data.normalise import IntensityScale, Normaliser, RobustNormaliser, spread_through
-from ldm.errors import DataError
+from ldm.errors import DataError, one_line
 from ldm.evaluation.calibration import Reliability, reliability
 from ldm.evaluation.pictures import comparison_strip
-from ldm.evaluation.protocol import (
-    DEFAULT,
-    MetricProtocol,
-    evaluate_volume,
-)
+from ldm.evaluation.protocol import DEFAULT, MetricProtocol, average_scores, evaluate_volume
 from ldm.evaluation.result import COPY_T1, Evaluation
 from ldm.util import instantiate_from_config, refuse_untrusted_targets
 
@@ -64,6 +60,11 @@ class Case:
     geometry: Any
     mask: str = "nonzero"
 
+    @property
+    def spacing(self) -> tuple[float, ...]:
+        """Size of a voxel along each axis, in mm."""
+        return tuple(map(float, np.linalg.norm(self.geometry.canonical_affine[:3, :3], axis=0)))
+
     def shown_slice(self) -> int:
         """Return the axial slice with most tumour, or else with most brain."""
         mask = self.brain if self.seg is None or not self.seg.any() else self.seg > 0
@@ -86,61 +87,181 @@ class Prediction:
 
 
 def evaluate_folders(
-    predictions: Mapping[str, Path],
+    predictions: Mapping[str, Path | Sequence[Path]],
     reference: Path,
     subjects: Sequence[str] | None = None,
     protocol: MetricProtocol = DEFAULT,
+    **options: Any,
+) -> Evaluation:
+    """Compare under one protocol; arguments and errors are those of :func:`evaluate_protocols`."""
+    told = (predictions, reference, subjects, [protocol])
+    return evaluate_protocols(*told, **options)[protocol.name]
+
+
+def evaluate_protocols(
+    predictions: Mapping[str, Path | Sequence[Path]],
+    reference: Path,
+    subjects: Sequence[str] | None = None,
+    protocols: Sequence[MetricProtocol] = (DEFAULT,),
     baseline: bool = True,
     progress: Any = None,
+    lpips_weights: Path | None = None,
     layout: Any = None,
     mask: str = "auto",
-) -> Evaluation:
-    """Compare each folder of synthetic volumes with the real patients.
+) -> dict[str, Evaluation]:
+    """Compare each folder of synthetic volumes with the real patients, under each protocol.
+
+    A patient whose files are missing or cannot be used is a failure of the row, with its reason,
+    and does not stop the others.
 
     Args:
-        predictions: row name -> folder of ``ID_t1ce.nii.gz``.
+        predictions: row name -> folder of ``ID_t1ce.nii.gz``; several folders are the training
+            seeds of one row.
         reference: folder, or CSV, of real subjects in any known layout.
         subjects: patients to compare; None: all that any folder predicts.
+        protocols: what is compared with what; each volume is read once for all.
         baseline: add the row of T1 copied as T1ce.
         progress: wraps the list of patients, as ``rich.progress.track`` does.
+        lpips_weights: of the network of LPIPS; None looks where torch keeps downloads.
         layout: of ``reference``; None: recognised.
         mask: what is brain, see :func:`ldm.data.brain.subject_brain`.
 
+    Returns:
+        name of the protocol -> its evaluation.
+
     Raises:
-        DataError: DATA-MISSING, or a volume that cannot be read or lies on another grid.
+        DataError: a folder without patients, or DATA-MISSING for one that the reference lacks.
+        CheckpointError: CKPT-MISSING, CKPT-MISMATCH for ``lpips_weights``.
     """
     layout, real = detect_layout(reference, layout)
-    found = {row: detect_layout(folder) for row, folder in predictions.items()}
-    ids = subjects or sorted({i for _, predicted in found.values() for i in predicted})
-    result = Evaluation(protocol, subjects=list(ids))
-    result.scores = {row: {} for row in predictions}
-    for subject in (progress or iter)(select_subjects(real, ids)):
+    folders = {
+        row: [detect_layout(folder) for folder in ([given] if isinstance(given, Path) else given)]
+        for row, given in predictions.items()
+    }
+    predicted = {i for found in folders.values() for _, known in found for i in known}
+    chosen = select_subjects(real, sorted(predicted if subjects is None else set(subjects)))
+    tools = _tools(protocols, lpips_weights)
+    results = {p.name: Evaluation(p, subjects=[s.id for s in chosen]) for p in protocols}
+    for result in results.values():
+        result.scores = {row: {} for row in (*predictions, *([COPY_T1] if baseline else []))}
+        result.notes |= tools.notes if "lpips" in result.protocol.names() else {}
+    for subject in (progress or iter)(chosen):
+        _evaluate_subject(subject, layout, mask, folders, list(results.values()), tools)
+    if baseline and not any(COPY_T1 in r for r in _rows_with_anything(results.values())):
+        for result in results.values():  # no patient has a T1
+            result.scores.pop(COPY_T1)
+    return results
+
+
+@dataclass(frozen=True)
+class _Tools:
+    """The network of the perceptual metrics, or why there is none."""
+
+    perceptual: Any = None
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+
+def _tools(protocols: Sequence[MetricProtocol], weights: Path | None) -> _Tools:
+    if not any("lpips" in protocol.names() for protocol in protocols):
+        return _Tools()
+    from ldm.evaluation.perceptual import find_weights
+
+    perceptual, reason = find_weights(weights)
+    return _Tools(perceptual, {"lpips": reason} if reason else {})
+
+
+def _evaluate_subject(
+    subject: Subject,
+    layout: Layout,
+    mask: str,
+    folders: Mapping[str, Sequence[tuple[Layout, Mapping[str, Subject]]]],
+    results: Sequence[Evaluation],
+    tools: _Tools,
+) -> None:
+    """Score one patient in every row and protocol, or note why not."""
+    try:
         case = load_case(subject, layout, mask)
-        volumes = {
-            row: read_prediction(predicted[subject.id], own_layout, case)
-            for row, (own_layout, predicted) in found.items()
-            if subject.id in predicted
-        }
-        if baseline and "t1" in case.inputs:
-            scale = RobustNormaliser().fit(case.inputs["t1"], case.brain, "t1", case.id)
-            volumes[COPY_T1] = Prediction(in_reference_units(case.inputs["t1"], scale, case))
-        for row, predicted in volumes.items():
-            _score(result, row, case, predicted)
+    except DataError as error:
+        for row in folders:
+            _fail(results, row, subject.id, f"the real patient: {_reason(error)}")
+        return
+    pictures: dict[str, np.ndarray] = {}
+    for row, found in folders.items():
+        for number, (own_layout, predicted) in enumerate(found):
+            seed = f"seed {number}" if len(found) > 1 else None
+            try:
+                if subject.id not in predicted:
+                    raise DataError("DATA-MISSING", "there is no prediction", subject.id)
+                volume = read_prediction(predicted[subject.id], own_layout, case)
+                for result in results:
+                    _score(result, row, case, volume, tools, seed)
+            except DataError as error:
+                told = f"{seed}: {_reason(error)}" if seed else _reason(error)
+                _fail(results, row, subject.id, told)
+            else:
+                pictures.setdefault(row, volume.volume)
+    if COPY_T1 in results[0].scores and "t1" in case.inputs:
+        scale = RobustNormaliser().fit(case.inputs["t1"], case.brain, "t1", case.id)
+        volume = Prediction(in_reference_units(case.inputs["t1"], scale, case))
+        for result in results:
+            _score(result, COPY_T1, case, volume, tools)
+        pictures[COPY_T1] = volume.volume
+    for result in results:
         result.slices[subject.id] = case.shown_slice()
-        pictures = {row: predicted.volume for row, predicted in volumes.items()}
-        result.strips[subject.id] = comparison_strip(case, pictures, protocol)
-    return result
+        result.strips[subject.id] = comparison_strip(case, pictures, result.protocol)
 
 
-def _score(result: Evaluation, row: str, case: Case, predicted: Prediction) -> None:
-    """Add the scores of one prediction to ``result``."""
-    told = {"spread": predicted.spread, "samples": predicted.samples}
+def _fail(results: Sequence[Evaluation], row: str, subject: str, reason: str) -> None:
+    """Note a failure; a second one of the patient (another seed) is added to the first."""
+    for result in results:
+        failed = result.failures.setdefault(row, {})
+        failed[subject] = "; ".join(filter(None, [failed.get(subject), reason]))
+
+
+def _reason(error: DataError) -> str:
+    return one_line(f"{error.code}: {error.message}")
+
+
+def _rows_with_anything(results: Iterable[Evaluation]) -> list[set[str]]:
+    return [{row for row, subjects in r.scores.items() if subjects} for r in results]
+
+
+def _score(
+    result: Evaluation,
+    row: str,
+    case: Case,
+    predicted: Prediction,
+    tools: _Tools,
+    seed: str | None = None,
+) -> None:
+    """Add the scores of one prediction to ``result``; those of several seeds are averaged."""
     scores = evaluate_volume(
-        predicted.volume, case.reference, case.brain, case.seg, result.protocol, **told
+        predicted.volume,
+        case.reference,
+        case.brain,
+        case.seg,
+        result.protocol,
+        spread=predicted.spread,
+        samples=predicted.samples,
+        spacing=case.spacing,
+        perceptual=tools.perceptual,
     )
+    if seed:
+        result.seeds.setdefault(row, {}).setdefault(seed, {})[case.id] = scores
+        runs = [found[case.id] for found in result.seeds[row].values() if case.id in found]
+        scores = average_scores(runs)
     result.scores.setdefault(row, {})[case.id] = scores
-    if predicted.spread is not None:
-        low, high = result.protocol.bounds(case.reference, case.brain)
+    own = result.protocol.bounds_of == "reference"  # the scale of a spread is that of the reference
+    low, high = result.protocol.bounds(case.reference, case.brain)
+    if own and tools.perceptual and high > low:
+        sides = ((predicted.volume - low) / (high - low), (case.reference - low) / (high - low))
+        content = case.brain.any(axis=(0, 1))
+        features = (
+            tools.perceptual.features(np.clip(np.where(case.brain, v, 0), 0, 1)[..., content])
+            for v in sides
+        )
+        result.features.setdefault(row, {})[case.id] = tuple(features)
+    if own and predicted.spread is not None:
         volumes = (predicted.volume, case.reference, predicted.spread)
         groups = reliability(*volumes, case.brain, predicted.samples)
         unit = Reliability(*(values / (high - low) for values in groups))

@@ -4,13 +4,14 @@ Every function takes ``prediction`` and ``reference`` of one shape, computes in 
 float32, as monai does) and returns a float. A value that is not defined (an empty mask, a reference
 without contrast) is NaN, never an invented number. The formulas stand in ``docs/metrics.md``.
 
-SSIM and MS-SSIM are those of 2-D slices along ``axis``, with windows inside the image.
+SSIM and MS-SSIM are those of 2-D slices along ``axis``, with windows inside the image; SSIM has a
+3-D variant. :func:`mean_over_slices` gives the mean of the 2-D values of a voxel metric.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from math import inf, log10, nan, sqrt
+from collections.abc import Callable, Iterator
+from math import inf, isnan, log10, nan, sqrt
 from typing import Literal
 
 import numpy as np
@@ -22,6 +23,7 @@ SSIM_SIGMA = 1.5
 SSIM_WINDOW = 11  # a Gaussian of 1.5 cut at 3.5 sigma reaches five pixels to each side
 MS_SSIM_SIDE = 176  # smallest side whose fifth scale (1/16) still holds one whole window
 MS_SSIM_BATCH = 16  # slices of one call, which bounds its memory
+NMI_BINS = 100  # along each axis of the joint histogram
 
 NrmseKind = Literal["min-max", "euclidean"]
 
@@ -93,18 +95,64 @@ def mae(prediction: ArrayLike, reference: ArrayLike, mask: ArrayLike | None = No
     return float(np.mean(np.abs(predicted - true))) if true.size else nan
 
 
+def nmi(prediction: ArrayLike, reference: ArrayLike, mask: ArrayLike | None = None) -> float:
+    """Normalised mutual information, ``(H(x) + H(y)) / H(x, y)`` (Studholme et al. 1999).
+
+    Entropies of a joint histogram of 100 x 100 bins, each axis from the smallest to the largest
+    value compared, as scikit-image. It asks for the same structure in the same place, whatever the
+    grey values: a gain, an offset or an inversion of the prediction does not change it.
+
+    Returns:
+        1 (independent) to 2 (each determines the other); NaN without voxels, with values that are
+        not finite, or where both arrays are constant.
+
+    Raises:
+        DataError: DATA-SHAPE if the shapes differ.
+    """
+    from skimage.metrics import normalized_mutual_information
+
+    pair = _voxels(prediction, reference, mask)
+    if not all(values.size and np.isfinite(values).all() for values in pair):
+        return nan
+    if not any(np.ptp(values) > 0 for values in pair):
+        return nan
+    return float(normalized_mutual_information(*pair, bins=NMI_BINS))
+
+
+def mean_over_slices(
+    metric: Callable[[NDArray, NDArray], float],
+    prediction: ArrayLike,
+    reference: ArrayLike,
+    mask: ArrayLike | None = None,
+    axis: int = -1,
+) -> float:
+    """Mean of ``metric(prediction, reference)`` over the slices along ``axis``, as 2-D papers do.
+
+    Each value is that of the voxels of ``mask`` in one slice. Slices in which it is not defined do
+    not count; one slice that is predicted exactly makes the mean of a PSNR infinite.
+
+    Raises:
+        DataError: DATA-SHAPE if the shapes differ.
+    """
+    slices = zip(*stacks(prediction, reference, mask, axis), strict=True)
+    values = [metric(x[inside], y[inside]) for x, y, inside in slices]
+    defined = [value for value in values if not isnan(value)]
+    return float(np.mean(defined)) if defined else nan
+
+
 def ssim(
     prediction: ArrayLike,
     reference: ArrayLike,
     data_range: float,
     mask: ArrayLike | None = None,
     axis: int = -1,
+    dims: Literal[2, 3] = 2,
 ) -> float:
-    """Structural similarity of 2-D slices (Wang et al. 2004), the values of scikit-image.
+    """Structural similarity (Wang et al. 2004), the values of scikit-image.
 
-    Gaussian window of sigma 1.5 (11 x 11), population covariance, K1 = 0.01 and K2 = 0.03. The
-    result is the mean of the similarity map over all pixels, or those of ``mask``, whose window
-    lies inside the slice.
+    Gaussian window of sigma 1.5 and 11 pixels a side, population covariance, K1 = 0.01 and
+    K2 = 0.03. The result is the mean of the similarity map over all pixels, or those of ``mask``,
+    whose window lies inside the slice (with ``dims=3`` the volume).
 
     Args:
         prediction: non-negative volume, or one 2-D slice.
@@ -112,6 +160,7 @@ def ssim(
         data_range: distance of the largest from the smallest possible intensity.
         mask: pixels that enter the mean; all if None.
         axis: the axis of a volume that counts its slices.
+        dims: 2 for windows within slices, 3 for windows that reach over slices.
 
     Returns:
         1 for equal arrays; NaN for an empty mask or without data range.
@@ -120,30 +169,65 @@ def ssim(
         DataError: DATA-SHAPE if the shapes differ or a slice is smaller than the window,
             DATA-RANGE for negative intensities.
     """
-    predicted, true, inside = _slices(prediction, reference, mask, axis)
-    border = SSIM_WINDOW // 2
-    if min(true.shape[1:]) < SSIM_WINDOW:
-        raise DataError(
-            "DATA-SHAPE",
-            f"slices of {_size(true.shape[1:])}; SSIM needs at least {SSIM_WINDOW}x{SSIM_WINDOW}; "
-            "check the slice axis",
-        )
-    inside = inside[:, border:-border, border:-border]
+    *pair, inside = _slices(prediction, reference, mask, axis)
     if not data_range > 0 or not inside.any():
         return nan
-    total = 0.0
-    for index in np.flatnonzero(inside.any(axis=(1, 2))):
-        similarity = _similarity_map(predicted[index], true[index], data_range)
-        total += similarity[border:-border, border:-border][inside[index]].sum()
-    return float(total / inside.sum())
+    return mean_similarity(similarity_map(*pair, inside, data_range, dims), inside, dims)
 
 
-def _similarity_map(
-    predicted: NDArray[np.float64], true: NDArray[np.float64], data_range: float
+def similarity_map(
+    predicted: NDArray, true: NDArray, inside: NDArray, data_range: float, dims: Literal[2, 3] = 2
 ) -> NDArray[np.float64]:
-    """SSIM at every pixel of one slice (H, W)."""
+    """SSIM at every voxel of stacks of slices (slices, H, W), the expensive part of :func:`ssim`.
+
+    Only slices with a voxel of ``inside`` are computed, and only where there is content: windows
+    without any have a similarity of 1, and so has all that is not computed.
+    """
+    sides = true.shape if dims == 3 else true.shape[1:]
+    if min(sides) < SSIM_WINDOW:
+        raise DataError(
+            "DATA-SHAPE",
+            f"slices of {_size(sides)}; SSIM needs at least {_size((SSIM_WINDOW,) * dims)}; "
+            "check the slice axis",
+        )
+    similarity = np.ones(true.shape)
+    box = content_box((predicted != 0) | (true != 0), SSIM_WINDOW)  # NaN counts as content
+    if dims == 3:
+        similarity[box] = _skimage_map(predicted[box], true[box], data_range)
+        return similarity
+    for index in np.flatnonzero(inside.any(axis=(1, 2))):
+        place = (index, *box[1:])
+        similarity[place] = _skimage_map(predicted[place], true[place], data_range)
+    return similarity
+
+
+def mean_similarity(similarity: NDArray, inside: NDArray, dims: Literal[2, 3] = 2) -> float:
+    """Mean of a map (slices, H, W) over the voxels of ``inside`` whose window fits; NaN if none."""
+    border = SSIM_WINDOW // 2
+    windowed = slice(border, -border)
+    place = (windowed if dims == 3 else slice(None), windowed, windowed)
+    values = similarity[place][inside[place]]
+    return float(values.mean()) if values.size else nan
+
+
+def content_box(mask: NDArray, margin: int = 0) -> tuple[slice, ...]:
+    """Slices of the smallest box around ``mask``, with a margin inside the array; empty if none."""
+    box = []
+    for axis, side in enumerate(mask.shape):
+        others = tuple(other for other in range(mask.ndim) if other != axis)
+        found = np.flatnonzero(mask.any(axis=others))
+        if not found.size:
+            return (slice(0, 0),) * mask.ndim
+        box.append(slice(max(0, found[0] - margin), min(side, found[-1] + 1 + margin)))
+    return tuple(box)
+
+
+def _skimage_map(predicted: NDArray, true: NDArray, data_range: float) -> NDArray[np.float64]:
+    """SSIM at every voxel of one slice or volume of content."""
     from skimage.metrics import structural_similarity
 
+    if not true.size:
+        return np.ones(true.shape)
     return structural_similarity(
         predicted,
         true,
@@ -190,55 +274,6 @@ def ms_ssim(
     return float(torch.cat(values).double().mean())
 
 
-def flicker(
-    prediction: ArrayLike, reference: ArrayLike, mask: ArrayLike | None = None, axis: int = -1
-) -> float:
-    """Change from slice to slice for the sharpness within them, relative to the reference.
-
-    ``sqrt((Z(x) / Z(y)) / (P(x) / P(y)))`` for prediction x and reference y, where Z sums the
-    squared differences of voxels next to each other along ``axis`` and P those along the other two
-    axes, over pairs that both lie inside ``mask``. An offset or a gain of the prediction, and a
-    blur alike in all directions of a reference alike in all directions, do not change it.
-
-    Args:
-        prediction: volume (X, Y, Z).
-        reference: of the same shape.
-        mask: voxels to compare; all if None.
-        axis: the axis that counts the slices.
-
-    Returns:
-        from 0. 1: slices follow each other as in the reference; above: they jump (sampled one by
-        one); below: they are more alike than they should be. NaN for an array without three axes,
-        or where prediction or reference do not change along or within slices.
-
-    Raises:
-        DataError: DATA-SHAPE if the shapes differ.
-    """
-    predicted, true = np.asarray(prediction, np.float64), np.asarray(reference, np.float64)
-    inside = np.ones(true.shape, bool) if mask is None else np.asarray(mask) != 0
-    same_shape(prediction=predicted, reference=true, mask=inside)
-    if true.ndim != 3:
-        return nan
-    changes = [_changes(volume, inside, axis) for volume in (predicted, true)]
-    if not all(change > 0 for pair in changes for change in pair):  # also refuses NaN
-        return nan
-    (across, within), (true_across, true_within) = changes
-    return sqrt(across / true_across / (within / true_within))
-
-
-def _changes(
-    volume: NDArray[np.float64], inside: NDArray[np.bool_], axis: int
-) -> tuple[float, float]:
-    """Sum of squared differences of neighbours across slices, and within them."""
-    sums = []
-    for direction in range(3):
-        values, kept = (np.moveaxis(array, direction, 0) for array in (volume, inside))
-        pairs = kept[1:] & kept[:-1]
-        sums.append(float(np.sum(np.diff(values, axis=0)[pairs] ** 2)))
-    across = sums.pop(axis % 3)
-    return across, sum(sums)
-
-
 def same_shape(**arrays: ArrayLike) -> None:
     """Refuse arrays of different shape.
 
@@ -272,23 +307,40 @@ def _mean_square(predicted: NDArray[np.float64], true: NDArray[np.float64]) -> f
     return float(np.mean((predicted - true) ** 2)) if true.size else nan
 
 
-def _slices(
-    prediction: ArrayLike, reference: ArrayLike, mask: ArrayLike | None, axis: int
+def triple(
+    prediction: ArrayLike, reference: ArrayLike, mask: ArrayLike | None
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
-    """Prediction, reference and mask as stacks of slices, each of shape (slices, H, W)."""
+    """Prediction, reference and mask of one shape."""
     predicted, true = np.asarray(prediction, np.float64), np.asarray(reference, np.float64)
     inside = np.ones(true.shape, bool) if mask is None else np.asarray(mask) != 0
     same_shape(prediction=predicted, reference=true, mask=inside)
-    if true.ndim not in (2, 3):
-        raise DataError("DATA-SHAPE", f"array of {_size(true.shape)}; expected a slice or a volume")
+    return predicted, true, inside
+
+
+def stacks(
+    prediction: ArrayLike, reference: ArrayLike, mask: ArrayLike | None, axis: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
+    """Prediction, reference and mask as stacks of slices, each of shape (slices, H, W)."""
+    found = triple(prediction, reference, mask)
+    if found[1].ndim not in (2, 3):
+        shape = _size(found[1].shape)
+        raise DataError("DATA-SHAPE", f"array of {shape}; expected a slice or a volume")
+    if found[1].ndim == 2:
+        return tuple(array[None] for array in found)
+    return tuple(np.moveaxis(array, axis, 0) for array in found)
+
+
+def _slices(
+    prediction: ArrayLike, reference: ArrayLike, mask: ArrayLike | None, axis: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
+    """Stacks for the similarities, which are not defined for negative intensities."""
+    predicted, true, inside = stacks(prediction, reference, mask, axis)
     if min(predicted.min(initial=0), true.min(initial=0)) < 0:
         # the luminance term loses its meaning: x against -x would score close to 1
         raise DataError(
             "DATA-RANGE", "negative intensities; SSIM expects them shifted to start at 0"
         )
-    if true.ndim == 2:
-        return predicted[None], true[None], inside[None]
-    return tuple(np.moveaxis(array, axis, 0) for array in (predicted, true, inside))
+    return predicted, true, inside
 
 
 def _batches(

@@ -5,28 +5,36 @@ from __future__ import annotations
 import csv
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import nan
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ldm.errors import PartialError
+from ldm.evaluation import tables
 from ldm.evaluation.calibration import Reliability
-from ldm.evaluation.protocol import SPREAD_METRICS, MetricProtocol, Scores, summarise
+from ldm.evaluation.measures import MEASURES
+from ldm.evaluation.protocol import (
+    DEFAULT,
+    SPREAD_METRICS,
+    MetricProtocol,
+    Scores,
+    SummaryRow,
+    summarise,
+)
 from ldm.evaluation.report import Table, csv_rows
+from ldm.evaluation.statistics import (
+    FEWEST_RESAMPLED,
+    Comparison,
+    Seeds,
+    compare,
+    over_seeds,
+)
 from ldm.storage import atomic_path, write_json
 
 COPY_T1 = "copy T1"
-METRICS = {
-    "psnr": "PSNR dB",
-    "nrmse": "NRMSE",
-    "ssim": "SSIM",
-    "ms_ssim": "MS-SSIM",
-    "mae": "MAE",
-    "flicker": "Flicker",
-}
-SPREAD = dict(
-    zip(SPREAD_METRICS, ("Within 1 sd", "Within 2 sd", "ECE", "Error / spread"), strict=True)
-)
+METRICS = {name: MEASURES[name].title for name in DEFAULT.measures}
 
 
 @dataclass
@@ -39,6 +47,12 @@ class Evaluation:
         reliability: row -> subject -> spread and error in the brain, for what has a spread.
         strips: subject -> picture label -> axial slice, for reports.
         slices: subject -> index of the axial slice shown.
+        subjects: all patients of the comparison, those that failed too.
+        failures: row -> subject -> why it has no score (or, of several seeds, fewer).
+        seeds: row -> training seed -> subject -> region -> metric, for rows of several trainings;
+            their ``scores`` are the means over the seeds.
+        features: row -> subject -> features of prediction and reference, for Fréchet distances.
+        notes: metric -> why it is not defined in any row.
     """
 
     protocol: MetricProtocol
@@ -47,88 +61,161 @@ class Evaluation:
     strips: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
     slices: dict[str, int] = field(default_factory=dict)
     subjects: list[str] = field(default_factory=list)
+    failures: dict[str, dict[str, str]] = field(default_factory=dict)
+    seeds: dict[str, dict[str, dict[str, Scores]]] = field(default_factory=dict)
+    features: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
 
     def mean(self, row: str, region: str, metric: str) -> float:
         """Return the mean over patients; NaN where there is none."""
-        return self._summary(row).get((region, metric), (np.nan,))[0]
+        found = self.summary(row).get((region, metric))
+        return found.mean if found else nan
+
+    def values(self, metric: str, region: str) -> dict[str, dict[str, float]]:
+        """Return row -> subject -> value of one metric in one region, NaN where there is none."""
+        return {row: _values(subjects, metric, region) for row, subjects in self.scores.items()}
+
+    def comparisons(
+        self, metric: str, region: str, reference_row: str | None = None
+    ) -> list[Comparison]:
+        """Compare the rows with each other, or with one of them, on the same patients."""
+        return compare(self.values(metric, region), reference_row)
+
+    def over_seeds(self, row: str, metric: str, region: str) -> Seeds:
+        """Return what the training seed of a row changes."""
+        runs = self.seeds[row].items()
+        return over_seeds({seed: _values(found, metric, region) for seed, found in runs})
+
+    def frechet_distances(self) -> dict[str, float]:
+        """Return the distance of each row, over the slices of all its patients."""
+        from ldm.evaluation.perceptual import frechet_distance
+
+        distances = {}
+        for row, found in self.features.items():
+            pairs = [found[subject] for subject in sorted(found)]
+            distances[row] = frechet_distance(
+                *(np.concatenate(side) for side in zip(*pairs, strict=True))
+            )
+        return distances
 
     def table(self, region: str) -> Table:
         """Return mean ± standard deviation of each row in one region."""
-        body = []
-        for row in self.scores:
-            summary = self._summary(row)
-            cells = [
-                _spread(*summary[region, m]) if (region, m) in summary else None for m in METRICS
-            ]
-            counted = max((summary[k][2] for k in summary if k[0] == region), default=0)
-            body.append([row, *cells, f"{counted}/{len(self.subjects)}"])
-        return Table(region.capitalize(), ["", *METRICS.values(), "n"], body)
+        return tables.region_table(self, region)
 
-    def tables(self) -> list[Table]:
-        """Return the table of each region, and that of the spread where a row has one."""
-        regions = [self.table(region) for region in self.regions()]
-        return [*regions, *([self.spread_table()] if self.reliability else [])]
+    def region_tables(self) -> list[Table]:
+        """Return the table of each region."""
+        return [self.table(region) for region in self.regions()]
 
-    def spread_table(self) -> Table:
-        """Return how well the predicted spread covers the error, a line a row and region."""
-        body = []
-        for row in self.reliability:
-            summary = self._summary(row)
-            for region in self.regions():
-                if (region, SPREAD_METRICS[0]) in summary:
-                    found = [summary[region, metric] for metric in SPREAD_METRICS]
-                    counted = f"{found[0][2]}/{len(self.subjects)}"
-                    body.append([row, region, *(_spread(*values) for values in found), counted])
-        note = (
-            "Calibrated: 0.683 of the voxels within 1 standard deviation, 0.954 within 2, ECE 0, "
-            "error / spread 1. Less coverage and a larger ratio: overconfident."
-        )
-        return Table("Predicted spread", ["", "Region", *SPREAD.values(), "n"], body, note)
+    def tables(
+        self, metric: str | None = None, region: str | None = None, reference_row: str | None = None
+    ) -> list[Table]:
+        """Return the tables of the protocol, then what there is to say about differences.
+
+        Args:
+            metric, region: what the paired comparison is about; by default PSNR in the brain, or
+                what comes first in the protocol.
+            reference_row: compare the others with this row; None: each with each.
+        """
+        told = (metric or self.main_metric(), region or self.main_region())
+        patients = len(self.subjects)
+        found = self.region_tables()
+        found += [tables.more_table(self)] if self.protocol.more else []
+        found += [tables.interval_table(self)] if patients >= FEWEST_RESAMPLED else []
+        if patients > 1 and len(self.scores) > 1:
+            found += [tables.comparison_table(self, *told, reference_row)]
+        found += [tables.seeds_table(self, *told)] if self.seeds else []
+        found += [tables.spread_table(self)] if self.reliability else []
+        found += [tables.failure_table(self)] if self.failures else []
+        return found
 
     def regions(self) -> list[str]:
         """Return the regions with any value, in the order of the protocol."""
         known = {r for row in self.scores.values() for s in row.values() for r in s}
         return [r for r in self.protocol.regions if r in known]
 
-    def write(self, folder: Path) -> None:
-        """Write ``metrics.csv`` (a line a row, subject and region) and ``metrics.json``."""
+    def main_region(self) -> str:
+        """Return the region of comparisons: the brain, or the first of the protocol."""
+        return "brain" if "brain" in self.protocol.regions else self.protocol.regions[0]
+
+    def main_metric(self) -> str:
+        """Return the metric of comparisons, the first of the protocol."""
+        return self.protocol.measures[0]
+
+    def require_complete(self) -> None:
+        """Refuse an evaluation in which a case failed.
+
+        Raises:
+            PartialError: EVAL-FAILED, with how many failed and why the first one did.
+        """
+        failed = [(i, why) for row in self.failures.values() for i, why in sorted(row.items())]
+        if failed:
+            subject, reason = failed[0]
+            raise PartialError(
+                "EVAL-FAILED", f"{len(failed)} could not be evaluated; first: {reason}", subject
+            )
+
+    def write(self, folder: Path, stem: str = "metrics") -> None:
+        """Write ``STEM.csv`` (a line a row, subject and region) and ``STEM.json``.
+
+        The bytes depend on the values alone, not on the order of rows and subjects.
+        """
+        names = (*self.protocol.names(), *SPREAD_METRICS)
         lines = [
-            [row, subject, region, *(scores[region].get(m) for m in (*METRICS, *SPREAD))]
-            for row, subjects in self.scores.items()
+            [row, subject, region, *(scores[region].get(name) for name in names), ""]
+            for row, subjects in sorted(self.scores.items())
             for subject, scores in sorted(subjects.items())
-            for region in scores
+            for region in self.protocol.regions
+            if region in scores
+        ]
+        lines += [
+            [row, subject, "", *[None] * len(names), reason]
+            for row, failed in sorted(self.failures.items())
+            for subject, reason in sorted(failed.items())
         ]
         with (
-            atomic_path(folder / "metrics.csv") as temporary,
+            atomic_path(folder / f"{stem}.csv") as temporary,
             temporary.open("w", encoding="utf-8", newline="") as file,
         ):
-            columns = ["row", "subject", "region", *METRICS, *SPREAD]
+            columns = ["row", "subject", "region", *names, "failure"]
             csv.writer(file).writerows(csv_rows(columns, lines))
-        described = {
+        write_json(folder / f"{stem}.json", self.to_dict())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything but the pictures, as plain types for strict JSON."""
+        told = (self.main_metric(), self.main_region())
+        compared = compare(dict(sorted(self.values(*told).items())))
+        return {
             "protocol": self.protocol.to_dict(),
-            "subjects": self.subjects,
+            "subjects": sorted(self.subjects),
             "scores": _plain(self.scores),
+            "failures": {row: dict(failed) for row, failed in self.failures.items()},
+            "notes": dict(self.notes),
             "summary": {
-                row: [_plain(s._asdict()) for s in summarise(list(subjects.values()))]
-                for row, subjects in self.scores.items()
+                row: [_plain(s._asdict()) for s in self.summary(row, interval=True).values()]
+                for row in self.scores
             },
+            "comparisons": {
+                "metric": told[0],
+                "region": told[1],
+                "pairs": [_plain(c._asdict()) for c in compared],
+            },
+            "seeds": _plain(self.seeds),
+            "frechet": _plain(self.frechet_distances()),
             "reliability": {
                 row: {subject: _plain(groups._asdict()) for subject, groups in subjects.items()}
                 for row, subjects in self.reliability.items()
             },
         }
-        write_json(folder / "metrics.json", described)
 
-    def _summary(self, row: str) -> dict[tuple[str, str], tuple[float, float, int]]:
-        rows = summarise(list(self.scores[row].values()))
-        return {(s.region, s.metric): (s.mean, s.sd, s.n) for s in rows}
+    def summary(self, row: str, interval: bool = False) -> dict[tuple[str, str], SummaryRow]:
+        """Return (region, metric) -> statistics over patients, with or without the bootstrap."""
+        subjects = dict.fromkeys([*self.subjects, *self.scores[row]])
+        found = [self.scores[row].get(subject, {}) for subject in subjects]
+        return {(s.region, s.metric): s for s in summarise(found, interval)}
 
 
-def _spread(mean: float, sd: float, n: int) -> str | float:
-    if np.isnan(mean) or not np.isfinite(mean) or np.isnan(sd):
-        return mean
-    digits = 2 if abs(mean) >= 10 else 4
-    return f"{mean:.{digits}f} ± {sd:.{digits}f}"
+def _values(subjects: Mapping[str, Scores], metric: str, region: str) -> dict[str, float]:
+    return {s: scores.get(region, {}).get(metric, nan) for s, scores in subjects.items()}
 
 
 def _plain(value: Any) -> Any:
@@ -138,5 +225,5 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return [_plain(inner) for inner in value]
     if isinstance(value, float | np.floating) and not np.isfinite(value):
-        return "n/a" if np.isnan(value) else "inf"
+        return "n/a" if np.isnan(value) else "inf" if value > 0 else "-inf"
     return float(value) if isinstance(value, np.floating) else value

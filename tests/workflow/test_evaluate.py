@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from ldm.cli.main import main
+from ldm.errors import PartialError
 from ldm.evaluation.folder import evaluate_folders
 from ldm.evaluation.pictures import spread_figure
 from ldm.evaluation.result import COPY_T1
@@ -137,15 +138,128 @@ def test_equal_input_gives_equal_bytes(tmp_path, truth, spread_out, patients):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
 
-def test_prediction_on_another_grid_is_refused(truth, patients, capsys):
-    path = next(truth.glob("*.nii.gz"))
+def move(path, millimetres=1):
+    """Write a volume again, beside its place."""
     image = nib.load(path)
     shifted = image.affine.copy()
-    shifted[0, 3] += 1
+    shifted[0, 3] += millimetres
     nib.save(nib.Nifti1Image(np.asarray(image.dataobj), shifted), path)
-    arguments = ["--prediction", str(truth), "--reference", str(patients)]
-    assert main(["evaluate", *arguments]) == 3
-    assert "DATA-AFFINE" in capsys.readouterr().err
+
+
+def test_failed_cases_are_shown_and_counted(tmp_path, truth, patients, capsys):
+    """One patient lies elsewhere, one file is cut off, one is missing: the last one is scored."""
+    shutil.copy(patients / "Phantom_0003/Phantom_0003_t1ce.nii.gz", truth)
+    move(truth / "Phantom_0001_t1ce.nii.gz")
+    (truth / "Phantom_0002_t1ce.nii.gz").write_bytes(b"not an image")
+    others = tmp_path / "others"
+    others.mkdir()
+    shutil.copy(patients / "Phantom_0001/Phantom_0001_t1ce.nii.gz", others)
+    output = tmp_path / "out"
+    arguments = ["--prediction", f"a={truth}", f"b={others}", "--reference", str(patients)]
+    assert main(["evaluate", *arguments, "--output", str(output)]) == 9
+    shown = capsys.readouterr().out
+    assert "Failed cases" in shown
+    assert "1/3" in shown
+    written = json.loads((output / "metrics.json").read_text())
+    assert written["subjects"] == ["Phantom_0001", "Phantom_0002", "Phantom_0003"]
+    reasons = written["failures"]
+    assert reasons["a"]["Phantom_0001"].startswith("DATA-AFFINE: ")
+    assert reasons["a"]["Phantom_0002"].startswith("DATA-")
+    assert set(reasons["a"]) == {"Phantom_0001", "Phantom_0002"}
+    assert reasons["b"] == dict.fromkeys(
+        ("Phantom_0002", "Phantom_0003"), "DATA-MISSING: there is no prediction"
+    )
+    assert list(written["scores"]["a"]) == ["Phantom_0003"]
+    with (output / "metrics.csv").open() as file:
+        failed = {(r["row"], r["subject"]): r for r in csv.DictReader(file) if r["failure"]}
+    assert len(failed) == 4
+    assert failed["a", "Phantom_0001"]["failure"] == reasons["a"]["Phantom_0001"]
+    assert failed["a", "Phantom_0001"]["psnr"] == "n/a"
+    page = (output / "report.html").read_text()
+    assert "Failed cases" in page
+    assert "Phantom_0002" in page
+
+
+def test_a_real_patient_that_cannot_be_read_fails_in_every_row(tmp_path, truth, patients):
+    copied = tmp_path / "patients"
+    shutil.copytree(patients, copied)
+    (copied / "Phantom_0001/Phantom_0001_t2.nii.gz").write_bytes(b"not an image")
+    result = evaluate_folders({"a": truth, "b": truth}, copied)
+    assert set(result.failures) == {"a", "b"}
+    assert result.failures["b"]["Phantom_0001"].startswith("the real patient: DATA-")
+    assert list(result.scores["a"]) == ["Phantom_0002"]
+    with pytest.raises(PartialError, match="EVAL-FAILED.*2 could not be evaluated"):
+        result.require_complete()
+
+
+def test_rows_are_compared_patient_by_patient(tmp_path, truth, patients, capsys):
+    arguments = ["--prediction", f"real={truth}", "--reference", str(patients)]
+    arguments += ["--metric", "mae", "--region", "tumour", "--against", COPY_T1]
+    assert main(["evaluate", *arguments, "--output", str(tmp_path / "out")]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "MAE in tumour" in shown
+    assert "With 2 patients no p below 0.5 is possible" in shown
+    written = json.loads((tmp_path / "out/metrics.json").read_text())["comparisons"]
+    assert (written["metric"], written["region"]) == ("psnr", "brain")
+    assert {(pair["row"], pair["other"]) for pair in written["pairs"]} == {(COPY_T1, "real")}
+
+
+def test_folders_of_one_name_are_training_seeds(tmp_path, truth, patients):
+    """The scores of a patient are averaged; a seed that failed is named."""
+    copied = tmp_path / "t1"
+    copied.mkdir()
+    for i in ("Phantom_0001", "Phantom_0002"):
+        shutil.copy(patients / i / f"{i}_t1.nii.gz", copied / f"{i}_t1ce.nii.gz")
+    seeds = {"model": [truth, copied]}
+    result = evaluate_folders(seeds, patients)
+    alone = evaluate_folders({"model": copied}, patients)
+    for subject, scores in result.scores["model"].items():
+        expected = alone.scores["model"][subject]["brain"]["mae"] / 2  # that of the truth is 0
+        assert scores["brain"]["mae"] == pytest.approx(expected)
+    spread = result.over_seeds("model", "mae", "brain")
+    assert spread.sd == pytest.approx(alone.mean("model", "brain", "mae") / np.sqrt(2))
+    assert "Training seeds" in [table.title for table in result.tables()]
+    move(copied / "Phantom_0002_t1ce.nii.gz")
+    partly = evaluate_folders(seeds, patients)
+    assert partly.failures["model"]["Phantom_0002"].startswith("seed 1: DATA-AFFINE")
+    assert partly.scores["model"]["Phantom_0002"]["brain"]["mae"] == 0
+
+
+def test_protocols_beside_each_other(tmp_path, truth, patients, capsys):
+    output = tmp_path / "out"
+    arguments = ["--prediction", str(truth), "--reference", str(patients), "--output", str(output)]
+    assert main(["evaluate", *arguments, "--protocol", "default", "region", "brasyn"]) == 0
+    shown = capsys.readouterr().out
+    assert "Ring · protocol region" in shown
+    assert max(map(len, shown.splitlines())) <= 80
+    written = json.loads((output / "metrics-brasyn.json").read_text())
+    scores = written["scores"]["prediction"]["Phantom_0001"]
+    assert scores == {r: {"brasyn_ssim": pytest.approx(1)} for r in ("tumour", "rest")}
+    assert set(json.loads((output / "metrics.json").read_text())["scores"]) == {
+        "prediction",
+        COPY_T1,
+    }
+    assert "protocol brasyn" in (output / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--protocol", "other"), ("--metric", "fid"), ("--against", "x"), ("--prediction", "=")],
+)
+def test_wrong_names_are_refused_before_the_work(truth, patients, capsys, option, value):
+    arguments = ["--prediction", str(truth), "--reference", str(patients), option, value]
+    assert main(["evaluate", *arguments]) == 2
+    assert "CONFIG-VALUE" in capsys.readouterr().err
+
+
+def test_bytes_do_not_depend_on_the_order_of_rows_and_subjects(tmp_path, truth, patients):
+    rows = {"truth": truth, "again": truth}
+    ids = ["Phantom_0002", "Phantom_0001"]
+    evaluate_folders(rows, patients, ids).write(tmp_path / "a")
+    turned = dict(reversed(rows.items()))
+    evaluate_folders(turned, patients, ids[::-1]).write(tmp_path / "b")
+    for file in ("metrics.csv", "metrics.json"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
 
 def test_unknown_subject_is_named(truth, patients, capsys):

@@ -1,0 +1,140 @@
+"""Fine structure of a prediction: do slices follow each other, is it sharp, are its edges right?
+
+Pure functions of numpy arrays like those of :mod:`ldm.evaluation.metrics`, with the same errors;
+their formulas stand in ``docs/metrics.md``.
+"""
+
+from __future__ import annotations
+
+from math import nan, sqrt
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ldm.evaluation.metrics import content_box, stacks, triple
+
+HFEN_SIGMA = 1.5
+HFEN_RADIUS = 7  # a kernel of 15 x 15, as in the paper
+
+
+def flicker(
+    prediction: ArrayLike, reference: ArrayLike, mask: ArrayLike | None = None, axis: int = -1
+) -> float:
+    """Change from slice to slice for the sharpness within them, relative to the reference.
+
+    ``sqrt((Z(x) / Z(y)) / (P(x) / P(y)))`` for prediction x and reference y, where Z sums the
+    squared differences of voxels next to each other along ``axis`` and P those along the other two
+    axes, over pairs that both lie inside ``mask``. An offset or a gain of the prediction, and a
+    blur alike in all directions of a reference alike in all directions, do not change it.
+
+    Args:
+        prediction: volume (X, Y, Z).
+        reference: of the same shape.
+        mask: voxels to compare; all if None.
+        axis: the axis that counts the slices.
+
+    Returns:
+        from 0. 1: slices follow each other as in the reference; above: they jump (sampled one by
+        one); below: they are more alike than they should be. NaN for an array without three axes,
+        or where prediction or reference do not change along or within slices.
+
+    Raises:
+        DataError: DATA-SHAPE if the shapes differ.
+    """
+    return changes(prediction, reference, mask, axis).flicker
+
+
+def sharpness(
+    prediction: ArrayLike, reference: ArrayLike, mask: ArrayLike | None = None, axis: int = -1
+) -> float:
+    """Strength of the edges within slices relative to the reference, ``sqrt(P(x) / P(y))``.
+
+    P sums the squared differences of neighbours within slices as in :func:`flicker`. An offset does
+    not change it, a gain scales it. It sees blur, not where the edges are: see :func:`hfen`.
+
+    Returns:
+        from 0 (constant). Below 1: blurred; above 1: sharper or noisier than the reference. NaN for
+        an array without three axes or a reference that is constant within its slices.
+
+    Raises:
+        DataError: DATA-SHAPE if the shapes differ.
+    """
+    return changes(prediction, reference, mask, axis).sharpness
+
+
+class Changes(NamedTuple):
+    """Sums of squared differences of neighbours, across slices and within them."""
+
+    across: float
+    within: float
+    true_across: float
+    true_within: float
+
+    @property
+    def flicker(self) -> float:
+        """See :func:`flicker`."""
+        if not all(change > 0 for change in self):  # also refuses NaN
+            return nan
+        return sqrt(self.across / self.true_across / (self.within / self.true_within))
+
+    @property
+    def sharpness(self) -> float:
+        """See :func:`sharpness`."""
+        return sqrt(self.within / self.true_within) if self.true_within > 0 else nan
+
+
+def changes(
+    prediction: ArrayLike, reference: ArrayLike, mask: ArrayLike | None = None, axis: int = -1
+) -> Changes:
+    """What :func:`flicker` and :func:`sharpness` share; NaN for an array without three axes."""
+    predicted, true, inside = triple(prediction, reference, mask)
+    if true.ndim != 3:
+        return Changes(nan, nan, nan, nan)
+    box = content_box(inside)
+    sums = np.zeros((2, 3))
+    for direction in range(3):
+        x, y, kept = (np.moveaxis(a[box], direction, 0) for a in (predicted, true, inside))
+        pairs = kept[1:] & kept[:-1]
+        for row, values in enumerate((x, y)):
+            sums[row, direction] = np.sum(np.diff(values, axis=0)[pairs] ** 2)
+    across = sums[:, axis % 3]
+    within = np.delete(sums, axis % 3, axis=1).sum(axis=1)
+    return Changes(*map(float, (across[0], within[0], across[1], within[1])))
+
+
+def hfen(
+    prediction: ArrayLike, reference: ArrayLike, mask: ArrayLike | None = None, axis: int = -1
+) -> float:
+    """High-frequency error norm (Ravishankar & Bresler 2011), ``|LoG(x) - LoG(y)| / |LoG(y)|``.
+
+    LoG is the Laplacian of a Gaussian of sigma 1.5 within slices (15 x 15), the norm the Euclidean
+    one over the voxels of ``mask``. Unlike :func:`sharpness` it asks for edges in the right place.
+
+    Returns:
+        from 0 (all fine structure is right); 1 as for a constant prediction; above 1 for structure
+        in the wrong place. NaN for an empty mask or a reference without fine structure.
+
+    Raises:
+        DataError: DATA-SHAPE if the shapes differ or there are not two or three axes.
+    """
+    predicted, true, inside = stacks(prediction, reference, mask, axis)
+    return relative_error(edges(predicted)[inside], edges(true)[inside])
+
+
+def relative_error(x: NDArray, y: NDArray) -> float:
+    """Euclidean norm of ``x - y`` over that of ``y``; NaN where that is 0."""
+    size = float(np.sum(y**2))
+    return sqrt(float(np.sum((x - y) ** 2)) / size) if size > 0 else nan
+
+
+def edges(stack: NDArray) -> NDArray[np.float64]:
+    """Laplacian of a Gaussian within the slices of a stack (slices, H, W)."""
+    from scipy.ndimage import gaussian_filter
+
+    found = np.zeros(stack.shape)
+    box = content_box(stack != 0, HFEN_RADIUS + 1)  # elsewhere it is 0
+    if found[box].size:
+        kernel = {"sigma": HFEN_SIGMA, "radius": HFEN_RADIUS, "axes": (1, 2)}
+        found[box] = sum(gaussian_filter(stack[box], order=o, **kernel) for o in ((2, 0), (0, 2)))
+    return found

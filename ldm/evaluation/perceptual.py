@@ -1,0 +1,116 @@
+"""Perceptual metrics, for which the weights of a network must lie on disk; nothing is downloaded.
+
+LPIPS and the Fréchet distance here use one network of torchvision trained on photographs. They say
+whether an image looks alike to that network, not whether the anatomy is right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ldm.evaluation.metrics import stacks
+from ldm.losses.perceptual import LPIPS, LPIPS_NETS
+
+BATCH = 8
+MIN_SIDE = 64  # what five poolings by two leave something of
+
+
+class Perceptual:
+    """LPIPS and pooled features of one network.
+
+    Args:
+        weights: file with the state dict of torchvision's network.
+        net: ``vgg``, ``alex`` or ``squeeze``.
+
+    Raises:
+        ConfigError: CONFIG-VALUE for another net. CheckpointError: CKPT-MISSING, CKPT-MISMATCH.
+    """
+
+    def __init__(self, weights: str | Path, net: str = "vgg") -> None:
+        self.net = net
+        self.distance = LPIPS(weights, net)
+        self.backbone = self.distance.network.eval()
+
+    @torch.no_grad()
+    def lpips(self, prediction: NDArray, reference: NDArray, axis: int = -1) -> float:
+        """Mean LPIPS over the slices of two volumes in [0, 1]; NaN without slices.
+
+        Raises:
+            DataError: DATA-SHAPE if the shapes differ.
+        """
+        total, count = 0.0, 0
+        for x, y in zip(_batches(prediction, axis), _batches(reference, axis), strict=True):
+            total += float(self.distance(x, y)) * len(x)
+            count += len(x)
+        return total / count if count else float("nan")
+
+    @torch.no_grad()
+    def features(self, volume: NDArray, axis: int = -1) -> NDArray[np.float64]:
+        """Mean over the image of the last feature maps of each slice, (slices, channels)."""
+        pooled = []
+        for images in _batches(volume, axis):
+            scaled = self.backbone.scaling_layer(images.expand(-1, 3, -1, -1))
+            pooled.append(self.backbone.net(scaled)[-1].mean((2, 3)).double().numpy())
+        return np.concatenate(pooled) if pooled else np.zeros((0, 0))
+
+
+def frechet_distance(first: NDArray, second: NDArray) -> float:
+    """Fréchet distance of two sets of features (N, C), each taken for a normal distribution.
+
+    ``|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2))`` (Dowson & Landau 1982; Heusel et al. 2017). It
+    needs more images than channels to be estimated without a large bias, and is no FID: that is
+    defined for the features of Inception-v3.
+
+    Returns:
+        from 0; NaN for fewer than two images in a set.
+    """
+    if min(len(first), len(second)) < 2:
+        return float("nan")
+    gap = first.mean(axis=0) - second.mean(axis=0)
+    covariances = [np.atleast_2d(np.cov(features, rowvar=False)) for features in (first, second)]
+    # the eigenvalues of C1 C2 are those of a positive semi-definite matrix: no complex square root
+    roots = np.sqrt(np.clip(np.linalg.eigvals(covariances[0] @ covariances[1]).real, 0, None))
+    trace = sum(np.trace(covariance) for covariance in covariances) - 2 * roots.sum()
+    return max(0.0, float(gap @ gap + trace))
+
+
+def find_weights(
+    path: str | Path | None = None, nets: Sequence[str] = tuple(LPIPS_NETS)
+) -> tuple[Perceptual | None, str]:
+    """Return the network, if its weights lie on disk, and else the reason why there is none.
+
+    Args:
+        path: file of weights, whose name says which network (``vgg16-397923af.pth``); None looks
+            where torch keeps downloads.
+        nets: networks to look for, the first one found is taken.
+
+    Raises:
+        CheckpointError: CKPT-MISSING, CKPT-MISMATCH for a ``path`` that cannot be used.
+    """
+    if path is not None:
+        name = Path(path).name
+        net = next((n for n in nets if name.startswith(LPIPS_NETS[n].partition("_")[0])), "vgg")
+        return Perceptual(path, net), ""
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    for net in nets:
+        found = sorted(folder.glob(f"{LPIPS_NETS[net]}-*.pth"))
+        if found:
+            return Perceptual(found[0], net), ""
+    return None, (
+        "LPIPS and Fréchet distance are n/a: no weights of vgg16 on disk (--lpips-weights FILE, or "
+        "torchvision's file where torch keeps its downloads)"
+    )
+
+
+def _batches(volume: NDArray, axis: int) -> Iterator[torch.Tensor]:
+    """Slices as images (B, 1, H, W) in [-1, 1], at least 64 wide, empty around."""
+    slices = stacks(volume, volume, None, axis)[0]
+    missing = [max(0, MIN_SIDE - side) for side in slices.shape[1:]]
+    margins = [(0, 0), *((size // 2, size - size // 2) for size in missing)]
+    images = torch.from_numpy(np.pad(slices, margins)).float()[:, None] * 2 - 1
+    yield from images.split(BATCH) if len(images) else ()

@@ -1,0 +1,84 @@
+"""Regions of a patient, from the brain mask and the labels of the segmentation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+RING_MM = 10.0
+OLD_ENHANCING, NEW_ENHANCING = 4, 3  # BraTS to 2021, and from 2023
+
+
+@dataclass(eq=False)
+class Labelled:
+    """What regions are made of.
+
+    Args:
+        brain: (X, Y, Z) bool.
+        labels: (X, Y, Z) segmentation, 0 where healthy, or None.
+        spacing: size of a voxel along each axis, in mm.
+    """
+
+    brain: NDArray[np.bool_]
+    labels: NDArray | None = None
+    spacing: Sequence[float] = (1.0, 1.0, 1.0)
+
+    @cached_property
+    def tumour(self) -> NDArray[np.bool_]:
+        """Any label, inside the brain."""
+        return (self.labels > 0) & self.brain
+
+    def enhancing(self) -> NDArray[np.bool_]:
+        """Label 3 where there is any (BraTS 2023 and later), else label 4 (2021 and before).
+
+        From 2024 on, 4 is the resection cavity: in a patient who has a cavity and no enhancement
+        at all, the cavity would be taken for it.
+        """
+        label = NEW_ENHANCING if (self.labels == NEW_ENHANCING).any() else OLD_ENHANCING
+        return (self.labels == label) & self.brain
+
+    def ring(self) -> NDArray[np.bool_]:
+        """Brain outside of the tumour, at most 10 mm away from it."""
+        from scipy.ndimage import distance_transform_edt
+
+        from ldm.evaluation.metrics import content_box
+
+        near = np.zeros(self.brain.shape, bool)
+        if self.tumour.any():
+            voxels = int(np.ceil(RING_MM / min(self.spacing)))
+            box = content_box(self.tumour, voxels)
+            near[box] = distance_transform_edt(~self.tumour[box], self.spacing) <= RING_MM
+        return near & self.brain & ~self.tumour
+
+
+class Region(NamedTuple):
+    """A part of a volume, and how it is found."""
+
+    definition: str
+    mask: Callable[[Labelled], NDArray[np.bool_]]
+    labelled: bool = True  # needs a segmentation
+    whole: bool = False  # whole slices, for the metrics that need them
+
+
+REGIONS = {
+    "full": Region(
+        "all voxels as given; SSIM and MS-SSIM over the slices that contain brain",
+        lambda a: np.ones(a.brain.shape, bool),
+        labelled=False,
+        whole=True,
+    ),
+    "brain": Region("brain mask", lambda a: a.brain, labelled=False, whole=True),
+    "tumour": Region("segmentation > 0 inside the brain", lambda a: a.tumour),
+    "enhancing": Region(
+        "enhancing tumour: label 3 where there is any (BraTS 2023 on), else label 4 (to 2021)",
+        Labelled.enhancing,
+    ),
+    "ring": Region("brain outside of the tumour, at most 10 mm from it", Labelled.ring),
+    "healthy": Region("brain without tumour", lambda a: a.brain & ~a.tumour),
+    "rest": Region("all voxels without tumour, background included", lambda a: ~a.tumour),
+}
