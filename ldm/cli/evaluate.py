@@ -77,7 +77,7 @@ def terminal_table(table: Any) -> Any:
 def write_evaluation_report(result: Any, args: argparse.Namespace) -> None:
     """Write ``report.html`` of one prediction folder."""
     from ldm.environment import environment
-    from ldm.evaluation.pictures import spread_figure, strips_figure
+    from ldm.evaluation.pictures import spread_figure, strips_figure, viewer
     from ldm.evaluation.report import Report, Section, write_report
 
     command = f"dsdiff evaluate --prediction {args.prediction} --reference {args.reference}"
@@ -85,9 +85,10 @@ def write_evaluation_report(result: Any, args: argparse.Namespace) -> None:
         title="Synthetic against real T1ce",
         lead=f"Patients: {len(result.subjects)}; mean ± standard deviation over patients.",
         tables=result.tables(),
-        figures=[*strips_figure(result), *spread_figure(result)],
+        figures=[*spread_figure(result), *strips_figure(result)],
         sections=[Section("Command", [command])],
         protocol=result.protocol.to_dict(),
         environment=environment(),
+        viewer=viewer(result),
     )
     write_report(report, args.output / "report.html")

@@ -25,13 +25,14 @@ from ldm.data.normalise import IntensityScale, Normaliser, RobustNormaliser
 from ldm.data.prepare import brain_mask
 from ldm.errors import DataError
 from ldm.evaluation.calibration import Reliability, reliability
-from ldm.evaluation.pictures import comparison_strip
+from ldm.evaluation.pictures import add_to_viewer, comparison_strip, shown_volumes
 from ldm.evaluation.protocol import (
     DEFAULT,
     MetricProtocol,
     evaluate_volume,
 )
 from ldm.evaluation.result import COPY_T1, Evaluation
+from ldm.evaluation.viewer import PAGE_BYTES
 from ldm.util import instantiate_from_config, refuse_untrusted_targets
 
 INPUTS = ("t1", "t2", "flair")
@@ -56,6 +57,13 @@ class Case:
     brain: np.ndarray
     seg: np.ndarray | None
     geometry: Any
+
+    @property
+    def spacing(self) -> tuple[float, ...]:
+        """Size of a voxel along X, Y, Z, in mm."""
+        return tuple(
+            float(s) for s in np.linalg.norm(self.geometry.canonical_affine[:3, :3], axis=0)
+        )
 
     def shown_slice(self) -> int:
         """Return the axial slice with most tumour, or else with most brain."""
@@ -85,6 +93,7 @@ def evaluate_folders(
     protocol: MetricProtocol = DEFAULT,
     baseline: bool = True,
     progress: Any = None,
+    viewer_bytes: int = PAGE_BYTES,
 ) -> Evaluation:
     """Compare each folder of synthetic volumes with the real patients.
 
@@ -94,6 +103,7 @@ def evaluate_folders(
         subjects: patients to compare; None: all that any folder predicts.
         baseline: add the row of T1 copied as T1ce.
         progress: wraps the list of patients, as ``rich.progress.track`` does.
+        viewer_bytes: how large the slice viewer of a page may become; 0: none.
 
     Raises:
         DataError: DATA-MISSING, or a volume that cannot be read or lies on another grid.
@@ -116,8 +126,10 @@ def evaluate_folders(
         for row, predicted in volumes.items():
             _score(result, row, case, predicted)
         result.slices[subject.id] = case.shown_slice()
-        pictures = {row: predicted.volume for row, predicted in volumes.items()}
-        result.strips[subject.id] = comparison_strip(case, pictures, protocol)
+        shown = shown_volumes(case, volumes, protocol)
+        result.strips[subject.id] = comparison_strip(case, shown)
+        if viewer_bytes:
+            add_to_viewer(result, case, shown, viewer_bytes)
     return result
 
 

@@ -6,7 +6,7 @@ import csv
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,6 +14,10 @@ from ldm.evaluation.calibration import Reliability
 from ldm.evaluation.protocol import SPREAD_METRICS, MetricProtocol, Scores, summarise
 from ldm.evaluation.report import Table, csv_rows
 from ldm.storage import atomic_path, write_json
+
+if TYPE_CHECKING:
+    from ldm.evaluation.pictures import Shown
+    from ldm.evaluation.viewer import ViewerPatient
 
 COPY_T1 = "copy T1"
 METRICS = {
@@ -23,6 +27,12 @@ METRICS = {
     "ms_ssim": "MS-SSIM",
     "mae": "MAE",
     "flicker": "Flicker",
+}
+# so that the best cell of a column can be marked
+BETTER = {
+    label: "higher" if name in ("psnr", "ssim", "ms_ssim") else "lower"
+    for name, label in METRICS.items()
+    if name != "flicker"
 }
 SPREAD = dict(
     zip(SPREAD_METRICS, ("Within 1 sd", "Within 2 sd", "ECE", "Error / spread"), strict=True)
@@ -37,15 +47,17 @@ class Evaluation:
         protocol: what was compared with what.
         scores: row -> subject -> region -> metric.
         reliability: row -> subject -> spread and error in the brain, for what has a spread.
-        strips: subject -> picture label -> axial slice, for reports.
+        strips: subject -> axial slice of each volume, for reports.
         slices: subject -> index of the axial slice shown.
+        viewer: subject -> volumes for the slice viewer of a page; only of the worst subjects.
     """
 
     protocol: MetricProtocol
     scores: dict[str, dict[str, Scores]] = field(default_factory=dict)
     reliability: dict[str, dict[str, Reliability]] = field(default_factory=dict)
-    strips: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    strips: dict[str, Shown] = field(default_factory=dict)
     slices: dict[str, int] = field(default_factory=dict)
+    viewer: dict[str, ViewerPatient] = field(default_factory=dict)
     subjects: list[str] = field(default_factory=list)
 
     def mean(self, row: str, region: str, metric: str) -> float:
@@ -62,7 +74,7 @@ class Evaluation:
             ]
             counted = max((summary[k][2] for k in summary if k[0] == region), default=0)
             body.append([row, *cells, f"{counted}/{len(self.subjects)}"])
-        return Table(region.capitalize(), ["", *METRICS.values(), "n"], body)
+        return Table(region.capitalize(), ["", *METRICS.values(), "n"], body, better=BETTER)
 
     def tables(self) -> list[Table]:
         """Return the table of each region, and that of the spread where a row has one."""
