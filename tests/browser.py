@@ -171,7 +171,7 @@ class Browser:
         match event.get("method"):
             case "Runtime.exceptionThrown":
                 self.problems.append(str(told["exceptionDetails"]))
-            case "Log.entryAdded" if told["entry"]["level"] in ("error", "warning"):
+            case "Log.entryAdded" if told["entry"]["level"] == "error":
                 self.problems.append(told["entry"]["text"])
             case "Network.requestWillBeSent":
                 self.requests.append(told["request"]["url"])

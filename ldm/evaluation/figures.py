@@ -110,7 +110,7 @@ class Pane:
     """An image in a strip of a patient.
 
     Args:
-        title: written above; may be empty.
+        title: written above.
         image: (H, W), first axis downwards; of kind ``grey`` in [0, 1].
         kind: ``grey``, or one of ``COLOUR_MAPS``.
     """
@@ -133,41 +133,40 @@ def panes_figure(
     from matplotlib.figure import Figure as Canvas
 
     first = next(pane for line in lines for pane in line if pane)
-    cell = STRIP_CELL * aspect * first.image.shape[0] / first.image.shape[1]
-    heights = [cell + (0.27 if any(p and p.title for p in line) else 0.04) for line in lines]
-    width, height = STRIP_CELL * len(lines[0]) + 1.0, sum(heights) + 0.05
+    size = aspect * STRIP_CELL * first.image.shape[0] / first.image.shape[1]
+    line_height, gap = size + 0.27, 0.05
+    width, height = STRIP_CELL * len(lines[0]) + 0.6, line_height * len(lines) + gap
     canvas = Canvas(figsize=(width, height), facecolor=STRIP_BACKGROUND)
-    top = height
-    for line, tall in zip(lines, heights, strict=True):
-        top -= tall
+    for number, line in enumerate(lines, start=1):
+        bottom = height - line_height * number
         for column, pane in enumerate(line):
-            if pane:
-                left = 0.3 + STRIP_CELL * column
-                place = (left / width, top / height, (STRIP_CELL - 0.04) / width, cell / height)
-                drawn = _draw_pane(canvas, pane, place, limits, aspect)
-        kind = next((pane.kind for pane in line if pane and pane.kind in limits), None)
-        if kind:
-            last = max(column for column, pane in enumerate(line) if pane)
-            left = 0.3 + STRIP_CELL * (last + 1) + 0.04
-            _bar(canvas, drawn, (left / width, top / height, 0.1 / width, cell / height))
-            start = next(column for column, pane in enumerate(line) if pane)
-            place = ((0.15 + STRIP_CELL * start) / width, (top + cell / 2) / height)
-            canvas.text(
-                *place, kind, color="white", fontsize=8, rotation=90, ha="center", va="center"
-            )
+            if pane is None:
+                continue
+            left = gap + STRIP_CELL * column
+            place = (left / width, bottom / height, (STRIP_CELL - gap) / width, size / height)
+            drawn = _draw_pane(canvas, pane, place, limits, aspect)
+            if pane.kind in limits and not any(line[column + 1 :]):
+                beside = (left + STRIP_CELL) / width
+                _bar(canvas, drawn, (beside, bottom / height, 0.1 / width, size / height))
     return figure_bytes(canvas, "png")
 
 
 def _draw_pane(
-    canvas: Canvas, pane: Pane, place: Sequence[float], limits: Mapping[str, float], aspect: float
+    canvas: Canvas,
+    pane: Pane,
+    place: Sequence[float],
+    limits: Mapping[str, float],
+    aspect: float,
 ) -> Any:
+    """Draw into ``place`` of the canvas; 0 in a colour map, outside the brain, stays dark."""
     ax = canvas.add_axes(place)
     ax.set_axis_off()
-    if pane.title:
-        ax.set_title(pane.title, color="white", fontsize=9, pad=4, parse_math=False)
+    ax.set_title(pane.title, color="white", fontsize=9, pad=4, parse_math=False)
+    coloured = pane.kind in limits
+    image = np.ma.masked_equal(pane.image, 0) if coloured else pane.image
+    colours = COLOUR_MAPS[pane.kind] if coloured else "gray"
     high = limits.get(pane.kind, 1) or 1
-    colours = COLOUR_MAPS.get(pane.kind, "gray")
-    return ax.imshow(pane.image, cmap=colours, vmin=0, vmax=high, aspect=aspect)
+    return ax.imshow(image, cmap=colours, vmin=0, vmax=high, aspect=aspect)
 
 
 def loss_figure(
@@ -215,6 +214,8 @@ def scatter_figure(points: Sequence[tuple[str, float, float]], xlabel: str, ylab
         xlabel: the cost; its axis is logarithmic if the values span a factor of 20.
         ylabel: the quality.
     """
+    from matplotlib.ticker import EngFormatter
+
     canvas, ax = _chart(xlabel, ylabel)
     shown = sorted((p for p in points if np.isfinite(p[1:]).all()), key=lambda point: -point[2])
     for place, (label, x, y) in enumerate(shown):
@@ -225,6 +226,8 @@ def scatter_figure(points: Sequence[tuple[str, float, float]], xlabel: str, ylab
     costs = [x for _, x, _ in shown]
     if costs and min(costs) > 0 and max(costs) / min(costs) >= 20:
         ax.set_xscale("log")
+    if costs and max(costs) >= 1e4:  # parameters, bytes: 18M, 2G
+        ax.xaxis.set_major_formatter(EngFormatter(sep=""))
     front = pareto_front([point[1:] for point in shown])
     if len(front) > 1:
         ax.step(*zip(*front, strict=True), where="post", color="#9aa1ad", linewidth=1, zorder=0)
@@ -272,6 +275,7 @@ def _name_points(canvas: Canvas, ax: Axes, points: Sequence[tuple[str, float, fl
                 va="center",
                 annotation_clip=False,
                 parse_math=False,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
             )
             box = text.get_window_extent()
             free = not any(box.overlaps(other) for other in taken if other is not marker)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -157,24 +158,33 @@ def _place(place: int, shown: int, result: Evaluation) -> str:
 
 
 def _lines(result: Evaluation, subject: str) -> list[list[Pane | None]]:
-    """Inputs and real image, beside or below them the rows with their errors and spreads."""
+    """Inputs and real image in two lines, right of them the rows, each above its error and spread.
+
+    Rows for which there is no room continue in lines of their own.
+    """
     strip = result.strips[subject]
-    first = [Pane(name, image) for name, image in strip.inputs.items()] + [Pane("real", strip.real)]
+    given = [*(Pane(name, image) for name, image in strip.inputs.items()), Pane("real", strip.real)]
+    half = -(-len(given) // 2)
     rows = list(strip.predictions)
-    width = min(LINE, len(first) + len(rows))
-    room = width - len(first)
+    width = min(LINE, half + len(rows))
+    room = width - half
     blocks = [rows[:room], *(rows[i : i + width] for i in range(room, len(rows), width))]
     lines: list[list[Pane | None]] = []
     for block in blocks:
-        before = first if block is blocks[0] else []
-        pad = [None] * (width - len(before) - len(block))
-        titles = [f"{row} · {format_cell(_psnr(result, row, subject))} dB" for row in block]
-        pairs = zip(titles, block, strict=True)
-        lines.append([*before, *(Pane(t, strip.predictions[row]) for t, row in pairs), *pad])
-        for kind, images in (("error", strip.errors()), ("spread", strip.spreads)):
-            line = [Pane("", images[row], kind) if row in images else None for row in block]
-            if any(line):
-                lines.append([*[None] * len(before), *line, *pad])
+        psnr = (format_cell(_psnr(result, row, subject)) for row in block)
+        titles = [f"{row} · {value} dB" for row, value in zip(block, psnr, strict=True)]
+        below = [
+            [Pane(kind, images[row], kind) if row in images else None for row in block]
+            for kind, images in (("error", strip.errors()), ("spread", strip.spreads))
+        ]
+        above = [
+            Pane(title, strip.predictions[row]) for title, row in zip(titles, block, strict=True)
+        ]
+        made = [above, *(line for line in below if any(line))]
+        left = [given[:half], given[half:]] if block is blocks[0] else []
+        for beside, line in zip_longest(left, made, fillvalue=[]):
+            start = [*beside, *[None] * (half - len(beside))] if left else []
+            lines.append([*start, *line, *[None] * (width - len(start) - len(line))])
     return lines
 
 

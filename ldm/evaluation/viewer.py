@@ -246,10 +246,12 @@ def encode_volume(volume: NDArray, high: float = 1.0) -> bytes:
 
 
 def colour_table(name: str) -> str:
-    """The 256 colours of a matplotlib map as base64 of RGB bytes."""
+    """The 256 colours of a matplotlib map as base64 of RGB; 0, outside the brain, is black."""
     from matplotlib import colormaps
 
-    return _base64(colormaps[name](np.arange(256), bytes=True)[:, :3].tobytes())
+    colours = colormaps[name](np.arange(256), bytes=True)[:, :3]
+    colours[0] = 0
+    return _base64(colours.tobytes())
 
 
 def _plain(patient: ViewerPatient) -> dict[str, Any]:

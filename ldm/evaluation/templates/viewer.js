@@ -85,6 +85,7 @@
   function buildPanes() {
     const groups = describePanes();
     stage.replaceChildren(element("div", "inputs"), element("div", "results"));
+    stage.style.setProperty("--columns", Math.max(groups[0].length, groups.length - 1));
     state.panes = groups.flat();
     groups.forEach((group, place) => {
       const column = place ? element("div", "column") : stage.firstChild;
@@ -96,7 +97,9 @@
 
   function buildPane(pane, psnr) {
     const figure = element("figure", "pane");
-    const title = element("figcaption", "", pane.name);
+    const title = element("figcaption", "");
+    title.append(element("span", "", pane.name));
+    title.title = pane.name;
     if (psnr && pane.kind === "grey") title.append(element("small", "", ` ${psnr} dB`));
     pane.readout = element("output", "");
     title.append(pane.readout);
