@@ -139,7 +139,7 @@ def test_the_budget_holds_and_the_page_says_what_is_left_out():
 def test_the_page_states_the_reduction():
     assert "averaged" not in Viewer([patient()], ["unet"]).note()
     assert (
-        "averaged over 2 × 2 × 2 voxels"
+        "averaged over up to 2 × 2 × 2 voxels"
         in Viewer([patient(shape=(8, 8, 8), side=4)], ["unet"]).note()
     )
 
