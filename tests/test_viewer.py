@@ -14,9 +14,8 @@ from PIL import Image
 
 from ldm.evaluation.viewer import (
     Viewer,
-    bounding_box,
     colour_table,
-    encode_volume,
+    encode_sheet,
     reduced,
     shown_shape,
     viewer_patient,
@@ -28,7 +27,7 @@ SIDES = st.tuples(*[st.integers(1, 7)] * 3)
 
 
 def decode(png, shape):
-    """The volume of a sheet, by the rule that the docstring of ``encode_volume`` states."""
+    """The volume of a sheet, by the rule that the docstring of ``encode_sheet`` states."""
     x, y, z = shape
     sheet = np.asarray(Image.open(io.BytesIO(png)))
     columns = math.ceil(math.sqrt(z))
@@ -52,19 +51,13 @@ def patient(name="P1", rows=("unet",), seed=0, shape=(6, 8, 5), **options):
 def test_a_volume_survives_within_half_a_grey_step(data):
     shape = data.draw(SIDES)
     volume = data.draw(arrays(np.float32, shape, elements=st.floats(0, 2, width=32)))
-    read = decode(encode_volume(volume, high=2), shape) / 255 * 2
+    read = decode(encode_sheet(volume, high=2), shape) / 255 * 2
     assert np.abs(read - volume).max() <= 0.5 / 255 * 2 + 1e-6
 
 
 def test_values_outside_the_window_end_at_its_ends():
     volume = np.array([-1, 0, 0.5, 1, 7.0]).reshape(5, 1, 1)
-    assert decode(encode_volume(volume), (5, 1, 1)).ravel().tolist() == [0, 0, 128, 255, 255]
-
-
-def test_box_is_the_mask_with_a_margin_inside_the_volume():
-    mask = np.zeros((9, 9, 9), bool)
-    mask[0, 3:5, 7:9] = True
-    assert bounding_box(mask) == (slice(0, 2), slice(2, 6), slice(6, 9))
+    assert decode(encode_sheet(volume), (5, 1, 1)).ravel().tolist() == [0, 0, 128, 255, 255]
 
 
 @pytest.mark.parametrize(
@@ -93,7 +86,7 @@ def test_a_coarser_voxel_is_the_mean_of_those_it_covers():
 def test_geometry_says_where_a_shown_voxel_lies_in_the_file():
     shape = (40, 40, 10)
     brain = np.zeros(shape, bool)
-    brain[11:29, 5:35, 2:8] = True  # box 10:30, 4:36, 1:9
+    brain[10:30, 4:36, 1:9] = True
     point = np.zeros(shape)
     point[20:22, 24:26, 4] = 1
     made = viewer_patient("P1", {}, point, {}, brain, spacing=(1, 1, 4), focus=(20, 24, 4), side=16)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from ldm.data.prepare import bounding_box
 from ldm.evaluation.figures import Pane, panes_figure, reliability_figure
 from ldm.evaluation.protocol import MetricProtocol
 from ldm.evaluation.report import Figure, format_cell
@@ -20,7 +21,6 @@ from ldm.evaluation.viewer import (
     MOST_PATIENTS,
     PAGE_BYTES,
     Viewer,
-    bounding_box,
     viewer_patient,
     within_budget,
     worst_first,

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ldm.data.prepare import bounding_box
 from ldm.evaluation.figures import COLOUR_MAPS
 from ldm.evaluation.tables import format_cell
 
@@ -25,9 +26,6 @@ PAGE_BYTES = 20_000_000  # of all volumes of a page, in base64
 MOST_PATIENTS = 10
 LONGEST_SIDE = 128  # voxels
 BYTES_A_VOXEL = 0.55  # of base64, as seen on real brains in their bounding boxes; noise has 1.3
-MARGIN = 1  # voxels around the brain
-
-Box = tuple[slice, slice, slice]
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,7 @@ class ViewerPatient:
         origin: first voxel of the box along X, Y, Z in the grid of the files.
         step: voxels of the files along X, Y, Z that one shown voxel averages.
         focus: shown voxel to open at.
-        inputs, predictions, spreads: name -> PNG of :func:`encode_volume`.
+        inputs, predictions, spreads: name -> PNG of :func:`encode_sheet`.
         truth: PNG of the real volume.
         limits: value at byte 255 of a ``spread``, and the 99.5th percentile of the ``error`` in the
             brain, the median over rows; both in units of the range of the truth.
@@ -180,22 +178,13 @@ def viewer_patient(
         origin=origin,
         step=step,
         focus=tuple(int(np.clip(p, 0, n - 1)) for p, n in zip(place, shape, strict=True)),
-        inputs={name: encode_volume(shown(volume)) for name, volume in images.items()},
-        truth=encode_volume(small_truth),
-        predictions={row: encode_volume(volume) for row, volume in small.items()},
-        spreads={row: encode_volume(v, limits["spread"] or 1) for row, v in spreads.items()},
+        inputs={name: encode_sheet(shown(volume)) for name, volume in images.items()},
+        truth=encode_sheet(small_truth),
+        predictions={row: encode_sheet(volume) for row, volume in small.items()},
+        spreads={row: encode_sheet(v, limits["spread"] or 1) for row, v in spreads.items()},
         limits=limits,
         psnr=scores,
     )
-
-
-def bounding_box(mask: NDArray[np.bool_]) -> Box:
-    """The smallest box around ``mask`` (X, Y, Z), with a margin where there is room."""
-    ends = []
-    for axis in range(3):
-        found = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
-        ends.append((max(found[0] - MARGIN, 0), min(found[-1] + 1 + MARGIN, mask.shape[axis])))
-    return tuple(slice(int(start), int(stop)) for start, stop in ends)
 
 
 def shown_shape(
@@ -224,7 +213,7 @@ def reduced(volume: NDArray, shape: tuple[int, int, int]) -> NDArray[np.float32]
     return volume if volume.shape == shape else resize_local_mean(volume, shape)
 
 
-def encode_volume(volume: NDArray, high: float = 1.0) -> bytes:
+def encode_sheet(volume: NDArray, high: float = 1.0) -> bytes:
     """A volume (X, Y, Z) in [0, ``high``] as an 8-bit greyscale PNG, a sheet of its slices.
 
     Slice z lies in column ``z % n`` and line ``z // n`` of tiles, n = ceil(sqrt(Z)), with x to the
