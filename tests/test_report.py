@@ -1,8 +1,12 @@
-"""The report page is self-contained and inert; tables survive hostile names."""
+"""The report page is self-contained and runs nothing but its own scripts; tables survive names."""
 
+import base64
 import csv
 import io
+import json
 import re
+from dataclasses import replace
+from hashlib import sha256
 from html.parser import HTMLParser
 from math import inf, nan
 
@@ -18,8 +22,10 @@ from ldm.evaluation.report import (
     Report,
     Section,
     Table,
+    Viewer,
     csv_rows,
     format_cell,
+    latex_table,
     loss_figure,
     markdown_table,
     render,
@@ -27,6 +33,8 @@ from ldm.evaluation.report import (
     strip_figure,
     write_report,
 )
+from ldm.evaluation.tables import leading_number
+from ldm.evaluation.viewer import viewer_patient
 
 PNG = b"\x89PNG\r\n\x1a\n"
 HOSTILE = '"><img src=x onerror=alert(1)><script>alert(2)</script>'
@@ -50,15 +58,24 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
 
+def small_viewer(patient="P1", row="unet"):
+    volume = np.linspace(0, 1, 60, dtype=np.float32).reshape(3, 4, 5)
+    brain = np.ones(volume.shape, bool)
+    volumes = ({"T1": volume}, volume, {row: volume / 2}, brain)
+    return Viewer([viewer_patient(patient, *volumes, spacing=(1, 1, 1))], [row])
+
+
 def hostile_report():
+    table = Table(HOSTILE, [HOSTILE, "PSNR"], [[HOSTILE, 27.7], ["b", nan]], HOSTILE)
     return Report(
         title=HOSTILE,
         lead=HOSTILE,
-        tables=[Table(HOSTILE, [HOSTILE, "PSNR"], [[HOSTILE, 27.7], ["b", nan]], HOSTILE)],
+        tables=[table],
         figures=[Figure(HOSTILE, PNG, HOSTILE, HOSTILE)],
         sections=[Section(HOSTILE, [HOSTILE], HOSTILE)],
         protocol={HOSTILE: {HOSTILE: [HOSTILE]}},
         environment={HOSTILE: HOSTILE},
+        viewer=small_viewer(HOSTILE, HOSTILE),
     )
 
 
@@ -79,25 +96,52 @@ def full_report():
     )
 
 
-def test_page_reads_nothing_from_outside_and_runs_nothing():
-    text = render(full_report())
+def policy_of(page):
+    """The Content-Security-Policy as {directive: sources}."""
+    meta = next(meta for meta in page.all("meta") if "http-equiv" in meta)
+    assert meta["http-equiv"] == "Content-Security-Policy"
+    parts = (part.split() for part in meta["content"].split(";"))
+    return {name: sources for name, *sources in parts}
+
+
+@pytest.mark.parametrize("viewer", [None, small_viewer()], ids=["tables", "viewer"])
+def test_page_reads_nothing_from_outside_and_runs_only_its_own_scripts(viewer):
+    text = render(replace(full_report(), viewer=viewer))
     page = Page(text)
     assert "://" not in text
-    assert not {"script", "link", "iframe", "object", "form", "base"} & {
-        tag for tag, _ in page.tags
-    }
+    assert not {"link", "iframe", "object", "form", "base"} & {tag for tag, _ in page.tags}
     assert all(image["src"].startswith("data:image/") for image in page.all("img"))
-    policy = next(meta for meta in page.all("meta") if "http-equiv" in meta)
-    assert policy["http-equiv"] == "Content-Security-Policy"
-    assert policy["content"] == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    scripts = re.findall("<script>(.*?)</script>", text, re.DOTALL)
+    digests = [base64.b64encode(sha256(s.encode()).digest()).decode() for s in scripts]
+    assert len(scripts) == (2 if viewer else 1)
+    assert policy_of(page) == {
+        "default-src": ["'none'"],
+        "base-uri": ["'none'"],
+        "form-action": ["'none'"],
+        "img-src": ["data:"],
+        "style-src": ["'unsafe-inline'"],
+        "script-src": [f"'sha256-{digest}'" for digest in digests],
+    }
+    data = [s for s in page.all("script") if s]
+    assert data == ([{"type": "application/json", "id": "viewer-data"}] if viewer else [])
 
 
 def test_names_are_text_and_never_markup():
     page = Page(render(hostile_report()))
     assert [image["alt"] for image in page.all("img")] == [HOSTILE]
-    assert not page.all("script")
+    assert len(page.all("script")) == 3  # sorting, the viewer and its data
     assert not any(key.startswith("on") for _, attributes in page.tags for key in attributes)
     assert sum(HOSTILE in word for word in page.words) >= 10  # everywhere shown as it is
+
+
+def test_data_of_the_viewer_ends_with_its_element():
+    """In JSON a name that closes the element is written with escapes, and reads back whole."""
+    name = "</script><script>alert(1)</script><!--"
+    text = render(Report("Title", "Lead", viewer=small_viewer(name, name)))
+    (data,) = re.findall('<script type="application/json" id="viewer-data">(.*?)</script>', text)
+    assert json.loads(data)["patients"][0]["id"] == name
+    assert json.loads(data)["rows"] == [name]
+    assert "alert(1)</script>" not in text
 
 
 def test_page_shows_all_parts_and_aligns_numbers():
@@ -167,6 +211,82 @@ def test_markdown_keeps_rows_and_columns_for_any_text(rows):
     for line in lines:
         unescaped = re.sub(r"\\[\\|]", "", line)
         assert unescaped.count("|") == 3
+
+
+def scores_table():
+    rows = [
+        ["unet", "25.19 ± 1.04", "0.05 ± 0.01"],
+        ["d_i_t", "27.00 ± 0.10", None],
+        ["vit", "FAILED", 0.06],
+    ]
+    better = {"PSNR dB": "higher", "NRMSE": "lower"}
+    return Table("Scores", ["", "PSNR dB", "NRMSE"], rows, better=better)
+
+
+def test_the_best_cell_of_each_column_is_marked():
+    assert scores_table().best() == {(1, 1), (0, 2)}
+    equal = Table("", ["a"], [["1.0"], ["1.0"]], better={"a": "higher"})
+    assert equal.best() == set()
+    ties = Table("", ["a"], [["1.0"], ["2.0"], ["2.0 ± 0.1"]], better={"a": "higher"})
+    assert ties.best() == {(1, 0), (2, 0)}
+    page = Page(render(Report("T", "L", tables=[scores_table()])))
+    assert [c.get("class") for c in page.all("td")] == [
+        *(None, "number best"),
+        *("best", "number"),
+        *(None, "number"),
+    ]
+
+
+def test_latex_table_pastes_into_a_paper():
+    assert latex_table(scores_table()) == "\n".join(
+        [
+            r"\begin{tabular}{llr}",
+            r"\toprule",
+            r" & PSNR dB $\uparrow$ & NRMSE $\downarrow$ \\",
+            r"\midrule",
+            r"unet & 25.19 $\pm$ 1.04 & \textbf{0.05 $\pm$ 0.01} \\",
+            r"d\_i\_t & \textbf{27.00 $\pm$ 0.10} & n/a \\",
+            r"vit & FAILED & 0.06000 \\",
+            r"\bottomrule",
+            r"\end{tabular}",
+            "",
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "latex"),
+    [
+        (r"50% & a_b #1 $x$ {y}", r"50\% \& a\_b \#1 \$x\$ \{y\}"),
+        (r"\input{/etc/passwd}", r"\textbackslash{}input\{/etc/passwd\}"),
+        (
+            "a~b^c <d> |e|",
+            r"a\textasciitilde{}b\textasciicircum{}c \textless{}d\textgreater{} "
+            r"\textbar{}e\textbar{}",
+        ),
+        ("[h] *", "{[}h{]} {*}"),
+        ("a--b", "a-{}-b"),
+        ("-1.5 ± 2", r"$-$1.5 $\pm$ 2"),
+        ("two\nlines\0", "two lines"),
+    ],
+)
+def test_latex_escapes_what_would_be_a_command(text, latex):
+    assert latex_table(Table("", ["a"], [[text]])).split("\n")[4] == rf"{latex} \\"
+
+
+@given(st.text())
+def test_latex_keeps_a_cell_a_cell(text):
+    line = latex_table(Table("", ["a", "b"], [[text, 1]])).split("\n")[4]
+    assert len(re.findall(r"(?<!\\)&", line)) == 1
+    assert len(re.findall(r"(?<!\\)[{]", line)) == len(re.findall(r"(?<!\\)[}]", line))
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("25.19 ± 1.04", 25.19), ("1,000", 1000), ("-inf", -inf), ("n/a", None), ("FAILED: 3", None)],
+)
+def test_a_cell_counts_as_its_first_number(text, number):
+    assert leading_number(text) == number
 
 
 @pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r"])

@@ -179,7 +179,7 @@ def write_evaluation_report(
 ) -> None:
     """Write ``report.html`` of the evaluation."""
     from ldm.environment import environment
-    from ldm.evaluation.pictures import spread_figure, strips_figure
+    from ldm.evaluation.pictures import spread_figure, strips_figure, viewer
     from ldm.evaluation.report import Report, Section, write_report
 
     result = next(iter(results.values()))
@@ -189,10 +189,11 @@ def write_evaluation_report(
         title="Synthetic against real T1ce",
         lead=f"Patients: {len(result.subjects)}; mean ± standard deviation over patients.{lost}",
         tables=tables,
-        figures=[*strips_figure(result), *spread_figure(result)],
+        figures=[*spread_figure(result), *strips_figure(result)],
         sections=[Section("Command", [_command(args)])],
         protocol=_described(results),
         environment=environment(),
+        viewer=viewer(result),
     )
     write_report(report, args.output / "report.html")
 

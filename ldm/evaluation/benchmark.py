@@ -1,4 +1,4 @@
-"""The table of a benchmark: quality and cost of each row, as CSV, JSON, Markdown and a page."""
+"""The table of a benchmark, quality and cost of each row, as files and as a page."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from ldm.environment import environment
 from ldm.evaluation.cost import peak_memory_label
-from ldm.evaluation.pictures import spread_figure, strips_figure
+from ldm.evaluation.pictures import spread_figure, strips_figure, viewer
 from ldm.evaluation.report import (
     Figure,
     Report,
@@ -21,6 +21,7 @@ from ldm.evaluation.report import (
     write_table,
 )
 from ldm.evaluation.result import COPY_T1, METRICS, Evaluation
+from ldm.evaluation.result_tables import BETTER
 from ldm.storage import write_json
 
 GIB = 2**30
@@ -79,7 +80,7 @@ class Benchmark:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def write(self, output: Path) -> Path:
-        """Write ``benchmark.csv``, ``.json``, ``.md``, the metrics and ``report.html``."""
+        """Write ``benchmark.csv``, ``.json``, ``.md``, ``.tex``, metrics and ``report.html``."""
         table = self.summary()
         write_table(table, output, "benchmark")
         described = {
@@ -129,7 +130,7 @@ class Benchmark:
             "intensity bounds. FLOPs: a multiply-add counts as 2, attention as matrix products. "
             f"GiB: {label} of the process."
         )
-        return Table("Summary", columns, rows, note)
+        return Table("Summary", columns, rows, note, BETTER)
 
     def report(self) -> Report:
         """Return the page."""
@@ -144,11 +145,12 @@ class Benchmark:
             sections=[Section("Command", [self.command])],
             protocol=self.result.protocol.to_dict(),
             environment=environment() | dict(self.settings),
+            viewer=viewer(self.result),
         )
 
     def figures(self) -> list[Figure]:
-        """Return patients, quality against cost, and loss curves."""
-        figures = [*strips_figure(self.result), *spread_figure(self.result)]
+        """Return quality against cost, loss curves, and the patients."""
+        figures = spread_figure(self.result)
         for name, xlabel in (
             ("volume_seconds", "seconds a volume"),
             ("parameters", "parameters"),
@@ -164,12 +166,16 @@ class Benchmark:
                 baseline = self.result.mean(COPY_T1, REGION, "psnr")
                 caption = f"Higher and further left is better. Copy T1: {baseline:.2f} dB."
                 title = f"Quality against {xlabel.split(',')[0]}"
-                figures.append(Figure(title, image, caption, f"PSNR against {xlabel} by row"))
+                figures.append(
+                    Figure(title, image, caption, f"PSNR against {xlabel} by row", False)
+                )
         if self.curves:
             image = loss_figure(self.curves)
             caption = "Losses of different targets (noise, v, image) have different scales."
-            figures.append(Figure("Training loss", image, caption, "Training loss over steps"))
-        return figures
+            figures.append(
+                Figure("Training loss", image, caption, "Training loss over steps", False)
+            )
+        return [*figures, *strips_figure(self.result)]
 
 
 def _cost_cells(cost: RowCost | None) -> list[Any]:

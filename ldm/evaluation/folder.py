@@ -27,9 +27,10 @@ from ldm.data.nifti import read_volume
 from ldm.data.normalise import IntensityScale, Normaliser, RobustNormaliser, spread_through
 from ldm.errors import DataError, one_line
 from ldm.evaluation.calibration import Reliability, reliability
-from ldm.evaluation.pictures import comparison_strip
+from ldm.evaluation.pictures import add_to_viewer, comparison_strip, shown_volumes
 from ldm.evaluation.protocol import DEFAULT, MetricProtocol, average_scores, evaluate_volume
 from ldm.evaluation.result import COPY_T1, Evaluation
+from ldm.evaluation.viewer import PAGE_BYTES
 from ldm.util import instantiate_from_config, refuse_untrusted_targets
 
 log = logging.getLogger(__name__)
@@ -108,6 +109,7 @@ def evaluate_protocols(
     lpips_weights: Path | None = None,
     layout: Any = None,
     mask: str = "auto",
+    viewer_bytes: int = PAGE_BYTES,
 ) -> dict[str, Evaluation]:
     """Compare each folder of synthetic volumes with the real patients, under each protocol.
 
@@ -125,6 +127,7 @@ def evaluate_protocols(
         lpips_weights: of the network of LPIPS; None looks where torch keeps downloads.
         layout: of ``reference``; None: recognised.
         mask: what is brain, see :func:`ldm.data.brain.subject_brain`.
+        viewer_bytes: how large the slice viewer of a page may become; 0: none.
 
     Returns:
         name of the protocol -> its evaluation.
@@ -146,7 +149,9 @@ def evaluate_protocols(
         result.scores = {row: {} for row in (*predictions, *([COPY_T1] if baseline else []))}
         result.notes |= tools.notes if "lpips" in result.protocol.names() else {}
     for subject in (progress or iter)(chosen):
-        _evaluate_subject(subject, layout, mask, folders, list(results.values()), tools)
+        shown = _evaluate_subject(subject, layout, mask, folders, list(results.values()), tools)
+        if shown:
+            _picture(results[protocols[0].name], *shown, viewer_bytes)
     if baseline and not any(COPY_T1 in r for r in _rows_with_anything(results.values())):
         for result in results.values():  # no patient has a T1
             result.scores.pop(COPY_T1)
@@ -177,15 +182,15 @@ def _evaluate_subject(
     folders: Mapping[str, Sequence[tuple[Layout, Mapping[str, Subject]]]],
     results: Sequence[Evaluation],
     tools: _Tools,
-) -> None:
-    """Score one patient in every row and protocol, or note why not."""
+) -> tuple[Case, dict[str, Prediction]] | None:
+    """Score one patient in every row and protocol, or note why not; return what to show of it."""
     try:
         case = load_case(subject, layout, mask)
     except DataError as error:
         for row in folders:
             _fail(results, row, subject.id, f"the real patient: {_reason(error)}")
-        return
-    pictures: dict[str, np.ndarray] = {}
+        return None
+    volumes: dict[str, Prediction] = {}
     for row, found in folders.items():
         for number, (own_layout, predicted) in enumerate(found):
             seed = f"seed {number}" if len(found) > 1 else None
@@ -199,16 +204,25 @@ def _evaluate_subject(
                 told = f"{seed}: {_reason(error)}" if seed else _reason(error)
                 _fail(results, row, subject.id, told)
             else:
-                pictures.setdefault(row, volume.volume)
+                volumes.setdefault(row, volume)
     if COPY_T1 in results[0].scores and "t1" in case.inputs:
         scale = RobustNormaliser().fit(case.inputs["t1"], case.brain, "t1", case.id)
         volume = Prediction(in_reference_units(case.inputs["t1"], scale, case))
         for result in results:
             _score(result, COPY_T1, case, volume, tools)
-        pictures[COPY_T1] = volume.volume
-    for result in results:
-        result.slices[subject.id] = case.shown_slice()
-        result.strips[subject.id] = comparison_strip(case, pictures, result.protocol)
+        volumes[COPY_T1] = volume
+    return case, volumes
+
+
+def _picture(
+    result: Evaluation, case: Case, predictions: Mapping[str, Prediction], viewer_bytes: int
+) -> None:
+    """Keep of a patient what a page shows."""
+    shown = shown_volumes(case, predictions, result.protocol)
+    result.slices[case.id] = case.shown_slice()
+    result.strips[case.id] = comparison_strip(case, shown)
+    if viewer_bytes:
+        add_to_viewer(result, case, shown, viewer_bytes)
 
 
 def _fail(results: Sequence[Evaluation], row: str, subject: str, reason: str) -> None:

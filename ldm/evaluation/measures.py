@@ -125,7 +125,7 @@ class Measure(NamedTuple):
     title: str
     definition: str
     of: Callable[[View], float]
-    best: str = "high"  # or low, or one
+    best: str = "high"  # or low, or one (then neither is better)
     whole: bool = False  # of whole slices: not defined on a part of the brain
 
 

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import nan
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ldm.errors import PartialError
-from ldm.evaluation import tables
+from ldm.evaluation import result_tables as tables
 from ldm.evaluation.calibration import Reliability
 from ldm.evaluation.measures import MEASURES
 from ldm.evaluation.protocol import (
@@ -33,6 +33,10 @@ from ldm.evaluation.statistics import (
 )
 from ldm.storage import atomic_path, write_json
 
+if TYPE_CHECKING:
+    from ldm.evaluation.pictures import Shown
+    from ldm.evaluation.viewer import ViewerPatient
+
 COPY_T1 = "copy T1"
 METRICS = {name: MEASURES[name].title for name in DEFAULT.measures}
 
@@ -45,7 +49,7 @@ class Evaluation:
         protocol: what was compared with what.
         scores: row -> subject -> region -> metric.
         reliability: row -> subject -> spread and error in the brain, for what has a spread.
-        strips: subject -> picture label -> axial slice, for reports.
+        strips: subject -> axial slice of each volume, for reports.
         slices: subject -> index of the axial slice shown.
         subjects: all patients of the comparison, those that failed too.
         failures: row -> subject -> why it has no score (or, of several seeds, fewer).
@@ -53,13 +57,15 @@ class Evaluation:
             their ``scores`` are the means over the seeds.
         features: row -> subject -> features of prediction and reference, for Fréchet distances.
         notes: metric -> why it is not defined in any row.
+        viewer: subject -> volumes for the slice viewer of a page; only of the worst subjects.
     """
 
     protocol: MetricProtocol
     scores: dict[str, dict[str, Scores]] = field(default_factory=dict)
     reliability: dict[str, dict[str, Reliability]] = field(default_factory=dict)
-    strips: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    strips: dict[str, Shown] = field(default_factory=dict)
     slices: dict[str, int] = field(default_factory=dict)
+    viewer: dict[str, ViewerPatient] = field(default_factory=dict)
     subjects: list[str] = field(default_factory=list)
     failures: dict[str, dict[str, str]] = field(default_factory=dict)
     seeds: dict[str, dict[str, dict[str, Scores]]] = field(default_factory=dict)

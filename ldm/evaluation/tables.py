@@ -1,182 +1,176 @@
-"""Tables of an evaluation: quality by region, intervals, comparisons, training seeds, failures."""
+"""Tables for people: formatted cells, and the same table as Markdown, CSV and LaTeX."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from math import isfinite, isnan
-from typing import TYPE_CHECKING
+import csv
+import html
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
 
-from ldm.evaluation.measures import MEASURES
-from ldm.evaluation.protocol import DEFAULT, SPREAD_METRICS, SummaryRow
-from ldm.evaluation.report import Cell, Table
-from ldm.evaluation.statistics import FEWEST, Comparison, smallest_p
+import numpy as np
 
-if TYPE_CHECKING:
-    from ldm.evaluation.result import Evaluation
+from ldm.storage import atomic_path
 
-SPREAD = dict(
-    zip(SPREAD_METRICS, ("Within 1 sd", "Within 2 sd", "ECE", "Error / spread"), strict=True)
-)
-INTERVALS = 4  # measures whose intervals fit beside each other
-Summaries = Mapping[tuple[str, str], SummaryRow]
+NUMBER_LIKE = re.compile(r"[-+]?\d|n/a$|[-+]?inf$")
+LEADING_NUMBER = re.compile(r"[-+]?(inf\b|[\d,]*\.?\d+(e[-+]?\d+)?)")
 
+LATEX = {
+    **{c: f"\\{c}" for c in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\textquotedbl{}",
+    "[": "{[}",  # after the \\ of the row above, a bracket would be its argument
+    "]": "{]}",
+    "*": "{*}",  # and a star its variant
+    "±": r"$\pm$",
+    "–": "--",
+    "·": r"$\cdot$",
+    "×": r"$\times$",
+    "Δ": r"$\Delta$",
+}
+ARROWS = {"higher": r" $\uparrow$", "lower": r" $\downarrow$"}
 
-def region_table(result: Evaluation, region: str) -> Table:
-    """Mean ± standard deviation of each row in one region."""
-    body = []
-    for row in result.scores:
-        found = result.summary(row)
-        cells = [mean_cell(found.get((region, m))) for m in result.protocol.measures]
-        body.append([row, *cells, counted(result, found, region)])
-    columns = [MEASURES[m].title for m in result.protocol.measures]
-    return Table(titled(result, region.capitalize()), ["", *columns, "n"], body)
-
-
-def more_table(result: Evaluation) -> Table:
-    """The further measures of the protocol, a line a row and region."""
-    frechet = result.frechet_distances()
-    body = []
-    for row in result.scores:
-        found = result.summary(row)
-        for region in result.regions():
-            cells: list[Cell] = [mean_cell(found.get((region, m))) for m in result.protocol.more]
-            distance = frechet.get(row) if region == result.main_region() else None
-            body.append([row, region, *cells, distance, counted(result, found, region)])
-    columns = [MEASURES[m].title for m in result.protocol.more]
-    note = " ".join(result.notes.values())
-    title = titled(result, "Structure and detail")
-    return Table(title, ["", "Region", *columns, "Fréchet", "n"], body, note)
+Cell = str | int | float | None
 
 
-def interval_table(result: Evaluation) -> Table:
-    """Median and 95 % interval of the mean of the first measures, a line a row and region."""
-    shown, body = result.protocol.measures[:INTERVALS], []
-    for row in result.scores:
-        found = result.summary(row, interval=True)
-        for region in result.regions():
-            cells = [interval_cell(found.get((region, m))) for m in shown]
-            body.append([row, region, *cells])
-    columns = [MEASURES[m].title for m in shown]
-    note = (
-        "Median over patients; in brackets the 95 % bootstrap interval (BCa) of the mean. All "
-        "measures: metrics.json."
-    )
-    return Table(titled(result, "Median and interval"), ["", "Region", *columns], body, note)
+@dataclass(frozen=True)
+class Table:
+    """A table; numbers may be given as numbers, they are formatted alike everywhere.
+
+    Args:
+        better: column -> which values are better in it, where its rows compete with each other. The
+            best is set in bold. Cells such as ``25.19 ± 1.04`` count as their first number.
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    note: str = ""
+    better: Mapping[str, Literal["higher", "lower"]] = field(default_factory=dict)
+
+    def numeric_columns(self) -> list[bool]:
+        """Which columns hold only numbers (or ``n/a``) and are aligned to the right."""
+        texts = [[format_cell(cell) for cell in row] for row in self.rows]
+        return [
+            all(NUMBER_LIKE.match(row[index]) for row in texts)
+            for index in range(len(self.columns))
+        ]
+
+    def best(self) -> set[tuple[int, int]]:
+        """Return (row, column) of the best cells, as printed; none where all rows are equal."""
+        found = set()
+        for index, column in enumerate(self.columns):
+            values = [leading_number(format_cell(row[index])) for row in self.rows]
+            known = [v for v in values if v is not None]
+            if column in self.better and len(set(known)) > 1:
+                best = max(known) if self.better[column] == "higher" else min(known)
+                found |= {(place, index) for place, v in enumerate(values) if v == best}
+        return found
 
 
-def comparison_table(
-    result: Evaluation, metric: str, region: str, reference_row: str | None = None
-) -> Table:
-    """Differences between rows on the same patients, and what they are worth."""
-    found = result.comparisons(metric, region, reference_row)
+def leading_number(text: str) -> float | None:
+    """The number a cell starts with (``25.19 ± 1.04``, ``1,000``, ``inf``), or None."""
+    match = LEADING_NUMBER.match(text)
+    return float(match[0].replace(",", "")) if match else None
+
+
+def latex_table(table: Table) -> str:
+    """A ``tabular`` with the rules of booktabs, to stand in a ``table`` of a paper.
+
+    Text is escaped, the best values are bold, and an arrow in the head says which way is better.
+    Needs ``\\usepackage{booktabs}`` and UTF-8 input, as LaTeX has by default since 2018.
+    """
+    best = table.best()
+    head = [latex_text(c) + ARROWS.get(table.better.get(c, ""), "") for c in table.columns]
     body = [
-        [c.row, c.other, str(c.n), signed(c.difference), bracket(c.low, c.high), *_tests(c)]
-        for c in found
+        [
+            rf"\textbf{{{latex_text(cell)}}}" if (place, index) in best else latex_text(cell)
+            for index, cell in enumerate(row)
+        ]
+        for place, row in enumerate(table.rows)
     ]
-    note = (
-        f"{MEASURES[metric].title} in {region}, row minus the other on the same patients. p: "
-        f"Wilcoxon signed-rank test, two-sided; Holm over {len(found)} comparisons. Effect: "
-        "matched-pairs rank-biserial correlation, -1 to 1."
+    columns = "".join("r" if numeric else "l" for numeric in table.numeric_columns())
+    return "\n".join(
+        [
+            rf"\begin{{tabular}}{{{columns}}}",
+            r"\toprule",
+            " & ".join(head) + r" \\",
+            r"\midrule",
+            *(" & ".join(cells) + r" \\" for cells in body),
+            r"\bottomrule",
+            r"\end{tabular}",
+            "",
+        ]
     )
-    smallest = min((c.n for c in found), default=0)
-    if smallest < FEWEST:
-        note += (
-            f" With {smallest} patients no p below {smallest_p(smallest):.3g} is possible; 0.05 "
-            f"needs {FEWEST}."
-        )
-    columns = ["", "Against", "n", "Difference", "95 % interval", "p", "p Holm", "Effect"]
-    return Table(titled(result, "Paired comparison"), columns, body, note)
 
 
-def seeds_table(result: Evaluation, metric: str, region: str) -> Table:
-    """What training again with another seed changes, apart from the spread over patients."""
-    body = []
-    for row in result.seeds:
-        seeds = result.over_seeds(row, metric, region)
-        means = ", ".join(f"{number(value)}" for value in seeds.means.values())
-        body.append([row, str(len(seeds.means)), means, seeds.sd])
-    note = (
-        f"{MEASURES[metric].title} in {region}, mean over patients of each training; elsewhere the "
-        "scores of a patient are averaged over the seeds."
-    )
-    columns = ["", "Seeds", "Mean of each", "sd over seeds"]
-    return Table(titled(result, "Training seeds"), columns, body, note)
+def latex_text(value: Cell) -> str:
+    """A cell as LaTeX text: special characters escaped, minus signs of numbers as such."""
+    text = " ".join(format_cell(value).split())
+    sign = "$-$" if re.match(r"-[\d.i]", text) else ""
+    text = text[1:] if sign else text
+    escaped = "".join(LATEX.get(c, c) for c in text if c.isprintable())
+    return sign + escaped if sign else re.sub("-(?=-)", "-{}", escaped)
 
 
-def spread_table(result: Evaluation) -> Table:
-    """How well the predicted spread covers the error, a line a row and region."""
-    body = []
-    for row in result.reliability:
-        found = result.summary(row)
-        for region in result.regions():
-            if (region, SPREAD_METRICS[0]) in found:
-                cells = [mean_cell(found[region, metric]) for metric in SPREAD_METRICS]
-                n = found[region, SPREAD_METRICS[0]].n
-                body.append([row, region, *cells, f"{n}/{len(result.subjects)}"])
-    note = (
-        "Calibrated: 0.683 of the voxels within 1 standard deviation, 0.954 within 2, ECE 0, "
-        "error / spread 1. Less coverage and a larger ratio: overconfident."
-    )
-    return Table("Predicted spread", ["", "Region", *SPREAD.values(), "n"], body, note)
+def write_table(table: Table, folder: Path, stem: str) -> None:
+    """Write ``STEM.csv``, at full precision, ``STEM.md`` and ``STEM.tex``, atomically.
+
+    Raises:
+        OutputError: OUT-IO when the system refuses to write.
+    """
+    with (
+        atomic_path(folder / f"{stem}.csv") as temporary,
+        temporary.open("w", encoding="utf-8", newline="") as file,
+    ):
+        csv.writer(file).writerows(csv_rows(table.columns, table.rows))
+    texts = {"md": markdown_table(table.columns, table.rows), "tex": latex_table(table)}
+    for kind, text in texts.items():
+        with atomic_path(folder / f"{stem}.{kind}") as temporary:
+            temporary.write_text(text, encoding="utf-8")
 
 
-def failure_table(result: Evaluation) -> Table:
-    """Every patient that could not be evaluated, with the reason."""
-    body = [
-        [row, subject, reason]
-        for row, failed in sorted(result.failures.items())
-        for subject, reason in sorted(failed.items())
-    ]
-    note = "They count in the patients of n, not in the means: compare rows on the same patients."
-    return Table("Failed cases", ["", "Patient", "Reason"], body, note)
+def format_cell(value: Cell) -> str:
+    """A cell as text: four significant digits, ``n/a`` for NaN and None, ``inf`` for infinity."""
+    if value is None or value != value:
+        return "n/a"
+    if isinstance(value, float | np.floating):
+        return f"{value:,.0f}" if 999.95 <= abs(value) < math.inf else f"{value:#.4g}"
+    if isinstance(value, int | np.integer) and not isinstance(value, bool):
+        return f"{value:,}"
+    return str(value)
 
 
-def titled(result: Evaluation, title: str) -> str:
-    """Title of a table, with the protocol unless that is the default."""
-    name = result.protocol.name
-    return title if name == DEFAULT.name else f"{title} · protocol {name}"
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
+    """A GitHub table; pipes, line breaks and HTML in the cells are escaped."""
+
+    def line(cells: Sequence[Cell]) -> str:
+        texts = (html.escape(" ".join(format_cell(c).split()), quote=False) for c in cells)
+        return "| " + " | ".join(t.replace("\\", "\\\\").replace("|", "\\|") for t in texts) + " |"
+
+    aligned = Table("", columns, rows).numeric_columns()
+    rule = "| " + " | ".join("---:" if numeric else "---" for numeric in aligned) + " |"
+    return "\n".join([line(columns), rule, *map(line, rows)]) + "\n"
 
 
-def counted(result: Evaluation, found: Summaries, region: str) -> str:
-    """Patients with a value in a region, of all."""
-    most = max((s.n for (r, _), s in found.items() if r == region), default=0)
-    return f"{most}/{len(result.subjects)}"
+def csv_rows(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> list[list[str]]:
+    """Head and rows for ``csv.writer``, at full precision; no cell starts a spreadsheet formula."""
+    return [[_csv_cell(cell) for cell in row] for row in (columns, *rows)]
 
 
-def mean_cell(summary: SummaryRow | None) -> Cell:
-    """Mean ± standard deviation, or the mean alone where there is none."""
-    if summary is None or not isfinite(summary.mean) or isnan(summary.sd):
-        return None if summary is None else summary.mean
-    digits = _digits(summary.mean)
-    return f"{summary.mean:.{digits}f} ± {summary.sd:.{digits}f}"
-
-
-def interval_cell(summary: SummaryRow | None) -> Cell:
-    """Median and interval."""
-    if summary is None or isnan(summary.low):
-        return None if summary is None else summary.median
-    return f"{number(summary.median)} {bracket(summary.low, summary.high)}"
-
-
-def bracket(low: float, high: float) -> str | None:
-    """An interval as text; None where it is not defined."""
-    return None if isnan(low) else f"[{number(low)}, {number(high)}]"
-
-
-def number(value: float) -> str:
-    """As many digits as a mean has in the tables."""
-    return "n/a" if isnan(value) else f"{value:.{_digits(value)}f}"
-
-
-def signed(value: float) -> str:
-    """A difference, with its sign."""
-    return "n/a" if isnan(value) else f"{value:+.{3 if abs(value) >= 0.1 else 4}f}"
-
-
-def _digits(value: float) -> int:
-    return 2 if abs(value) >= 10 else 4
-
-
-def _tests(comparison: Comparison) -> list[Cell]:
-    shown = [None if isnan(p) else f"{p:.3g}" for p in (comparison.p, comparison.p_holm)]
-    return [*shown, None if isnan(comparison.effect) else f"{comparison.effect:+.2f}"]
+def _csv_cell(value: Cell) -> str:
+    if not isinstance(value, str):
+        return "n/a" if value is None or value != value else str(value)
+    try:
+        float(value)
+    except ValueError:
+        return f"'{value}" if value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+    return value

@@ -124,7 +124,8 @@ def test_files_agree_with_each_other(tmp_path, truth, patients, capsys):
         assert float(row["psnr"]) == (np.inf if stored == "inf" else pytest.approx(stored))
     page = (output / "report.html").read_text()
     assert "data:image/png" in page
-    assert "<script" not in page
+    assert "://" not in page
+    assert 'id="viewer-data"' in page
 
 
 def test_equal_input_gives_equal_bytes(tmp_path, truth, spread_out, patients):

@@ -1,0 +1,402 @@
+"""Charts and strips of slices as PNG and SVG bytes: the same for the same content.
+
+Colours are told apart with every common colour blindness, and never carry a meaning alone: lines
+and points differ in their marker, too.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Canvas
+
+# Okabe & Ito (2008), without yellow, pale on white
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = "osD^vPX*"  # eight shapes against seven colours: no pair comes twice before 56 points
+STRIP_CELL = 1.7  # inches, width of an image
+STRIP_BACKGROUND = "#101114"  # dark like a viewing station, in a light and in a dark page
+INK, GRID = "#2b2f36", "#e3e5e8"
+COLOUR_MAPS = {"error": "magma", "spread": "cividis"}  # perceptually uniform, rising in lightness
+
+
+def strip_figure(
+    rows: Sequence[Mapping[str, NDArray]],
+    row_titles: Sequence[str],
+    shared_window: Sequence[str] = ("T1", "synthetic", "real"),
+    error: str = "error",
+) -> bytes:
+    """Rows of labelled slices side by side, as PNG.
+
+    Args:
+        rows: a row a slice: ``{label: image (H, W)}``, first axis downwards, in display order. A
+            label that only some rows have leaves an empty field in the others.
+        row_titles: one a row, for example subject and slice.
+        shared_window: labels shown with one grey window, set by the last of them in the row. Every
+            other image has its own window.
+        error: label of the error map, shown in colour with one scale for all rows.
+    """
+    labels = list(dict.fromkeys(label for row in rows for label in row))
+    shape = next(iter(rows[0].values())).shape
+    canvas, grid = _strip_grid(labels, row_titles, shape, bar=0.75 if error in labels else 0.05)
+    errors = [row[error].ravel() for row in rows if error in row]
+    error_limit = float(np.nanpercentile(np.concatenate(errors), 99.5)) if errors else 0
+    for axes, row in zip(grid, rows, strict=True):
+        for ax, label in zip(axes, labels, strict=True):
+            if label == error and label in row:
+                colours = ax.imshow(
+                    row[label], cmap=COLOUR_MAPS["error"], vmin=0, vmax=error_limit or 1
+                )
+            elif label in row:
+                low, high = _grey_window(row, label, shared_window)
+                ax.imshow(row[label], cmap="gray", vmin=low, vmax=high)
+    if errors:
+        _colour_bar(canvas, colours, grid[:, labels.index(error)])
+    return figure_bytes(canvas, "png")
+
+
+def _strip_grid(
+    labels: Sequence[str], row_titles: Sequence[str], shape: tuple[int, int], bar: float
+) -> tuple[Canvas, NDArray]:
+    """Canvas and empty axes (rows, labels) with their titles; ``bar`` inches stay free at right."""
+    from matplotlib.figure import Figure as Canvas
+
+    margin, rows = 0.32, len(row_titles)
+    width = margin + STRIP_CELL * len(labels) + bar
+    height = margin + STRIP_CELL * shape[0] / shape[1] * rows + 0.05
+    canvas = Canvas(figsize=(width, height), facecolor=STRIP_BACKGROUND)
+    edges = {"left": margin / width, "right": 1 - bar / width, "bottom": 0.05 / height}
+    edges |= {"top": 1 - margin / height, "wspace": 0.03, "hspace": 0.03}
+    grid = canvas.subplots(rows, len(labels), squeeze=False, gridspec_kw=edges)
+    for ax in grid.flat:
+        ax.set(xticks=[], yticks=[], facecolor=STRIP_BACKGROUND)
+        ax.spines[:].set_visible(False)
+    for ax, label in zip(grid[0], labels, strict=True):
+        ax.set_title(label, color="white", fontsize=10, pad=5, parse_math=False)
+    for ax, title in zip(grid[:, 0], row_titles, strict=True):
+        ax.set_ylabel(title, color="white", fontsize=8, parse_math=False)
+    return canvas, grid
+
+
+def _grey_window(
+    row: Mapping[str, NDArray], label: str, shared_window: Sequence[str]
+) -> tuple[float, float]:
+    if label in shared_window:
+        label = next(name for name in reversed(shared_window) if name in row)
+    return float(np.nanmin(row[label])), float(np.nanpercentile(row[label], 99.8))
+
+
+def _colour_bar(canvas: Canvas, colours: Any, column: NDArray) -> None:
+    width = canvas.get_figwidth()
+    top, bottom = column[0].get_position(), column[-1].get_position()
+    _bar(canvas, colours, (top.x1 + 0.09 / width, bottom.y0, 0.1 / width, top.y1 - bottom.y0))
+
+
+def _bar(canvas: Canvas, colours: Any, place: Sequence[float]) -> None:
+    bar = canvas.colorbar(colours, cax=canvas.add_axes(place))
+    bar.ax.tick_params(colors="white", labelsize=7, width=0.5)
+    bar.outline.set_visible(False)
+
+
+@dataclass(frozen=True)
+class Pane:
+    """An image in a strip of a patient.
+
+    Args:
+        title: written above.
+        image: (H, W), first axis downwards; of kind ``grey`` in [0, 1].
+        kind: ``grey``, or one of ``COLOUR_MAPS``.
+    """
+
+    title: str
+    image: NDArray
+    kind: str = "grey"
+
+
+def panes_figure(
+    lines: Sequence[Sequence[Pane | None]], limits: Mapping[str, float], aspect: float = 1.0
+) -> bytes:
+    """Lines of panes under each other, as PNG; a line with a colour map has its bar at the right.
+
+    Args:
+        lines: of equal length; None leaves a field empty.
+        limits: kind -> value at the upper end of its colour map.
+        aspect: height of a voxel over its width.
+    """
+    from matplotlib.figure import Figure as Canvas
+
+    first = next(pane for line in lines for pane in line if pane)
+    size = aspect * STRIP_CELL * first.image.shape[0] / first.image.shape[1]
+    line_height, gap = size + 0.27, 0.05
+    width, height = STRIP_CELL * len(lines[0]) + 0.6, line_height * len(lines) + gap
+    canvas = Canvas(figsize=(width, height), facecolor=STRIP_BACKGROUND)
+    for number, line in enumerate(lines, start=1):
+        bottom = height - line_height * number
+        for column, pane in enumerate(line):
+            if pane is None:
+                continue
+            left = gap + STRIP_CELL * column
+            place = (left / width, bottom / height, (STRIP_CELL - gap) / width, size / height)
+            drawn = _draw_pane(canvas, pane, place, limits, aspect)
+            if pane.kind in limits and not any(line[column + 1 :]):
+                beside = (left + STRIP_CELL) / width
+                _bar(canvas, drawn, (beside, bottom / height, 0.1 / width, size / height))
+    return figure_bytes(canvas, "png")
+
+
+def _draw_pane(
+    canvas: Canvas,
+    pane: Pane,
+    place: Sequence[float],
+    limits: Mapping[str, float],
+    aspect: float,
+) -> Any:
+    """Draw into ``place`` of the canvas; 0 in a colour map, outside the brain, stays dark."""
+    ax = canvas.add_axes(place)
+    ax.set_axis_off()
+    ax.set_title(pane.title, color="white", fontsize=9, pad=4, parse_math=False)
+    coloured = pane.kind in limits
+    image = np.ma.masked_equal(pane.image, 0) if coloured else pane.image
+    colours = COLOUR_MAPS[pane.kind] if coloured else "gray"
+    high = limits.get(pane.kind, 1) or 1
+    return ax.imshow(image, cmap=colours, vmin=0, vmax=high, aspect=aspect)
+
+
+def loss_figure(
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], ylabel: str = "loss"
+) -> bytes:
+    """Loss against training step on a logarithmic scale, raw and smoothed, as SVG.
+
+    Args:
+        curves: ``{name: (steps, values)}``. Values that are not positive and finite are left out.
+        ylabel: name of the quantity.
+    """
+    canvas, ax = _chart("training step", ylabel)
+    for place, (name, (steps, values)) in enumerate(curves.items()):
+        colour = COLOURS[place % len(COLOURS)]
+        steps, values = np.asarray(steps, float), np.asarray(values, float)
+        valid = np.isfinite(values) & (values > 0)
+        steps, values = steps[valid], values[valid]
+        sparse = len(values) < 30
+        if not sparse:
+            ax.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8, rasterized=True)
+            values = _smooth(values, window=len(values) / 30)
+        ax.plot(steps, values, "o-" if sparse else "-", color=colour, markersize=4, label=name)
+    ax.set_yscale("log")
+    _legend(ax)
+    return figure_bytes(canvas, "svg")
+
+
+def _smooth(values: NDArray, window: float) -> NDArray:
+    """Exponential moving average over about ``window`` values, without bias at the start."""
+    keep = 1 - 1 / max(window, 2)
+    smoothed, total, weight = np.empty_like(values), 0.0, 0.0
+    for index, value in enumerate(values):
+        total, weight = keep * total + value, keep * weight + 1
+        smoothed[index] = total / weight
+    return smoothed
+
+
+def scatter_figure(points: Sequence[tuple[str, float, float]], xlabel: str, ylabel: str) -> bytes:
+    """Quality against cost, a point a backbone, named beside it and in the legend, as SVG.
+
+    A grey line joins the points that no other beats in both (the Pareto front).
+
+    Args:
+        points: (label, x, y). A point that is not finite is named as such instead of drawn.
+        xlabel: the cost; its axis is logarithmic if the values span a factor of 20.
+        ylabel: the quality.
+    """
+    from matplotlib.ticker import EngFormatter
+
+    canvas, ax = _chart(xlabel, ylabel)
+    shown = sorted((p for p in points if np.isfinite(p[1:]).all()), key=lambda point: -point[2])
+    for place, (label, x, y) in enumerate(shown):
+        colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
+        ax.plot(x, y, marker, color=colour, markersize=9, alpha=0.9, label=label)
+    for label, *_ in (point for point in points if point not in shown):
+        ax.plot([], [], " ", label=f"{label}: n/a")
+    costs = [x for _, x, _ in shown]
+    if costs and min(costs) > 0 and max(costs) / min(costs) >= 20:
+        ax.set_xscale("log")
+    if costs and max(costs) >= 1e4:  # parameters, bytes: 18M, 2G
+        ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+    front = pareto_front([point[1:] for point in shown])
+    if len(front) > 1:
+        ax.step(*zip(*front, strict=True), where="post", color="#9aa1ad", linewidth=1, zorder=0)
+    ax.margins(0.12)
+    _legend(ax, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    _name_points(canvas, ax, shown)
+    return figure_bytes(canvas, "svg")
+
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Those (cost, quality) that no other point matches at less cost, from cheap to dear."""
+    front: list[tuple[float, float]] = []
+    for cost, quality in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not front or quality > front[-1][1]:
+            front.append((cost, quality))
+    return front
+
+
+def _name_points(canvas: Canvas, ax: Axes, points: Sequence[tuple[str, float, float]]) -> None:
+    """Write each label where it covers no marker and no other label; else the legend names it."""
+    from matplotlib.transforms import Bbox
+
+    canvas.draw_without_rendering()
+    frame = ax.get_window_extent()
+    centres = [ax.transData.transform(point[1:]) for point in points]
+    scale = canvas.dpi / 72
+    taken = [
+        Bbox.from_bounds(x - 6 * scale, y - 6 * scale, 12 * scale, 12 * scale) for x, y in centres
+    ]
+    for (label, x, y), marker in zip(points, list(taken), strict=True):
+        for across, up, side in (
+            (9, 0, "left"),
+            (-9, 0, "right"),
+            (0, 12, "center"),
+            (0, -12, "center"),
+        ):
+            text = ax.annotate(
+                label,
+                (x, y),
+                (across, up),
+                textcoords="offset points",
+                fontsize=8,
+                color=INK,
+                ha=side,
+                va="center",
+                annotation_clip=False,
+                parse_math=False,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
+            )
+            box = text.get_window_extent()
+            free = not any(box.overlaps(other) for other in taken if other is not marker)
+            if (
+                free
+                and frame.x0 <= box.x0
+                and box.x1 <= frame.x1
+                and frame.y0 <= box.y0
+                and box.y1 <= frame.y1
+            ):
+                taken.append(box)
+                break
+            text.remove()
+
+
+def reliability_figure(
+    curves: Mapping[str, Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]]],
+) -> bytes:
+    """Observed error over predicted spread with the diagonal of a calibrated one, as SVG.
+
+    Args:
+        curves: ``{name: [(spread, error), ...]}``, a pair of arrays of one length for each patient.
+            Beside each of them the root mean square over patients is drawn.
+    """
+    canvas, ax = _chart("predicted spread", "observed error")
+    for place, (name, patients) in enumerate(curves.items()):
+        colour = COLOURS[place % len(COLOURS)]
+        for spread, error in patients:
+            ax.plot(spread, error, color=colour, alpha=0.3, linewidth=0.8)
+        together = np.sqrt(np.mean(np.square(patients), axis=0))
+        ax.plot(*together, "o-", color=colour, markersize=4, linewidth=2, label=name)
+    limit = max((np.nanmax(p, initial=0) for ps in curves.values() for p in ps), default=0) or 1
+    ax.plot([0, limit], [0, limit], "--", color=INK, linewidth=1, label="calibrated")
+    ax.set(xlim=(0, None), ylim=(0, None))
+    _legend(ax, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    return figure_bytes(canvas, "svg")
+
+
+def lines_figure(
+    panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], xlabel: str, kind: str
+) -> bytes:
+    """Charts side by side, two a row, that share a logarithmic cost axis and one legend.
+
+    Args:
+        panels: ``{name of the quantity: {line: [(cost, quality), ...]}}``. Points that are not
+            finite are left out.
+        xlabel: the cost.
+        kind: ``svg`` or ``png``.
+    """
+    from matplotlib.figure import Figure as Canvas
+
+    canvas = Canvas(
+        figsize=(9.6, 3.1 * -(-len(panels) // 2) + 0.5), layout="constrained", facecolor="white"
+    )
+    canvas.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
+    grid = canvas.subplots(-(-len(panels) // 2), min(2, len(panels)), squeeze=False)
+    names = list(dict.fromkeys(name for lines in panels.values() for name in lines))
+    for ax, (quantity, lines) in zip(grid.flat, panels.items(), strict=False):
+        _style(ax, xlabel, quantity)
+        costs = {x for line in lines.values() for x, _ in line}
+        for name, line in lines.items():
+            place = names.index(name)
+            colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
+            shown = [point for point in sorted(line) if np.isfinite(point).all()]
+            xs, ys = zip(*shown, strict=True) if shown else ((), ())
+            ax.plot(xs, ys, f"{marker}-", color=colour, markersize=5, alpha=0.85, label=name)
+        ax.set_xscale("log", base=2)
+        ax.set_xticks(_far_apart(sorted(costs)), minor=False)
+        ax.xaxis.set_major_formatter("{x:g}")
+        ax.minorticks_off()
+    for ax in grid.flat[len(panels) :]:
+        ax.set_visible(False)
+    handles, labels = grid.flat[0].get_legend_handles_labels()
+    legend = canvas.legend(
+        handles, labels, loc="outside lower center", ncols=5, frameon=False, labelcolor=INK
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+    return figure_bytes(canvas, kind)
+
+
+def _far_apart(values: Sequence[float], ratio: float = 1.35) -> list[float]:
+    """Those of rising values that can be written on a logarithmic axis without touching."""
+    kept: list[float] = []
+    for value in values:
+        if not kept or value >= ratio * kept[-1]:
+            kept.append(value)
+    return kept
+
+
+def _legend(ax: Axes, **place: Any) -> None:
+    if ax.get_legend_handles_labels()[1]:
+        for text in ax.legend(frameon=False, labelcolor=INK, **place).get_texts():
+            text.set_parse_math(False)
+
+
+def _chart(xlabel: str, ylabel: str) -> tuple[Canvas, Axes]:
+    from matplotlib.figure import Figure as Canvas
+
+    canvas = Canvas(figsize=(7, 3.9), layout="constrained", facecolor="white")
+    canvas.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
+    ax = canvas.add_subplot()
+    _style(ax, xlabel, ylabel)
+    return canvas, ax
+
+
+def _style(ax: Axes, xlabel: str, ylabel: str) -> None:
+    ax.set_xlabel(xlabel, color=INK)
+    ax.set_ylabel(ylabel, color=INK)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.grid(color=GRID, linewidth=0.8)
+    ax.tick_params(colors=INK)
+    ax.set_axisbelow(True)
+
+
+def figure_bytes(canvas: Canvas, kind: str, style: Mapping[str, Any] | None = None) -> bytes:
+    """A matplotlib figure as PNG or SVG, with further rcParams; the same for the same content."""
+    import matplotlib as mpl
+
+    stream = io.BytesIO()
+    undated = {"Date": None, "Creator": None} if kind == "svg" else {}
+    with mpl.rc_context({"svg.hashsalt": "dsdiff", **(style or {})}):
+        canvas.savefig(stream, format=kind, dpi=160, metadata=undated)
+    return stream.getvalue()

@@ -1,0 +1,138 @@
+"""Strips and viewer of an evaluation: worst patients first, an error map for every row."""
+
+import io
+import math
+
+import numpy as np
+import pytest
+from builders import RAS, head_image
+from matplotlib import colormaps
+from matplotlib.image import imread
+
+from ldm.data.nifti import Geometry
+from ldm.evaluation.figures import Pane, panes_figure, pareto_front
+from ldm.evaluation.folder import Case, Prediction
+from ldm.evaluation.pictures import (
+    add_to_viewer,
+    comparison_strip,
+    shown_volumes,
+    strips_figure,
+    viewer,
+)
+from ldm.evaluation.protocol import DEFAULT
+from ldm.evaluation.result import COPY_T1, Evaluation
+
+
+def case(name="P1", shape=(12, 14, 10)):
+    reference = head_image(shape).astype(np.float32)
+    brain = reference != 0
+    return Case(name, {"t1": reference * 2}, reference, brain, None, Geometry(shape, RAS, None))
+
+
+def predictions(case, **errors):
+    """Rows that are the reference plus a part of its range, without a bias of the bounds."""
+    low, high = DEFAULT.bounds(case.reference, case.brain)
+    inside = np.clip(case.reference, low + 0.2 * (high - low), low + 0.8 * (high - low))
+    return {
+        row.replace("_", " "): Prediction(inside + e * (high - low)) for row, e in errors.items()
+    }
+
+
+def evaluation(**psnr):
+    """One row ``unet`` beside a copied T1, on patients with these PSNR in the brain."""
+    result = Evaluation(DEFAULT, subjects=list(psnr))
+    result.scores = {
+        "unet": {name: {"brain": {"psnr": value}} for name, value in psnr.items()},
+        COPY_T1: {name: {"brain": {"psnr": 100 - value}} for name, value in psnr.items()},
+    }
+    for name in psnr:
+        one = case(name)
+        shown = shown_volumes(one, predictions(one, unet=0.1, copy_T1=0.0), DEFAULT)
+        result.strips[name] = comparison_strip(one, shown)
+        result.slices[name] = one.shown_slice()
+        add_to_viewer(result, one, shown)
+    return result
+
+
+def test_shown_volumes_share_the_window_of_the_truth_and_are_black_outside():
+    one = case()
+    shown = shown_volumes(one, predictions(one, unet=0.1, dit=-0.1), DEFAULT)
+    step = shown.predictions["unet"] - shown.predictions["dit"]
+    np.testing.assert_allclose(step[one.brain], 0.2, atol=1e-5)
+    for volume in (shown.real, *shown.inputs.values(), *shown.predictions.values()):
+        assert volume[~one.brain].max() == 0
+        assert 0 <= volume.min() <= volume.max() <= 1
+
+
+def test_spread_is_in_units_of_the_range_of_the_truth():
+    one = case()
+    low, high = DEFAULT.bounds(one.reference, one.brain)
+    spread = np.full(one.reference.shape, 0.25 * (high - low))
+    shown = shown_volumes(one, {"unet": Prediction(one.reference, spread)}, DEFAULT)
+    np.testing.assert_allclose(shown.spreads["unet"][one.brain], 0.25, rtol=1e-5)
+
+
+def test_a_strip_has_an_error_map_for_every_row_with_the_front_upwards():
+    one = case()
+    strip = comparison_strip(
+        one, shown_volumes(one, predictions(one, unet=0.1, dit=-0.2, copy_T1=0), DEFAULT)
+    )
+    errors = strip.errors()
+    assert list(errors) == ["unet", "dit"]  # the copied T1 is an input already
+    assert np.median(errors["dit"][errors["dit"] > 0]) > np.median(
+        errors["unet"][errors["unet"] > 0]
+    )
+    assert strip.real.shape[0] > strip.real.shape[1]  # the brain is longer than wide
+    assert strip.aspect == pytest.approx(1.2)
+
+
+def test_worst_patients_come_first_and_the_page_says_so():
+    result = evaluation(good=30.0, failed=math.nan, bad=20.0)
+    figures = strips_figure(result, most=2)
+    assert [f.title for f in figures] == ["Patient failed", "Patient bad"]
+    assert figures[0].caption.startswith("Worst first: 1 of 3 by the mean PSNR")
+    assert "(1 better ones are not shown)" in figures[1].caption
+    shown = viewer(result)
+    assert [p.id for p in shown.patients] == ["failed", "bad", "good"]
+    assert shown.rows == ["unet", COPY_T1]
+
+
+def test_the_viewer_keeps_to_its_budget_from_the_worst_on():
+    result = evaluation(good=30.0, bad=20.0)
+    bad = result.viewer["bad"]
+    shown = viewer(result, budget=bad.size())
+    assert [p.id for p in shown.patients] == ["bad"]
+    assert shown.left_out == 1
+    assert viewer(result, budget=0) is None
+
+
+def test_rows_without_room_continue_below():
+    """Nine rows: seven beside the one column of T1 and real, two in a block below."""
+    result = Evaluation(DEFAULT, subjects=["P1"])
+    one = case()
+    rows = predictions(one, **{f"row{n}": n / 20 for n in range(9)})
+    result.strips["P1"] = comparison_strip(one, shown_volumes(one, rows, DEFAULT))
+    result.scores = {row: {"P1": {"brain": {"psnr": 20.0}}} for row in rows}
+    result.slices["P1"] = 5
+    (nine,) = strips_figure(result)
+    del result.strips["P1"].predictions["row7"], result.strips["P1"].predictions["row8"]
+    (seven,) = strips_figure(result)
+    heights = [imread(io.BytesIO(figure.image)).shape[0] for figure in (nine, seven)]
+    assert heights[0] == pytest.approx(2 * heights[1], rel=0.02)
+
+
+def test_colour_maps_use_one_limit_and_leave_the_outside_dark():
+    image = np.array([[0.0, 0.5], [1.0, 0.0]])
+    brightest = tuple(colormaps["magma"](255, bytes=True)[:3])
+    for limit in (1.0, 2.0):
+        drawn = panes_figure([[Pane("error", image, "error")]], {"error": limit})
+        picture = (imread(io.BytesIO(drawn))[..., :3] * 255).round().astype(int)
+        pane = picture[:, : int(0.7 * picture.shape[1])]  # without the colour bar
+        colours = {tuple(pixel) for pixel in pane.reshape(-1, 3)}
+        assert (16, 17, 20) in colours  # the background, where the error is 0
+        assert (brightest in colours) == (limit == 1.0)
+
+
+def test_the_front_holds_what_no_cheaper_point_matches():
+    points = [(3, 20), (1, 10), (2, 20), (4, 15), (5, 21), (1, 9)]
+    assert pareto_front(points) == [(1, 10), (2, 20), (5, 21)]
