@@ -17,7 +17,7 @@ from statistics import median
 from typing import Any
 
 from ldm.callbacks.metrics_file import read_curves
-from ldm.cli.cells import Work, run_cells
+from ldm.cli.cells import Work, require_same_config, run_cells
 from ldm.cli.evaluate import show_progress, terminal_table
 from ldm.config import TOP_LEVEL, merge_config, save_config
 from ldm.data.layouts import Subject
@@ -31,7 +31,7 @@ from ldm.evaluation.cached import (
     spread_over_seeds,
 )
 from ldm.evaluation.cost import count_flops, count_parameters, training_flops
-from ldm.evaluation.grid import OWN_KEYS, Cell, Training, plan_cells, read_budget
+from ldm.evaluation.grid import OWN_KEYS, GridCell, Training, plan_cells, read_budget
 from ldm.evaluation.protocol import DEFAULT
 from ldm.evaluation.report import Table
 from ldm.evaluation.result import Evaluation
@@ -117,7 +117,7 @@ class Task:
     """A benchmark: its plan, its cells with their patients fixed, and the work on them."""
 
     described: Mapping[str, Any]
-    cells: Sequence[Cell]
+    cells: Sequence[GridCell]
     work: Work
     command: str
 
@@ -156,6 +156,8 @@ class Task:
             is_given = training.is_given
             seen = read_seen(training.run) if is_given else patients.trained_on(training)
             refuse_leaks(held_out, seen, training.row)
+            if not is_given:
+                require_same_config(training)
         work = Work(output, data.root, held_out, data.split["train"], first, timing)
         return cls(plan, cells, work, command)
 
@@ -239,7 +241,7 @@ class Task:
 
     def _benchmark(self, problems: Mapping[int, str]) -> Benchmark:
         """Return the results of the cells without a problem, one row for all seeds."""
-        rows: dict[str, list[Cell]] = {}
+        rows: dict[str, list[GridCell]] = {}
         for cell in self.cells:
             rows.setdefault(cell.row, []).append(cell)
         done = {row: [c for c in cells if c.number not in problems] for row, cells in rows.items()}
@@ -314,7 +316,7 @@ class Task:
         return lines
 
 
-def _trainings(cells: Sequence[Cell]) -> list[Training]:
+def _trainings(cells: Sequence[GridCell]) -> list[Training]:
     return list({c.training.folder: c.training for c in cells if c.training}.values())
 
 
@@ -352,7 +354,7 @@ class Patients:
         return self.splits[key]
 
 
-def _data_of_given(cells: Sequence[Cell], plan: Mapping[str, Any]) -> dict[str, Any]:
+def _data_of_given(cells: Sequence[GridCell], plan: Mapping[str, Any]) -> dict[str, Any]:
     """Return the ``data`` section of a benchmark of runs that were all trained before."""
     config = next(cell.training.config for cell in cells if cell.training)
     changed = {key: plan[key] for key in ("data",) if key in plan}
@@ -368,7 +370,7 @@ def visible_gpus() -> list[str]:
     return [str(number) for number in range(torch.cuda.device_count())]
 
 
-def cell_cost(cell: Cell) -> RowCost:
+def cell_cost(cell: GridCell) -> RowCost:
     """Return what a finished cell cost, from what its processes wrote and from its network."""
     training, run = cell.training, read_json(cell.training.run / "cost.json")
     network = network_cost(training)

@@ -27,7 +27,7 @@ from ldm.config import read_saved_config, save_config
 from ldm.data.seen import Digests, read_seen, refuse_leaks
 from ldm.errors import BusyError, OutputError
 from ldm.evaluation.cached import evaluate_once
-from ldm.evaluation.grid import Cell, Training
+from ldm.evaluation.grid import GridCell, Training
 from ldm.storage import folder_lock, read_json, write_json
 from ldm.util import targets_in
 
@@ -68,7 +68,7 @@ class Work:
     failed: dict[Path, str] = field(default_factory=dict)  # run folder -> reason, in this process
     children: set[subprocess.Popen] = field(default_factory=set)
 
-    def state(self, cell: Cell) -> tuple[str, str]:
+    def state(self, cell: GridCell) -> tuple[str, str]:
         """Return the state, and the reason of a failure.
 
         ``done``, ``failed``, ``running``, ``trained`` (to be sampled), ``begun`` or ``missing``.
@@ -86,14 +86,14 @@ class Work:
             return "trained", ""
         return ("begun" if any(cell.training.run.glob("checkpoints/*.ckpt")) else "missing"), ""
 
-    def request(self, cell: Cell) -> dict[str, Any]:
+    def request(self, cell: GridCell) -> dict[str, Any]:
         """Return what a cell must have been run with to be done."""
         described = {"sampling": dict(cell.sampling), "subjects": sorted(self.held_out)}
         if cell.baseline:
             described |= {"baseline": cell.baseline, "train": list(self.train)}
         return described
 
-    def run(self, cell: Cell, wait: bool = True, gpu: str | None = None) -> None:
+    def run(self, cell: GridCell, wait: bool = True, gpu: str | None = None) -> None:
         """Bring one cell to ``done`` or ``failed``.
 
         Raises:
@@ -111,14 +111,14 @@ class Work:
                 said = True
                 time.sleep(POLL)
 
-    def scores(self, cell: Cell, progress: Any = None) -> tuple[dict, dict]:
+    def scores(self, cell: GridCell, progress: Any = None) -> tuple[dict, dict]:
         """Return scores and reliability of a sampled cell, evaluated once."""
         path = cell.folder / "scores.json"
         return evaluate_once(
             cell.prediction, self.reference, self.held_out, path, progress=progress
         )
 
-    def _run(self, cell: Cell, gpu: str | None) -> None:
+    def _run(self, cell: GridCell, gpu: str | None) -> None:
         with self._lock(cell.folder):
             if self.state(cell)[0] == "done":
                 return
@@ -140,12 +140,10 @@ class Work:
             state = {"state": "failed" if reason else "done", "reason": reason}
             write_json(cell.folder / "cell.json", {**state, "request": self.request(cell)})
 
-    def _train(self, cell: Cell, gpu: str | None) -> str:
+    def _train(self, cell: GridCell, gpu: str | None) -> str:
         """Train as far as that is not done; return the reason of a failure."""
         training = cell.training
         with self._lock(training.folder):
-            if not training.is_given:
-                require_same_config(training)
             if not is_trained(training):
                 if training.run in self.failed:
                     return self.failed[training.run]
@@ -161,7 +159,7 @@ class Work:
         refuse_leaks(self.held_out, read_seen(training.run), cell.name)
         return ""
 
-    def _sample(self, cell: Cell, gpu: str | None) -> str:
+    def _sample(self, cell: GridCell, gpu: str | None) -> str:
         """Sample the held-out patients and measure the time; return the reason of a failure."""
         options = [part for key, value in cell.sampling.items() for part in _option(key, value)]
         options += trust(cell.training)
@@ -229,7 +227,7 @@ class Work:
             process.terminate()
             process.wait()
 
-    def _say(self, cell: Cell, what: str) -> None:
+    def _say(self, cell: GridCell, what: str) -> None:
         print(f"\n{cell.name}: {what}" if not self.is_quiet else f"{cell.name}: {what}", flush=True)
 
     def _lock(self, folder: Path) -> Any:
@@ -245,7 +243,7 @@ class Work:
             return True
 
 
-def run_cells(work: Work, cells: Sequence[Cell], jobs: int, gpus: Sequence[str]) -> int:
+def run_cells(work: Work, cells: Sequence[GridCell], jobs: int, gpus: Sequence[str]) -> int:
     """Run every cell that is not done, ``jobs`` at a time; return 0, or the code of an interrupt.
 
     A cell that another process holds is left for last. Failures are left in the cells' folders.
@@ -255,7 +253,7 @@ def run_cells(work: Work, cells: Sequence[Cell], jobs: int, gpus: Sequence[str])
         slots.put(gpus[number % len(gpus)] if jobs > 1 and gpus else None)
     stopped, busy = threading.Event(), []
 
-    def one(cell: Cell, wait: bool) -> int:
+    def one(cell: GridCell, wait: bool) -> int:
         if stopped.is_set():
             return 0
         slot = slots.get()
@@ -285,7 +283,7 @@ def run_cells(work: Work, cells: Sequence[Cell], jobs: int, gpus: Sequence[str])
 
 
 def _in_threads(
-    work: Work, one: Any, cells: Sequence[Cell], wait: bool, jobs: int, stopped: threading.Event
+    work: Work, one: Any, cells: Sequence[GridCell], wait: bool, jobs: int, stopped: threading.Event
 ) -> Iterator[int]:
     with ThreadPoolExecutor(jobs) as pool:
         try:

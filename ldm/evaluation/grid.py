@@ -56,7 +56,7 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Cell:
+class GridCell:
     """One training sampled in one way, or a baseline.
 
     Args:
@@ -143,7 +143,7 @@ def step_flops(config: Mapping[str, Any]) -> int:
     )
 
 
-def plan_cells(plan: Mapping[str, Any], output: Path) -> list[Cell]:
+def plan_cells(plan: Mapping[str, Any], output: Path) -> list[GridCell]:
     """Return the cells of a benchmark in the order of the table, every configuration checked.
 
     The numbers first go once through all trainings, then through their further samplings, then
@@ -165,11 +165,11 @@ def plan_cells(plan: Mapping[str, Any], output: Path) -> list[Cell]:
             name = f"{row}{SEPARATOR}seed {training.seed}" if several_seeds else row
             folder = training.folder / sampling_folder(options, shown)
             is_first = row not in {cell.row for cell in cells}
-            cells.append(Cell(0, row, name, folder, training, options, is_timed=is_first))
+            cells.append(GridCell(0, row, name, folder, training, options, is_timed=is_first))
             places.append((turn, index))
     for index, key in enumerate(read_baselines(plan)):
         name = BASELINES[key]
-        cells.append(Cell(0, name, name, output / "baselines" / key, baseline=key))
+        cells.append(GridCell(0, name, name, output / "baselines" / key, baseline=key))
         places.append((len(settings), index))
     order = sorted(range(len(cells)), key=places.__getitem__)
     numbered = {cell: number for number, cell in enumerate(order)}
@@ -204,8 +204,8 @@ def plan_trainings(plan: Mapping[str, Any], output: Path) -> list[Training]:
                 parts += [LATENT, {"model": {"params": path}}]
             parts += [*extra, {key: plan[key] for key in SHARED_KEYS if key in plan}]
             overrides = list(row.get("overrides") or [])
-            config = load_config([*parts, {"seed": seeds[0]}], overrides)
             if budget:
+                config = load_config([*parts, {"seed": seeds[0]}], overrides)
                 parts.append({"lightning": {"trainer": budget.trainer(config)}})
             for seed in seeds:
                 config = load_config([*parts, {"seed": seed}], overrides)
@@ -323,7 +323,7 @@ def sampling_folder(options: Mapping[str, Any], shown: Sequence[str]) -> str:
     return "-".join([*parts, *others])
 
 
-def _in_rows(cells: Sequence[Cell]) -> list[Cell]:
+def _in_rows(cells: Sequence[GridCell]) -> list[GridCell]:
     """Return the cells with those of one row together, rows in order of first appearance."""
     rows = list(dict.fromkeys(cell.row for cell in cells))
     return sorted(cells, key=lambda cell: rows.index(cell.row))
