@@ -42,6 +42,7 @@ setup(
         "rich",
     ],
     extras_require={
+        "energy": ["nvidia-ml-py"],  # joules of a GPU in the benchmark
         "test": [
             *("pytest", "hypothesis", "ruff", "pytorch-msssim", "SimpleITK"),
             *("diffusers", "segmentation_models_pytorch"),  # networks that shipped YAMLs adapt

@@ -85,6 +85,9 @@ def test_budget_of_steps_and_seconds():
     assert trainer({"budget": {"steps": 2000}})["max_steps"] == 2000
     timed = trainer({"budget": {"seconds": 90061}})
     assert (timed["max_steps"], timed["max_time"]) == (-1, "01:01:01:01")
+    assert trainer({"budget": {"seconds": None, "steps": 7}})["max_steps"] == 7
+    own = {"lightning": {"trainer": {"max_steps": 9}}}
+    assert trainer({"budget": {"steps": None}, **own})["max_steps"] == 9
 
 
 def test_budget_of_flops_pays_for_whole_steps():
@@ -110,6 +113,11 @@ def test_budget_of_flops_pays_for_whole_steps():
         ({"rows": {"a": {"run": "nowhere"}}}, "nowhere is no run folder"),
         ({"budget": {"steps": 2, "seconds": 3}}, "give one of"),
         ({"budget": {"hours": 2}}, "give one of"),
+        ({"budget": 2000}, "give one of"),
+        (
+            {"budget": {"steps": 2}, "lightning": {"trainer": {"max_steps": 9}}},
+            "budget.steps and lightning.trainer.max_steps both",
+        ),
         ({"seeds": []}, "give whole numbers"),
         ({"seeds": 3}, "give whole numbers"),
         ({"sampling": {"steps": []}}, "a list is empty"),

@@ -285,7 +285,7 @@ class Task:
         )
 
     def _settings(self) -> dict[str, Any]:
-        budget = read_budget(self.described.get("budget"))
+        budget = read_budget(self.described)
         sampling = self.described.get("sampling") or {}
         return {
             "budget": str(budget) if budget else "as configured",

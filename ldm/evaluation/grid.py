@@ -114,22 +114,33 @@ class Budget:
         return {"max_steps": int(steps), "max_time": None}
 
 
-def read_budget(described: Any) -> Budget | None:
+def read_budget(plan: Mapping[str, Any]) -> Budget | None:
     """Return the budget of a plan, None where the trainer's own settings hold.
 
     Raises:
-        ConfigError: CONFIG-VALUE.
+        ConfigError: CONFIG-VALUE; also where the plan sets the length of training twice.
     """
-    if described is None:
+    described = plan.get("budget")
+    given = described if isinstance(described, Mapping) else {"budget": described}
+    given = {kind: amount for kind, amount in given.items() if amount is not None}
+    if not given:
         return None
-    if isinstance(described, Mapping) and len(described) == 1:
-        ((kind, amount),) = described.items()
-        if kind in BUDGETS and isinstance(amount, int | float) and amount > 0:
-            return Budget(kind, amount)
-    raise ConfigError(
-        "CONFIG-VALUE",
-        f"budget is {described}: give one of {{steps: 2000}}, {{seconds: 600}}, {{flops: 1.0e15}}",
-    )
+    ((kind, amount), *more) = given.items()
+    if more or kind not in BUDGETS or not isinstance(amount, int | float) or not amount > 0:
+        raise ConfigError(
+            "CONFIG-VALUE",
+            f"budget is {described}: give one of {{steps: 2000}}, {{seconds: 600}}, "
+            "{flops: 1.0e15}; another is turned off as budget.steps=null",
+        )
+    trainer = (plan.get("lightning") or {}).get("trainer") or {}
+    for key in ("max_steps", "max_time", "max_epochs"):
+        if trainer.get(key) is not None:
+            raise ConfigError(
+                "CONFIG-VALUE",
+                f"budget.{kind} and lightning.trainer.{key} both set the length of training: "
+                f"change budget.{kind}, or turn it off with budget.{kind}=null",
+            )
+    return Budget(kind, amount)
 
 
 def step_flops(config: Mapping[str, Any]) -> int:
@@ -185,7 +196,7 @@ def plan_trainings(plan: Mapping[str, Any], output: Path) -> list[Training]:
     described = plan.get("rows")
     if not isinstance(described, Mapping) or not described:
         raise ConfigError("CONFIG-MISSING", "rows: name at least one, as {name: {config: YAML}}")
-    budget, seeds, spaces = read_budget(plan.get("budget")), read_seeds(plan), read_spaces(plan)
+    budget, seeds, spaces = read_budget(plan), read_seeds(plan), read_spaces(plan)
     found = []
     for name, row in described.items():
         if row is None:  # turned off, as rows.NAME=null does

@@ -61,7 +61,10 @@ def plan(tmp_path_factory, patients):
         },
         "lightning": {
             "trainer": {"accelerator": "cpu", "precision": 32},
-            "callbacks": {"checkpoint": {"params": {"every_n_steps": 1}}},
+            "callbacks": {
+                "checkpoint": {"params": {"every_n_steps": 1}},
+                **dict.fromkeys(("samples", "features", "curve")),
+            },
         },
     }
     path = tmp_path_factory.mktemp("plan") / "plan.yaml"
@@ -106,6 +109,23 @@ def undisturbed(tmp_path_factory, plan):
         patch.setattr(Work, "_dsdiff", run_inside)
         assert benchmark(plan, output) == 0
     return output
+
+
+@pytest.fixture
+def copies(monkeypatch, undisturbed):
+    """Take the work of the verbs from the undisturbed grid; return (verb, folder, GPU) of each."""
+    called = []
+
+    def run(work, folder, gpu, verb, *arguments):
+        called.append((verb, folder.relative_to(work.output).as_posix(), gpu))
+        output = arguments[arguments.index("--output") + 1]
+        source = undisturbed / output.relative_to(work.output)
+        shutil.copytree(source, output, dirs_exist_ok=True)
+        return 0, ""
+
+    monkeypatch.setattr(Work, "_dsdiff", run)
+    monkeypatch.setattr(Benchmark, "figures", lambda self: [])
+    return called
 
 
 def benchmark(plan, output, *more):
@@ -203,30 +223,30 @@ def test_killed_in_training_and_in_sampling_then_resumed(
     assert len(calls) == 4  # what is finished is not done again
 
 
-def test_failed_row_is_shown_and_tried_again(tmp_path, plan, calls, monkeypatch):
-    inside = Work._dsdiff
+def test_failed_row_is_shown_and_tried_again(tmp_path, plan, copies, monkeypatch):
+    copied = Work._dsdiff
 
-    def broken(work, folder, gpu, *arguments):
-        if arguments[0] == "train" and "rows/unet-one-step" in str(folder):
-            calls.append("broken")
+    def broken(work, folder, gpu, verb, *arguments):
+        if verb == "train" and "one-step" in str(folder):
             return 6, "dsdiff train: error NONFINITE-LOSS: loss is nan"
-        return inside(work, folder, gpu, *arguments)
+        return copied(work, folder, gpu, verb, *arguments)
 
-    more = [*ONE_CELL[2:], "seeds=[0]"]
+    more = ["baselines=[]", "sampling.steps=1", "timing=0", "seeds=[0]"]
     with monkeypatch.context() as patch:
         patch.setattr(Work, "_dsdiff", broken)
         assert benchmark(plan, tmp_path, *more) == 9
     rows = table(tmp_path)
     assert "FAILED: dsdiff train: error NONFINITE-LOSS" in rows["unet-one-step"]["PSNR dB"]
     assert float(rows["unet"]["PSNR dB"]) > 0
-    assert json.loads((tmp_path / "benchmark.json").read_text())["failures"].keys() == {
-        "unet-one-step"
-    }
+    failures = json.loads((tmp_path / "benchmark.json").read_text())["failures"]
+    assert failures.keys() == {"unet-one-step"}
+    copies.clear()
     assert benchmark(plan, tmp_path, *more) == 0
-    assert calls == ["train", "sample", "broken", "train", "sample"]
+    again = "rows/unet-one-step/seed-0"
+    assert [call[:2] for call in copies] == [("train", again), ("sample", f"{again}/ddim-1")]
 
 
-def test_plan_cell_and_collect(tmp_path, plan, undisturbed, calls, capsys):
+def test_plan_cell_and_collect(tmp_path, plan, undisturbed, copies, capsys):
     """The three doors of a job array; what is missing is a failed row, not a shorter table."""
     output = tmp_path / "out"
     shutil.copytree(undisturbed, output)
@@ -247,53 +267,42 @@ def test_plan_cell_and_collect(tmp_path, plan, undisturbed, calls, capsys):
     rows = table(output)
     assert rows["unet · steps 2"]["seeds"] == "1/2"
     assert rows["linear"]["PSNR dB"] == "FAILED: not done (missing)"
-    assert calls == []
+    assert copies == []
 
     for name in ("unet · steps 2 · seed 1", "linear"):
         number = next(cell["cell"] for cell in listed if cell["name"] == name)
         assert benchmark(plan, output, "--cell", number) == 0
-    assert calls == ["sample"]
+    assert [verb for verb, *_ in copies] == ["sample"]
     assert benchmark(plan, output, "--collect") == 0
     for metrics in ("metrics.csv", "metrics.json"):
         assert (output / metrics).read_bytes() == (undisturbed / metrics).read_bytes()
     assert benchmark(plan, output, "--cell", 10) == 2
 
 
-def test_two_processes_never_train_one_training(tmp_path, plan, calls, monkeypatch):
+def test_two_processes_never_train_one_training(tmp_path, plan, copies, monkeypatch):
     """A cell whose training another process holds waits until that is released."""
     holder = contextlib.ExitStack()
     holder.enter_context(folder_lock(tmp_path / "locks/rows/unet/seed-0"))
     waited = []
 
     def poll(seconds):
-        waited.append(list(calls))
+        waited.append(list(copies))
         holder.close()
 
     monkeypatch.setattr(cells.time, "sleep", poll)
     assert benchmark(plan, tmp_path, *ONE_CELL, "--cell", 0) == 0
     assert waited == [[]]
-    assert calls == ["train", "sample"]
+    assert [verb for verb, *_ in copies] == ["train", "sample"]
 
 
-def test_cells_run_at_once_with_a_gpu_each(tmp_path, plan, monkeypatch, undisturbed):
+def test_cells_run_at_once_with_a_gpu_each(tmp_path, plan, copies, monkeypatch):
     """Two jobs on two (pretended) GPUs: each training is done once, on one of them."""
-    done = []
-
-    def record(work, folder, gpu, *arguments):
-        done.append((arguments[0], str(folder), gpu))
-        output = str(arguments[arguments.index("--output") + 1])
-        shutil.copytree(
-            str(undisturbed) + output.removeprefix(str(tmp_path)), output, dirs_exist_ok=True
-        )
-        return 0, ""
-
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
-    monkeypatch.setattr(Work, "_dsdiff", record)
     assert benchmark(plan, tmp_path, "--jobs", 2, "timing=0", "baselines=[linear]") == 0
-    trained = [folder for verb, folder, _ in done if verb == "train"]
+    trained = [folder for verb, folder, _ in copies if verb == "train"]
     assert len(trained) == len(set(trained)) == 4
-    assert len([verb for verb, *_ in done if verb == "sample"]) == 6
-    assert {gpu for *_, gpu in done} == {"2", "5"}
+    assert [verb for verb, *_ in copies].count("sample") == 6
+    assert {gpu for *_, gpu in copies} == {"2", "5"}
     assert list(table(tmp_path)) == ["unet · steps 1", "unet · steps 2", "unet-one-step", "linear"]
 
 
