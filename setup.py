@@ -43,9 +43,12 @@ setup(
     ],
     extras_require={
         "energy": ["nvidia-ml-py"],  # joules of a GPU in the benchmark
+        "hdf5": ["h5py"],
+        "dicom": ["pydicom", "dicom2nifti"],
         "test": [
             *("pytest", "hypothesis", "ruff", "pytorch-msssim", "SimpleITK"),
             *("diffusers", "segmentation_models_pytorch"),  # networks that shipped YAMLs adapt
+            *("h5py", "pydicom", "dicom2nifti"),
         ],
     },
 )

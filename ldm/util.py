@@ -210,7 +210,7 @@ def targets_in(config: Any) -> list[str]:
     """Return every ``target`` in a nested configuration, in order of appearance.
 
     Beside a target, ``params`` holds constructor arguments: one that is called ``target`` (the
-    contrast to synthesise) names no class.
+    contrast to synthesise) names no class; one that is called ``layout`` names one by its dots.
     """
     if isinstance(config, Mapping):
         found, values = [], dict(config)
@@ -218,6 +218,8 @@ def targets_in(config: Any) -> list[str]:
             found, params = [str(values.pop("target"))], config.get("params")
             if isinstance(params, Mapping) and isinstance(params.get("target"), str):
                 values["params"] = {k: v for k, v in params.items() if k != "target"}
+            layout = params.get("layout") if isinstance(params, Mapping) else None
+            found += [layout] if isinstance(layout, str) and "." in layout else []
         return found + [t for value in values.values() for t in targets_in(value)]
     if isinstance(config, list | tuple):
         return [t for value in config for t in targets_in(value)]

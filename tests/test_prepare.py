@@ -139,7 +139,7 @@ def test_percentiles_are_in_order(low_high):
 def test_a_prepared_subject_is_the_cropped_brain_in_channels(brats_folder):
     layout, subjects = detect_layout(brats_folder)
     prepared = prepare_subject(subjects["p0"], layout, INPUTS, "t1ce", RobustNormaliser())
-    stored = {c: read_volume(subjects["p0"].files[c]).array for c in (*INPUTS, "t1ce", "seg")}
+    stored = {c: subjects["p0"].files[c].read().array for c in (*INPUTS, "t1ce", "seg")}
     brain = np.any([stored[c] != 0 for c in INPUTS], axis=0)
     box = bounding_box(brain)
     count, *plane = (stored["t1"][box].shape[i] for i in (2, 0, 1))
@@ -291,7 +291,7 @@ def test_a_real_patient_goes_there_and_back():
         inside = prepared.slices[:, channel][prepared.brain]
         assert abs(np.median(inside) + 1 / 3) < 0.01  # z = 0 of [-4, 8]
         assert 0.1 < np.percentile(inside, 75) - np.percentile(inside, 25) < 0.2  # 1 of 12, twice
-    t1 = read_volume(subjects["OpenMS_19"].files["t1"]).array
+    t1 = subjects["OpenMS_19"].files["t1"].read().array
     volume = prepared.to_volume(prepared.scales["t1"].restore(prepared.slices[:, 0]))
     inside = prepared.to_volume(np.abs(prepared.slices[:, 0]) < 1) > 0
     np.testing.assert_allclose(volume[inside], t1[inside], atol=1e-4 * np.ptp(t1))

@@ -1,5 +1,7 @@
 """Which patients a model has seen, by id and by content."""
 
+import shutil
+
 import pytest
 from builders import write_subject
 
@@ -19,9 +21,9 @@ def patients(tmp_path):
 
 def test_digests_are_those_of_the_files_and_follow_a_change(tmp_path, patients):
     first = subject_digests(patients.values(), tmp_path / "cache")
-    assert first["p1"]["t1"] == sha256(patients["p1"].files["t1"])
+    assert first["p1"]["t1"] == sha256(patients["p1"].files["t1"].path)
     assert subject_digests(patients.values(), tmp_path / "cache") == first
-    patients["p1"].files["t1"].write_bytes(patients["p0"].files["t1"].read_bytes())
+    shutil.copy(patients["p0"].files["t1"].path, patients["p1"].files["t1"].path)
     changed = subject_digests(patients.values(), tmp_path / "cache")
     assert changed["p1"]["t1"] == first["p0"]["t1"] != first["p1"]["t1"]
     assert changed["p1"]["t2"] == first["p1"]["t2"]
@@ -33,7 +35,7 @@ def test_a_patient_is_known_under_another_name(tmp_path, patients):
     assert same_patient("p0", {}, seen) == "p0"
     assert same_patient("p2", digests["p2"], seen) == "p0"
     assert same_patient("p1", digests["p1"], seen) is None
-    with pytest.raises(DataError, match=r"LEAK case=p2: .* same files under the name p0"):
+    with pytest.raises(DataError, match=r"LEAK case=p2: .* under the name p0 \(same image\)"):
         refuse_leaks({"p2": digests["p2"]}, seen, "unet")
     with pytest.raises(DataError, match=r"LEAK case=p0: .* 'unet' was trained on it"):
         refuse_leaks({"p0": {}}, seen, "unet")

@@ -13,7 +13,7 @@ from builders import INPUTS, write_subject
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ldm.data import cache, prepare
+from ldm.data import cache, prepare, volume_file
 from ldm.data.augmentation import SliceAugmentation
 from ldm.data.cache import CachedSubject, cache_root, cached_subject
 from ldm.data.datamodule import ContrastDataModule
@@ -47,7 +47,7 @@ def data_module(folder, **options) -> ContrastDataModule:
 
 def test_a_volume_is_decoded_once(brats_folder, tmp_path, monkeypatch):
     first = entry(tmp_path, brats_folder)
-    monkeypatch.setattr(prepare, "read_volume", lambda *_: pytest.fail("the NIfTI was opened"))
+    monkeypatch.setattr(volume_file, "read_volume", lambda *_: pytest.fail("it was opened"))
     second = entry(tmp_path, brats_folder)
     assert first.folder == second.folder
     assert isinstance(second.open("slices"), np.memmap)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from ldm.cli.train import add_layout_argument
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,8 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="holds ID_t1ce.nii.gz, and ID_t1ce_std.nii.gz where its spread is to be judged",
     )
     parser.add_argument(
-        "--reference", type=Path, required=True, metavar="FOLDER", help="the real subjects"
+        "--reference", type=Path, required=True, metavar="FOLDER|CSV", help="the real subjects"
     )
+    add_layout_argument(parser)
     parser.add_argument("--subjects", nargs="+", metavar="ID", help="only these")
     parser.add_argument(
         "--output", type=Path, metavar="FOLDER", help="for metrics.csv, metrics.json, report.html"
@@ -30,10 +34,16 @@ def run(args: argparse.Namespace) -> int:
     """Evaluate, print the tables, write the files."""
     from rich.console import Console
 
+    from ldm.data.layouts import detect_layout, summary
     from ldm.evaluation.folder import evaluate_folders
 
+    print(summary(*detect_layout(args.reference, args.layout)), file=sys.stderr)
     result = evaluate_folders(
-        {"prediction": args.prediction}, args.reference, args.subjects, progress=show_progress
+        {"prediction": args.prediction},
+        args.reference,
+        args.subjects,
+        progress=show_progress,
+        layout=args.layout,
     )
     console = Console()
     for table in result.tables():

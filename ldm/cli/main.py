@@ -17,6 +17,7 @@ from ldm.errors import DsdiffError, OutOfMemory, OutputError, WorkerError, one_l
 
 VERBS = {
     "demo": "train, sample and evaluate on synthetic patients; needs no data (start here)",
+    "prepare": "find and check subjects, fill the cache, write a manifest with digests",
     "train": "train a backbone from YAML, or resume a run",
     "distill": "train a student of 1 to 4 sampling steps from a trained model",
     "import": "turn a checkpoint of a public implementation into a model to sample from",

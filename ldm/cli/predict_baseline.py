@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from ldm.cli.sample import write_sidecar
-from ldm.data.cache import cached_subject
 from ldm.data.contrasts import load_contrasts
 from ldm.data.layouts import Subject
 from ldm.data.nifti import encode_volume, write_volume
@@ -17,7 +16,7 @@ from ldm.data.normalise import RobustNormaliser
 from ldm.data.prepare import brain_mask, prepare_subject
 from ldm.errors import ConfigError
 from ldm.evaluation.baselines import fit_baseline
-from ldm.storage import folder_lock, sha256
+from ldm.storage import folder_lock
 from ldm.util import instantiate_from_config
 
 COPIED = "t1"
@@ -51,8 +50,7 @@ def write_baseline(
             for subject in test:
                 _copy(subjects[subject], data, output)
             return
-        used = (data.layout, data.conditions, data.target, data.normaliser, data.axis, data.cache)
-        model = fit_baseline(name, [cached_subject(subjects[i], *used) for i in train])
+        model = fit_baseline(name, [data.decode(subjects[i]) for i in train])
         normaliser = (config.get("params") or {}).get("normaliser_config")
         for subject in test:
             _predict(name, model, subjects[subject], data, normaliser, output)
@@ -86,7 +84,7 @@ def _write(
 ) -> None:
     """Write the sidecar, then the volume."""
     stem = f"{subject.id}_{data.target}"
-    inputs = {c: sha256(subject.files[c]) for c in data.conditions}
+    inputs = {c: subject.files[c].sha256() for c in data.conditions}
     described = {"Synthetic": True, "request": {"baseline": name}, "inputs": inputs, **units}
     write_sidecar(output / f"{stem}.json", described, content)
     write_volume(output / f"{stem}.nii.gz", content, overwrite=True)

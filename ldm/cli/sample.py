@@ -11,6 +11,7 @@ import copy
 import hashlib
 import json
 import logging
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -20,8 +21,8 @@ from typing import Any
 import numpy as np
 
 from ldm.cli.main import as_known_error, report_error
-from ldm.cli.train import add_trust_argument
-from ldm.data.layouts import Layout, Subject, detect_layout, select_subjects
+from ldm.cli.train import add_layout_argument, add_trust_argument
+from ldm.data.layouts import Layout, Subject, detect_layout, select_subjects, summary
 from ldm.data.nifti import encode_volume, write_volume
 from ldm.data.prepare import PreparedSubject, fit_size, prepare_subject
 from ldm.data.seen import read_seen, same_patient
@@ -56,7 +57,8 @@ def add_volume_arguments(parser: argparse.ArgumentParser) -> None:
     from ldm.models.diffusion.noise import NOISES
 
     parser.add_argument("model", type=Path, help="run folder, or its model.safetensors")
-    parser.add_argument("--input", type=Path, required=True, metavar="FOLDER", help="subjects")
+    parser.add_argument("--input", type=Path, required=True, metavar="FOLDER|CSV", help="subjects")
+    add_layout_argument(parser)
     parser.add_argument(
         "--output", type=Path, required=True, metavar="FOLDER", help="for the synthetic volumes"
     )
@@ -135,7 +137,8 @@ class Request:
 def run(args: argparse.Namespace) -> int:
     """Sample every subject; one that fails does not stop the others."""
     check_counts(args)
-    layout, found = detect_layout(args.input)
+    layout, found = detect_layout(args.input, args.layout)
+    print(summary(layout, found), file=sys.stderr)
     subjects = select_subjects(found, args.subjects)
     with folder_lock(args.output):
         sampler = VolumeSampler(args)
@@ -241,7 +244,7 @@ class VolumeSampler:
         """
         stem = f"{subject.id}_{self.data.target}"
         path, sidecar = (self.args.output / f"{stem}{end}" for end in (".nii.gz", ".json"))
-        inputs = {c: sha256(subject.files[c]) for c in self.data.conditions if c in subject.files}
+        inputs = {c: subject.files[c].sha256() for c in self.data.conditions if c in subject.files}
         described = {"Synthetic": True, "inputs": inputs, "request": self.request.to_dict()}
         before = self._existing(path, sidecar, described)
         if before and path.is_file() and sha256(path) == before["sha256"]:

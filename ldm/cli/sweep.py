@@ -57,13 +57,13 @@ def run(args: argparse.Namespace) -> int:
     for name in args.sampler:
         get_sampler(name)
     wanted = [(name, steps) for name in args.sampler for steps in args.steps]
-    layout, found = detect_layout(args.input)
+    layout, found = detect_layout(args.input, args.layout)
     subjects = select_subjects(found, args.subjects or held_out(args.model, sorted(found)))
     with folder_lock(args.output):
         one = {"sampler": None, "steps": None, "eta": None, "overwrite": False}
         args = argparse.Namespace(**{**vars(args), **one})
         check_counts(args)
-        files = {s.id: {c: sha256(file) for c, file in s.files.items()} for s in subjects}
+        files = {s.id: {c: file.sha256() for c, file in s.files.items()} for s in subjects}
         work = Work(VolumeSampler(args), args.input, layout, subjects, args.output, files)
         work.refuse_models_without_steps()
         cells = [work.cell(*pair, f"{n}/{len(wanted)}") for n, pair in enumerate(wanted, 1)]
@@ -197,7 +197,8 @@ class Work:
         if all(before.get(key) == value for key, value in described.items()):
             return before["quality"]
         ids = [subject.id for subject in self.subjects]
-        result = evaluate_folders(predictions, self.reference, ids, baseline=not predictions)
+        told = {"baseline": not predictions, "layout": self.layout}
+        result = evaluate_folders(predictions, self.reference, ids, **told)
         quality = asdict(Quality.of(result, row))
         write_json(path, {**described, "quality": quality})
         return quality

@@ -49,6 +49,16 @@ def add_trust_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_layout_argument(parser: argparse.ArgumentParser) -> None:
+    """Declare ``--layout``."""
+    parser.add_argument(
+        "--layout",
+        metavar="NAME",
+        help="of the files (default: recognised): brats2021, brats2023, bids, nnunet, flat, "
+        "decathlon, hdf5, dicom, or my_module.MyLayout",
+    )
+
+
 def run(args: argparse.Namespace) -> int:
     """Train; return the exit code."""
     from ldm.checkpoint import newest_checkpoint, read_run_config
@@ -100,6 +110,8 @@ def train(config: Mapping[str, Any], folder: Path, checkpoint: Path | None = Non
     _quiet_lightning()
     data = instantiate_from_config(config["data"], where="data")
     data.setup("fit")
+    if is_main:
+        print(data.found, file=sys.stderr)
     torch.manual_seed(config.get("seed", 0))  # the first weights
     model = instantiate_from_config(config["model"], where="model")
     if checkpoint is None:

@@ -22,7 +22,7 @@ import numpy as np
 from ldm.data.layouts import Layout, Subject
 from ldm.data.normalise import Normaliser
 from ldm.data.prepare import prepare_subject
-from ldm.errors import DataError, OutputError
+from ldm.errors import OutputError
 from ldm.storage import TEMPORARY, flush
 
 FORMAT = 1
@@ -94,23 +94,13 @@ def _entry_key(
     used = [c for c in (*conditions, target, "seg") if c in subject.files]
     described: dict[str, Any] = {
         "format": FORMAT,
-        "files": {c: _state(subject.files[c], subject.id) for c in used},
+        "files": {c: subject.files[c].state(subject.id) for c in used},
         "conditions": conditions,
         "target": target,
         "normaliser": normaliser.to_dict(),
         "axis": axis,
     }
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _state(path: Path, case: str) -> list[Any]:
-    try:
-        status = path.stat()
-    except OSError as error:  # it vanished, or is a link to nothing
-        raise DataError(
-            "DATA-IO", f"cannot read {path.name}: {error.strerror}; restore the file", case
-        ) from error
-    return [str(path.resolve()), status.st_size, status.st_mtime_ns]
 
 
 def _publish(folder: Path, arrays: dict[str, np.ndarray]) -> None:

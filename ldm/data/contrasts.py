@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ldm.data.layouts import Layout, Subject
-from ldm.data.nifti import Geometry, read_volume
+from ldm.data.nifti import Geometry
 from ldm.errors import DataError
 
 
@@ -24,12 +24,12 @@ def load_contrasts(
         missing: contrasts that may be absent; they are then absent from the result.
 
     Raises:
-        DataError: what :func:`ldm.data.nifti.read_volume` raises; DATA-MISSING; DATA-SHAPE;
-            DATA-AFFINE.
+        DataError: what :meth:`ldm.data.volume_file.VolumeFile.read` raises; DATA-MISSING;
+            DATA-SHAPE; DATA-AFFINE.
     """
     subject.require([c for c in contrasts if c not in missing], layout)
     wanted = [c for c in contrasts if c in subject.files]
-    volumes = {c: read_volume(subject.files[c], subject.id, nonfinite) for c in wanted}
+    volumes = {c: subject.files[c].read(subject.id, nonfinite) for c in wanted}
     if not volumes:
         raise DataError(
             "DATA-MISSING", f"none of {', '.join(contrasts)} exists: add one", subject.id

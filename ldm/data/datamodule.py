@@ -15,7 +15,7 @@ from rich.progress import track
 from torch.utils.data import DataLoader, Subset
 
 from ldm.data.cache import CachedSubject, cached_subject
-from ldm.data.layouts import Subject, detect_layout
+from ldm.data.layouts import Subject, detect_layout, summary
 from ldm.data.prepare import AXES
 from ldm.data.slices import EndlessShuffle, PatchDataset, SliceDataset
 from ldm.data.split import split_subjects
@@ -27,7 +27,7 @@ class ContrastDataModule(pl.LightningDataModule):
     """Slices, or patches of the volumes, of the subjects below a folder, in any known layout.
 
     Args:
-        root: folder of subjects.
+        root: folder of subjects, or CSV file.
         conditions: input contrasts, in channel order.
         target: contrast to synthesise.
         train, val, test: ids, or a fraction (see :func:`ldm.data.split.split_subjects`).
@@ -47,6 +47,7 @@ class ContrastDataModule(pl.LightningDataModule):
         augmentation_config: ``target`` / ``params`` of an augmentation, or None.
         num_workers: processes that load slices; None: 4 beside an accelerator, else 0.
         cache: folder of decoded subjects; None: ``$DSDIFF_CACHE`` or the user's cache folder.
+        layout: naming of the files, see :func:`ldm.data.layouts.build_layout`; None: recognised.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class ContrastDataModule(pl.LightningDataModule):
         augmentation_config: Mapping[str, Any] | None = None,
         num_workers: int | None = None,
         cache: str | None = None,
+        layout: str | Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         if axis not in AXES:
@@ -102,10 +104,13 @@ class ContrastDataModule(pl.LightningDataModule):
         on_accelerator = torch.accelerator.is_available()
         self.num_workers = (4 if on_accelerator else 0) if num_workers is None else num_workers
         self.cache = Path(cache) if cache else None
+        self.layout_choice = layout
         self.split: dict[str, list[str]] = {}
 
     def find_subjects(self) -> dict[str, Subject]:
-        """Return the subjects below the root, and fill ``layout`` and ``split``.
+        """Return the subjects below the root, and fill ``layout``, ``found`` and ``split``.
+
+        A table that has a split decides it, unless parts are lists or there are folds.
 
         Raises:
             DataError: no subject, or the split is not possible.
@@ -114,9 +119,14 @@ class ContrastDataModule(pl.LightningDataModule):
             raise ConfigError(
                 "CONFIG-MISSING", "data.params.root is not set: give data.params.root=FOLDER"
             )
-        self.layout, subjects = detect_layout(self.root)
+        self.layout, subjects = detect_layout(self.root, self.layout_choice)
+        self.found = summary(self.layout, subjects)
+        told = {part: [s.id for s in subjects.values() if s.split == part] for part in self.parts}
+        listed = any(isinstance(part, Sequence) for part in self.parts.values())
+        use_told = any(told.values()) and not listed and self.fold is None
+        parts = told if use_told else self.parts
         self.split = split_subjects(
-            list(subjects), **self.parts, seed=self.seed, fold=self.fold, folds=self.folds
+            list(subjects), **parts, seed=self.seed, fold=self.fold, folds=self.folds
         )
         return subjects
 
@@ -194,20 +204,25 @@ class ContrastDataModule(pl.LightningDataModule):
             timeout=600 if self.num_workers else 0,
         )
 
-    def _decode(self, subjects: Sequence[Subject]) -> list[CachedSubject]:
-        def decode(subject: Subject) -> CachedSubject:
-            return cached_subject(
-                subject,
-                self.layout,
-                self.conditions,
-                self.target,
-                self.normaliser,
-                self.axis,
-                self.cache,
-            )
+    def decode(self, subject: Subject) -> CachedSubject:
+        """Return the cache entry of one subject, made if there is none.
 
+        Raises:
+            DataError: the subject cannot be used. OutputError: the cache cannot be written.
+        """
+        return cached_subject(
+            subject,
+            self.layout,
+            self.conditions,
+            self.target,
+            self.normaliser,
+            self.axis,
+            self.cache,
+        )
+
+    def _decode(self, subjects: Sequence[Subject]) -> list[CachedSubject]:
         with ThreadPoolExecutor(max_workers=4) as pool:  # zlib releases the interpreter lock
-            done = pool.map(decode, subjects)
+            done = pool.map(self.decode, subjects)
             return list(track(done, "Decoding patients", len(subjects), transient=True))
 
 

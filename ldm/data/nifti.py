@@ -134,13 +134,17 @@ class Volume:
     geometry: Geometry
 
 
-def read_volume(path: Path, case: str | None = None, nonfinite: str = "refuse") -> Volume:
+def read_volume(
+    path: Path, case: str | None = None, nonfinite: str = "refuse", channel: int | None = None
+) -> Volume:
     """Read and validate one NIfTI-1/2 volume.
 
     Args:
         path: a ``.nii`` or ``.nii.gz`` file.
         case: subject, for messages.
         nonfinite: ``refuse``, or ``zero`` to replace NaN and infinity.
+        channel: which volume, along the fourth axis, of a file that holds several; the whole file
+            is read and verified all the same.
 
     Raises:
         DataError: DATA-IO, DATA-FORMAT, DATA-HEADER, DATA-TOO-LARGE, DATA-CORRUPT, DATA-NDIM,
@@ -148,10 +152,11 @@ def read_volume(path: Path, case: str | None = None, nonfinite: str = "refuse") 
     """
     path = Path(path)
     header, payload = _read_bytes(path, case)
-    shape = _spatial_shape(header, path, case)
+    shape = _spatial_shape(header, path, case, channel)
     geometry = Geometry(shape, _checked_affine(header, shape, path, case), header)
-    stored = np.frombuffer(payload, header.get_data_dtype()).reshape(shape, order="F")
-    values = _finite(_scaled(stored, header, path, case), path, case, nonfinite)
+    voxels = np.frombuffer(payload, header.get_data_dtype()).reshape(*shape, -1, order="F")
+    stored = voxels[..., channel or 0]
+    values = finite_values(_scaled(stored, header, path, case), path.name, case, nonfinite)
     return Volume(geometry.to_canonical(values), geometry)
 
 
@@ -301,16 +306,27 @@ def _check_header(header: nib.Nifti1Header, path: Path, case: str | None) -> Non
         refuse(f"has vox_offset {offset}: expected {least} or a little more; repair the header")
 
 
-def _spatial_shape(header: nib.Nifti1Header, path: Path, case: str | None) -> tuple[int, int, int]:
+def _spatial_shape(
+    header: nib.Nifti1Header, path: Path, case: str | None, channel: int | None
+) -> tuple[int, int, int]:
+    """Return the shape of one volume; without ``channel`` it must be the only one in the file."""
     shape = header.get_data_shape()
     while len(shape) > 3 and shape[-1] == 1:
         log.info("%s: trailing axis of length 1 dropped", path.name)
         shape = shape[:-1]
-    if len(shape) != 3:
+    if channel is None and len(shape) != 3:
         raise DataError(
             "DATA-NDIM", f"{path.name} has shape {shape}: expected three axes; split it", case
         )
-    return tuple(int(n) for n in shape)
+    volumes = 1 if len(shape) == 3 else shape[3] if len(shape) == 4 else 0
+    if channel is not None and not 0 <= channel < volumes:
+        raise DataError(
+            "DATA-NDIM",
+            f"{path.name} has shape {shape}: expected four axes, the fourth with volume {channel}, "
+            "counted from 0; check the file, and dataset.json if there is one",
+            case,
+        )
+    return tuple(int(n) for n in shape[:3])
 
 
 def _checked_affine(
@@ -380,17 +396,22 @@ def _scaled(
     return scaled
 
 
-def _finite(array: np.ndarray, path: Path, case: str | None, nonfinite: str) -> np.ndarray:
+def finite_values(array: np.ndarray, name: str, case: str | None, nonfinite: str) -> np.ndarray:
+    """Return ``array``, its NaN and infinities refused or, with ``zero``, replaced.
+
+    Raises:
+        DataError: DATA-NONFINITE.
+    """
     bad = ~np.isfinite(array)
     if not bad.any():
         return array
     if nonfinite == "zero":
-        log.warning("%s: %d NaN or infinite voxels set to 0", path.name, bad.sum())
+        log.warning("%s: %d NaN or infinite voxels set to 0", name, bad.sum())
         return np.where(bad, np.float32(0), array)
     first = tuple(int(i) for i in np.argwhere(bad)[0])
     raise DataError(
         "DATA-NONFINITE",
-        f"{path.name} bad={int(bad.sum())}/{array.size} first={first}: voxels are NaN or Inf; "
+        f"{name} bad={int(bad.sum())}/{array.size} first={first}: voxels are NaN or Inf; "
         "fix the file or pass --nonfinite zero",
         case,
     )

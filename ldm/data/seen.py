@@ -6,16 +6,15 @@ another name is found too (as long as the files are the same bytes).
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ldm.data.cache import cache_root
-from ldm.data.layouts import Subject
+from ldm.data.layouts import CONTRASTS, Subject
+from ldm.data.manifest import leaks, state
 from ldm.errors import DataError
-from ldm.storage import read_json, sha256, write_json
+from ldm.storage import read_json, write_json
 
 SUBJECTS_FILE = "subjects.json"
 Digests = Mapping[str, Mapping[str, str]]  # subject -> contrast -> SHA-256 of its file
@@ -36,19 +35,12 @@ def subject_digests(subjects: Iterable[Subject], cache: Path | None = None) -> D
         return {s.id: digests for s, digests in zip(subjects, found, strict=True)}
 
 
-def _digests(subject: Subject, folder: Path) -> dict[str, str]:
-    try:
-        states = {
-            contrast: [str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns]
-            for contrast, path in sorted(subject.files.items())
-        }
-        key = hashlib.sha256(json.dumps(states).encode()).hexdigest()[:24]
-        if known := read_json(folder / f"{key}.json"):
-            return known
-        digests = {contrast: sha256(subject.files[contrast]) for contrast in states}
-    except OSError as error:
-        raise DataError("DATA-IO", f"cannot read a file: {error.strerror}", subject.id) from error
-    write_json(folder / f"{key}.json", digests)
+def _digests(subject: Subject, folder: Path) -> Mapping[str, str]:
+    kept = folder / f"{state(subject)}.json"
+    if known := read_json(kept):
+        return known
+    digests = {contrast: file.sha256() for contrast, file in sorted(subject.files.items())}
+    write_json(kept, digests)
     return digests
 
 
@@ -67,13 +59,8 @@ def read_seen(run: Path) -> Digests:
 
 def same_patient(subject: str, digests: Mapping[str, str], seen: Digests) -> str | None:
     """Return the id under which a model has seen a patient, or None."""
-    if subject in seen:
-        return subject
-    own = {d for contrast, d in digests.items() if contrast != "seg"}  # empty ones are all alike
-    for other, known in seen.items():
-        if own & {d for contrast, d in known.items() if contrast != "seg"}:
-            return other
-    return None
+    found = leaks({i: _images(known) for i, known in seen.items()}, {subject: _images(digests)})
+    return found[0].train if found else None
 
 
 def refuse_leaks(held_out: Digests, seen: Digests, where: str) -> None:
@@ -82,16 +69,14 @@ def refuse_leaks(held_out: Digests, seen: Digests, where: str) -> None:
     Raises:
         DataError: LEAK.
     """
-    for subject, digests in held_out.items():
-        other = same_patient(subject, digests, seen)
-        if other == subject:
-            raise DataError(
-                "LEAK", f"is tested, but '{where}' was trained on it: leave it out of one", subject
-            )
-        if other:
-            raise DataError(
-                "LEAK",
-                f"is tested, but '{where}' was trained on the same files under the name {other}: "
-                "leave it out of one",
-                subject,
-            )
+    sides = ({i: _images(known) for i, known in side.items()} for side in (seen, held_out))
+    for leak in leaks(*sides):
+        named = "" if leak.train == leak.test else f", under the name {leak.train} ({leak.reason})"
+        raise DataError(
+            "LEAK", f"is tested, but '{where}' was trained on it{named}: leave it out", leak.test
+        )
+
+
+def _images(digests: Mapping[str, str]) -> set[str]:
+    """Return the digests of the images: segmentations without a tumour are all alike."""
+    return {digest for contrast, digest in digests.items() if contrast in CONTRASTS}

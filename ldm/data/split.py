@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +13,14 @@ from ldm.errors import ConfigError, DataError
 from ldm.util import nearest
 
 Part = Sequence[str] | float | None
+# Examinations of one patient: sessions of BIDS, time points of BraTS 2023+.
+EXAMINATION = re.compile(r"(sub-[^_]+)_ses-[^_]+|(BraTS-[A-Za-z]+-\d{5})-\d{3}")
+
+
+def patient_of(subject: str) -> str:
+    """Return the patient of a subject: of ``sub-01_ses-02`` it is ``sub-01``."""
+    match = EXAMINATION.fullmatch(subject)
+    return next(filter(None, match.groups())) if match else subject
 
 
 def split_subjects(
@@ -22,11 +32,11 @@ def split_subjects(
     fold: int | None = None,
     folds: int = 5,
 ) -> dict[str, list[str]]:
-    """Return the subjects of ``train``, ``val`` and ``test``.
+    """Return the subjects of ``train``, ``val`` and ``test``; a patient's are all on one side.
 
     Args:
-        ids: all subjects.
-        train, val, test: a list of ids, or the fraction of the subjects not listed elsewhere;
+        ids: all subjects; several may be of one patient, see :func:`patient_of`.
+        train, val, test: a list of ids, or the fraction of the patients not listed elsewhere;
             ``train=None`` takes all that remain, ``val=None`` and ``test=None`` take none.
         seed: seed of the shuffle behind fractions and folds.
         fold, folds: k-fold: part ``fold`` (0-based) of ``folds`` becomes ``val``; the rest, less
@@ -44,11 +54,15 @@ def split_subjects(
         _check_fold(fold, folds, named)
         shares.pop("val", None)
     _check_shares(shares)
-    listed = {subject for members in named.values() for subject in members}
-    order = np.random.default_rng(seed).permutation(len(ids))
-    free = [s for s in (sorted(ids)[i] for i in order) if s not in listed]
+    listed = {patient_of(subject) for members in named.values() for subject in members}
+    examinations = defaultdict(list)
+    for subject in sorted(ids):
+        examinations[patient_of(subject)].append(subject)
+    patients = sorted(examinations)
+    order = np.random.default_rng(seed).permutation(len(patients))
+    free = [patient for patient in (patients[i] for i in order) if patient not in listed]
     counts = {part: _count(share, len(free)) for part, share in shares.items()}
-    result = {part: named.get(part, []) for part in parts}
+    result: dict[str, list[str]] = {part: [] for part in parts}
     for part in ("test", "val"):
         if part in counts:
             result[part], free = free[: counts[part]], free[counts[part] :]
@@ -57,6 +71,8 @@ def split_subjects(
         free = [s for i, s in enumerate(free) if i % folds != fold]
     if "train" not in named:
         result["train"] = free[: counts.get("train", len(free))]
+    result = {p: [s for i in members for s in examinations[i]] for p, members in result.items()}
+    result |= named
     if not result["train"]:
         raise DataError(
             "DATA-EMPTY", f"no subject is left to train on, of {len(ids)}: see train, val and test"
@@ -108,9 +124,10 @@ def _check_named(named: dict[str, list[str]], ids: Sequence[str]) -> None:
                     f"{nearest(subject, ids)}",
                     subject,
                 )
-            if owner.setdefault(subject, part) != part:
+            patient = patient_of(subject)
+            if owner.setdefault(patient, part) != part:
                 raise DataError(
                     "LEAK",
-                    f"is in '{owner[subject]}' and in '{part}': a patient has one side",
+                    f"is in '{owner[patient]}' and in '{part}': a patient has one side",
                     subject,
                 )

@@ -85,20 +85,22 @@ def evaluate_folders(
     protocol: MetricProtocol = DEFAULT,
     baseline: bool = True,
     progress: Any = None,
+    layout: Any = None,
 ) -> Evaluation:
     """Compare each folder of synthetic volumes with the real patients.
 
     Args:
         predictions: row name -> folder of ``ID_t1ce.nii.gz``.
-        reference: folder of real subjects in any known layout.
+        reference: folder, or CSV, of real subjects in any known layout.
         subjects: patients to compare; None: all that any folder predicts.
         baseline: add the row of T1 copied as T1ce.
         progress: wraps the list of patients, as ``rich.progress.track`` does.
+        layout: of ``reference``; None: recognised.
 
     Raises:
         DataError: DATA-MISSING, or a volume that cannot be read or lies on another grid.
     """
-    layout, real = detect_layout(reference)
+    layout, real = detect_layout(reference, layout)
     found = {row: detect_layout(folder) for row, folder in predictions.items()}
     ids = subjects or sorted({i for _, predicted in found.values() for i in predicted})
     result = Evaluation(protocol, subjects=list(ids))
@@ -160,7 +162,7 @@ def read_prediction(subject: Subject, layout: Layout, case: Case) -> Prediction:
     """
     arrays, geometry = load_contrasts(subject, layout, [TARGET])
     case.geometry.require_same_grid(geometry, ("reference", "prediction"), case.id)
-    path = subject.files[TARGET]
+    path = subject.files[TARGET].path
     stem = path.name.split(".nii")[0]
     spread = _read_spread(path.with_name(f"{stem}_std.nii.gz"), case)
     sidecar = path.with_name(f"{stem}.json")

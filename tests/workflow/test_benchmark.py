@@ -352,7 +352,7 @@ def test_patient_under_another_name_is_a_leak(tmp_path, plan, patients, capsys):
         shutil.copy(file, copy / file.name.replace("Phantom_0003", "Twin"))
     root = f"data.params.root={tmp_path / 'patients'}"
     assert benchmark(plan, tmp_path / "out", root) == 3
-    assert "same files under the name Twin" in capsys.readouterr().err
+    assert "under the name Twin (same image)" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

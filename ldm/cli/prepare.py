@@ -1,0 +1,173 @@
+"""``dsdiff prepare``: subjects of any layout, checked once, into the cache and a manifest."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from ldm.cli.main import as_known_error, report_error
+from ldm.cli.train import add_layout_argument
+from ldm.data.manifest import FILES, Row, examine, read_manifest, state, verify, write_manifest
+from ldm.errors import ConfigError, DataError, DsdiffError, OutputError, PartialError
+from ldm.storage import folder_lock
+
+MANIFEST = "manifest.csv"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument(
+        "input", type=Path, nargs="?", metavar="FOLDER|CSV", help="subjects, in any layout"
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="FOLDER", help=f"for {MANIFEST} (the volumes stay in place)"
+    )
+    parser.add_argument(
+        "--config",
+        nargs="+",
+        default=[],
+        metavar="CONFIG|KEY=VALUE",
+        help="YAML whose data section says contrasts, normaliser, axis and split, then overrides "
+        "such as data.params.axis=coronal (default: configs/base.yaml)",
+    )
+    add_layout_argument(parser)
+    parser.add_argument(
+        "--verify",
+        type=Path,
+        metavar="CSV",
+        help="compare a manifest with its files",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prepare every subject; one that fails does not stop the others."""
+    from rich.console import Console
+
+    if args.verify:
+        return verify_manifest(args.verify)
+    if not args.input or not args.output:
+        raise ConfigError("USAGE", "give FOLDER and --output FOLDER, or --verify MANIFEST")
+    manifest = args.output / MANIFEST
+    if manifest.exists() and args.input.exists() and manifest.samefile(args.input):
+        raise OutputError("OUT-EXISTS", f"{manifest} is the input: choose another --output")
+    data = data_module(args)
+    subjects = list(data.find_subjects().values())
+    print(data.found, file=sys.stderr)
+    with folder_lock(args.output):
+        work = Preparation(data, args.output, read_manifest(manifest))
+        outcomes = work.all_of(subjects)
+        rows = [outcome for outcome in outcomes if isinstance(outcome, dict)]
+        failures = [outcome for outcome in outcomes if isinstance(outcome, DsdiffError)]
+        for failure in failures:
+            report_error("prepare", failure)
+        if rows:
+            write_manifest(manifest, rows)
+    if rows:
+        for table in tables(rows):
+            Console().print(table)
+        new = sum(row["state"] != work.before.get(row["id"], {}).get("state") for row in rows)
+        print(f"prepared={len(rows)} (new={new}) failed={len(failures)}: {manifest}")
+        print(f"next: dsdiff train configs/backbone/unet.yaml data.params.root={manifest}")
+    if failures and rows:
+        raise PartialError("PARTIAL", f"{len(failures)} of {len(subjects)} subjects failed")
+    return failures[0].exit_code if failures else 0
+
+
+def verify_manifest(path: Path) -> int:
+    """Compare files with digests; report each that differs."""
+    problems = verify(path, lambda subjects: show_progress(subjects, "Verifying"))
+    for problem in problems:
+        report_error("prepare", problem)
+    print(f"{path}: {f'{len(problems)} files differ' if problems else 'every file is as it was'}")
+    return DataError.exit_code if problems else 0
+
+
+def data_module(args: argparse.Namespace) -> Any:
+    """Return the data module of the configuration, on the input."""
+    from ldm.config import load_config
+    from ldm.util import instantiate_from_config
+
+    files = [a for a in args.config if "=" not in a] or ["configs/base.yaml"]
+    config = load_config(files, [a for a in args.config if "=" in a])
+    layout = {"layout": args.layout} if args.layout else {}
+    return instantiate_from_config(config["data"], where="data", root=str(args.input), **layout)
+
+
+@dataclass
+class Preparation:
+    """What it takes to prepare one subject after another.
+
+    Args:
+        data: the data module, with its split.
+        folder: where the manifest will lie.
+        before: rows of the last manifest; a subject whose files are unchanged is not read again.
+    """
+
+    data: Any
+    folder: Path
+    before: dict[str, Row]
+
+    def all_of(self, subjects: Sequence[Any]) -> list[Row | DsdiffError]:
+        """Return the row of each subject, or why it has none."""
+        with ThreadPoolExecutor(max_workers=4) as pool:  # zlib releases the interpreter lock
+            done = pool.map(self.row, subjects)
+            return list(show_progress(done, "Preparing", len(subjects)))
+
+    def row(self, subject: Any) -> Row | DsdiffError:
+        """Check a subject, fill its cache entry and return its row.
+
+        Raises:
+            OutputError: the cache cannot be written.
+        """
+        try:
+            row = self.before.get(subject.id, {})
+            if row.get("state") != state(subject):
+                row = examine(subject, self.data.layout, self.folder)
+            brain = int(np.count_nonzero(self.data.decode(subject).open("brain")))
+        except Exception as error:
+            known = as_known_error(error)
+            if known is None or isinstance(known, OutputError):
+                raise
+            return known
+        part = next((p for p, ids in self.data.split.items() if subject.id in ids), "")
+        return {**row, "split": part, "brain_voxels": str(brain)}
+
+
+def show_progress(items: Iterable[Any], text: str, total: int | None = None) -> Iterable[Any]:
+    """Wrap subjects in a progress bar."""
+    from rich.progress import track
+
+    return track(items, text, total, transient=True)
+
+
+def tables(rows: Sequence[Row]) -> list[Any]:
+    """Return what was prepared: contrasts of each part, and the grids that occur."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    parts = Table("Part", "Subjects", *FILES, "Brain voxels (median)", box=SIMPLE_HEAD)
+    for part in ("train", "val", "test", ""):
+        own = [row for row in rows if row["split"] == part]
+        if own:
+            counts = [str(sum(bool(row.get(name)) for row in own)) for name in FILES]
+            brain = f"{median(int(row['brain_voxels']) for row in own):,.0f}"
+            parts.add_row(part or "none", str(len(own)), *counts, brain)
+    grids = Table("Shape", "Spacing (mm)", "Orientation", "Subjects", box=SIMPLE_HEAD)
+    common = Counter((row["shape"], row["spacing"], row["orientation"]) for row in rows)
+    for grid, count in common.most_common(5):
+        grids.add_row(*(text.replace("x", " x ") for text in grid[:2]), grid[2], str(count))
+    if len(common) > 5:
+        grids.add_row(f"{len(common) - 5} more", "", "", "")
+    for table in (parts, grids):
+        for column in table.columns[1:]:
+            column.justify = "right"
+    return [parts, grids]

@@ -1,0 +1,42 @@
+"""Where the files of a subject lie: one small class a layout, one small file a kind.
+
+A hospital adds its own as a subclass of :class:`Layout` that says :meth:`Layout.parse`, named by
+``data.params.layout=my_module.MyLayout`` (docs/data.md).
+"""
+
+from ldm.data.layouts.base import CONTRASTS, LABELS, Entry, Layout, Subject, Tree
+from ldm.data.layouts.bids import BIDS
+from ldm.data.layouts.brats import BraTS2021, BraTS2023
+from ldm.data.layouts.dataset_json import Decathlon, NnUNet
+from ldm.data.layouts.detect import LAYOUTS, build_layout, detect_layout, select_subjects, summary
+from ldm.data.layouts.dicom import Dicom, DicomSeries
+from ldm.data.layouts.flat import Flat
+from ldm.data.layouts.hdf5 import HDF5, HDF5Stack
+from ldm.data.layouts.table import SubjectTable
+from ldm.data.volume_file import VolumeFile
+
+__all__ = [
+    "BIDS",
+    "CONTRASTS",
+    "HDF5",
+    "LABELS",
+    "LAYOUTS",
+    "BraTS2021",
+    "BraTS2023",
+    "Decathlon",
+    "Dicom",
+    "DicomSeries",
+    "Entry",
+    "Flat",
+    "HDF5Stack",
+    "Layout",
+    "NnUNet",
+    "Subject",
+    "SubjectTable",
+    "Tree",
+    "VolumeFile",
+    "build_layout",
+    "detect_layout",
+    "select_subjects",
+    "summary",
+]

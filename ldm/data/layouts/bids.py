@@ -1,0 +1,79 @@
+"""BIDS: file names of ``key-value`` entities, in any order, before a suffix."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from ldm.data.layouts.base import LABELS, Entry, Layout, Tree, volume_stem
+from ldm.data.volume_file import VolumeFile
+
+SUFFIX_OF = {"T1w": "t1", "T2w": "t2", "FLAIR": "flair"}
+NO_TUMOUR = ("brain", "head", "GM", "WM", "CSF")  # labels of masks that are no segmentation
+NOT_RAW = ("derivatives", "sourcedata", "code")
+
+
+class BIDS(Layout):
+    """Brain Imaging Data Structure: ``sub-XX[/ses-YY]/anat/sub-XX[_ses-YY]_T1w.nii.gz``.
+
+    ``_T1w`` with an entity ``ce-...`` (``ce-gad``) is ``t1ce``; ``_T2w`` and ``_FLAIR`` must be
+    without. Each session is a subject of its own, ``sub-XX_ses-YY``. Segmentations are ``_dseg``
+    or ``_label-NAME_mask``, also below ``derivatives``, where images are passed over (give that
+    folder itself to read them).
+
+    Args:
+        select: entity -> value, to choose among several runs or acquisitions, such as
+            ``{"run": 1, "acq": "mprage"}``; files without the entity stay.
+    """
+
+    name = "BIDS"
+    ambiguous = "choose by data.params.layout.params.select (docs/data.md), or remove one"
+
+    def __init__(self, select: Mapping[str, str | int] | None = None) -> None:
+        self.select = {key: str(value) for key, value in (select or {}).items()}
+
+    def file_name(self, subject: str, contrast: str) -> str:  # noqa: D102
+        endings = {suffix: "_" + name for name, suffix in SUFFIX_OF.items()}
+        endings |= {"t1ce": "_ce-gad_T1w", LABELS: "_dseg"}
+        return f"anat/{subject}{endings.get(contrast, '_' + contrast)}.nii.gz"
+
+    def find(self, tree: Tree) -> Iterator[Entry]:  # noqa: D102
+        for path in tree.volumes:
+            parsed = self.parse(path)
+            above = path.relative_to(tree.root).parts
+            if parsed and (parsed[1] == LABELS or not set(above) & set(NOT_RAW)):
+                yield Entry(*parsed, VolumeFile(path), _dataset(path, tree.root))
+
+    def parse(self, path: Path) -> tuple[str, str] | None:  # noqa: D102
+        *pairs, suffix = (volume_stem(path.name) or "").split("_")
+        entities = dict(pair.partition("-")[::2] for pair in pairs)
+        contrast = _contrast(suffix, entities)
+        well_formed = len(entities) == len(pairs) and all(entities.values())
+        if not contrast or not well_formed or not entities.get("sub") or not self._told(entities):
+            return None
+        session = f"_ses-{entities['ses']}" if "ses" in entities else ""
+        return f"sub-{entities['sub']}{session}", contrast
+
+    def _told(self, entities: Mapping[str, str]) -> bool:
+        return all(_plain(entities.get(k, v)) == _plain(v) for k, v in self.select.items())
+
+
+def _contrast(suffix: str, entities: Mapping[str, str]) -> str | None:
+    if suffix == "dseg" or (suffix == "mask" and entities.get("label", "brain") not in NO_TUMOUR):
+        return LABELS
+    contrast = SUFFIX_OF.get(suffix)
+    if "ce" in entities:
+        return "t1ce" if contrast == "t1" else None
+    return contrast
+
+
+def _plain(value: str) -> str:
+    """Return an index such as ``01`` without its zeros."""
+    return value.lstrip("0") if value.isdigit() else value
+
+
+def _dataset(path: Path, root: Path) -> Path:
+    """Return the folder of the dataset: the one above ``derivatives`` or ``sub-XX``."""
+    parts = path.relative_to(root).parts[:-1]
+    inner = (i for i, p in enumerate(parts) if p == "derivatives" or p.startswith("sub-"))
+    return root.joinpath(*parts[: next(inner, len(parts))])

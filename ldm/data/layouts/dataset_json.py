@@ -1,0 +1,133 @@
+"""``imagesTr`` and ``labelsTr`` with a ``dataset.json``: Medical Decathlon and nnU-Net."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ldm.data.layouts.base import (
+    CONTRASTS,
+    LABELS,
+    Entry,
+    Layout,
+    Tree,
+    contrast_named,
+    volume_stem,
+)
+from ldm.data.volume_file import VolumeFile
+from ldm.errors import DataError
+
+IMAGES = {"imagesTr": "labelsTr", "imagesTs": "labelsTs", "imagesVal": "labelsVal"}
+DECATHLON_CHANNELS = ("flair", "t1", "t1ce", "t2")  # of Task01_BrainTumour
+NUMBERED = re.compile(r"(.+)_(\d{4})")
+
+
+def channel_contrasts(folder: Path) -> dict[int, str] | None:
+    """Return the contrast of each channel that ``dataset.json`` names, or None without the file.
+
+    ``channel_names`` is nnU-Net's key, ``modality`` that of its version 1 and of the Decathlon.
+
+    Raises:
+        DataError: DATA-LAYOUT, the file cannot be read or names no contrast.
+    """
+    path = folder / "dataset.json"
+    if not path.is_file():
+        return None
+    try:
+        described: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        listed = described.get("channel_names") or described["modality"]
+        channels = {int(number): str(name) for number, name in listed.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            "DATA-LAYOUT",
+            f'{folder.name}/dataset.json names no channels ({error!r}): write "channel_names": '
+            '{"0": "T1", "1": "T2", ...}',
+        ) from error
+    named = {n: contrast_named(name) for n, name in channels.items()}
+    known = {n: contrast for n, contrast in named.items() if contrast in CONTRASTS}
+    if not known or len(set(known.values())) < len(known):
+        raise DataError(
+            "DATA-LAYOUT",
+            f"{folder.name}/dataset.json names the channels {', '.join(channels.values())}: "
+            f"expected each of {', '.join(CONTRASTS)} at most once; correct the names",
+        )
+    return known
+
+
+class Decathlon(Layout):
+    """Medical Segmentation Decathlon, Task01: ``imagesTr/ID.nii.gz`` of four volumes, ``labelsTr``.
+
+    The order is FLAIR, T1w, T1gd, T2w, or what ``dataset.json`` says (Antonelli et al. 2022).
+    """
+
+    name = "Medical Decathlon"
+
+    def file_name(self, subject: str, contrast: str) -> str:  # noqa: D102
+        return f"{'labelsTr' if contrast == LABELS else 'imagesTr'}/{subject}.nii.gz"
+
+    def find(self, tree: Tree) -> Iterator[Entry]:  # noqa: D102
+        for folder, paths in tree.folders.items():
+            images = [p for p in paths if _subject(p) and not NUMBERED.fullmatch(_subject(p))]
+            if folder.name not in IMAGES or not images:
+                continue
+            named = channel_contrasts(folder.parent)
+            channels = dict(enumerate(DECATHLON_CHANNELS)) if named is None else named
+            for path in images:
+                for channel, contrast in channels.items():
+                    yield Entry(_subject(path), contrast, VolumeFile(path, channel), folder)
+            subjects = {_subject(path) for path in images}
+            yield from _labels(tree, folder, folder.parent / IMAGES[folder.name], subjects)
+
+
+class NnUNet(Layout):
+    """nnU-Net: ``imagesTr/ID_0000.nii.gz``, ``ID_0001``, ... and ``labelsTr/ID.nii.gz``.
+
+    ``dataset.json`` beside ``imagesTr`` (or among the images) says which contrast a number is:
+    ``channel_names``, or ``modality`` in version 1.
+    """
+
+    name = "nnU-Net"
+
+    def file_name(self, subject: str, contrast: str) -> str:  # noqa: D102
+        if contrast == LABELS:
+            return f"labelsTr/{subject}.nii.gz"
+        return f"imagesTr/{subject}_NNNN.nii.gz with dataset.json naming NNNN {contrast}"
+
+    def find(self, tree: Tree) -> Iterator[Entry]:
+        """Yield what is numbered.
+
+        Raises:
+            DataError: DATA-LAYOUT, without a ``dataset.json``.
+        """
+        for folder, paths in tree.folders.items():
+            numbered = {p: NUMBERED.fullmatch(_subject(p) or "") for p in paths}
+            images = {path: match.groups() for path, match in numbered.items() if match}
+            if not images:
+                continue
+            channels = channel_contrasts(folder) or channel_contrasts(folder.parent)
+            if channels is None:
+                raise DataError(
+                    "DATA-LAYOUT",
+                    f"{next(iter(images)).name} is numbered as of nnU-Net, but no dataset.json "
+                    'says what 0000 is: write {"channel_names": {"0": "T1", "1": "T2", ...}} to '
+                    f"{folder.name}/dataset.json",
+                )
+            for path, (subject, number) in images.items():
+                if contrast := channels.get(int(number)):
+                    yield Entry(subject, contrast, VolumeFile(path), folder)
+            subjects = {subject for subject, _ in images.values()}
+            labels = folder.parent / IMAGES.get(folder.name, "labels")
+            yield from _labels(tree, folder, labels, subjects)
+
+
+def _subject(path: Path) -> str | None:
+    return volume_stem(path.name)
+
+
+def _labels(tree: Tree, owner: Path, folder: Path, subjects: set[str]) -> Iterator[Entry]:
+    for path in tree.folders.get(folder, ()):
+        if _subject(path) in subjects:
+            yield Entry(_subject(path), LABELS, VolumeFile(path), owner)

@@ -1,0 +1,158 @@
+"""Which layout a folder has: the one that recognises most files."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ldm.data.layouts.base import CONTRASTS, LABELS, Entry, Layout, Subject, Tree
+from ldm.data.layouts.bids import BIDS
+from ldm.data.layouts.brats import BraTS2021, BraTS2023
+from ldm.data.layouts.dataset_json import Decathlon, NnUNet
+from ldm.data.layouts.dicom import Dicom
+from ldm.data.layouts.flat import Flat
+from ldm.data.layouts.hdf5 import HDF5
+from ldm.data.layouts.table import PARTS, SubjectTable
+from ldm.errors import ConfigError, DataError
+from ldm.util import get_obj_from_str, instantiate_from_config, nearest
+
+log = logging.getLogger(__name__)
+
+# Of equally many files, the first wins.
+LAYOUTS: Mapping[str, type[Layout]] = {
+    "brats2021": BraTS2021,
+    "brats2023": BraTS2023,
+    "bids": BIDS,
+    "nnunet": NnUNet,
+    "flat": Flat,
+    "decathlon": Decathlon,
+    "hdf5": HDF5,
+    "dicom": Dicom,
+}
+Choice = str | Mapping[str, Any] | Layout | None
+
+
+def build_layout(choice: Choice) -> Layout | None:
+    """Return the layout that a name, ``module.Class`` or ``{target, params}`` means.
+
+    Raises:
+        ConfigError: CONFIG-VALUE (no such name), CONFIG-TARGET (no such class, or no layout).
+    """
+    if choice is None or isinstance(choice, Layout):
+        return choice
+    if isinstance(choice, str) and "." not in choice:
+        if cls := LAYOUTS.get(choice.lower()):
+            return cls()
+        raise ConfigError(
+            "CONFIG-VALUE",
+            f"layout is {choice}{nearest(choice, LAYOUTS)}: give {', '.join(LAYOUTS)}, or "
+            "my_module.MyLayout",
+        )
+    config = {"target": choice} if isinstance(choice, str) else choice
+    cls = get_obj_from_str(config.get("target", ""))
+    if not (isinstance(cls, type) and issubclass(cls, Layout)):
+        raise ConfigError(
+            "CONFIG-TARGET",
+            f"layout {config.get('target')} is no subclass of ldm.data.layouts.Layout: see "
+            "docs/data.md",
+        )
+    return instantiate_from_config(config, where="data.params.layout")
+
+
+def detect_layout(root: Path, layout: Choice = None) -> tuple[Layout, dict[str, Subject]]:
+    """Return the layout of a folder or CSV file and its subjects.
+
+    Args:
+        root: a folder, or a CSV file (see :class:`ldm.data.layouts.table.SubjectTable`).
+        layout: choice instead of detection, see :func:`build_layout`.
+
+    Raises:
+        DataError: DATA-MISSING (no such folder), DATA-LAYOUT (no file is recognised), or what
+            :meth:`Layout.subjects` raises.
+    """
+    root = Path(root).expanduser()
+    if root.is_file():
+        if root.suffix.lower() != ".csv":
+            raise DataError("DATA-LAYOUT", f"{root.name} is a file: give a folder, or a .csv file")
+        table = SubjectTable()
+        return table, table.read(root)
+    if not root.is_dir():
+        raise DataError("DATA-MISSING", f"there is no folder {root}: give the folder of subjects")
+    tree, chosen = Tree(root), build_layout(layout)
+    found = {chosen: list(chosen.find(tree))} if chosen else _candidates(tree)
+    if not any(found.values()):
+        names = [chosen] if chosen else [cls() for cls in LAYOUTS.values()]
+        expected = ", ".join(candidate.file_name("ID", "t1") for candidate in names)
+        raise DataError(
+            "DATA-LAYOUT", f"no subject found: expected files like {expected}; looked in {root}"
+        )
+    best = max(found, key=lambda candidate: len(_paths(found[candidate])))
+    _report_others(found, best)
+    return best, best.subjects(found[best])
+
+
+def summary(layout: Layout, subjects: Mapping[str, Subject]) -> str:
+    """Return in one line what was found: layout, subjects, and how many have each contrast."""
+    counts = Counter(contrast for s in subjects.values() for contrast in s.files)
+    parts = Counter(s.split for s in subjects.values() if s.split)
+    found = [f"{contrast} {counts[contrast]}" for contrast in (*CONTRASTS, LABELS)]
+    split = [f"{part} {parts[part]}" for part in PARTS if parts[part]]
+    number = f"{len(subjects)} subject{'s' * (len(subjects) != 1)}"
+    return f"{layout.name}: {', '.join([number, *found, *split])}"
+
+
+def select_subjects(subjects: Mapping[str, Subject], ids: Iterable[str] | None) -> list[Subject]:
+    """Return the named subjects (all if ``ids`` is None) in sorted order.
+
+    Raises:
+        DataError: DATA-MISSING for an id that does not exist.
+    """
+    if ids is None:
+        return list(subjects.values())
+    for subject in ids:
+        if subject not in subjects:
+            raise DataError("DATA-MISSING", f"no such subject{nearest(subject, subjects)}", subject)
+    return [subjects[i] for i in sorted(set(ids))]
+
+
+def _candidates(tree: Tree) -> dict[Layout, list[Entry]]:
+    """Return what each layout recognises; a refusal counts where no other recognises anything.
+
+    Raises:
+        DataError: the refusal.
+    """
+    found: dict[Layout, list[Entry]] = {}
+    refusals = []
+    for cls in LAYOUTS.values():
+        layout = cls()
+        try:
+            if entries := list(layout.find(tree)):
+                found[layout] = entries
+        except DataError as refusal:
+            refusals.append(refusal)
+    if not found and refusals:
+        raise refusals[0]
+    return found
+
+
+def _paths(entries: Iterable[Entry]) -> set[Path]:
+    return {path for entry in entries for path in entry.file.paths}
+
+
+def _report_others(found: Mapping[Layout, list[Entry]], best: Layout) -> None:
+    own = _paths(found[best])
+    for layout, entries in found.items():
+        if layout is best or all(entry.contrast == LABELS for entry in entries):
+            continue
+        other = _paths(entries)
+        if shared := len(other & own):
+            log.warning(
+                "files that %s recognises too: %d; read as %s. To choose: --layout or "
+                "data.params.layout",
+                *(layout.name, shared, best.name),
+            )
+        if left := len(other - own):
+            log.warning("files left out, because they are of %s: %d", layout.name, left)

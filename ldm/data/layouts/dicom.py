@@ -1,0 +1,176 @@
+"""DICOM series, converted to NIfTI once: a folder a patient, a sub-folder a series."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import logging
+import re
+import secrets
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
+
+from ldm.data.layouts.base import LABELS, Entry, Layout, Tree, contrast_named, volume_stem
+from ldm.data.nifti import Volume, read_volume
+from ldm.data.volume_file import VolumeFile
+from ldm.errors import DataError
+from ldm.storage import atomic_path, sha256
+
+log = logging.getLogger(__name__)
+
+ENDINGS = (".dcm", ".ima")
+PREAMBLE = 128  # bytes before the mark DICM
+DICOM_AXES = axcodes2ornt("LPS")
+# Words of a SeriesDescription; T2* and maps are no anatomy that a network is trained on.
+T1_WORDS = {"t1", "t1w", "t1wi", "mprage", "spgr", "bravo", "fspgr", "tfl3d", "vibe"}
+T2_WORDS = {"t2", "t2w", "t2wi"}
+AGENT_WORDS = {"gd", "gad", "ce", "post", "postcontrast", "km", "contrast", "c"}
+NATIVE_WORDS = {"pre", "native", "nativ", "without", "wo", "precontrast"}
+OTHER_WORDS = {"star", "swi", "gre", "dwi", "adc", "dti", "perf", "perfusion", "dsc", "asl", "map"}
+OTHER_WORDS |= {"loc", "localizer", "scout", "sub", "subtraction", "mip", "mpr"}
+
+
+def contrast_of_series(description: str, agent: str) -> str | None:
+    """Return the contrast that ``SeriesDescription`` and ``ContrastBolusAgent`` mean, or None.
+
+    Whole words count. T1 comes before FLAIR, because a T1 FLAIR is a T1-weighted image.
+    """
+    text = description.lower().replace("t2*", "t2 star")
+    words = set(re.split(r"[^a-z0-9]+", text))
+    if words & OTHER_WORDS:
+        return None
+    if words & T1_WORDS:
+        enhanced = bool(agent.strip()) or bool(words & AGENT_WORDS) or "+c" in text
+        return "t1ce" if enhanced and not words & NATIVE_WORDS else "t1"
+    if words & {"flair", "dark"}:
+        return None if words & {"gd", "gad", "post", "postcontrast"} else "flair"
+    return "t2" if words & T2_WORDS else None
+
+
+@dataclass(frozen=True)
+class DicomSeries(VolumeFile):
+    """One series: ``path`` is the folder of its files.
+
+    The NIfTI file that is made of it lies in the cache, along the axes of DICOM (to the left, to
+    the back, to the head).
+    """
+
+    @property
+    def paths(self) -> tuple[Path, ...]:  # noqa: D102
+        if not self.path.is_dir():
+            return (self.path,)  # its state says why it cannot be read
+        files = sorted(p for p in self.path.iterdir() if p.is_file() and p.name[0] != ".")
+        return tuple(files) or (self.path,)
+
+    def read(self, case: str | None = None, nonfinite: str = "refuse") -> Volume:  # noqa: D102
+        from ldm.data.cache import cache_root  # which reads subjects, and so imports layouts
+
+        state = repr(self.state(case)).encode()
+        key = hashlib.sha256(state).hexdigest()[:16]
+        converted = cache_root() / "dicom" / f"{self.path.name[:32]}-{key}.nii.gz"
+        if not converted.is_file():
+            self._convert(converted, case)
+        return read_volume(converted, case, nonfinite)
+
+    def _convert(self, output: Path, case: str | None) -> None:
+        dicom2nifti, _ = _libraries(case)
+        with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(io.StringIO()):
+            made = Path(scratch) / f"{secrets.token_hex(4)}.nii.gz"
+            try:
+                dicom2nifti.dicom_series_to_nifti(str(self.path), str(made), reorient_nifti=False)
+                image = nib.load(made)
+                turn = ornt_transform(io_orientation(image.affine), DICOM_AXES)
+                content = image.as_reoriented(turn)
+            except Exception as error:  # the library raises its own kinds, and pydicom's
+                raise DataError(
+                    "DATA-FORMAT",
+                    f"series {self.path.name} cannot be converted ({error}): expected one volume "
+                    "of parallel slices; convert it with dcm2niix",
+                    case,
+                ) from error
+            with atomic_path(output) as temporary:
+                nib.save(content, temporary)
+
+    def _digest(self) -> str:
+        parts = sorted(sha256(path) for path in self.paths)
+        return hashlib.sha256("".join(parts).encode()).hexdigest()
+
+
+class Dicom(Layout):
+    """``ID/SERIES/*.dcm``: series named as a contrast, or recognised by their description.
+
+    A series folder ``t1``, ``T1ce``, ``t2``, ``flair`` is what it says; another is read from
+    ``SeriesDescription`` and ``ContrastBolusAgent`` of its first file, and passed over if they
+    name no contrast. ``ID/seg.nii.gz`` is the segmentation, on the grid of the series with axes to
+    the left, to the back and to the head (as ITK writes DICOM). Needs ``dsdiff[dicom]``.
+    """
+
+    name = "DICOM"
+    ambiguous = "name the folder of the right one t1, t1ce, t2 or flair, or give a CSV"
+
+    def file_name(self, subject: str, contrast: str) -> str:  # noqa: D102
+        return f"{subject}/{contrast}/*.dcm"
+
+    def find(self, tree: Tree) -> Iterator[Entry]:  # noqa: D102
+        patients = set()
+        series = [(f, first) for f, paths in tree.folders.items() if (first := _first(paths))]
+        named = {folder: contrast_named(folder.name) for folder, _ in series}
+        told = {(folder.parent, contrast) for folder, contrast in named.items() if contrast}
+        for folder, first in series:
+            contrast = named[folder] or _described(first)
+            patient = folder.parent
+            if contrast is None or (not named[folder] and (patient, contrast) in told):
+                log.info("series %s is passed over", folder.name)
+                continue
+            patients.add(patient)
+            yield Entry(patient.name, contrast, DicomSeries(folder), patient)
+        for patient in patients:
+            for path in tree.folders.get(patient, ()):
+                if volume_stem(path.name) == LABELS:
+                    yield Entry(patient.name, LABELS, VolumeFile(path), patient)
+
+
+def _first(paths: list[Path]) -> Path | None:
+    """Return the first file if the files of a folder are DICOM."""
+    first = next((p for p in paths if p.name.lower() not in ("dicomdir", "version")), None)
+    if first is None or first.suffix.lower() in ENDINGS:
+        return first
+    known = first.suffix and not first.suffix[1:].isdigit()  # 1.2.840.113619 is a common name
+    if known or not first.is_file():
+        return None
+    try:
+        with first.open("rb") as stream:
+            return first if stream.read(PREAMBLE + 4)[PREAMBLE:] == b"DICM" else None
+    except OSError:
+        return None
+
+
+def _described(path: Path) -> str | None:
+    _, pydicom = _libraries()
+    try:
+        tags = ["SeriesDescription", "ContrastBolusAgent"]
+        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags)
+    except (OSError, pydicom.errors.InvalidDicomError):
+        return None
+    return contrast_of_series(*(str(header.get(tag) or "") for tag in tags))
+
+
+def _libraries(case: str | None = None) -> tuple[Any, Any]:
+    try:
+        import dicom2nifti
+        import pydicom
+    except ImportError as error:
+        raise DataError(
+            "DATA-EXTRA",
+            f"DICOM files need {error.name}, which is missing: pip install 'dsdiff[dicom]', or "
+            "convert them with dcm2niix",
+            case,
+        ) from error
+    return dicom2nifti, pydicom

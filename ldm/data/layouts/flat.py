@@ -1,0 +1,42 @@
+"""A folder a patient, a file a contrast."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from ldm.data.layouts.base import Entry, Layout, Tree, volume_stem
+
+NAMES = {
+    "t1": "t1",
+    "ce": "t1ce",
+    "t1ce": "t1ce",
+    "t2": "t2",
+    "flair": "flair",
+    "seg": "seg",
+    "mask": "seg",
+}
+
+
+class Flat(Layout):
+    """Folders of the DS-Diff research code: ``ID/t1.nii.gz``, ``t2``, ``flair``, ``ce``, ``seg``.
+
+    ``t1ce`` may stand for ``ce``, and ``mask`` for ``seg``; beside a ``seg``, a ``mask`` is taken
+    to be that of the brain and passed over.
+    """
+
+    name = "folder per patient"
+
+    def file_name(self, subject: str, contrast: str) -> str:  # noqa: D102
+        return f"{subject}/{'ce' if contrast == 't1ce' else contrast}.nii.gz"
+
+    def parse(self, path: Path) -> tuple[str, str] | None:  # noqa: D102
+        contrast = NAMES.get(volume_stem(path.name) or "")
+        return (path.parent.name, contrast) if contrast else None
+
+    def find(self, tree: Tree) -> Iterator[Entry]:  # noqa: D102
+        found = list(super().find(tree))
+        labelled = {e.owner for e in found if volume_stem(e.file.path.name) == "seg"}
+        for entry in found:
+            if not (entry.owner in labelled and volume_stem(entry.file.path.name) == "mask"):
+                yield entry

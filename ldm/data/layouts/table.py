@@ -1,0 +1,119 @@
+"""A CSV table of subjects: any files, wherever they lie."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from ldm.data.layouts.base import CONTRASTS, LABELS, Entry, Layout, Subject
+from ldm.data.layouts.dicom import DicomSeries
+from ldm.data.layouts.hdf5 import ENDINGS, HDF5Stack
+from ldm.data.nifti import SUFFIXES
+from ldm.data.volume_file import VolumeFile
+from ldm.errors import DataError
+
+CELL = re.compile(r"(.+)#(\d+|mask)")
+PARTS = ("train", "val", "test")
+FORMULA = ("=", "+", "-", "@")  # a spreadsheet runs a cell that starts so, unless a ' is before it
+
+
+def volume_at(cell: str, folder: Path) -> VolumeFile:
+    """Return the volume that a cell names: a path, relative to ``folder``, with ``#channel``."""
+    marked = CELL.fullmatch(cell)
+    text, channel = marked.groups() if marked else (cell, None)
+    path = folder / Path(text).expanduser()
+    if text.endswith(ENDINGS):
+        return HDF5Stack(path, int(channel) if channel and channel.isdigit() else "mask")
+    if text.endswith(SUFFIXES):
+        return VolumeFile(path, int(channel) if channel else None)
+    return DicomSeries(folder / cell)
+
+
+class SubjectTable(Layout):
+    """A CSV file with the columns ``id``, ``t1``, ``t1ce``, ``t2``, ``flair``, ``seg``.
+
+    An empty cell is a contrast that does not exist. A path is relative to the CSV file;
+    ``file.nii.gz#2`` is the third volume of a 4-D file, a folder is a DICOM series. ``split``
+    (``train``, ``val``, ``test``) and ``site`` are optional; other columns are passed over.
+    Separators are commas or semicolons.
+    """
+
+    name = "CSV"
+
+    def file_name(self, subject: str, contrast: str) -> str:  # noqa: D102
+        return f"a path in column {contrast}"
+
+    def read(self, path: Path) -> dict[str, Subject]:
+        """Return the subjects of a CSV file.
+
+        Raises:
+            DataError: DATA-LAYOUT (no column ``id`` or no contrast, an unknown split), DATA-ID,
+                DATA-FORMAT (not a text file), DATA-IO.
+        """
+        rows = read_rows(path)
+        _require_columns(rows[0] if rows else {}, path)
+        subjects = self.subjects(_entries(rows, path))
+        told = {row["id"]: row for row in rows}
+        return {
+            i: Subject(i, s.files, _split(told[i], path), told[i].get("site") or None)
+            for i, s in subjects.items()
+        }
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a CSV file, with column names in lower case.
+
+    Raises:
+        DataError: DATA-FORMAT, DATA-IO.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise DataError("DATA-IO", f"cannot read {path.name}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise DataError("DATA-FORMAT", f"{path.name} is no UTF-8 text: save it as CSV") from error
+    head = text.partition("\n")[0]
+    separator = ";" if head.count(";") > head.count(",") else ","
+    lines = csv.reader(text.splitlines(), delimiter=separator)
+    columns = [name.strip().lower() for name in next(lines, [])]
+    return [
+        {name: _without_guard(cell.strip()) for name, cell in zip(columns, line, strict=False)}
+        for line in lines
+        if any(cell.strip() for cell in line)
+    ]
+
+
+def guarded(cell: str) -> str:
+    """Return a cell that no spreadsheet takes for a formula; :func:`read_rows` undoes it."""
+    return f"'{cell}" if cell.startswith((*FORMULA, "'")) else cell
+
+
+def _without_guard(cell: str) -> str:
+    return cell[1:] if cell.startswith("'") and cell[1:].startswith((*FORMULA, "'")) else cell
+
+
+def _require_columns(row: Mapping[str, str], path: Path) -> None:
+    if "id" not in row or not set(row) & set(CONTRASTS):
+        raise DataError(
+            "DATA-LAYOUT",
+            f"{path.name} has {'the columns ' + ', '.join(row) if row else 'no rows'}: expected "
+            f"id, {', '.join(CONTRASTS)}, seg, and a row a subject",
+        )
+
+
+def _entries(rows: list[dict[str, str]], path: Path) -> Iterator[Entry]:
+    for number, row in enumerate(rows, 2):
+        owner = path.with_name(f"line {number}")
+        for contrast in (*CONTRASTS, LABELS):
+            if cell := row.get(contrast):
+                yield Entry(row["id"], contrast, volume_at(cell, path.parent), owner)
+
+
+def _split(row: Mapping[str, str], path: Path) -> str | None:
+    if (part := row.get("split") or None) and part not in PARTS:
+        raise DataError(
+            "DATA-LAYOUT", f"{path.name} has split '{part}': give {', '.join(PARTS)}", row["id"]
+        )
+    return part

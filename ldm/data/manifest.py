@@ -1,0 +1,168 @@
+"""The manifest of a data set: a CSV that is read as a layout, with digests and facts.
+
+Columns ``id``, ``t1``, ``t1ce``, ``t2``, ``flair``, ``seg``, ``split`` and ``site`` are those of
+:class:`ldm.data.layouts.table.SubjectTable`. Then come ``shape`` (voxels), ``spacing`` (mm),
+``orientation`` (stored axes), ``brain_voxels``, ``labels`` of the segmentation, ``state`` (changes
+with the files' sizes and times) and ``sha256_CONTRAST``.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import nibabel as nib
+import numpy as np
+
+from ldm.data.contrasts import load_contrasts, load_labels
+from ldm.data.layouts import CONTRASTS, LABELS, Layout, Subject, SubjectTable
+from ldm.data.layouts.table import guarded, read_rows
+from ldm.data.split import patient_of
+from ldm.errors import DataError
+from ldm.storage import atomic_path
+
+FILES = (*CONTRASTS, LABELS)
+FACTS = ("shape", "spacing", "orientation", "brain_voxels", "labels", "state")
+COLUMNS = ("id", *FILES, "split", "site", *FACTS, *(f"sha256_{name}" for name in FILES))
+
+Row = dict[str, str]
+
+
+class Leak(NamedTuple):
+    """A subject to train on and a subject to test on that are one patient, and how it shows."""
+
+    train: str
+    test: str
+    reason: str
+
+
+def examine(subject: Subject, layout: Layout, folder: Path) -> Row:
+    """Read every volume of a subject; return its row, less split and brain, for ``folder``.
+
+    Raises:
+        DataError: a volume cannot be used.
+    """
+    images = [c for c in CONTRASTS if c in subject.files]
+    _, geometry = load_contrasts(subject, layout, images)
+    labels = np.empty(0, np.uint8)
+    if LABELS in subject.files:
+        labels = np.unique(load_labels(subject, layout, geometry))
+    spacing = np.linalg.norm(geometry.affine[:3, :3], axis=0)
+    return {
+        "id": subject.id,
+        **{name: file.cell(folder) for name, file in subject.files.items()},
+        "site": subject.site or "",
+        "shape": "x".join(map(str, geometry.shape)),
+        "spacing": "x".join(f"{mm:.4g}" for mm in spacing),
+        "orientation": "".join(nib.aff2axcodes(geometry.affine)),
+        "labels": " ".join(map(str, labels[labels > 0])),
+        "state": state(subject),
+        **{f"sha256_{name}": file.sha256() for name, file in subject.files.items()},
+    }
+
+
+def state(subject: Subject) -> str:
+    """Return a digest of place, size and time of change of a subject's files.
+
+    Raises:
+        DataError: DATA-IO.
+    """
+    states = {name: file.state(subject.id) for name, file in subject.files.items()}
+    return hashlib.sha256(json.dumps(states, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def write_manifest(path: Path, rows: Iterable[Row]) -> None:
+    """Write rows as CSV, sorted by id, atomically; equal rows give equal bytes.
+
+    Raises:
+        OutputError: OUT-IO.
+    """
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
+        writer.writeheader()
+        for row in sorted(rows, key=lambda row: row["id"]):
+            writer.writerow({column: guarded(cell) for column, cell in row.items()})
+
+
+def read_manifest(path: Path) -> dict[str, Row]:
+    """Return id -> row, empty where there is no such file.
+
+    Raises:
+        DataError: DATA-FORMAT, DATA-IO, or DATA-LAYOUT for a CSV that is no manifest.
+    """
+    rows = read_rows(path) if path.exists() else []
+    if rows and not {"id", "state"} <= set(rows[0]):
+        raise DataError(
+            "DATA-LAYOUT", f"{path.name} is no manifest: make one with dsdiff prepare --output"
+        )
+    return {row["id"]: row for row in rows}
+
+
+def verify(path: Path, progress: type[iter] | None = None) -> list[DataError]:
+    """Compare every file that a manifest names with its digest; return what differs.
+
+    Args:
+        progress: wraps the list of subjects, as ``rich.progress.track`` does.
+
+    Raises:
+        DataError: the manifest cannot be read.
+    """
+    rows, subjects = read_manifest(path), SubjectTable().read(path)
+    problems = []
+    for subject in (progress or iter)(list(subjects.values())):
+        for name, file in subject.files.items():
+            try:
+                if file.sha256() != rows[subject.id].get(f"sha256_{name}"):
+                    raise DataError(
+                        "DATA-DIGEST",
+                        f"{name} is not the file of the manifest: {file.name} changed; restore it, "
+                        "or run dsdiff prepare again",
+                        subject.id,
+                    )
+            except DataError as error:
+                problems.append(error)
+    return problems
+
+
+def image_digests(source: Path | Iterable[Subject]) -> dict[str, set[str]]:
+    """Return id -> SHA-256 of each image (not of ``seg``: empty ones are equal).
+
+    Args:
+        source: a manifest, which tells them, or subjects, whose files are then read.
+    """
+    if isinstance(source, Path):
+        rows = read_manifest(source).items()
+        told = {i: {row.get(f"sha256_{c}", "") for c in CONTRASTS} for i, row in rows}
+        return {i: digests - {""} for i, digests in told.items()}
+    return {s.id: {s.files[c].sha256() for c in CONTRASTS if c in s.files} for s in source}
+
+
+def leaks(
+    train: Mapping[str, Collection[str]], test: Mapping[str, Collection[str]]
+) -> Sequence[Leak]:
+    """Return the pairs of subjects, one of each side, that are the same patient.
+
+    They are where the ids are those of one patient (see :func:`ldm.data.split.patient_of`), or an
+    image is equal byte by byte.
+
+    Args:
+        train, test: id -> digests of the images, as of :func:`image_digests`; empty digests
+            compare ids only.
+    """
+    patients: dict[str, str] = {}
+    owners: dict[str, str] = {}
+    for subject in sorted(train):
+        patients.setdefault(patient_of(subject), subject)
+        owners.update(dict.fromkeys(train[subject], subject))
+    found = []
+    for subject in sorted(test):
+        equal = sorted({owners[digest] for digest in test[subject] if digest in owners})
+        if other := patients.get(patient_of(subject)):
+            found.append(Leak(other, subject, "same id" if other == subject else "same patient"))
+        elif equal:
+            found.append(Leak(equal[0], subject, "same image"))
+    return found

@@ -1,0 +1,84 @@
+"""Where one contrast of one subject is stored: a file, or one volume in a file of several."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ldm.data.nifti import Volume, read_volume
+from ldm.errors import DataError
+from ldm.storage import sha256
+
+
+@dataclass(frozen=True)
+class VolumeFile:
+    """One volume in a NIfTI file. A subclass reads another kind of file.
+
+    Args:
+        path: the file.
+        channel: which volume along the fourth axis, counted from 0; None: the file holds one.
+    """
+
+    path: Path
+    channel: int | str | None = None
+
+    @property
+    def name(self) -> str:
+        """Name for messages."""
+        return self.cell(self.path.parent)
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """All files that hold a part of the volume."""
+        return (self.path,)
+
+    def read(self, case: str | None = None, nonfinite: str = "refuse") -> Volume:
+        """Read and validate the volume, see :func:`ldm.data.nifti.read_volume`.
+
+        Raises:
+            DataError: the file cannot be used.
+        """
+        return read_volume(self.path, case, nonfinite, self.channel)
+
+    def sha256(self) -> str:
+        """Return the SHA-256 of the file, followed by ``#channel`` where it holds several volumes.
+
+        Raises:
+            DataError: DATA-IO.
+        """
+        try:
+            return f"{self._digest()}{self._mark()}"
+        except OSError as error:
+            raise _unreadable(self.path, error) from error
+
+    def state(self, case: str | None = None) -> list[Any]:
+        """Return place, size and time of change: what tells, without reading, that a file is new.
+
+        Raises:
+            DataError: DATA-IO, the file vanished or is a link to nothing.
+        """
+        try:
+            status = [path.stat() for path in self.paths]
+        except OSError as error:
+            raise _unreadable(self.path, error, case) from error
+        size, changed = sum(s.st_size for s in status), max(s.st_mtime_ns for s in status)
+        place = [str(self.path.resolve()), size, changed]
+        return place if self.channel is None else [*place, self.channel]
+
+    def cell(self, folder: Path) -> str:
+        """Return the text that names this volume in a CSV file that lies in ``folder``."""
+        return Path(os.path.relpath(self.path, folder)).as_posix() + self._mark()
+
+    def _mark(self) -> str:
+        return "" if self.channel is None else f"#{self.channel}"
+
+    def _digest(self) -> str:
+        return sha256(self.path)
+
+
+def _unreadable(path: Path, error: OSError, case: str | None = None) -> DataError:
+    return DataError(
+        "DATA-IO", f"cannot read {path.name}: {error.strerror}; restore the file", case
+    )

@@ -1,0 +1,88 @@
+"""One patient in every layout: one training example, one evaluation."""
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from builders import INPUTS, rotation
+from layout_writers import WRITERS, Head
+
+from ldm.cli.main import main
+from ldm.data.layouts import detect_layout, summary
+from ldm.data.normalise import RobustNormaliser
+from ldm.data.phantom import make_patient
+from ldm.data.prepare import prepare_subject
+
+MM = np.diag([-1.0, -1.0, 1.0, 1.0])  # what an HDF5 file is taken to have
+
+
+@pytest.fixture(scope="module")
+def head() -> Head:
+    """A phantom that lies at an angle in the scanner."""
+    patient = make_patient(size=32, seed=3)
+    tilted = rotation(12, 0, 1) @ rotation(5, 1, 2) @ patient.affine
+    return Head({**patient.contrasts, "seg": patient.seg}, tilted)
+
+
+def root_of(folder: Path) -> Path:
+    table = folder / "table.csv"
+    return table if table.exists() else folder
+
+
+def evaluation(folder: Path, head: Head, layout: str) -> dict:
+    """Return the scores of a blurred truth as the synthetic volume."""
+    subject = WRITERS[layout](folder / "data", head)
+    blurred = (head.volumes["t1ce"] + np.roll(head.volumes["t1ce"], 1, axis=0)) / 2
+    affine = MM if layout.startswith("HDF5") else head.affine
+    (folder / "predictions").mkdir()
+    image = nib.Nifti1Image(blurred.astype(np.float32), affine)
+    nib.save(image, folder / f"predictions/{subject}_t1ce.nii.gz")
+    arguments = ["--prediction", folder / "predictions", "--reference", root_of(folder / "data")]
+    assert main(["evaluate", *map(str, arguments), "--output", str(folder / "out")]) == 0
+    scores = json.loads((folder / "out/metrics.json").read_text())["scores"]
+    return {row: by_subject[subject] for row, by_subject in scores.items()}
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory, head) -> tuple[dict, np.ndarray]:
+    """Scores and slices of the first layout."""
+    folder = tmp_path_factory.mktemp("first")
+    scores = evaluation(folder, head, "BraTS 2017-2021")
+    assert scores["prediction"]["tumour"]["psnr"] > scores["copy T1"]["tumour"]["psnr"]
+    return scores, slices(folder / "data")
+
+
+def slices(root: Path) -> np.ndarray:
+    layout, subjects = detect_layout(root_of(root))
+    (subject,) = subjects.values()
+    prepared = prepare_subject(subject, layout, INPUTS, "t1ce", RobustNormaliser())
+    return np.concatenate([prepared.slices, prepared.seg[:, None]], axis=1)
+
+
+@pytest.mark.parametrize("layout", WRITERS)
+def test_one_patient_gives_one_evaluation_in_every_layout(tmp_path, head, expected, layout, capsys):
+    assert evaluation(tmp_path, head, layout) == expected[0]
+    name = layout.removesuffix(" volume")
+    assert f"{name}: 1 subject, t1 1, t1ce 1, t2 1, flair 1, seg 1\n" in capsys.readouterr().err
+    assert np.array_equal(slices(tmp_path / "data"), expected[1])
+
+
+@pytest.mark.parametrize("layout", WRITERS)
+def test_a_manifest_of_any_layout_is_the_same_patient(tmp_path, head, expected, layout, capsys):
+    """The manifest names channels, slices and series, and is read without the layout's rules."""
+    WRITERS[layout](tmp_path / "data", head)
+    root, output = root_of(tmp_path / "data"), tmp_path / "out"
+    everything = ["data.params.train=1.0", "data.params.val=0"]
+    assert main(["prepare", str(root), "--output", str(output), *everything]) == 0
+    manifest = output / "manifest.csv"
+    found = detect_layout(manifest)
+    assert summary(*found) == "CSV: 1 subject, t1 1, t1ce 1, t2 1, flair 1, seg 1, train 1"
+    assert main(["prepare", "--verify", str(manifest)]) == 0
+    layout_of_csv, subjects = found
+    (subject,) = subjects.values()
+    prepared = prepare_subject(subject, layout_of_csv, INPUTS, "t1ce", RobustNormaliser())
+    assert np.array_equal(
+        np.concatenate([prepared.slices, prepared.seg[:, None]], axis=1), expected[1]
+    )
