@@ -39,7 +39,7 @@ from ldm.storage import folder_lock, read_json, write_json
 from ldm.util import instantiate_from_config
 
 TIMING = 3  # repeats
-SPLIT_KEYS = ("root", "train", "val", "test", "fold", "folds", "seed")
+SPLIT_KEYS = ("root", "layout", "train", "val", "test", "fold", "folds", "seed")
 SHORT = ("backbone", "PSNR dB", "SSIM", "n", "parameters M", "s a volume", "train GiB")
 EPILOG = """\
 rows x spaces x seeds are trainings; each is sampled with every sampler and number of steps: a cell.
@@ -158,7 +158,8 @@ class Task:
             refuse_leaks(held_out, seen, training.row)
             if not is_given:
                 require_same_config(training)
-        work = Work(output, data.root, held_out, data.split["train"], first, timing)
+        train, layout = data.split["train"], data.layout_choice
+        work = Work(output, data.root, held_out, train, first, timing, layout)
         return cls(plan, cells, work, command)
 
     def show_plan(self) -> int:
@@ -256,7 +257,7 @@ class Task:
                 result.reliability[row] = mean_reliability(groups)
             spread[row] = {m: spread_over_seeds(scores, REGION, m) for m in SUMMARY}
         pictures = {row: cells[0].prediction for row, cells in done.items()}
-        add_strips(result, pictures, self.work.reference)
+        add_strips(result, pictures, self.work.reference, self.work.layout)
         return Benchmark(
             title=str(self.described.get("name", "Benchmark")),
             result=result,

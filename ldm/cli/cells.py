@@ -55,6 +55,7 @@ class Work:
         train: those that baselines are fitted on.
         data: the ``data`` section that baselines use.
         timing: repeats of the measurement of time; 0: none.
+        layout: of ``reference``; None: recognised.
         is_quiet: several cells run at once, so their output goes to files.
     """
 
@@ -64,6 +65,7 @@ class Work:
     train: Sequence[str]
     data: Mapping[str, Any]
     timing: int = 3
+    layout: Any = None
     is_quiet: bool = False
     failed: dict[Path, str] = field(default_factory=dict)  # run folder -> reason, in this process
     children: set[subprocess.Popen] = field(default_factory=set)
@@ -113,9 +115,13 @@ class Work:
 
     def scores(self, cell: GridCell, progress: Any = None) -> tuple[dict, dict]:
         """Return scores and reliability of a sampled cell, evaluated once."""
-        path = cell.folder / "scores.json"
         return evaluate_once(
-            cell.prediction, self.reference, self.held_out, path, progress=progress
+            cell.prediction,
+            self.reference,
+            self.held_out,
+            cell.folder / "scores.json",
+            layout=self.layout,
+            progress=progress,
         )
 
     def _run(self, cell: GridCell, gpu: str | None) -> None:
@@ -164,6 +170,8 @@ class Work:
         options = [part for key, value in cell.sampling.items() for part in _option(key, value)]
         options += trust(cell.training)
         start = ["sample", cell.training.run, "--input", self.reference]
+        if isinstance(self.layout, str):
+            start += ["--layout", self.layout]
         subjects = ["--subjects", *sorted(self.held_out)]
         self._say(cell, f"sampling {len(self.held_out)} patients")
         code, reason = self._dsdiff(

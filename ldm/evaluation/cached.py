@@ -26,6 +26,7 @@ def evaluate_once(
     references: Mapping[str, Mapping[str, str]],
     path: Path,
     protocol: MetricProtocol = DEFAULT,
+    layout: Any = None,
     progress: Any = None,
 ) -> tuple[dict[str, Scores], dict[str, Reliability]]:
     """Return scores and reliability by patient; from ``path`` if they are of the same files.
@@ -35,7 +36,7 @@ def evaluate_once(
         reference: folder of real patients.
         references: the patients to compare, with the digests of their files.
         path: JSON file that keeps the scores; every number comes back as it was, bit by bit.
-        protocol, progress: see :func:`ldm.evaluation.folder.evaluate_folders`.
+        protocol, layout, progress: see :func:`ldm.evaluation.folder.evaluate_folders`.
 
     Raises:
         DataError: see :func:`ldm.evaluation.folder.evaluate_folders`.
@@ -47,7 +48,7 @@ def evaluate_once(
     known = read_json(path)
     if not all(known.get(key) == value for key, value in described.items()):
         result = evaluate_folders(
-            {ROW: prediction}, reference, sorted(references), protocol, False, progress
+            {ROW: prediction}, reference, sorted(references), protocol, False, progress, layout
         )
         groups = {s: found._asdict() for s, found in result.reliability.get(ROW, {}).items()}
         known = {**described, **_to_json({"scores": result.scores[ROW], "reliability": groups})}
@@ -61,10 +62,14 @@ def evaluate_once(
 
 
 def add_strips(
-    result: Evaluation, predictions: Mapping[str, Path], reference: Path, most: int = 8
+    result: Evaluation,
+    predictions: Mapping[str, Path],
+    reference: Path,
+    layout: Any = None,
+    most: int = 8,
 ) -> None:
     """Add the pictures of the first patients of an evaluation, a picture a prediction folder."""
-    layout, real = detect_layout(reference)
+    layout, real = detect_layout(reference, layout)
     found = {row: detect_layout(folder) for row, folder in predictions.items()}
     for subject in sorted(result.subjects)[:most]:
         case = load_case(real[subject], layout)
