@@ -43,6 +43,7 @@ setup(
         "rich",
     ],
     extras_require={
+        "energy": ["nvidia-ml-py"],  # joules of a GPU in the benchmark
         "hdf5": ["h5py"],
         "dicom": ["pydicom", "dicom2nifti"],
         "test": [

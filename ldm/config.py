@@ -18,6 +18,7 @@ import typing
 from collections import ChainMap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -218,6 +219,7 @@ def _validate_lightning(lightning: Any) -> None:
             _validate_node(callback, f"lightning.callbacks.{name}")
 
 
+@cache
 def trusted_targets() -> frozenset[str]:
     """Return the exact set of classes that the shipped YAML files name."""
     files = config_root().rglob("*.yaml")

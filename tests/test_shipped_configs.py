@@ -2,7 +2,6 @@
 
 import pytest
 
-from ldm.cli.benchmark import plan_rows
 from ldm.cli.main import main
 from ldm.config import config_root, load_config, merge_config
 
@@ -50,15 +49,15 @@ def test_dry_run_prints_a_config_that_gives_itself(tmp_path, capsys):
 
 @pytest.mark.parametrize("name", ["benchmark.yaml", "benchmark_families.yaml", "demo.yaml"])
 def test_benchmark_plans_are_valid(name, tmp_path):
-    from ldm.cli.benchmark import OWN_KEYS
     from ldm.config import TOP_LEVEL
+    from ldm.evaluation.grid import OWN_KEYS, plan_trainings
 
     plan = merge_config([f"configs/{name}"], [], (*TOP_LEVEL, *OWN_KEYS))
-    rows = plan_rows(plan, tmp_path)
+    trainings = plan_trainings(plan, tmp_path)
     first = next(iter(plan["rows"]))
-    assert first not in [row.name for row in plan_rows(_without(plan, first), tmp_path)]
-    assert any("one-step" in row.name for row in rows)
-    assert all(row.config["model"]["params"]["unet_config"] for row in rows)
+    assert first not in [t.row for t in plan_trainings(_without(plan, first), tmp_path)]
+    assert any("one-step" in training.row for training in trainings)
+    assert all(training.config["model"]["params"]["unet_config"] for training in trainings)
 
 
 @pytest.mark.parametrize("name", sorted(p.name for p in (ROOT / "process").glob("*.yaml")))

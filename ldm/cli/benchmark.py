@@ -1,80 +1,97 @@
-"""``dsdiff benchmark``: the same data, steps and seed for every backbone; one row each.
+"""``dsdiff benchmark``: rows x space x seed x sampler x steps on the same data and budget.
 
-Every row is trained and sampled in processes of its own (so that its peak memory is its own) by the
-verbs ``train`` and ``sample``. What is finished is not done again, so an interrupted benchmark goes
-on with the same command.
+What is finished is not done again, so an interrupted benchmark goes on with the same command. How
+a cell is run is in :mod:`ldm.cli.cells`, what the cells are in :mod:`ldm.evaluation.grid`.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
-import subprocess
-import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from ldm.callbacks.metrics_file import read_curves
-from ldm.cli.evaluate import show_progress
-from ldm.config import TOP_LEVEL, load_config, merge_config, save_config
-from ldm.errors import BusyError, ConfigError, DataError, PartialError
-from ldm.evaluation.benchmark import Benchmark, RowCost
-from ldm.evaluation.cost import count_flops, count_parameters
-from ldm.evaluation.folder import evaluate_folders
-from ldm.storage import folder_lock, read_json
-from ldm.util import instantiate_from_config, targets_in
+from ldm.cli.cells import Work, require_same_config, run_cells
+from ldm.cli.evaluate import show_progress, terminal_table
+from ldm.config import TOP_LEVEL, merge_config, save_config
+from ldm.data.layouts import Subject
+from ldm.data.seen import Digests, read_seen, refuse_leaks, subject_digests
+from ldm.errors import ConfigError, DataError, PartialError
+from ldm.evaluation.benchmark import Benchmark, RowCost, mean_cost
+from ldm.evaluation.cached import combine
+from ldm.evaluation.cost import count_flops, count_parameters, training_flops
+from ldm.evaluation.folder import picture_folders
+from ldm.evaluation.grid import OWN_KEYS, GridCell, Training, plan_cells, read_budget
+from ldm.evaluation.protocol import DEFAULT
+from ldm.evaluation.report import Table
+from ldm.evaluation.result import Evaluation
+from ldm.storage import folder_lock, read_json, write_json
+from ldm.util import instantiate_from_config
 
-OWN_KEYS = ("rows", "regression_of", "sampling")
-SHARED_KEYS = ("seed", "model", "data", "lightning")
-REGRESSION = "configs/regression.yaml"
+TIMING = 3  # repeats
+SPLIT_KEYS = ("root", "layout", "train", "val", "test", "fold", "folds", "seed")
+SHORT = ("backbone", "PSNR dB", "SSIM", "n", "parameters M", "s a volume", "train GiB")
+EPILOG = """\
+rows x spaces x seeds are trainings; each is sampled with every sampler and number of steps: a cell.
+Lists in `seeds` and `sampling` are axes of the grid. Without --plan, --cell or --collect, all cells
+are run and the report is written; started again, the same command goes on. See docs/benchmark.md.
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
+    parser.epilog = EPILOG
     parser.add_argument(
         "config",
         nargs="+",
         metavar="CONFIG|KEY=VALUE",
         help="a benchmark YAML such as configs/benchmark.yaml, then overrides for all rows, as "
-        "data.params.root=FOLDER lightning.trainer.max_steps=2000",
+        "data.params.root=FOLDER seeds=[0,1,2] budget.steps=2000",
     )
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        metavar="N",
+        help="cells at once, one GPU each (default: the number of GPUs; 1 on a CPU)",
+    )
+    part = parser.add_mutually_exclusive_group()
+    part.add_argument(
+        "--plan", action="store_true", help="print the cells and their state; run nothing"
+    )
+    part.add_argument(
+        "--cell", type=int, metavar="K", help="run this cell only, as a task of a SLURM array"
+    )
+    part.add_argument(
+        "--collect", action="store_true", help="run nothing; evaluate and report what is there"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run what is missing, then evaluate and report."""
+    """Plan, then run one cell or all that are missing, or only report."""
     files = [a for a in args.config if "=" not in a]
     if not files:
         raise ConfigError("USAGE", "give a benchmark YAML such as configs/benchmark.yaml")
+    if args.jobs is not None and args.jobs < 1:
+        raise ConfigError("CONFIG-VALUE", f"--jobs is {args.jobs}: give 1 or more")
     overrides = [a for a in args.config if "=" in a]
-    command = " ".join(["dsdiff benchmark", *args.config, "--output", str(args.output)])
-    return run_benchmark(files, overrides, args.output, command)
-
-
-@dataclass(frozen=True)
-class Row:
-    """One row of the table: a resolved configuration and where its work lies."""
-
-    name: str
-    config: Mapping[str, Any]
-    folder: Path
-
-    @property
-    def training(self) -> Path:
-        """The run folder."""
-        return self.folder / "run"
-
-    @property
-    def prediction(self) -> Path:
-        """The folder of synthetic volumes."""
-        return self.folder / "prediction"
+    command = shlex.join(["dsdiff", "benchmark", *args.config, "--output", str(args.output)])
+    task = Task.plan(files, overrides, args.output, command)
+    if args.plan:
+        return task.show_plan()
+    if args.cell is not None:
+        return task.run_cell(args.cell)
+    return task.collect() if args.collect else task.run_all(args.jobs)
 
 
 def run_benchmark(files: list[str | Path], overrides: list[str], output: Path, command: str) -> int:
-    """Train, sample and evaluate every row of a benchmark and write its report.
+    """Train, sample and evaluate every cell of a benchmark and write its report.
 
     Args:
         files: the benchmark YAML (and others merged over it).
@@ -86,163 +103,313 @@ def run_benchmark(files: list[str | Path], overrides: list[str], output: Path, c
         0, or 130 when interrupted.
 
     Raises:
-        PartialError: PARTIAL when a row failed; the report shows which and why.
+        PartialError: PARTIAL when a cell failed; the report shows which and why.
     """
-    plan = merge_config(files, overrides, (*TOP_LEVEL, *OWN_KEYS))
-    rows = plan_rows(plan, output)
-    data = instantiate_from_config(rows[0].config["data"], where="data")
-    data.find_subjects()
-    held_out = data.split["test"] or data.split["val"]
-    if not held_out:
-        raise DataError("DATA-EMPTY", "no subject is held out: set data.params.test or val")
-    sampling = plan.get("sampling") or {}
-    failures: dict[str, str] = {}
-    with folder_lock(output):
-        save_config(plan, output / "benchmark.yaml")
-        for row in rows:
-            code, reason = run_row(row, sampling, data.root, held_out)
-            if code in (130, 143):
-                print(f"\nInterrupted in row '{row.name}'; the same command goes on from here.")
-                return code
-            if code:
-                failures[row.name] = reason
-        done = {row.name: row.prediction for row in rows if row.name not in failures}
-        result = evaluate_folders(
-            done,
-            data.root,
-            held_out,
-            progress=show_progress,
-            layout=data.layout,
-            mask=data.preparation.mask,
-        )
-        page = Benchmark(
-            title=str(plan.get("name", "Benchmark")),
-            result=result,
-            costs={row.name: row_cost(row) for row in rows if row.name in done},
-            curves={row.name: c for row in rows if (c := loss_curve(row))},
-            failures=failures,
-            command=command,
-            settings={
-                "seed": rows[0].config.get("seed"),
-                "training subjects": len(data.split["train"]),
-                "sampling": ", ".join(f"{k} {v}" for k, v in sampling.items()),
-            },
-        ).write(output)
-    print(f"\nReport: {page}")
-    if failures:
-        names = "; ".join(f"{name}: {reason}" for name, reason in failures.items())
-        raise PartialError("PARTIAL", f"{len(failures)} of {len(rows)} rows failed ({names})")
-    return 0
+    return Task.plan(files, overrides, output, command).run_all()
 
 
-def plan_rows(plan: Mapping[str, Any], output: Path) -> list[Row]:
-    """Return the rows of a benchmark with their resolved, checked configurations.
+@dataclass(frozen=True)
+class Task:
+    """A benchmark: its plan, its cells with their patients fixed, and the work on them."""
 
-    Raises:
-        ConfigError: what is wrong in a row, before anything runs.
-    """
-    described = plan.get("rows")
-    if not isinstance(described, Mapping) or not described:
-        raise ConfigError("CONFIG-MISSING", "rows: name at least one, as {name: {config: YAML}}")
-    shared = {key: plan[key] for key in SHARED_KEYS if key in plan}
-    rows = []
-    for name, row in described.items():
-        if row is None:  # turned off, as rows.NAME=null does
-            continue
-        if (
-            not isinstance(row, Mapping)
-            or "config" not in row
-            or set(row) - {"config", "overrides"}
-        ):
-            raise ConfigError("CONFIG-UNKNOWN", f"rows.{name} is {row}: give config and overrides")
-        parts = [row["config"]] if isinstance(row["config"], str) else list(row["config"])
-        own = list(row.get("overrides") or [])
-        rows.append(Row(name, load_config([*parts, shared], own), output / "rows" / name))
-        if plan.get("regression_of") == name:
-            baseline = f"{name}-one-step"
-            config = load_config([*parts, REGRESSION, shared], own)
-            rows.append(Row(baseline, config, output / "rows" / baseline))
-    if not rows:
-        raise ConfigError("CONFIG-MISSING", "rows: all are null: leave at least one")
-    return rows
+    described: Mapping[str, Any]
+    cells: Sequence[GridCell]
+    work: Work
+    command: str
 
+    @classmethod
+    def plan(
+        cls, files: Sequence[str | Path], overrides: Sequence[str], output: Path, command: str
+    ) -> Task:
+        """Read the YAML, fix the patients of every training, and refuse leaks; nothing is run.
 
-def run_row(
-    row: Row, sampling: Mapping[str, Any], root: Path, held_out: list[str]
-) -> tuple[int, str]:
-    """Train and sample one row, as far as that is not done; return exit code and reason."""
-    cost = read_json(row.training / "cost.json")
-    trust = [part for t in sorted(set(targets_in(row.config))) for part in ("--trust", t)]
-    if not cost.get("finished"):
-        config = row.folder / "config.yaml"
-        save_config(row.config, config)
-        begun = any(row.training.glob("checkpoints/*.ckpt"))
-        start = ["--resume", row.training] if begun else [config, "--output", row.training]
-        print(f"\n{row.name}: {'resuming' if begun else 'training'}")
-        code, reason = _dsdiff("train", *start, *trust)
+        Raises:
+            ConfigError: what is wrong. DataError: LEAK; DATA-EMPTY when nobody is held out.
+        """
+        plan = merge_config(files, overrides, (*TOP_LEVEL, *OWN_KEYS))
+        timing = plan.get("timing", TIMING) or 0
+        if type(timing) is not int or timing < 0:
+            raise ConfigError("CONFIG-VALUE", f"timing is {timing}: give repeats, 0 for none")
+        cells = plan_cells(plan, output)
+        patients = Patients()
+        fixed = {
+            cell.training.folder: patients.fix(cell.training)
+            for cell in cells
+            if cell.training and not cell.training.is_given
+        }
+        first = next(iter(fixed.values())).config["data"] if fixed else _data_of_given(cells, plan)
+        data = instantiate_from_config(first, where="data")
+        subjects = data.find_subjects()
+        ids = data.split["test"] or data.split["val"]
+        if not ids:
+            raise DataError("DATA-EMPTY", "no subject is held out: set data.params.test or val")
+        held_out = subject_digests((subjects[i] for i in ids), data.cache)
+        cells = [
+            replace(c, training=fixed.get(c.training.folder, c.training)) if c.training else c
+            for c in cells
+        ]
+        for training in _trainings(cells):
+            is_given = training.is_given
+            seen = read_seen(training.run) if is_given else patients.trained_on(training)
+            refuse_leaks(held_out, seen, training.row)
+            if not is_given:
+                require_same_config(training)
+        train, layout = data.split["train"], data.layout_choice
+        mask = data.preparation.mask
+        work = Work(output, data.root, held_out, train, first, timing, layout, mask)
+        return cls(plan, cells, work, command)
+
+    def show_plan(self) -> int:
+        """Print number, state and name of each cell, and how to run them as a job array."""
+        from rich.console import Console
+
+        numbered = sorted(self.cells, key=lambda cell: cell.number)
+        states = [self.work.state(cell) for cell in numbered]
+        listed = [
+            {"cell": c.number, "name": c.name, "state": state, "reason": reason}
+            for c, (state, reason) in zip(numbered, states, strict=True)
+        ]
+        write_json(self.work.output / "plan.json", {"command": self.command, "cells": listed})
+        body = [[str(c["cell"]), c["state"], c["name"]] for c in listed]
+        title = f"{len(self.cells)} cells of {len(_trainings(self.cells))} trainings"
+        Console().print(terminal_table(Table(title, ["cell", "state", "name"], body)))
+        for line in self._array_lines():
+            print(line)
+        return 0
+
+    def run_cell(self, number: int) -> int:
+        """Run one cell, waiting for a training of it that another process does.
+
+        Raises:
+            ConfigError: CONFIG-VALUE. PartialError: PARTIAL when it failed.
+        """
+        found = [cell for cell in self.cells if cell.number == number]
+        if not found:
+            raise ConfigError(
+                "CONFIG-VALUE", f"--cell is {number}: give 0 to {len(self.cells) - 1}; see --plan"
+            )
+        self._save_plan()
+        code = run_cells(self.work, found, 1, [])
+        state, reason = self.work.state(found[0])
+        if state == "failed":
+            raise PartialError("PARTIAL", f"cell {number}, {found[0].name}: {reason}")
+        print(f"cell {number}, {found[0].name}: {state}")
+        return code
+
+    def run_all(self, jobs: int | None = None) -> int:
+        """Run what is missing, then report; see :func:`run_benchmark`."""
+        gpus = visible_gpus()
+        jobs = jobs or max(1, len(gpus))
+        self.work.is_quiet = jobs > 1
+        self._save_plan()
+        code = run_cells(self.work, self.cells, jobs, gpus)
         if code:
-            return code, reason
-    options = [part for key, value in sampling.items() for part in (_flag(key), value)]
-    print(f"\n{row.name}: sampling {len(held_out)} subjects")
-    return _dsdiff(
-        "sample",
-        row.training,
-        *("--input", root, "--output", row.prediction, "--subjects", *held_out),
-        *options,
-        *trust,
-    )
+            print("\nInterrupted; the same command goes on from here.")
+            return code
+        return self.collect()
+
+    def collect(self) -> int:
+        """Report the cells that are done; the others are failed rows.
+
+        Raises:
+            PartialError: PARTIAL when a cell failed or is missing.
+        """
+        from rich.console import Console
+
+        with folder_lock(self.work.output / "locks" / "report"):
+            problems = {}
+            for cell in self.cells:
+                state, reason = self.work.state(cell)
+                if state != "done":
+                    problems[cell.number] = reason if state == "failed" else f"not done ({state})"
+            benchmark = self._benchmark(problems)
+            page = benchmark.write(self.work.output)
+        table = benchmark.summary()
+        shown = [c for c in SHORT if c in table.columns]
+        rows = [[row[table.columns.index(c)] for c in shown] for row in table.rows]
+        Console().print(terminal_table(Table(benchmark.title, shown, rows)))
+        print(f"Report: {page}  Tables: benchmark.csv, benchmark.md, cost.csv, metrics.csv")
+        if problems:
+            names = {c.number: c.name for c in self.cells}
+            listed = "; ".join(f"{names[n]}: {reason}" for n, reason in problems.items())
+            raise PartialError(
+                "PARTIAL", f"{len(problems)} of {len(self.cells)} cells failed ({listed})"
+            )
+        return 0
+
+    def _benchmark(self, problems: Mapping[int, str]) -> Benchmark:
+        """Return the results of the cells without a problem, one row for all seeds."""
+        rows: dict[str, list[GridCell]] = {}
+        for cell in self.cells:
+            rows.setdefault(cell.row, []).append(cell)
+        done = {row: [c for c in cells if c.number not in problems] for row, cells in rows.items()}
+        done = {row: cells for row, cells in done.items() if cells}
+        result = Evaluation(DEFAULT, subjects=sorted(self.work.held_out))
+        for row, cells in done.items():
+            seeds = [f"seed {c.training.seed}" if c.training else "" for c in cells]
+            runs = [self.work.scores(c, show_progress) for c in cells]
+            combine(result, row, dict(zip(seeds, runs, strict=True)))
+        pictures = {row: cells[0].prediction for row, cells in done.items()}
+        work = self.work
+        picture_folders(result, pictures, work.reference, work.layout, work.mask)
+        return Benchmark(
+            title=str(self.described.get("name", "Benchmark")),
+            result=result,
+            costs={
+                row: mean_cost([cell_cost(cell) for cell in cells])
+                for row, cells in done.items()
+                if cells[0].training
+            },
+            curves={
+                row: curve
+                for row, cells in done.items()
+                if cells[0].is_timed and (curve := loss_curve(cells[0].training))
+            },
+            failures={
+                row: problems[cells[0].number] for row, cells in rows.items() if row not in done
+            },
+            command=self.command,
+            settings=self._settings(),
+            rows=list(rows),
+            seeds={
+                row: (len(done.get(row, [])), len(cells))
+                for row, cells in rows.items()
+                if cells[0].training
+            },
+        )
+
+    def _settings(self) -> dict[str, Any]:
+        budget = read_budget(self.described)
+        sampling = self.described.get("sampling") or {}
+        return {
+            "budget": str(budget) if budget else "as configured",
+            "seeds": ", ".join(str(s) for s in sorted({t.seed for t in _trainings(self.cells)})),
+            "training subjects": len(self.work.train),
+            "sampling": ", ".join(f"{key} {value}" for key, value in sampling.items()),
+        }
+
+    def _save_plan(self) -> None:
+        save_config(self.described, self.work.output / "benchmark.yaml")
+
+    def _array_lines(self) -> list[str]:
+        """Return the commands that run the cells as job arrays: trainings first, then the rest."""
+        first, last = len(_trainings(self.cells)), len(self.cells) - 1
+        wrapped = f"'{self.command} --cell $SLURM_ARRAY_TASK_ID'"
+        lines = [
+            "SLURM (add your partition, time and --gres=gpu:1):",
+            f"  first=$(sbatch --parsable --array=0-{first - 1} --wrap {wrapped})",
+        ]
+        after = "first"
+        if last >= first:
+            lines.append(
+                f"  rest=$(sbatch --parsable --array={first}-{last} --dependency=afterany:$first "
+                f"--wrap {wrapped})"
+            )
+            after = "rest"
+        lines.append(f"  sbatch --dependency=afterany:${after} --wrap '{self.command} --collect'")
+        return lines
 
 
-def row_cost(row: Row) -> RowCost:
-    """Return what a finished row cost, from what its processes wrote and from its network."""
-    training = read_json(row.training / "cost.json")
-    sampling = read_json(row.prediction / "cost.json")
-    data = instantiate_from_config(row.config["data"], where="data")
-    model = instantiate_from_config(row.config["model"], where="model")
+def _trainings(cells: Sequence[GridCell]) -> list[Training]:
+    return list({c.training.folder: c.training for c in cells if c.training}.values())
+
+
+class Patients:
+    """The patients of every training: found once a folder, the same for all seeds."""
+
+    def __init__(self) -> None:
+        self.splits: dict[str, dict[str, list[str]]] = {}
+        self.subjects: dict[Path, tuple[Mapping[str, Subject], Path | None]] = {}
+        self.places: dict[tuple[str, str], dict[str, list[str]]] = {}
+
+    def fix(self, training: Training) -> Training:
+        """Return a training that names its patients; those of its row's first seed."""
+        place = (training.row, training.space)
+        if place not in self.places:
+            self.places[place] = self._split(training.config["data"])
+        data = training.config["data"]
+        params = {**data["params"], **self.places[place], "fold": None}
+        return replace(training, config={**training.config, "data": {**data, "params": params}})
+
+    def trained_on(self, training: Training) -> Digests:
+        """Return the digests of the files of a training's patients."""
+        params = training.config["data"]["params"]
+        subjects, cache = self.subjects[Path(params["root"])]
+        return subject_digests((subjects[i] for i in params["train"]), cache)
+
+    def _split(self, config: Mapping[str, Any]) -> dict[str, list[str]]:
+        params = config.get("params") or {}
+        key = json.dumps([params.get(name) for name in SPLIT_KEYS])
+        if key not in self.splits:
+            data = instantiate_from_config(config, where="data")
+            subjects = data.find_subjects()
+            self.subjects[data.root] = (subjects, data.cache)
+            self.splits[key] = data.split
+        return self.splits[key]
+
+
+def _data_of_given(cells: Sequence[GridCell], plan: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the ``data`` section of a benchmark of runs that were all trained before."""
+    config = next(cell.training.config for cell in cells if cell.training)
+    changed = {key: plan[key] for key in ("data",) if key in plan}
+    return merge_config([{"data": config["data"]}, changed])["data"]
+
+
+def visible_gpus() -> list[str]:
+    """Return what CUDA_VISIBLE_DEVICES may name here, one GPU each."""
+    import torch
+
+    if listed := os.environ.get("CUDA_VISIBLE_DEVICES"):
+        return [name.strip() for name in listed.split(",") if name.strip()]
+    return [str(number) for number in range(torch.cuda.device_count())]
+
+
+def cell_cost(cell: GridCell) -> RowCost:
+    """Return what a finished cell cost, from what its processes wrote and from its network."""
+    training, run = cell.training, read_json(cell.training.run / "cost.json")
+    network = network_cost(training)
+    sampling = read_json(cell.folder / "timing" / "cost.json")
+    sampling = sampling or read_json(cell.prediction / "cost.json")
     timings = sampling.get("subjects") or []
-    seconds = [t["seconds"] for t in timings]
+    options = (training.config.get("lightning") or {}).get("trainer") or {}
+    images = (run.get("batch_size") or 0) * (options.get("accumulate_grad_batches") or 1)
+    steps = run.get("steps")
     return RowCost(
-        parameters=count_parameters(model.network),
-        flops=count_flops(model.network, *model.network_inputs(data)),
+        parameters=network["parameters"],
+        flops=network["flops"],
         calls=sampling.get("calls"),
-        train_steps=training.get("steps"),
-        train_seconds=training.get("seconds"),
+        train_steps=steps,
+        train_seconds=run.get("seconds"),
+        train_flops=steps and training_flops(network["flops"], images, steps),
         slice_seconds=median(t["seconds"] / t["slices"] for t in timings) if timings else None,
-        volume_seconds=median(seconds) if seconds else None,
-        train_memory=training.get("peak_memory_bytes"),
+        volume_seconds=median(t["seconds"] for t in timings) if timings else None,
+        train_memory=run.get("peak_memory_bytes"),
         sample_memory=sampling.get("peak_memory_bytes"),
-        device=training.get("device", "cpu"),
-        precision=f"{training.get('precision')} / {sampling.get('precision')}",
+        train_batch=images or None,
+        sample_batch=sampling.get("batch_size"),
+        train_joules=run.get("energy_joules"),
+        volume_joules=sampling.get("energy_joules"),
+        no_joules=run.get("energy_reason") or sampling.get("energy_reason") or "",
+        device=run.get("device") or sampling.get("device", "cpu"),
+        precision=f"{run.get('precision', 'n/a')} / {sampling.get('precision', 'n/a')}",
     )
 
 
-def loss_curve(row: Row) -> tuple[list[int], list[float]] | None:
-    """Return the training loss of a row, if any was logged."""
-    return read_curves(row.training).get("train/loss")
+def network_cost(training: Training) -> dict[str, int]:
+    """Return parameters and FLOPs of a training's network, counted once."""
+    path = training.folder / "network.json"
+    if not (known := read_json(path)):
+        data = instantiate_from_config(training.config["data"], where="data")
+        model = instantiate_from_config(training.config["model"], where="model")
+        inputs = model.network_inputs(data)
+        known = {
+            "parameters": count_parameters(model.network),
+            "flops": count_flops(model.network, *inputs),
+        }
+        write_json(path, known)
+    return known
 
 
-def _dsdiff(*arguments: Any) -> tuple[int, str]:
-    """Run a verb in a process of its own; return its exit code and last line of stderr."""
-    command = [sys.executable, "-m", "ldm.cli.main", *map(str, arguments)]
-    # as a console script runs: nothing in the working directory takes the place of a library
-    environment = os.environ | {"PYTHONSAFEPATH": "1"}
-    process = subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, errors="replace", env=environment
-    )
-    last = ""
-    while True:
-        try:
-            for line in process.stderr:
-                sys.stderr.write(line)
-                last = line.strip() or last
-            code = process.wait()
-            break
-        except KeyboardInterrupt:  # the child got it too, and saves
-            continue
-    if code == BusyError.exit_code:
-        raise BusyError("RUN-BUSY", last)
-    return (128 - code, last) if code < 0 else (code, last)
-
-
-def _flag(key: str) -> str:
-    return "--" + key.replace("_", "-")
+def loss_curve(training: Training) -> tuple[list[int], list[float]] | None:
+    """Return the training loss of a run, if any was logged."""
+    return read_curves(training.run).get("train/loss")

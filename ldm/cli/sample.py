@@ -10,6 +10,7 @@ import argparse
 import copy
 import hashlib
 import json
+import logging
 import sys
 import time
 from collections.abc import Mapping
@@ -25,8 +26,11 @@ from ldm.data.brain import MASK_FILE
 from ldm.data.layouts import Layout, Subject, detect_layout, select_subjects, summary
 from ldm.data.nifti import encode_volume, write_volume
 from ldm.data.prepare import PreparedSubject, fit_size, prepare_subject
+from ldm.data.seen import read_seen, same_patient
 from ldm.errors import CheckpointError, ConfigError, NonFiniteError, OutputError, PartialError
 from ldm.storage import folder_lock, sha256, write_json
+
+log = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,6 +44,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, help="of the sampler (default: the model's)")
     parser.add_argument("--eta", type=float, help="ddim: 0 deterministic (default) to 1 as ddpm")
     parser.add_argument("--overwrite", action="store_true", help="replace existing outputs")
+    parser.add_argument(
+        "--timing",
+        type=int,
+        metavar="N",
+        help="write no volume: sample the first subject N times after a warm-up, and write its "
+        "seconds, memory and energy to cost.json",
+    )
 
 
 def add_volume_arguments(parser: argparse.ArgumentParser) -> None:
@@ -132,6 +143,9 @@ def run(args: argparse.Namespace) -> int:
     subjects = select_subjects(found, args.subjects)
     with folder_lock(args.output):
         sampler = VolumeSampler(args)
+        if args.timing:
+            sampler.write_timing(subjects[0], layout, args.timing)
+            return 0
         failures, written, skipped = [], 0, 0
         for number, subject in enumerate(subjects, 1):
             try:
@@ -204,6 +218,7 @@ class VolumeSampler:
             windows = {"overlap": self.request.overlap, "batch_size": args.batch_size}
             self.model.tiling = replace(self.model.tiling, **windows)
         self.timings: list[dict[str, Any]] = []
+        self.seen = read_seen(args.model if args.model.is_dir() else args.model.parent)
 
     def at(self, output: Path, sampler: str, steps: int) -> VolumeSampler:
         """Return this sampler with another folder, sampler and number of steps; one model for both.
@@ -236,26 +251,18 @@ class VolumeSampler:
         before = self._existing(path, sidecar, described)
         if before and path.is_file() and sha256(path) == before["sha256"]:
             return False
-        prepared = prepare_subject(
-            subject,
-            layout,
-            self.data.conditions,
-            None,
-            self.data.preparation,
-            self.args.allow_missing,
-            self.args.nonfinite,
-        )
+        prepared = self._prepare(subject, layout)
+        self._warn_if_seen(subject.id, inputs)
         mean, deviation = self._synthesise(prepared, title)
         unit = next(c for c in self.data.conditions if c in prepared.scales)
         scale = prepared.scales[unit]
-        content = encode_volume(prepared.to_volume(scale.restore(mean)), prepared.geometry)
         described |= {
-            "sha256": hashlib.sha256(content).hexdigest(),
             "intensity": {"contrast": unit, **scale.to_dict()},
             "normaliser": self.config["data"]["params"].get("normaliser_config"),
             "preparation": prepared.to_dict(),
         }
-        write_json(sidecar, described)
+        content = encode_volume(prepared.to_volume(scale.restore(mean)), prepared.geometry)
+        write_sidecar(sidecar, described, content)
         spread_path = self.args.output / f"{stem}_std.nii.gz"
         spread_path.unlink(missing_ok=True)  # of another request
         if deviation is not None:
@@ -270,16 +277,63 @@ class VolumeSampler:
         from ldm.evaluation.cost import peak_memory
 
         if self.timings:
-            described = {
-                "device": self.device.type,
-                "precision": self.args.precision,
-                "batch_size": self.args.batch_size,
-                "steps": self.request.steps,
-                "calls": self.calls,
-                "peak_memory_bytes": peak_memory(self.device),
-                "subjects": self.timings,
-            }
-            write_json(self.args.output / "cost.json", described)
+            measured = {"peak_memory_bytes": peak_memory(self.device), "subjects": self.timings}
+            write_json(self.args.output / "cost.json", self._described_cost() | measured)
+
+    def write_timing(self, subject: Subject, layout: Layout, repeats: int) -> None:
+        """Write ``cost.json`` with what sampling one subject costs once warmed up, and no volume.
+
+        Seconds are the median of ``repeats``; the warm-up is one batch of slices, or the volume.
+        """
+        from ldm.evaluation.timing import measure
+
+        prepared = self._prepare(subject, layout)
+        first = prepared
+        if not self.model.tiling:
+            batch = slice(self.args.batch_size)
+            first = replace(
+                prepared, slices=prepared.slices[batch], brain=prepared.brain[batch], seg=None
+            )
+        found = measure(
+            lambda: self._synthesise(prepared, f"timing {subject.id}"),
+            repeats,
+            self.device,
+            warm_up=lambda: self._synthesise(first, "warm-up"),
+        )
+        timing = {
+            "subject": subject.id,
+            "slices": len(prepared.brain),
+            "seconds": found.median_seconds,
+        }
+        write_json(
+            self.args.output / "cost.json",
+            self._described_cost() | {**vars(found), "subjects": [timing]},
+        )
+
+    def _described_cost(self) -> dict[str, Any]:
+        return {
+            "device": self.device.type,
+            "precision": self.args.precision,
+            "batch_size": self.args.batch_size,
+            "steps": self.request.steps,
+            "calls": self.calls,
+        }
+
+    def _prepare(self, subject: Subject, layout: Layout) -> PreparedSubject:
+        return prepare_subject(
+            subject,
+            layout,
+            self.data.conditions,
+            None,
+            self.data.preparation,
+            self.args.allow_missing,
+            self.args.nonfinite,
+        )
+
+    def _warn_if_seen(self, subject: str, inputs: Mapping[str, str]) -> None:
+        if other := same_patient(subject, inputs, self.seen):
+            named = "" if other == subject else f" (as {other})"
+            log.warning("%s was trained on%s: no test of this model", subject, named)
 
     def _temperature(self) -> float:
         if self.args.temperature is not None:
@@ -406,6 +460,11 @@ class VolumeSampler:
         return volume[0, 0].cpu().numpy()
 
 
+def write_sidecar(path: Path, described: Mapping[str, Any], content: bytes) -> None:
+    """Write what a volume will be, before the volume: see :meth:`VolumeSampler.write`."""
+    write_json(path, {**described, "sha256": hashlib.sha256(content).hexdigest()})
+
+
 def check_counts(args: argparse.Namespace) -> None:
     """Refuse counts below 1, and an overlap that leaves no step between windows.
 
@@ -414,8 +473,8 @@ def check_counts(args: argparse.Namespace) -> None:
     """
     if args.overlap is not None and not 0 <= args.overlap <= 0.9:
         raise ConfigError("CONFIG-VALUE", f"--overlap is {args.overlap}: give 0 to 0.9")
-    for name in ("samples", "batch_size", "steps"):
-        value = getattr(args, name)
+    for name in ("samples", "batch_size", "steps", "timing"):
+        value = getattr(args, name, None)
         if value is not None and value < 1:
             flag = name.replace("_", "-")
             raise ConfigError("CONFIG-VALUE", f"--{flag} is {value}: give a whole number >= 1")

@@ -6,7 +6,6 @@ import argparse
 import logging
 import os
 import sys
-import time
 import warnings
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -97,6 +96,7 @@ def train(config: Mapping[str, Any], folder: Path, checkpoint: Path | None = Non
     from ldm.checkpoint import CHECKPOINTS, CONFIG_FILE
     from ldm.config import save_config
     from ldm.environment import prefers_channels_last
+    from ldm.evaluation.energy import EnergyMeter
     from ldm.modules.diffusionmodules.util import to_channels_last
     from ldm.storage import folder_lock
     from ldm.util import instantiate_from_config
@@ -126,10 +126,12 @@ def train(config: Mapping[str, Any], folder: Path, checkpoint: Path | None = Non
         trainer, stop = build_trainer(config, folder, data)
         if prefers_channels_last(trainer.precision):
             to_channels_last(model)
-        started = time.perf_counter()
+        if is_main:
+            _write_seen(folder, data)
+        meter = EnergyMeter(trainer.strategy.root_device)
         trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         if is_main:
-            _write_cost(folder, trainer, data, time.perf_counter() - started, not stop.received)
+            _write_cost(folder, trainer, data, meter, checkpoint is not None, not stop.received)
             _say_what_next(folder, trainer, stop.received, model.next_command)
     return 128 + stop.received if stop.received else 0
 
@@ -137,7 +139,7 @@ def train(config: Mapping[str, Any], folder: Path, checkpoint: Path | None = Non
 def build_trainer(config: Mapping[str, Any], folder: Path, data: Any) -> tuple[Any, Any]:
     """Return the Lightning trainer of a run and the callback that knows why it stopped."""
     import pytorch_lightning as pl
-    from pytorch_lightning.callbacks import RichProgressBar, TQDMProgressBar
+    from pytorch_lightning.callbacks import RichProgressBar, Timer, TQDMProgressBar
     from pytorch_lightning.loggers import TensorBoardLogger
 
     from ldm.callbacks.metrics_file import MetricsFile
@@ -155,6 +157,7 @@ def build_trainer(config: Mapping[str, Any], folder: Path, data: Any) -> tuple[A
     for name, node in (lightning.get("callbacks") or {}).items():
         if node:
             callbacks.append(instantiate_from_config(node, where=f"lightning.callbacks.{name}"))
+    callbacks.append(Timer(options.pop("max_time", None), verbose=False))
     tensorboard = TensorBoardLogger(folder, name="", version="tensorboard")
     trainer = pl.Trainer(
         **{
@@ -216,17 +219,33 @@ def describe(config: Mapping[str, Any]) -> int:
     return 0
 
 
-def _write_cost(folder: Path, trainer: Any, data: Any, seconds: float, finished: bool) -> None:
+def _write_seen(folder: Path, data: Any) -> None:
+    from ldm.data.seen import subject_digests, write_seen
+
+    subjects = data.find_subjects()
+    parts = {p: [subjects[i] for i in data.split[p]] for p in ("train", "val")}
+    write_seen(folder, {p: subject_digests(found, data.cache) for p, found in parts.items()})
+
+
+def _write_cost(
+    folder: Path, trainer: Any, data: Any, meter: Any, is_resumed: bool, finished: bool
+) -> None:
+    from pytorch_lightning.callbacks import Timer
+
     from ldm.evaluation.cost import peak_memory
     from ldm.storage import write_json
 
     device = trainer.strategy.root_device
+    timer = next(c for c in trainer.callbacks if isinstance(c, Timer))
+    lost = "resumed: what the processes before used is not known" if is_resumed else ""
     write_json(
         folder / "cost.json",
         {
             "finished": finished,
             "steps": trainer.global_step,
-            "seconds": round(seconds, 3),
+            "seconds": round(timer.time_elapsed(), 3),  # of all processes of a resumed run
+            "energy_joules": None if is_resumed else meter.joules(),
+            "energy_reason": lost or meter.reason,
             "batch_size": data.batch_size,
             "precision": trainer.precision,
             "device": device.type,

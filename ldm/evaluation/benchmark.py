@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from math import isnan
+from operator import attrgetter
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from ldm.environment import environment
@@ -27,6 +30,38 @@ from ldm.storage import write_json
 GIB = 2**30
 REGION = "brain"  # the region of the summary table
 SUMMARY = ("psnr", "nrmse", "ssim", "ms_ssim")  # its metrics; the tables of regions hold all
+SEED_SPREAD = "sd over seeds dB"
+
+
+def _scaled(name: str, unit: float) -> Callable[[RowCost], float | None]:
+    def read(cost: RowCost) -> float | None:
+        value = getattr(cost, name)
+        return None if value is None else value / unit
+
+    return read
+
+
+SUMMARY_COSTS = {
+    "parameters M": _scaled("parameters", 1e6),
+    "GFLOPs a call": _scaled("flops", 1e9),
+    "calls": attrgetter("calls"),
+    "s a slice": attrgetter("slice_seconds"),
+    "s a volume": attrgetter("volume_seconds"),
+    "train steps": attrgetter("train_steps"),
+    "train s": attrgetter("train_seconds"),
+    "train GiB": _scaled("train_memory", GIB),
+    "sample GiB": _scaled("sample_memory", GIB),
+}
+ALL_COSTS = {
+    "device": attrgetter("device"),
+    "precision train / sample": attrgetter("precision"),
+    **SUMMARY_COSTS,
+    "train batch": attrgetter("train_batch"),
+    "sample batch": attrgetter("sample_batch"),
+    "train TFLOPs": _scaled("train_flops", 1e12),
+    "train Wh": _scaled("train_joules", 3600),
+    "J a volume": attrgetter("volume_joules"),
+}
 
 
 @dataclass(frozen=True)
@@ -38,8 +73,12 @@ class RowCost:
         flops: of one network call at batch 1 and training size.
         calls: network calls a slice, or a window of a volume.
         train_steps, train_seconds: of the whole training, validation included.
+        train_flops: 3 x ``flops`` x images, see :func:`ldm.evaluation.cost.training_flops`.
         slice_seconds, volume_seconds: of sampling, at the stated batch size.
         train_memory, sample_memory: peak bytes of the process (VRAM on a GPU).
+        train_batch, sample_batch: images at once.
+        train_joules, volume_joules: of the whole GPU.
+        no_joules: why there are none.
         device: where it ran.
         precision: of training / of sampling.
     """
@@ -47,14 +86,34 @@ class RowCost:
     parameters: int | None = None
     flops: int | None = None
     calls: int | None = None
-    train_steps: int | None = None
+    train_steps: float | None = None
     train_seconds: float | None = None
+    train_flops: float | None = None
     slice_seconds: float | None = None
     volume_seconds: float | None = None
     train_memory: int | None = None
     sample_memory: int | None = None
+    train_batch: int | None = None
+    sample_batch: int | None = None
+    train_joules: float | None = None
+    volume_joules: float | None = None
+    no_joules: str = ""
     device: str = "cpu"
     precision: str = ""
+
+
+def mean_cost(seeds: Sequence[RowCost]) -> RowCost:
+    """Return the cost of a row: medians of times and work over its seeds, the largest memory."""
+
+    def over(name: str, reduce: Any) -> Any:
+        found = [value for cost in seeds if (value := getattr(cost, name)) is not None]
+        return reduce(found) if found else None
+
+    medians = ("train_steps", "train_seconds", "train_flops", "train_joules")
+    medians += ("slice_seconds", "volume_seconds", "volume_joules")
+    changed = {name: over(name, median) for name in medians}
+    changed |= {name: over(name, max) for name in ("train_memory", "sample_memory")}
+    return replace(seeds[0], **changed)
 
 
 @dataclass(frozen=True)
@@ -63,12 +122,14 @@ class Benchmark:
 
     Args:
         title: name of the benchmark.
-        result: scores of all rows and baselines.
+        result: scores of all rows and baselines, averaged over seeds patient by patient.
         costs: row -> cost.
         curves: row -> (steps, training loss).
-        failures: row -> reason.
+        failures: row -> reason, of rows without any score.
         command: what the user typed.
         settings: what held for all rows.
+        rows: the order of the table; by default scores, then failures.
+        seeds: row -> seeds that are done, of how many.
     """
 
     title: str
@@ -78,15 +139,22 @@ class Benchmark:
     failures: Mapping[str, str]
     command: str
     settings: Mapping[str, Any] = field(default_factory=dict)
+    rows: Sequence[str] = ()
+    seeds: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     def write(self, output: Path) -> Path:
         """Write ``benchmark.csv``, ``.json``, ``.md``, ``.tex``, metrics and ``report.html``."""
-        table = self.summary()
+        table, cost = self.summary(), self.cost_table()
         write_table(table, output, "benchmark")
+        write_table(cost, output, "cost")
         described = {
             "columns": list(table.columns),
             "rows": [list(row) for row in table.rows],
             "costs": {row: asdict(cost) for row, cost in self.costs.items()},
+            "seeds": {row: list(counts) for row, counts in self.seeds.items()},
+            "seed_spread": {
+                row: {m: self.seed_spread(row, m) for m in SUMMARY} for row in self.result.seeds
+            },
             "failures": dict(self.failures),
             "command": self.command,
             "settings": dict(self.settings),
@@ -98,39 +166,73 @@ class Benchmark:
         write_report(self.report(), page)
         return page
 
+    def order(self) -> list[str]:
+        """Return the rows from top to bottom."""
+        return list(self.rows) or [*self.result.scores, *self.failures]
+
     def summary(self) -> Table:
         """Return the table: brain-masked quality, then cost."""
         label = peak_memory_label(next((c.device for c in self.costs.values()), "cpu"))
+        has_seeds = any(counts[1] > 1 for counts in self.seeds.values())
         columns = [
             "backbone",
             *(METRICS[m] for m in SUMMARY),
             "n",
-            "parameters M",
-            "GFLOPs a call",
-            "calls",
-            "s a slice",
-            "s a volume",
-            "train steps",
-            "train s",
-            "train GiB",
-            "sample GiB",
+            *((SEED_SPREAD, "seeds") if has_seeds else ()),
+            *SUMMARY_COSTS,
         ]
+        scored = {cells[0]: cells for cells in self.result.table(REGION).rows}
         rows: list[list[Any]] = []
-        for row in (*self.result.scores, *self.failures):
-            if row in self.failures:
-                quality = [f"FAILED: {self.failures[row]}", *[None] * (len(SUMMARY) - 1), "0"]
+        for row in self.order():
+            if row in scored:
+                named = dict(zip(METRICS, scored[row][1:], strict=False))
+                quality = [*(named[m] for m in SUMMARY), scored[row][-1]]
             else:
-                table = self.result.table(REGION)
-                cells = next(cells for cells in table.rows if cells[0] == row)
-                named = dict(zip(METRICS, cells[1:], strict=False))
-                quality = [*(named[m] for m in SUMMARY), cells[-1]]
-            rows.append([row, *quality, *_cost_cells(self.costs.get(row))])
+                reason = self.failures.get(row, "no score")
+                quality = [f"FAILED: {reason}", *[None] * (len(SUMMARY) - 1), "0"]
+            seeds = [self.seed_spread(row, "psnr"), self._seeds(row)]
+            cost = self.costs.get(row)
+            costs = [read(cost) if cost else None for read in SUMMARY_COSTS.values()]
+            rows.append([row, *quality, *(seeds if has_seeds else ()), *costs])
         note = (
             "Mean ± standard deviation over patients, inside the brain. The reference sets the "
             "intensity bounds. FLOPs: a multiply-add counts as 2, attention as matrix products. "
             f"GiB: {label} of the process."
         )
+        if has_seeds:
+            note += (
+                " A patient's score is its mean over the training seeds; the spread over seeds is "
+                "the standard deviation of the mean over patients."
+            )
         return Table("Summary", columns, rows, note, BETTER)
+
+    def cost_table(self) -> Table:
+        """Return what each row cost, with batch sizes, precision and where it ran."""
+        rows = [
+            [row, *(read(self.costs[row]) for read in ALL_COSTS.values())]
+            for row in self.order()
+            if row in self.costs
+        ]
+        note = (
+            "Each row was trained, sampled and timed in processes of its own. Time of a volume: "
+            "median of repeats after a warm-up, the device synchronised. Training FLOPs: 3 forward "
+            "passes an image."
+        )
+        reasons = sorted({c.no_joules for c in self.costs.values() if c.no_joules})
+        if reasons:
+            note += f" No energy: {'; '.join(reasons)}."
+        return Table("Cost", ["backbone", *ALL_COSTS], rows, note)
+
+    def seed_spread(self, row: str, metric: str) -> float | None:
+        """Return the standard deviation over seeds of the mean over patients, in the brain."""
+        if row not in self.result.seeds:
+            return None
+        spread = self.result.over_seeds(row, metric, REGION).sd
+        return None if isnan(spread) else spread
+
+    def _seeds(self, row: str) -> str | None:
+        done, wanted = self.seeds.get(row, (0, 0))
+        return f"{done}/{wanted}" if wanted else None
 
     def report(self) -> Report:
         """Return the page."""
@@ -140,7 +242,7 @@ class Benchmark:
                 f"{len(self.result.scores)} rows on {len(self.result.subjects)} held-out patients: "
                 f"{', '.join(self.result.subjects)}."
             ),
-            tables=[self.summary(), *self.result.tables()],
+            tables=[self.summary(), *self.result.tables(), self.cost_table()],
             figures=self.figures(),
             sections=[Section("Command", [self.command])],
             protocol=self.result.protocol.to_dict(),
@@ -163,8 +265,9 @@ class Benchmark:
             ]
             if points:
                 image = scatter_figure(points, xlabel, "PSNR in the brain, dB")
-                baseline = self.result.mean(COPY_T1, REGION, "psnr")
-                caption = f"Higher and further left is better. Copy T1: {baseline:.2f} dB."
+                caption = "Higher and further left is better."
+                if COPY_T1 in self.result.scores:
+                    caption += f" Copy T1: {self.result.mean(COPY_T1, REGION, 'psnr'):.2f} dB."
                 title = f"Quality against {xlabel.split(',')[0]}"
                 figures.append(
                     Figure(title, image, caption, f"PSNR against {xlabel} by row", False)
@@ -176,19 +279,3 @@ class Benchmark:
                 Figure("Training loss", image, caption, "Training loss over steps", False)
             )
         return [*figures, *strips_figure(self.result)]
-
-
-def _cost_cells(cost: RowCost | None) -> list[Any]:
-    if cost is None:
-        return [None] * 9
-    return [
-        cost.parameters / 1e6 if cost.parameters else None,
-        cost.flops / 1e9 if cost.flops else None,
-        cost.calls,
-        cost.slice_seconds,
-        cost.volume_seconds,
-        cost.train_steps,
-        cost.train_seconds,
-        cost.train_memory / GIB if cost.train_memory else None,
-        cost.sample_memory / GIB if cost.sample_memory else None,
-    ]

@@ -22,6 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 ADAM_STATES = 2  # first and second moment
+BACKWARD = 2  # a backward pass costs two forwards: gradients of inputs and of weights
 PROCESS_STATUS = Path("/proc/self/status")
 PROCESS_RESET = Path("/proc/self/clear_refs")
 
@@ -46,6 +47,17 @@ def count_flops(module: nn.Module, *inputs: Any) -> int:
             return _first_that_runs(_flops, module, inputs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
+
+
+def training_flops(forward: int, batch: int, steps: int) -> int:
+    """Floating-point operations of a training: 3 forwards an image (Kaplan et al. 2020, 2.1).
+
+    Args:
+        forward: FLOPs of one network call at batch 1, see :func:`count_flops`.
+        batch: images an optimizer step.
+        steps: optimizer steps.
+    """
+    return (1 + BACKWARD) * forward * batch * steps
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from ldm.data.normalise import IntensityScale, Normaliser, RobustNormaliser, spr
 from ldm.errors import DataError, one_line
 from ldm.evaluation.calibration import Reliability, reliability
 from ldm.evaluation.pictures import add_to_viewer, comparison_strip, shown_volumes
-from ldm.evaluation.protocol import DEFAULT, MetricProtocol, average_scores, evaluate_volume
+from ldm.evaluation.protocol import DEFAULT, MetricProtocol, evaluate_volume
 from ldm.evaluation.result import COPY_T1, Evaluation
 from ldm.evaluation.viewer import PAGE_BYTES
 from ldm.util import instantiate_from_config, refuse_untrusted_targets
@@ -99,6 +100,26 @@ def evaluate_folders(
     return evaluate_protocols(*told, **options)[protocol.name]
 
 
+def picture_folders(
+    result: Evaluation,
+    predictions: Mapping[str, Path],
+    reference: Path,
+    layout: Any = None,
+    mask: str = "auto",
+) -> None:
+    """Add the pictures of an evaluation whose scores are known, a row a folder of predictions."""
+    layout, real = detect_layout(reference, layout)
+    found = {row: detect_layout(folder) for row, folder in predictions.items()}
+    for subject in result.subjects:
+        case = load_case(real[subject], layout, mask)
+        volumes = {
+            row: read_prediction(predicted[subject], own, case)
+            for row, (own, predicted) in found.items()
+            if subject in result.scores[row]
+        }
+        add_pictures(result, case, volumes)
+
+
 def evaluate_protocols(
     predictions: Mapping[str, Path | Sequence[Path]],
     reference: Path,
@@ -151,7 +172,7 @@ def evaluate_protocols(
     for subject in (progress or iter)(chosen):
         shown = _evaluate_subject(subject, layout, mask, folders, list(results.values()), tools)
         if shown:
-            _picture(results[protocols[0].name], *shown, viewer_bytes)
+            add_pictures(results[protocols[0].name], *shown, viewer_bytes)
     if baseline and not any(COPY_T1 in r for r in _rows_with_anything(results.values())):
         for result in results.values():  # no patient has a T1
             result.scores.pop(COPY_T1)
@@ -187,8 +208,8 @@ def _evaluate_subject(
     try:
         case = load_case(subject, layout, mask)
     except DataError as error:
-        for row in folders:
-            _fail(results, row, subject.id, f"the real patient: {_reason(error)}")
+        for row, result in product(folders, results):
+            result.fail(row, subject.id, f"the real patient: {_reason(error)}")
         return None
     volumes: dict[str, Prediction] = {}
     for row, found in folders.items():
@@ -202,7 +223,8 @@ def _evaluate_subject(
                     _score(result, row, case, volume, tools, seed)
             except DataError as error:
                 told = f"{seed}: {_reason(error)}" if seed else _reason(error)
-                _fail(results, row, subject.id, told)
+                for result in results:
+                    result.fail(row, subject.id, told)
             else:
                 volumes.setdefault(row, volume)
     if COPY_T1 in results[0].scores and "t1" in case.inputs:
@@ -214,8 +236,11 @@ def _evaluate_subject(
     return case, volumes
 
 
-def _picture(
-    result: Evaluation, case: Case, predictions: Mapping[str, Prediction], viewer_bytes: int
+def add_pictures(
+    result: Evaluation,
+    case: Case,
+    predictions: Mapping[str, Prediction],
+    viewer_bytes: int = PAGE_BYTES,
 ) -> None:
     """Keep of a patient what a page shows."""
     shown = shown_volumes(case, predictions, result.protocol)
@@ -223,13 +248,6 @@ def _picture(
     result.strips[case.id] = comparison_strip(case, shown)
     if viewer_bytes:
         add_to_viewer(result, case, shown, viewer_bytes)
-
-
-def _fail(results: Sequence[Evaluation], row: str, subject: str, reason: str) -> None:
-    """Note a failure; a second one of the patient (another seed) is added to the first."""
-    for result in results:
-        failed = result.failures.setdefault(row, {})
-        failed[subject] = "; ".join(filter(None, [failed.get(subject), reason]))
 
 
 def _reason(error: DataError) -> str:
@@ -260,11 +278,7 @@ def _score(
         spacing=case.spacing,
         perceptual=tools.perceptual,
     )
-    if seed:
-        result.seeds.setdefault(row, {}).setdefault(seed, {})[case.id] = scores
-        runs = [found[case.id] for found in result.seeds[row].values() if case.id in found]
-        scores = average_scores(runs)
-    result.scores.setdefault(row, {})[case.id] = scores
+    result.add(row, case.id, scores, seed)
     own = result.protocol.bounds_of == "reference"  # the scale of a spread is that of the reference
     low, high = result.protocol.bounds(case.reference, case.brain)
     if own and tools.perceptual and high > low:

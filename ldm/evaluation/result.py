@@ -21,6 +21,7 @@ from ldm.evaluation.protocol import (
     MetricProtocol,
     Scores,
     SummaryRow,
+    average_scores,
     summarise,
 )
 from ldm.evaluation.report import Table, csv_rows
@@ -71,6 +72,19 @@ class Evaluation:
     seeds: dict[str, dict[str, dict[str, Scores]]] = field(default_factory=dict)
     features: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
+
+    def add(self, row: str, subject: str, scores: Scores, seed: str | None = None) -> None:
+        """Add the scores of a patient; those of several training seeds are averaged."""
+        if seed is not None:
+            self.seeds.setdefault(row, {}).setdefault(seed, {})[subject] = scores
+            runs = [found[subject] for found in self.seeds[row].values() if subject in found]
+            scores = average_scores(runs)
+        self.scores.setdefault(row, {})[subject] = scores
+
+    def fail(self, row: str, subject: str, reason: str) -> None:
+        """Note why a patient has no score; a second reason (another seed) is added."""
+        failed = self.failures.setdefault(row, {})
+        failed[subject] = "; ".join(filter(None, [failed.get(subject), reason]))
 
     def mean(self, row: str, region: str, metric: str) -> float:
         """Return the mean over patients; NaN where there is none."""

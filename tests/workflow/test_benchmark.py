@@ -1,30 +1,55 @@
-"""The benchmark: one row a backbone and the baselines, resumable, with failed rows in the table."""
+"""The benchmark: a grid of cells, resumable anywhere, with failed rows and honest baselines."""
 
+import contextlib
 import csv
+import io
 import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
 
+import numpy as np
 import pytest
 import yaml
 
+from ldm.callbacks.run import GradientGuard
+from ldm.cli import cells
+from ldm.cli.cells import Stopped, Work
 from ldm.cli.main import main
+from ldm.errors import BusyError
+from ldm.evaluation.benchmark import Benchmark
+from ldm.storage import folder_lock
+
+QUALITY = ("backbone", "PSNR dB", "NRMSE", "SSIM", "MS-SSIM", "n")
+FITTED = ["copy T1", "linear", "quadratic", "nearest patient"]
 
 
-@pytest.fixture
-def plan(tmp_path, patients):
-    """A benchmark of two tiny U-Nets and the regression of the first: a few steps on phantoms."""
+class Killed(BaseException):
+    """Ends a process in the middle of whatever it does."""
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory, patients):
+    """Two tiny U-Nets and a regression, two seeds, two numbers of steps: on phantom patients."""
     net = {"target": "ldm.modules.diffusionmodules.openaimodel.UNetModel"}
     described = {
-        "name": "two U-Nets",
-        "rows": {
-            "eps": {
-                "config": "configs/backbone/unet_tiny.yaml",
-                "overrides": ["model.params.parameterization=eps"],
-            },
-            "v": {"config": "configs/backbone/unet_tiny.yaml"},
+        "name": "a small grid",
+        "rows": {"unet": {"config": "configs/backbone/unet_tiny.yaml"}},
+        "seeds": [0, 1],
+        "regression_of": "unet",
+        "sampling": {"sampler": "ddim", "steps": [1, 2], "batch_size": 16, "temperature": 1},
+        "timing": 1,
+        "budget": {"steps": 2},
+        "model": {
+            "params": {
+                "unet_config": net,
+                "warmup_steps": 1,
+                "optimizer_config": {"params": {"lr": 0.002}},
+            }
         },
-        "regression_of": "eps",
-        "sampling": {"sampler": "ddim", "steps": 2, "batch_size": 16},
-        "model": {"params": {"unet_config": net}},
         "data": {
             "params": {
                 "root": str(patients),
@@ -34,84 +59,358 @@ def plan(tmp_path, patients):
                 "augmentation_config": None,
             }
         },
-        "lightning": {"trainer": {"max_steps": 2, "accelerator": "cpu", "precision": 32}},
+        "lightning": {
+            "trainer": {"accelerator": "cpu", "precision": 32},
+            "callbacks": {
+                "checkpoint": {"params": {"every_n_steps": 1}},
+                **dict.fromkeys(("samples", "features", "curve")),
+            },
+        },
     }
-    path = tmp_path / "plan.yaml"
+    path = tmp_path_factory.mktemp("plan") / "plan.yaml"
     path.write_text(yaml.safe_dump(described))
     return path
 
 
-def table(output):
-    with (output / "benchmark.csv").open() as file:
+ONE_CELL = ["seeds=[0]", "regression_of=null", "baselines=[]", "sampling.steps=2", "timing=0"]
+
+
+def run_inside(work, folder, gpu, *arguments):
+    """A verb in this process, which is quicker than in one of its own."""
+    text = io.StringIO()
+    with contextlib.redirect_stderr(text):
+        code = main([str(a) for a in arguments])
+    if code == BusyError.exit_code:
+        raise BusyError("RUN-BUSY", "busy")
+    if code in cells.STOPPED:
+        raise Stopped(code)
+    return code, (text.getvalue().strip().splitlines() or [""])[-1]
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Run the verbs of the cells in this process; return what was called."""
+    called = []
+
+    def run(work, folder, gpu, *arguments):
+        called.append(str(arguments[0]))
+        return run_inside(work, folder, gpu, *arguments)
+
+    monkeypatch.setattr(Work, "_dsdiff", run)
+    monkeypatch.setattr(Benchmark, "figures", lambda self: [])  # the slowest part, seen once below
+    return called
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, plan):
+    """The folder of the whole grid, run without a disturbance."""
+    output = tmp_path_factory.mktemp("undisturbed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Work, "_dsdiff", run_inside)
+        assert benchmark(plan, output) == 0
+    return output
+
+
+@pytest.fixture
+def copies(monkeypatch, undisturbed):
+    """Take the work of the verbs from the undisturbed grid; return (verb, folder, GPU) of each."""
+    called = []
+
+    def run(work, folder, gpu, verb, *arguments):
+        called.append((verb, folder.relative_to(work.output).as_posix(), gpu))
+        output = arguments[arguments.index("--output") + 1]
+        source = undisturbed / output.relative_to(work.output)
+        shutil.copytree(source, output, dirs_exist_ok=True)
+        return 0, ""
+
+    monkeypatch.setattr(Work, "_dsdiff", run)
+    monkeypatch.setattr(Benchmark, "figures", lambda self: [])
+    return called
+
+
+def benchmark(plan, output, *more):
+    return main(["benchmark", str(plan), "--output", str(output), *map(str, more)])
+
+
+def table(output, name="benchmark"):
+    with (output / f"{name}.csv").open() as file:
         return {row["backbone"]: row for row in csv.DictReader(file)}
 
 
-def test_rows_baselines_costs_and_page(tmp_path, plan):
-    output = tmp_path / "out"
-    assert main(["benchmark", str(plan), "--output", str(output)]) == 0
-    rows = table(output)
-    assert list(rows) == ["eps", "eps-one-step", "v", "copy T1"]
-    for name in ("eps", "eps-one-step", "v"):
+def scores(output, row="unet", seed=0, sampled="ddim-2"):
+    return (output / f"rows/{row}/seed-{seed}/{sampled}/scores.json").read_bytes()
+
+
+def test_rows_of_the_grid_and_the_baselines(undisturbed):
+    rows = table(undisturbed)
+    assert list(rows) == ["unet · steps 1", "unet · steps 2", "unet-one-step", *FITTED]
+    for name in list(rows)[:3]:
         row = rows[name]
         assert float(row["PSNR dB"]) > 0
         assert float(row["parameters M"]) == pytest.approx(1.19, abs=0.01)
-        assert float(row["GFLOPs a call"]) > 0
         assert float(row["s a volume"]) > float(row["s a slice"]) > 0
         assert float(row["sample GiB"]) > 0.1
-        assert row["n"] == "1/1"
-    assert [rows[n]["calls"] for n in ("eps", "eps-one-step")] == ["2", "1"]
-    assert rows["copy T1"]["parameters M"] == "n/a"
-    assert (output / "benchmark.md").read_text().startswith("| backbone |")
-    page = (output / "report.html").read_text()
+        assert (row["n"], row["seeds"]) == ("1/1", "2/2")
+        assert float(row["train steps"]) == 2
+    assert [row["calls"] for row in list(rows.values())[:3]] == ["1", "2", "1"]
+    assert all(float(rows[name]["PSNR dB"]) > 0 for name in FITTED)
+    assert rows["linear"]["parameters M"] == "n/a"
+    page = (undisturbed / "report.html").read_text()
+    assert "2 steps a training" in page  # the budget that held
     assert page.count("data:image") >= 4
     assert "://" not in page
     assert 'id="viewer-data"' in page
-    assert (output / "benchmark.tex").read_text().startswith("\\begin{tabular}")
+    assert (undisturbed / "benchmark.tex").read_text().startswith("\\begin{tabular}")
 
 
-def test_goes_on_after_a_kill_and_reports_a_failed_row(tmp_path, plan, monkeypatch, capsys):
-    """The first process dies while the second row trains; the second run repeats nothing."""
-    import ldm.cli.benchmark as benchmark
+def test_costs_say_batch_precision_and_work(undisturbed):
+    row = table(undisturbed, "cost")["unet · steps 2"]
+    assert (row["train batch"], row["sample batch"]) == ("4", "16")
+    assert row["precision train / sample"] == "32-true / 32"
+    flops = float(row["GFLOPs a call"]) * 1e9
+    assert float(row["train TFLOPs"]) == pytest.approx(3 * flops * 4 * 2 / 1e12)
+    assert row["J a volume"] == "n/a"  # a CPU has no counter here, and the table says so
+    assert "no energy counter is read on cpu" in (undisturbed / "report.html").read_text()
 
-    plain, calls = benchmark._dsdiff, []
 
-    def killed(*arguments):
-        calls.append(str(arguments[0]))
-        if len(calls) == 3:
-            raise MemoryError
-        return plain(*arguments)
+def test_a_patients_score_is_its_mean_over_seeds(undisturbed):
+    """The patient is the unit of statistics; how much the seeds differ has a column of its own."""
+    found = [json.loads(scores(undisturbed, seed=seed)) for seed in (0, 1)]
+    each = [f["scores"]["Phantom_0003"]["brain"]["psnr"] for f in found]
+    assert each[0] != each[1]
+    row = table(undisturbed)["unet · steps 2"]
+    assert float(row["PSNR dB"]) == pytest.approx(np.mean(each), rel=1e-12)
+    assert float(row["sd over seeds dB"]) == pytest.approx(np.std(each, ddof=1), rel=1e-9)
 
-    output = tmp_path / "out"
-    monkeypatch.setattr(benchmark, "_dsdiff", killed)
-    assert main(["benchmark", str(plan), "--output", str(output)]) == 7
-    assert not (output / "benchmark.csv").exists()
-    first = (output / "rows/eps/run/model.safetensors").stat().st_mtime_ns
 
-    def broken(*arguments):
-        calls.append(str(arguments[0]))
-        if "rows/v/" in str(arguments[1]) and arguments[0] == "train":
+def test_copy_t1_is_the_row_of_evaluate(tmp_path, undisturbed, patients):
+    """Written as a prediction with a sidecar, it scores what ``dsdiff evaluate`` says."""
+    prediction = undisturbed / "baselines/copy_t1/prediction"
+    words = ["evaluate", "--prediction", prediction, "--reference", patients, "--output", tmp_path]
+    assert main([str(word) for word in words]) == 0
+    both = json.loads((tmp_path / "metrics.json").read_text())["scores"]
+    assert both["prediction"] == both["copy T1"]
+
+
+def test_killed_in_training_and_in_sampling_then_resumed(
+    tmp_path, plan, undisturbed, calls, monkeypatch
+):
+    """Killed after the first of two steps, then between two files of a patient: the same scores."""
+    output, real = tmp_path / "out", GradientGuard.on_before_optimizer_step
+
+    def in_training(guard, trainer, *rest):
+        if trainer.global_step == 1:
+            raise Killed
+        real(guard, trainer, *rest)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(GradientGuard, "on_before_optimizer_step", in_training)
+        benchmark(plan, output, *ONE_CELL)
+    run = output / "rows/unet/seed-0/run"
+    assert (run / "checkpoints/last.ckpt").is_file() and not (run / "cost.json").is_file()
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr("ldm.cli.sample.write_volume", lambda *a, **k: (_ for _ in ()).throw(Killed))
+        benchmark(plan, output, *ONE_CELL)
+    written = {p.name for p in (run.parent / "ddim-2/prediction").glob("Phantom*")}
+    assert written == {"Phantom_0003_t1ce.json"}
+
+    assert benchmark(plan, output, *ONE_CELL) == 0
+    assert calls == ["train", "train", "sample", "sample"]
+    assert scores(output) == scores(undisturbed)
+    resumed = table(output)["unet"]
+    seed_0 = json.loads(scores(undisturbed))["scores"]["Phantom_0003"]["brain"]
+    assert float(resumed["PSNR dB"]) == seed_0["psnr"]
+
+    assert benchmark(plan, output, *ONE_CELL) == 0
+    assert len(calls) == 4  # what is finished is not done again
+
+
+def test_failed_row_is_shown_and_tried_again(tmp_path, plan, copies, monkeypatch):
+    copied = Work._dsdiff
+
+    def broken(work, folder, gpu, verb, *arguments):
+        if verb == "train" and "one-step" in str(folder):
             return 6, "dsdiff train: error NONFINITE-LOSS: loss is nan"
-        return plain(*arguments)
+        return copied(work, folder, gpu, verb, *arguments)
 
-    calls.clear()
-    monkeypatch.setattr(benchmark, "_dsdiff", broken)
-    assert main(["benchmark", str(plan), "--output", str(output)]) == 9
-    assert calls == ["sample", "train", "sample", "train"]
-    assert (output / "rows/eps/run/model.safetensors").stat().st_mtime_ns == first
+    more = ["baselines=[]", "sampling.steps=1", "timing=0", "seeds=[0]"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Work, "_dsdiff", broken)
+        assert benchmark(plan, tmp_path, *more) == 9
+    rows = table(tmp_path)
+    assert "FAILED: dsdiff train: error NONFINITE-LOSS" in rows["unet-one-step"]["PSNR dB"]
+    assert float(rows["unet"]["PSNR dB"]) > 0
+    failures = json.loads((tmp_path / "benchmark.json").read_text())["failures"]
+    assert failures.keys() == {"unet-one-step"}
+    copies.clear()
+    assert benchmark(plan, tmp_path, *more) == 0
+    again = "rows/unet-one-step/seed-0"
+    assert [call[:2] for call in copies] == [("train", again), ("sample", f"{again}/ddim-1")]
+
+
+def test_plan_cell_and_collect(tmp_path, plan, undisturbed, copies, capsys):
+    """The three doors of a job array; what is missing is a failed row, not a shorter table."""
+    output = tmp_path / "out"
+    shutil.copytree(undisturbed, output)
+    shutil.rmtree(output / "rows/unet/seed-1/ddim-2")
+    shutil.rmtree(output / "baselines/linear")
+    assert benchmark(plan, output, "--plan") == 0
+    printed = capsys.readouterr().out
+    assert "10 cells of 4 trainings" in printed
+    assert "--array=0-3" in printed and "--array=4-9" in printed and "--collect" in printed
+    assert "--cell $SLURM_ARRAY_TASK_ID" in printed
+    listed = json.loads((output / "plan.json").read_text())["cells"]
+    states = {cell["name"]: cell["state"] for cell in listed}
+    assert states["unet · steps 2 · seed 1"] == "trained"
+    assert states["linear"] == "missing"
+    assert list(states.values()).count("done") == 8
+
+    assert benchmark(plan, output, "--collect") == 9
     rows = table(output)
-    assert "FAILED" in rows["v"]["PSNR dB"] and "NONFINITE-LOSS" in rows["v"]["PSNR dB"]
-    assert float(rows["eps"]["PSNR dB"]) > 0
-    assert json.loads((output / "benchmark.json").read_text())["failures"].keys() == {"v"}
+    assert rows["unet · steps 2"]["seeds"] == "1/2"
+    assert rows["linear"]["PSNR dB"] == "FAILED: not done (missing)"
+    assert copies == []
+
+    for name in ("unet · steps 2 · seed 1", "linear"):
+        number = next(cell["cell"] for cell in listed if cell["name"] == name)
+        assert benchmark(plan, output, "--cell", number) == 0
+    assert [verb for verb, *_ in copies] == ["sample"]
+    assert benchmark(plan, output, "--collect") == 0
+    for metrics in ("metrics.csv", "metrics.json"):
+        assert (output / metrics).read_bytes() == (undisturbed / metrics).read_bytes()
+    assert benchmark(plan, output, "--cell", 10) == 2
 
 
-def test_test_patient_in_training_is_a_leak(tmp_path, plan, capsys):
+def test_two_processes_never_train_one_training(tmp_path, plan, copies, monkeypatch):
+    """A cell whose training another process holds waits until that is released."""
+    holder = contextlib.ExitStack()
+    holder.enter_context(folder_lock(tmp_path / "locks/rows/unet/seed-0"))
+    waited = []
+
+    def poll(seconds):
+        waited.append(list(copies))
+        holder.close()
+
+    monkeypatch.setattr(cells.time, "sleep", poll)
+    assert benchmark(plan, tmp_path, *ONE_CELL, "--cell", 0) == 0
+    assert waited == [[]]
+    assert [verb for verb, *_ in copies] == ["train", "sample"]
+
+
+def test_cells_run_at_once_with_a_gpu_each(tmp_path, plan, copies, monkeypatch):
+    """Two jobs on two (pretended) GPUs: each training is done once, on one of them."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+    assert benchmark(plan, tmp_path, "--jobs", 2, "timing=0", "baselines=[linear]") == 0
+    trained = [folder for verb, folder, _ in copies if verb == "train"]
+    assert len(trained) == len(set(trained)) == 4
+    assert [verb for verb, *_ in copies].count("sample") == 6
+    assert {gpu for *_, gpu in copies} == {"2", "5"}
+    assert list(table(tmp_path)) == ["unet · steps 1", "unet · steps 2", "unet-one-step", "linear"]
+
+
+def test_verbs_run_in_processes_of_their_own(tmp_path, monkeypatch):
+    """Their exit code, their last line and the GPU they are given."""
+    work = Work(tmp_path, tmp_path, {}, [], {}, is_quiet=True)
+    code, reason = work._dsdiff(tmp_path, "7", "sample", "nowhere", "--input", tmp_path)
+    assert code == 2 and "--output" in reason
+    assert "usage" in (tmp_path / "log.txt").read_text()
+    show = "import os, sys; print(os.environ['CUDA_VISIBLE_DEVICES']); sys.exit(int(sys.argv[3]))"
+    fake = tmp_path / "python"
+    fake.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{show}" "$@"\n')
+    fake.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(fake))
+    assert work._dsdiff(tmp_path, "7", 0)[0] == 0
+    assert (tmp_path / "log.txt").read_text().endswith("7\n")
+    with pytest.raises(BusyError):
+        work._dsdiff(tmp_path, "7", 11)
+    with pytest.raises(Stopped):
+        work._dsdiff(tmp_path, "7", 143)
+
+
+def test_other_settings_in_one_folder_are_refused(undisturbed, plan, calls, capsys):
+    assert benchmark(plan, undisturbed, "budget.steps=3") == 5
+    assert "was begun with another configuration" in capsys.readouterr().err
+    assert calls == []
+
+
+def test_test_patient_in_training_is_a_leak(tmp_path, plan, patients, capsys):
     leak = "data.params.train=[Phantom_0001,Phantom_0003]"
-    assert main(["benchmark", str(plan), leak, "--output", str(tmp_path / "out")]) == 3
+    assert benchmark(plan, tmp_path / "out", leak) == 3
     assert "LEAK case=Phantom_0003" in capsys.readouterr().err
+    own = (
+        'rows.unet.overrides=["data.params.train=[Phantom_0003]","data.params.test=[Phantom_0001]"]'
+    )
+    other = "rows.other.config=configs/backbone/unet_tiny.yaml"
+    assert benchmark(plan, tmp_path / "out", own, other) == 3
+    assert "LEAK case=Phantom_0001: is tested, but 'other'" in capsys.readouterr().err
+
+
+def test_patient_under_another_name_is_a_leak(tmp_path, plan, patients, capsys):
+    """The same files as Phantom_0003, copied as a patient of the training."""
+    shutil.copytree(patients, tmp_path / "patients")
+    copy = tmp_path / "patients/Twin"
+    copy.mkdir()
+    for file in (patients / "Phantom_0003").glob("*.nii.gz"):
+        shutil.copy(file, copy / file.name.replace("Phantom_0003", "Twin"))
+    root = f"data.params.root={tmp_path / 'patients'}"
+    assert benchmark(plan, tmp_path / "out", root) == 3
+    assert "under the name Twin (same image)" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_run_trained_elsewhere_is_a_row_and_is_guarded(tmp_path, plan, undisturbed, calls, capsys):
+    """A finished run is only sampled; not on a patient that its ``subjects.json`` names."""
+    given = [f"rows.mine.run={undisturbed}/rows/unet/seed-0/run", "rows.unet=null"]
+    assert benchmark(plan, tmp_path / "a", *ONE_CELL, *given) == 0
+    assert calls == ["sample"]
+    assert float(table(tmp_path / "a")["mine"]["parameters M"]) == pytest.approx(1.19, abs=0.01)
+    seen = "data.params.test=[Phantom_0001]"
+    assert benchmark(plan, tmp_path / "b", *ONE_CELL, *given, seen) == 3
+    assert "LEAK case=Phantom_0001" in capsys.readouterr().err
+
+
+def test_sampling_a_training_patient_warns(tmp_path, undisturbed, patients, caplog):
+    run = undisturbed / "rows/unet/seed-0/run"
+    words = ["sample", run, "--input", patients, "--output", tmp_path, "--steps", 1]
+    assert main([str(word) for word in [*words, "--subjects", "Phantom_0001"]]) == 0
+    assert "Phantom_0001 was trained on: no test of this model" in caplog.text
 
 
 def test_wrong_row_is_refused_before_anything_runs(tmp_path, plan, capsys):
-    wrong = "rows.v.overrides=[model.params.parametrization=v]"
-    assert main(["benchmark", str(plan), wrong, "--output", str(tmp_path / "out")]) == 2
+    wrong = "rows.unet.overrides=[model.params.parametrization=v]"
+    assert benchmark(plan, tmp_path / "out", wrong) == 2
     assert "nearest: 'parameterization'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_sigkill_twice_gives_the_table_of_an_undisturbed_run(tmp_path, plan, undisturbed):
+    """First the whole group is killed in a training, then the benchmark alone in a sampling."""
+    command = [sys.executable, "-m", "ldm.cli.main", "benchmark", str(plan), "--output"]
+
+    def start():
+        return subprocess.Popen([*command, str(tmp_path)], start_new_session=True)
+
+    def wait_for(pattern, process):
+        while not list(tmp_path.glob(pattern)):
+            assert process.poll() is None
+            time.sleep(0.02)
+
+    process = start()
+    wait_for("rows/unet/seed-1/run/checkpoints/last.ckpt", process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    process = start()
+    wait_for("rows/unet/seed-1/ddim-*/prediction/.lock", process)
+    process.kill()
+    process.wait()
+    process = start()
+    assert process.wait() == 0
+    for metrics in ("metrics.csv", "metrics.json"):
+        assert (tmp_path / metrics).read_bytes() == (undisturbed / metrics).read_bytes()
+    killed, whole = (
+        {name: [row[q] for q in QUALITY] for name, row in table(output).items()}
+        for output in (tmp_path, undisturbed)
+    )
+    assert killed == whole

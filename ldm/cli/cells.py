@@ -1,0 +1,343 @@
+"""How the cells of a benchmark are run: by the verbs, each in a process of its own.
+
+What is finished is not done again, so a benchmark that was killed anywhere goes on with the same
+command. Several processes may work on one benchmark: a cell or a training that another one holds
+is waited for. The locks lie in a folder of their own, beside the work.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+from ldm.cli.evaluate import show_progress
+from ldm.cli.main import as_known_error
+from ldm.cli.predict_baseline import write_baseline
+from ldm.config import read_saved_config, save_config
+from ldm.data.seen import Digests, read_seen, refuse_leaks
+from ldm.errors import BusyError, OutputError
+from ldm.evaluation.cached import evaluate_once
+from ldm.evaluation.grid import GridCell, Training
+from ldm.evaluation.result import Evaluation
+from ldm.storage import folder_lock, read_json, write_json
+from ldm.util import targets_in
+
+POLL = 2.0  # seconds between two looks at a lock
+GRACE = 10.0  # seconds in which a child ends by itself: SLURM signals it as well
+STOPPED = (130, 143)  # exit codes of SIGINT and SIGTERM
+
+
+class Stopped(Exception):  # noqa: N818 - no error: the user or the queue ends the work
+    """A child was interrupted; ``code`` is the exit code to pass on."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+@dataclass
+class Work:
+    """The cells of a benchmark and what they share.
+
+    Args:
+        output: folder of the benchmark.
+        reference: folder of the real patients.
+        held_out: the patients to test on, with the digests of their files.
+        train: those that baselines are fitted on.
+        data: the ``data`` section that baselines use.
+        timing: repeats of the measurement of time; 0: none.
+        layout: of ``reference``; None: recognised.
+        mask: what is brain, see :func:`ldm.data.brain.subject_brain`.
+        is_quiet: several cells run at once, so their output goes to files.
+    """
+
+    output: Path
+    reference: Path
+    held_out: Digests
+    train: Sequence[str]
+    data: Mapping[str, Any]
+    timing: int = 3
+    layout: Any = None
+    mask: str = "auto"
+    is_quiet: bool = False
+    failed: dict[Path, str] = field(default_factory=dict)  # run folder -> reason, in this process
+    children: set[subprocess.Popen] = field(default_factory=set)
+
+    def state(self, cell: GridCell) -> tuple[str, str]:
+        """Return the state, and the reason of a failure.
+
+        ``done``, ``failed``, ``running``, ``trained`` (to be sampled), ``begun`` or ``missing``.
+        """
+        found = read_json(cell.folder / "cell.json")
+        if found.get("state") == "done" and found["request"] == self.request(cell):
+            return "done", ""
+        if self._is_held(cell.folder):
+            return "running", ""
+        if found.get("state") == "failed":
+            return "failed", found["reason"]
+        if cell.training is None:
+            return "missing", ""
+        if is_trained(cell.training):
+            return "trained", ""
+        return ("begun" if any(cell.training.run.glob("checkpoints/*.ckpt")) else "missing"), ""
+
+    def request(self, cell: GridCell) -> dict[str, Any]:
+        """Return what a cell must have been run with to be done."""
+        described = {"sampling": dict(cell.sampling), "subjects": sorted(self.held_out)}
+        if cell.baseline:
+            described |= {"baseline": cell.baseline, "train": list(self.train)}
+        return described
+
+    def run(self, cell: GridCell, wait: bool = True, gpu: str | None = None) -> None:
+        """Bring one cell to ``done`` or ``failed``.
+
+        Raises:
+            BusyError: another process is at it, and ``wait`` is false. Stopped.
+        """
+        said = False
+        while True:
+            try:
+                return self._run(cell, gpu)
+            except BusyError:
+                if not wait:
+                    raise
+                if not said:
+                    print(f"{cell.name}: in progress in another process, waiting")
+                said = True
+                time.sleep(POLL)
+
+    def scores(self, cell: GridCell, progress: Any = None) -> Evaluation:
+        """Return the scores of a sampled cell, evaluated once."""
+        return evaluate_once(
+            cell.prediction,
+            self.reference,
+            self.held_out,
+            cell.folder / "scores.json",
+            mask=self.mask,
+            layout=self.layout,
+            progress=progress,
+        )
+
+    def _run(self, cell: GridCell, gpu: str | None) -> None:
+        with self._lock(cell.folder):
+            if self.state(cell)[0] == "done":
+                return
+            reason = ""
+            try:
+                if cell.baseline:
+                    write_baseline(
+                        cell.baseline, cell.prediction, self.data, self.train, sorted(self.held_out)
+                    )
+                else:
+                    reason = self._train(cell, gpu) or self._sample(cell, gpu)
+                if not reason:
+                    self.scores(cell, None if self.is_quiet else show_progress)
+            except Exception as error:
+                known = as_known_error(error)
+                if known is None or isinstance(known, OutputError | BusyError):
+                    raise
+                reason = str(known)
+            state = {"state": "failed" if reason else "done", "reason": reason}
+            write_json(cell.folder / "cell.json", {**state, "request": self.request(cell)})
+
+    def _train(self, cell: GridCell, gpu: str | None) -> str:
+        """Train as far as that is not done; return the reason of a failure."""
+        training = cell.training
+        with self._lock(training.folder):
+            if not is_trained(training):
+                if training.run in self.failed:
+                    return self.failed[training.run]
+                config = training.folder / "config.yaml"
+                save_config(training.config, config)
+                begun = any(training.run.glob("checkpoints/*.ckpt"))
+                start = ["--resume", training.run] if begun else [config, "--output", training.run]
+                self._say(cell, "resuming the training" if begun else "training")
+                code, reason = self._dsdiff(training.folder, gpu, "train", *start, *trust(training))
+                if code:
+                    self.failed[training.run] = reason
+                    return reason
+        refuse_leaks(self.held_out, read_seen(training.run), cell.name)
+        return ""
+
+    def _sample(self, cell: GridCell, gpu: str | None) -> str:
+        """Sample the held-out patients and measure the time; return the reason of a failure."""
+        options = [part for key, value in cell.sampling.items() for part in _option(key, value)]
+        options += trust(cell.training)
+        start = ["sample", cell.training.run, "--input", self.reference]
+        if isinstance(self.layout, str):
+            start += ["--layout", self.layout]
+        subjects = ["--subjects", *sorted(self.held_out)]
+        self._say(cell, f"sampling {len(self.held_out)} patients")
+        code, reason = self._dsdiff(
+            cell.folder, gpu, *start, "--output", cell.prediction, *subjects, *options
+        )
+        timing = cell.folder / "timing"
+        if not code and cell.is_timed and self.timing and not (timing / "cost.json").is_file():
+            self._say(cell, "measuring time and memory")
+            once = ["--subjects", min(self.held_out), "--timing", self.timing]
+            code, reason = self._dsdiff(
+                cell.folder, gpu, *start, "--output", timing, *once, *options
+            )
+        return reason if code else ""
+
+    def _dsdiff(self, folder: Path, gpu: str | None, *arguments: Any) -> tuple[int, str]:
+        """Run a verb in a process of its own; return its exit code and last line of stderr."""
+        # as a console script runs: nothing in the working directory takes the place of a library
+        environment = os.environ | {"PYTHONSAFEPATH": "1"}
+        environment |= {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "log.txt").open("a", encoding="utf-8") as file:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "ldm.cli.main", *map(str, arguments)],
+                stdout=file if self.is_quiet else None,
+                stderr=subprocess.PIPE,
+                text=True,
+                errors="replace",
+                env=environment,
+            )
+            self.children.add(process)
+            try:
+                code, last = self._follow(process, file)
+            finally:
+                self.children.discard(process)
+        if code == BusyError.exit_code:
+            raise BusyError("RUN-BUSY", last)
+        code = 128 - code if code < 0 else code
+        if code in STOPPED:
+            raise Stopped(code)
+        return code, last or f"exit code {code}"
+
+    def _follow(self, process: subprocess.Popen, file: Any) -> tuple[int, str]:
+        last = ""
+        while True:
+            try:
+                for line in process.stderr:
+                    (file if self.is_quiet else sys.stderr).write(line)
+                    last = line.strip() or last
+                return process.wait(), last
+            except KeyboardInterrupt:  # the child got it too, and saves
+                continue
+            except SystemExit:
+                self.stop_children()
+                raise
+
+    def stop_children(self) -> None:
+        """Wait for the children, and tell those that go on to end."""
+        for process in list(self.children):
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE)
+            process.terminate()
+            process.wait()
+
+    def _say(self, cell: GridCell, what: str) -> None:
+        print(f"\n{cell.name}: {what}" if not self.is_quiet else f"{cell.name}: {what}", flush=True)
+
+    def _lock(self, folder: Path) -> Any:
+        return folder_lock(self.output / "locks" / folder.relative_to(self.output))
+
+    def _is_held(self, folder: Path) -> bool:
+        if not (self.output / "locks" / folder.relative_to(self.output)).is_dir():
+            return False
+        try:
+            with self._lock(folder):
+                return False
+        except BusyError:
+            return True
+
+
+def run_cells(work: Work, cells: Sequence[GridCell], jobs: int, gpus: Sequence[str]) -> int:
+    """Run every cell that is not done, ``jobs`` at a time; return 0, or the code of an interrupt.
+
+    A cell that another process holds is left for last. Failures are left in the cells' folders.
+    """
+    slots: SimpleQueue[str | None] = SimpleQueue()
+    for number in range(jobs):
+        slots.put(gpus[number % len(gpus)] if jobs > 1 and gpus else None)
+    stopped, busy = threading.Event(), []
+
+    def one(cell: GridCell, wait: bool) -> int:
+        if stopped.is_set():
+            return 0
+        slot = slots.get()
+        try:
+            work.run(cell, wait, slot)
+        except BusyError:
+            busy.append(cell)
+        except Stopped as stop:
+            stopped.set()
+            return stop.code
+        except BaseException:
+            stopped.set()
+            raise
+        finally:
+            slots.put(slot)
+        return 0
+
+    for turn, wait in ((list(cells), False), (busy, True)):
+        waiting = sorted(turn, key=lambda cell: cell.number)
+        codes = (one(cell, wait) for cell in waiting)
+        if jobs > 1:
+            codes = _in_threads(work, one, waiting, wait, jobs, stopped)
+        for code in codes:
+            if code:
+                return code
+    return 0
+
+
+def _in_threads(
+    work: Work, one: Any, cells: Sequence[GridCell], wait: bool, jobs: int, stopped: threading.Event
+) -> Iterator[int]:
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            codes = list(pool.map(lambda cell: one(cell, wait), cells))
+        except KeyboardInterrupt:  # the children got it too
+            stopped.set()
+            codes = [STOPPED[0]]
+        except SystemExit:
+            stopped.set()
+            work.stop_children()
+            raise
+    yield max(codes, default=0)
+
+
+def is_trained(training: Training) -> bool:
+    """Return whether a run has had all its steps."""
+    return training.is_given or bool(read_json(training.run / "cost.json").get("finished"))
+
+
+def require_same_config(training: Training) -> None:
+    """Refuse to mix the work of two configurations in one folder.
+
+    Raises:
+        OutputError: OUT-EXISTS.
+    """
+    path = training.folder / "config.yaml"
+    if path.is_file() and read_saved_config(path) != training.config:
+        raise OutputError(
+            "OUT-EXISTS",
+            f"{training.folder} was begun with another configuration: choose another --output, "
+            "or remove the folder",
+        )
+
+
+def trust(training: Training) -> list[str]:
+    """Return the arguments that let the verbs build the classes that the user's YAML names."""
+    if training.is_given:  # a run folder is no YAML of the user's
+        return []
+    return [part for t in sorted(set(targets_in(training.config))) for part in ("--trust", t)]
+
+
+def _option(key: str, value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return [f"--{key.replace('_', '-')}", *(value if isinstance(value, list) else [value])]

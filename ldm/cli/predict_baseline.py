@@ -1,0 +1,89 @@
+"""Predictions of the baselines without a network, in folders as ``dsdiff sample`` writes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ldm.cli.sample import write_sidecar
+from ldm.data.layouts import Subject
+from ldm.data.nifti import encode_volume, write_volume
+from ldm.data.normalise import RobustNormaliser
+from ldm.data.prepare import load_subject, prepare_subject
+from ldm.errors import ConfigError
+from ldm.evaluation.baselines import fit_baseline
+from ldm.storage import folder_lock
+from ldm.util import instantiate_from_config
+
+COPIED = "t1"
+
+
+def write_baseline(
+    name: str, output: Path, config: Mapping[str, Any], train: Sequence[str], test: Sequence[str]
+) -> None:
+    """Fit a baseline on training patients and write its volume of each test patient.
+
+    Equal input gives equal bytes.
+
+    Args:
+        name: a key of :data:`ldm.evaluation.grid.BASELINES`.
+        output: folder of the synthetic volumes.
+        config: the ``data`` section: contrasts, normaliser, cache.
+        train, test: ids.
+
+    Raises:
+        DataError: a patient cannot be used. OutputError: OUT-IO.
+        ConfigError: CONFIG-VALUE when T1 is to be copied and is no condition.
+    """
+    data = instantiate_from_config(config, where="data")
+    subjects = data.find_subjects()
+    with folder_lock(output):
+        if name == "copy_t1":
+            if COPIED not in data.conditions:
+                raise ConfigError(
+                    "CONFIG-VALUE", f"baselines: copy_t1 needs {COPIED} in data.params.conditions"
+                )
+            for subject in test:
+                _copy(subjects[subject], data, output)
+            return
+        model = fit_baseline(name, [data.decode(subjects[i]) for i in train])
+        normaliser = (config.get("params") or {}).get("normaliser_config")
+        for subject in test:
+            _predict(name, model, subjects[subject], data, normaliser, output)
+
+
+def _copy(subject: Subject, data: Any, output: Path) -> None:
+    """Write T1 as it is, in the brain: the row that ``dsdiff evaluate`` shows."""
+    mask = data.preparation.mask
+    arrays, brain, rule, geometry = load_subject(subject, data.layout, data.conditions, None, mask)
+    scale = RobustNormaliser().fit(arrays[COPIED], brain, COPIED, subject.id)
+    volume = np.where(brain, arrays[COPIED], 0).astype(np.float32)
+    units = {"intensity": {"contrast": COPIED, **scale.to_dict()}, "normaliser": None}
+    units["preparation"] = {"mask": rule}
+    _write(output, subject, data, encode_volume(volume, geometry), "copy_t1", units)
+
+
+def _predict(
+    name: str, model: Any, subject: Subject, data: Any, normaliser: Any, output: Path
+) -> None:
+    prepared = prepare_subject(subject, data.layout, data.conditions, None, data.preparation)
+    unit = data.conditions[0]
+    scale = prepared.scales[unit]
+    volume = prepared.to_volume(scale.restore(model.predict(prepared)))
+    units = {"intensity": {"contrast": unit, **scale.to_dict()}, "normaliser": normaliser}
+    units["preparation"] = prepared.to_dict()
+    _write(output, subject, data, encode_volume(volume, prepared.geometry), name, units)
+
+
+def _write(
+    output: Path, subject: Subject, data: Any, content: bytes, name: str, units: dict[str, Any]
+) -> None:
+    """Write the sidecar, then the volume."""
+    stem = f"{subject.id}_{data.target}"
+    inputs = {c: subject.files[c].sha256() for c in data.conditions}
+    described = {"Synthetic": True, "request": {"baseline": name}, "inputs": inputs, **units}
+    write_sidecar(output / f"{stem}.json", described, content)
+    write_volume(output / f"{stem}.nii.gz", content, overwrite=True)

@@ -1,0 +1,58 @@
+"""Which patients a model has seen, by id and by content."""
+
+import shutil
+
+import pytest
+from builders import write_subject
+
+from ldm.data.layouts import detect_layout
+from ldm.data.seen import read_seen, refuse_leaks, same_patient, subject_digests, write_seen
+from ldm.errors import DataError
+from ldm.storage import sha256, write_json
+
+
+@pytest.fixture
+def patients(tmp_path):
+    """p0 and p1 differ; p2 is p0 under another name."""
+    for name, seed in (("p0", 0), ("p1", 1), ("p2", 0)):
+        write_subject(tmp_path / "patients", name, seed=seed)
+    return detect_layout(tmp_path / "patients")[1]
+
+
+def test_digests_are_those_of_the_files_and_follow_a_change(tmp_path, patients):
+    first = subject_digests(patients.values(), tmp_path / "cache")
+    assert first["p1"]["t1"] == sha256(patients["p1"].files["t1"].path)
+    assert subject_digests(patients.values(), tmp_path / "cache") == first
+    shutil.copy(patients["p0"].files["t1"].path, patients["p1"].files["t1"].path)
+    changed = subject_digests(patients.values(), tmp_path / "cache")
+    assert changed["p1"]["t1"] == first["p0"]["t1"] != first["p1"]["t1"]
+    assert changed["p1"]["t2"] == first["p1"]["t2"]
+
+
+def test_a_patient_is_known_under_another_name(tmp_path, patients):
+    digests = subject_digests(patients.values(), tmp_path / "cache")
+    seen = {"p0": digests["p0"]}
+    assert same_patient("p0", {}, seen) == "p0"
+    assert same_patient("p2", digests["p2"], seen) == "p0"
+    assert same_patient("p1", digests["p1"], seen) is None
+    with pytest.raises(DataError, match=r"LEAK case=p2: .* under the name p0 \(same image\)"):
+        refuse_leaks({"p2": digests["p2"]}, seen, "unet")
+    with pytest.raises(DataError, match=r"LEAK case=p0: .* 'unet' was trained on it"):
+        refuse_leaks({"p0": {}}, seen, "unet")
+    refuse_leaks({"p1": digests["p1"]}, seen, "unet")
+
+
+def test_equal_segmentations_make_no_patient(tmp_path, patients):
+    """Two patients without a tumour have the same empty mask."""
+    digests = subject_digests(patients.values(), tmp_path / "cache")
+    seg = digests["p0"]["seg"]
+    assert same_patient("p1", {**digests["p1"], "seg": seg}, {"p0": digests["p0"]}) is None
+
+
+def test_a_run_tells_whom_it_was_trained_on(tmp_path, patients):
+    digests = subject_digests([patients["p0"]], tmp_path / "cache")
+    write_seen(tmp_path / "run", {"train": digests, "val": {}})
+    assert read_seen(tmp_path / "run") == digests
+    write_json(tmp_path / "older/cost.json", {"train_subjects": ["p1"]})
+    assert read_seen(tmp_path / "older") == {"p1": {}}
+    assert read_seen(tmp_path) == {}
