@@ -48,6 +48,7 @@ def test_every_protocol_states_what_it_uses(name):
     assert all(written["definitions"].values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PROTOCOLS)
 def test_every_protocol_fills_its_tables_and_prefers_the_truth(patient, name):
     protocol = PROTOCOLS[name]
@@ -71,6 +72,7 @@ def test_unknown_protocol_is_refused():
 # --- which protocols see a wrong gain and offset -----------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("gain", "offset"), [(3.0, 0.0), (1.0, 400.0), (0.2, -70.0)])
 def test_legacy_is_blind_to_gain_and_offset_and_default_is_not(patient, gain, offset):
     """The defect for which ``legacy`` is not the default: any grey values score alike."""
@@ -81,6 +83,13 @@ def test_legacy_is_blind_to_gain_and_offset_and_default_is_not(patient, gain, of
     assert after["legacy_ms_ssim"] == pytest.approx(before["legacy_ms_ssim"], abs=1e-6)
     honest, seen = (scores(patient, "default", p)["brain"]["psnr"] for p in (None, wrong))
     assert seen < honest - 5
+
+
+def test_the_scale_of_legacy_is_blind_to_gain_and_offset(patient):
+    """The same for two slices, at the core of it."""
+    prediction, reference = (volume[..., 6:8] for volume in patient[:2])
+    before = legacy_ms_ssim(prediction, reference)
+    assert legacy_ms_ssim(prediction * 0.2 - 70, reference) == pytest.approx(before, abs=1e-9)
 
 
 def test_legacy_calls_a_useless_contrast_perfect(patient):

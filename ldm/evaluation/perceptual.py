@@ -102,7 +102,7 @@ def find_weights(
         if found:
             return Perceptual(found[0], net), ""
     return None, (
-        "LPIPS and Fréchet distance are n/a: no weights of vgg16 on disk (--lpips-weights FILE, or "
+        "LPIPS and Fréchet distance are n/a: no weights on disk (--lpips-weights FILE, or "
         "torchvision's file where torch keeps its downloads)"
     )
 
