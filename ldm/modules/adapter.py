@@ -138,7 +138,7 @@ def under_every_name(facts: Mapping[str, Any]) -> dict[str, Any]:
         alias: facts[name]
         for name, aliases in CONSTRUCTOR_NAMES.items()
         for alias in aliases
-        if facts[name] is not None
+        if facts.get(name) is not None
     }
 
 
