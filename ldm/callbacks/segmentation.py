@@ -45,6 +45,7 @@ class SegmentationGrid(Callback):
                     "title": f"{subject} · {int(batch['slice'][i])}",
                     "condition": batch["condition"][i],
                     "presence": batch["presence"][i],
+                    "brain": batch["brain"][i, 0],
                     "reference": target[i],
                     "prediction": outputs["probability"][i] > pl_module.threshold,
                 }
@@ -61,7 +62,8 @@ class SegmentationGrid(Callback):
             maps = pl_module.attention_maps(first["condition"][None], first["presence"][None])
             if maps:
                 gates = {level: _picture(alpha[0, 0]) for level, alpha in maps.items()}
-                figure = attention_figure(*row["prediction"], gates, titles[0])
+                brain = _picture(first["brain"]) > 0
+                figure = attention_figure(*row["prediction"], gates, brain, titles[0])
                 save_picture(trainer, "attention", figure)
         self.shown = []
 

@@ -6,6 +6,7 @@ logs add up and one can see which term is stuck.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -14,6 +15,18 @@ from monai.losses import DiceLoss, FocalLoss
 from torch import Tensor, nn
 
 from ldm.errors import ConfigError
+
+MAX_POS_WEIGHT = 100.0
+
+
+def positive_weight(share: float) -> float:
+    """Return the weight of a foreground voxel for a share of the foreground, 0 < share < 1.
+
+    The square root of (1 - share) / share, at most 100. The ratio itself makes foreground and
+    background count alike as wholes; the network then marks far more than there is, against Dice
+    (measured in docs/attention-gates.md).
+    """
+    return min(math.sqrt((1 - share) / share), MAX_POS_WEIGHT)
 
 
 class SegmentationLoss(nn.Module):
@@ -27,9 +40,8 @@ class SegmentationLoss(nn.Module):
     Args:
         dice, cross_entropy, focal: weights of the terms.
         pos_weight: how much more a voxel of the region counts than one outside in the
-            cross-entropy: a number, or one a region; None: (1 - share) / share of the training
-            voxels that are in the region, see :meth:`measure`.
-        max_pos_weight: upper limit of a measured ``pos_weight``.
+            cross-entropy: a number, or one a region; None: :func:`positive_weight` of the share
+            of the training voxels that are in the region, see :meth:`measure`.
         region_weights: of the regions in every term, or None for all alike.
         gamma: exponent of the focal loss.
 
@@ -43,7 +55,6 @@ class SegmentationLoss(nn.Module):
         cross_entropy: float = 0.0,
         focal: float = 0.0,
         pos_weight: float | list[float] | None = 1.0,
-        max_pos_weight: float = 100.0,
         region_weights: list[float] | None = None,
         gamma: float = 2.0,
     ) -> None:
@@ -53,12 +64,12 @@ class SegmentationLoss(nn.Module):
             raise ConfigError(
                 "CONFIG-VALUE", f"loss weights are {self.weights}: give at least one above 0"
             )
-        self.pos_weight, self.max_pos_weight = pos_weight, max_pos_weight
-        self.region_weights = region_weights
+        self.pos_weight, self.region_weights = pos_weight, region_weights
         self.dice = DiceLoss(sigmoid=True, batch=True, weight=region_weights)
         self.focal = FocalLoss(gamma=gamma, weight=region_weights)
 
     def forward(self, logits: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Return the weighted terms as ``loss_dice`` and so on, and their sum as ``loss``."""
         logits, target = logits.float(), target.float()
         terms = {
             f"loss_{name}": weight * getattr(self, f"_{name}")(logits, target)
@@ -74,8 +85,7 @@ class SegmentationLoss(nn.Module):
             shares: a number a region, above 0.
         """
         if self.pos_weight is None:
-            measured = [min((1 - share) / share, self.max_pos_weight) for share in shares]
-            self.pos_weight = [float(f"{weight:.4g}") for weight in measured]
+            self.pos_weight = [float(f"{positive_weight(share):.4g}") for share in shares]
 
     def _dice(self, logits: Tensor, target: Tensor) -> Tensor:
         return self.dice(logits, target)
@@ -104,7 +114,7 @@ class BCEDiceLoss(SegmentationLoss):
 
     Args:
         dice, bce: weights of the terms.
-        pos_weight, max_pos_weight, region_weights: see :class:`SegmentationLoss`.
+        pos_weight, region_weights: see :class:`SegmentationLoss`.
     """
 
     def __init__(
@@ -112,10 +122,9 @@ class BCEDiceLoss(SegmentationLoss):
         dice: float = 1.0,
         bce: float = 1.0,
         pos_weight: float | list[float] | None = None,
-        max_pos_weight: float = 100.0,
         region_weights: list[float] | None = None,
     ) -> None:
-        super().__init__(dice, bce, 0.0, pos_weight, max_pos_weight, region_weights)
+        super().__init__(dice, bce, 0.0, pos_weight, region_weights)
 
 
 class CEDiceFocalLoss(SegmentationLoss):
@@ -123,7 +132,7 @@ class CEDiceFocalLoss(SegmentationLoss):
 
     Args:
         dice, cross_entropy, focal: weights of the terms.
-        pos_weight, max_pos_weight, region_weights, gamma: see :class:`SegmentationLoss`.
+        pos_weight, region_weights, gamma: see :class:`SegmentationLoss`.
     """
 
     def __init__(
@@ -132,13 +141,10 @@ class CEDiceFocalLoss(SegmentationLoss):
         cross_entropy: float = 0.5,
         focal: float = 0.5,
         pos_weight: float | list[float] | None = 1.0,
-        max_pos_weight: float = 100.0,
         region_weights: list[float] | None = None,
         gamma: float = 2.0,
     ) -> None:
-        super().__init__(
-            dice, cross_entropy, focal, pos_weight, max_pos_weight, region_weights, gamma
-        )
+        super().__init__(dice, cross_entropy, focal, pos_weight, region_weights, gamma)
 
 
 def _along_channels(weights: float | Sequence[float], like: Tensor) -> Tensor:

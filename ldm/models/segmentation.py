@@ -252,11 +252,17 @@ class Segmentation(RunModule):
 
     @torch.no_grad()
     def attention_maps(self, condition: Tensor, presence: Tensor) -> dict[int, Tensor]:
-        """Return alpha (B, 1, *S / 2^level) by gated level; empty for a network without gates."""
+        """Return alpha (B, 1, *S) by gated level, interpolated; empty for a network without gates.
+
+        Args:
+            condition: (B, N*M, *S).
+            presence: (B, M).
+        """
         if not hasattr(self.unet, "get_attention_maps"):
             return {}
-        x = self.images(condition, presence.expand(len(condition), -1))
-        return self.unet.get_attention_maps(x)
+        x, size = self.images(condition, presence), condition.shape[2:]
+        maps = self.unet.get_attention_maps(x)
+        return {n: crop_to(resize(alpha.float(), x.shape[2:]), size) for n, alpha in maps.items()}
 
 
 def foreground_shares(slices: Any, regions: Sequence[str]) -> dict[str, float]:
