@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+from ldm.cli.train import add_trust_argument
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", type=Path, metavar="FOLDER", help="for metrics.csv, metrics.json, report.html"
     )
+    add_segmenter_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -38,6 +41,10 @@ def run(args: argparse.Namespace) -> int:
     console = Console()
     for table in result.tables():
         console.print(terminal_table(table))
+    downstream = _downstream(args)
+    for table in downstream.tables() if downstream else []:
+        console.print(terminal_table(table))
+        console.print(table.note, style="dim")
     low, high = result.protocol.percentiles
     console.print(
         f"The reference sets the bounds (percentiles {low} to {high} in the brain); details: "
@@ -46,7 +53,9 @@ def run(args: argparse.Namespace) -> int:
     )
     if args.output:
         result.write(args.output)
-        write_evaluation_report(result, args)
+        if downstream:
+            downstream.write(args.output)
+        write_evaluation_report(result, args, downstream.tables() if downstream else [])
         console.print(f"Written: {args.output}/metrics.csv, metrics.json, report.html")
     return 0
 
@@ -74,7 +83,41 @@ def terminal_table(table: Any) -> Any:
     return shown
 
 
-def write_evaluation_report(result: Any, args: argparse.Namespace) -> None:
+def add_segmenter_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what judges synthetic T1ce by what is found on it."""
+    judge = parser.add_mutually_exclusive_group()
+    judge.add_argument(
+        "--segmenter",
+        type=Path,
+        metavar="MODEL",
+        help="run of dsdiff segment train: what does it find on synthetic and on real T1ce?",
+    )
+    judge.add_argument(
+        "--segmenter-command",
+        metavar="COMMAND",
+        help="any program instead, as 'my-segmenter {input} {output}', called for each patient",
+    )
+    add_trust_argument(parser)
+
+
+def _downstream(args: argparse.Namespace) -> Any:
+    """Return the downstream scores of a prediction folder, or None where no segmenter is named."""
+    if not (args.segmenter or args.segmenter_command):
+        return None
+    from ldm.evaluation.downstream import downstream_scores
+    from ldm.evaluation.segmenter import CommandSegmenter, NetworkSegmenter
+
+    if args.segmenter:
+        segmenter = NetworkSegmenter(args.segmenter, args.trust)
+    else:
+        segmenter = CommandSegmenter(args.segmenter_command)
+    rows = {"prediction": args.prediction}
+    return downstream_scores(segmenter, rows, args.reference, args.subjects, progress=show_progress)
+
+
+def write_evaluation_report(
+    result: Any, args: argparse.Namespace, further: Sequence[Any] = ()
+) -> None:
     """Write ``report.html`` of one prediction folder."""
     from ldm.environment import environment
     from ldm.evaluation.pictures import spread_figure, strips_figure
@@ -84,7 +127,7 @@ def write_evaluation_report(result: Any, args: argparse.Namespace) -> None:
     report = Report(
         title="Synthetic against real T1ce",
         lead=f"Patients: {len(result.subjects)}; mean ± standard deviation over patients.",
-        tables=result.tables(),
+        tables=[*result.tables(), *further],
         figures=[*strips_figure(result), *spread_figure(result)],
         sections=[Section("Command", [command])],
         protocol=result.protocol.to_dict(),

@@ -39,6 +39,7 @@ class Segmenter(Protocol):
     """What downstream scores ask of a segmenter."""
 
     regions: tuple[str, ...]
+    contrasts: tuple[str, ...] | None  # that it looks at; None: not known
 
     def __call__(self, subject: Subject, layout: Layout) -> Segmented:
         """Segment a patient from the files of its contrasts."""
@@ -84,6 +85,7 @@ class NetworkSegmenter:
         self.device = torch.device(pick_device(device))
         self.model = model.to(self.device)
         self.regions: tuple[str, ...] = model.regions
+        self.contrasts: tuple[str, ...] | None = tuple(self.data.conditions)
         self.batch_size = batch_size
         self.allow_missing, self.nonfinite = allow_missing, nonfinite
 
@@ -205,6 +207,7 @@ class CommandSegmenter:
                 f"--segmenter-command is '{command}': expected {{input}} and {{output}} in it",
             )
         self.command, self.regions = shlex.split(command), region_names(regions)
+        self.contrasts: tuple[str, ...] | None = None
 
     def __call__(self, subject: Subject, layout: Layout) -> Segmented:
         """Run the command on a patient.
