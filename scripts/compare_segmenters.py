@@ -1,13 +1,14 @@
-"""Compare segmentation networks on phantom lesions: ``python scripts/compare_segmenters.py FOLDER``.
+"""Compare segmenters on phantom lesions: ``python scripts/compare_segmenters.py FOLDER``.
 
 The four slices with most lesion of 16 phantom patients train each network, those of 16 others judge
 it: 64 slices of 64 x 64 pixels, of which about 3 % are lesion, the same steps and examples for all.
-Writes FOLDER/comparison.json after every training, continues from it, and prints the table.
+Writes FOLDER/comparison.json after every training, continues from it, and ends with comparison.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,11 @@ from ldm.evaluation.overlap import dice
 from ldm.evaluation.report import markdown_table
 from ldm.evaluation.segmentation import mean_and_deviation
 from ldm.models.segmentation import foreground_shares
-from ldm.storage import read_json, write_json
+from ldm.storage import atomic_path, read_json, write_json
 from ldm.util import instantiate_from_config
 
 PATIENTS, SLICES, SIDE = 32, 4, 64
 NETWORK = "model.params.unet_config.params"
-WEIGHT = "model.params.loss_config.params.pos_weight"
 GATED = "configs/segmentation/attention_unet.yaml"
 PLAIN_GATES = [f"{NETWORK}.deep_supervision=false"]
 ROWS = {
@@ -39,13 +39,11 @@ ROWS = {
     "Attention U-Net, all gates": [GATED, *PLAIN_GATES],
     "Attention U-Net, all gates, deep supervision": [GATED],
     "UNet_Transformer": ["configs/segmentation/unet_transformer.yaml", f"{NETWORK}.num_heads=4"],
-    "Attention U-Net, all gates, pos_weight 1": [GATED, *PLAIN_GATES, f"{WEIGHT}=1.0"],
-    "Attention U-Net, all gates, pos_weight (1 - f) / f": [GATED, *PLAIN_GATES, f"{WEIGHT}=ODDS"],
 }
 
 
 def main() -> None:
-    """Train what is missing, print the table."""
+    """Train what is missing, write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("output", type=Path)
     parser.add_argument("--steps", type=int, default=150)
@@ -61,8 +59,9 @@ def main() -> None:
             if name not in results:
                 results[name] = measure(files, patients, args.steps, seed)
                 write_json(args.output / "comparison.json", results)
-                print(f"{name}: Dice {results[name]['dice']:.3f}", flush=True)
-    print(table(results, args.steps, args.seeds))
+                sys.stderr.write(f"{name}: Dice {results[name]['dice']:.3f}\n")
+    with atomic_path(args.output / "comparison.md") as temporary:
+        temporary.write_text(table(results, args.steps, args.seeds), encoding="utf-8")
 
 
 def measure(files: list[str], patients: Path, steps: int, seed: int) -> dict[str, float]:
@@ -80,7 +79,6 @@ def measure(files: list[str], patients: Path, steps: int, seed: int) -> dict[str
         "model.params.optimizer_config.params.lr=2.0e-3",
     ]
     yamls = [f for f in files if "=" not in f] + ["configs/segmentation/lesion.yaml"]
-    overrides = [o for o in overrides if "ODDS" not in o]
     config = load_config(yamls, overrides)
     data = instantiate_from_config(config["data"])
     data.setup("fit")
@@ -89,8 +87,6 @@ def measure(files: list[str], patients: Path, steps: int, seed: int) -> dict[str
     torch.manual_seed(seed)
     model = instantiate_from_config(config["model"])
     share = foreground_shares(data.train_slices, model.regions)["lesion"]
-    if any("ODDS" in f for f in files):
-        model.loss.pos_weight = [(1 - share) / share]
     model.check_start(data)
     started = time.perf_counter()
     fit(model, data.train_slices, steps, seed)
