@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as nps
 
 from ldm.callbacks.staged import FrozenStage
+from ldm.config import config_root, load_config
 from ldm.data.augmentation import SegmentationAugmentation
 from ldm.data.datamodule import ContrastDataModule
 from ldm.errors import ConfigError, DataError
 from ldm.models.segmentation import Segmentation, foreground_shares
 from ldm.regions import REGION_SETS, label_map, region_masks, region_names
+from ldm.util import instantiate_from_config
 
 UNET = {
     "target": "ldm.modules.diffusionmodules.attention_unet.AttentionUNet",
@@ -116,6 +118,35 @@ def test_region_that_never_occurs_is_refused(brats_folder):
     data.setup("fit")
     with pytest.raises(DataError, match="region 'et'"):
         segmenter(regions="tumour").check_start(data)
+
+
+# ---- shipped configurations ----------------------------------------------------------------------
+
+ROOT = config_root() / "segmentation"
+OVERLAYS = ("lesion", "staged", "volume")  # put behind the YAML of a network
+NETWORKS = sorted(p.stem for p in ROOT.glob("*.yaml") if p.stem not in ("base", *OVERLAYS))
+
+
+@pytest.mark.parametrize("overlay", [None, *OVERLAYS])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_shipped_configuration_is_valid(name, overlay):
+    files = [name] if overlay is None else [name, overlay]
+    config = load_config([f"configs/segmentation/{file}.yaml" for file in files])
+    assert config["data"]["params"]["target"] is None
+    with torch.device("meta"):
+        model = instantiate_from_config(config["model"])
+    assert len(model.window) == (3 if overlay == "volume" else 2)
+    assert model.regions == (("lesion",) if overlay == "lesion" else ("et", "tc", "wt"))
+    assert model.decay_steps == config["lightning"]["trainer"]["max_steps"]
+
+
+def test_paper_size_has_five_levels_and_four_gates():
+    config = load_config(["configs/segmentation/attention_unet.yaml"])
+    channels = config["model"]["params"]["unet_config"]["params"]["channels"]
+    assert channels == [64, 128, 256, 512, 1024]
+    with torch.device("meta"):
+        model = instantiate_from_config(config["model"])
+    assert sorted(model.unet.gates) == ["0", "1", "2", "3"]
 
 
 # ---- model ---------------------------------------------------------------------------------------

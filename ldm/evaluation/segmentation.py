@@ -156,7 +156,7 @@ def score_regions(
     prediction: np.ndarray, reference: np.ndarray, regions: Sequence[str], geometry: Geometry
 ) -> RegionScores:
     """Return every metric and the volumes, in ml, of each region of two label maps (X, Y, Z)."""
-    spacing = voxel_size(geometry)
+    spacing = spacing_mm(geometry)
     pairs = zip(
         regions,
         region_masks(prediction, regions).values(),
@@ -177,14 +177,14 @@ def score_regions(
     }
 
 
-def voxel_size(geometry: Geometry) -> list[float]:
+def spacing_mm(geometry: Geometry) -> list[float]:
     """Return the size of a voxel along the canonical axes, in mm."""
     return np.linalg.norm(geometry.canonical_affine[:3, :3], axis=0).tolist()
 
 
 def volume_ml(mask: np.ndarray, geometry: Geometry) -> float:
     """Return the volume of a mask in millilitres."""
-    return float(mask.sum() * np.prod(voxel_size(geometry)) / 1000)
+    return float(mask.sum() * np.prod(spacing_mm(geometry)) / 1000)
 
 
 def mean_and_deviation(values: Sequence[float]) -> Cell:
