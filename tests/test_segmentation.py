@@ -211,8 +211,8 @@ def test_learning_rate_rises_then_falls_along_a_cosine():
     assert rates[60] == pytest.approx(0.55)  # the middle of the cosine
     assert rates[110] == rates[129] == pytest.approx(0.1)
     assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
-    flat = segmenter(warmup_steps=10)
-    assert flat.rate_factor(10_000) == 1.0
+    for endless in (None, -1):
+        assert segmenter(warmup_steps=10, decay_steps=endless).rate_factor(10_000) == 1.0
 
 
 def test_a_network_of_another_package_segments_by_yaml_alone():

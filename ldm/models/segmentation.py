@@ -51,7 +51,8 @@ class Segmentation(RunModule):
         overlap: of the windows, along each axis, in [0, 1).
         optimizer_config, warmup_steps, seed: see :class:`RunModule`.
         decay_steps: step at which the learning rate, after its warm-up, has fallen to
-            ``final_rate`` of its height along a cosine; None: it does not fall.
+            ``final_rate`` of its height along a cosine; None, or -1 as of a run without an end: it
+            does not fall.
     """
 
     next_command = "dsdiff segment predict {run} --input SUBJECTS --output PREDICTIONS"
@@ -163,7 +164,7 @@ class Segmentation(RunModule):
     def rate_factor(self, step: int) -> float:
         """Return the share of the learning rate at a step: linear warm-up, then half a cosine."""
         warm = super().rate_factor(step)
-        if self.decay_steps is None:
+        if self.decay_steps is None or self.decay_steps < 1:
             return warm
         span = max(1, self.decay_steps - self.warmup_steps)
         progress = min(1.0, max(0.0, (step - self.warmup_steps) / span))
