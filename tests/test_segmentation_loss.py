@@ -56,6 +56,14 @@ def test_dice_is_that_of_all_voxels_of_a_region_in_the_batch(case):
     assert RegionDiceLoss()(logits, target)["loss"].item() == pytest.approx(expected.item(), 1e-4)
 
 
+def test_region_that_a_batch_does_not_hold_has_no_dice(case):
+    logits, target = case
+    target[:, 1] = False
+    alone = RegionDiceLoss()(logits[:, :1], target[:, :1])["loss"]
+    torch.testing.assert_close(RegionDiceLoss()(logits, target)["loss"], alone)
+    assert RegionDiceLoss()(logits, torch.zeros_like(target))["loss"] == 0
+
+
 def test_cross_entropy_weighs_the_voxels_of_each_region(case):
     logits, target = case
     weights = [4.0, 9.0]

@@ -34,7 +34,8 @@ class SegmentationLoss(nn.Module):
 
     The sum of Dice, binary cross-entropy and focal loss (Lin et al. 2017), each with a weight; a
     term of weight 0 is not computed. The Dice of a region is that of all its voxels in the batch,
-    so that slices without any do not drown the others (monai's ``batch``). Subclasses are the
+    so that slices without any do not drown the others (monai's ``batch``); a region that a batch
+    does not hold has none, because it would be 1 whatever little is predicted. Subclasses are the
     usual mixtures.
 
     Args:
@@ -65,7 +66,7 @@ class SegmentationLoss(nn.Module):
                 "CONFIG-VALUE", f"loss weights are {self.weights}: give at least one above 0"
             )
         self.pos_weight, self.region_weights = pos_weight, region_weights
-        self.dice = DiceLoss(sigmoid=True, batch=True, weight=region_weights)
+        self.dice = DiceLoss(sigmoid=True, batch=True, weight=region_weights, reduction="none")
         self.focal = FocalLoss(gamma=gamma, weight=region_weights)
 
     def forward(self, logits: Tensor, target: Tensor) -> dict[str, Tensor]:
@@ -88,7 +89,9 @@ class SegmentationLoss(nn.Module):
             self.pos_weight = [float(f"{positive_weight(share):.4g}") for share in shares]
 
     def _dice(self, logits: Tensor, target: Tensor) -> Tensor:
-        return self.dice(logits, target)
+        regions = self.dice(logits, target).flatten()  # (R,)
+        held = target.transpose(0, 1).flatten(1).any(1)  # (R,)
+        return (regions * held).sum() / held.sum().clamp(min=1)
 
     def _cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
         return F.binary_cross_entropy_with_logits(
