@@ -210,13 +210,14 @@ def targets_in(config: Any) -> list[str]:
     """Return every ``target`` in a nested configuration, in order of appearance.
 
     Beside a target, ``params`` holds constructor arguments: one that is called ``target`` (the
-    contrast to synthesise) names no class; one that is called ``layout`` names one by its dots.
+    contrast to synthesise, or none) names no class; one that is called ``layout`` names one by its
+    dots.
     """
     if isinstance(config, Mapping):
         found, values = [], dict(config)
         if "target" in config:
             found, params = [str(values.pop("target"))], config.get("params")
-            if isinstance(params, Mapping) and isinstance(params.get("target"), str):
+            if isinstance(params, Mapping) and not isinstance(params.get("target", {}), Mapping):
                 values["params"] = {k: v for k, v in params.items() if k != "target"}
             layout = params.get("layout") if isinstance(params, Mapping) else None
             found += [layout] if isinstance(layout, str) and "." in layout else []

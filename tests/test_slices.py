@@ -112,8 +112,8 @@ def test_the_second_of_two_writers_takes_the_entry_of_the_first(
 ):
     overtaken = []
 
-    def overtake(*args):
-        prepared = prepare.prepare_subject(*args)
+    def overtake(*args, **options):
+        prepared = prepare.prepare_subject(*args, **options)
         monkeypatch.undo()
         overtaken.append(entry(tmp_path, brats_folder))
         return prepared

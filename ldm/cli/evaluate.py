@@ -9,10 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ldm.cli.train import add_layout_argument
+from ldm.cli.train import add_layout_argument, add_trust_argument
 from ldm.errors import ConfigError, PartialError
 
 ROW = "prediction"
+REPEATED = ("metric", "region", "against", "lpips_weights", "segmenter", "segmenter_command")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", type=Path, metavar="FOLDER", help="for metrics.csv, metrics.json, report.html"
     )
+    add_segmenter_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -89,7 +91,9 @@ def run(args: argparse.Namespace) -> int:
         if result is not first
         for table in result.region_tables()
     ]
-    for table in (*found, *others):
+    downstream = _downstream(args, rows)
+    judged = downstream.tables() if downstream else []
+    for table in (*found, *others, *judged):
         print_table(console, table)
     for protocol in protocols:
         console.print(f"Protocol {protocol.name}: {protocol.summary}.", style="dim")
@@ -97,7 +101,9 @@ def run(args: argparse.Namespace) -> int:
     if args.output:
         for name, result in results.items():
             result.write(args.output, "metrics" if result is first else f"metrics-{name}")
-        write_evaluation_report(results, [*found, *others], args)
+        if downstream:
+            downstream.write(args.output)
+        write_evaluation_report(results, [*found, *others, *judged], args)
         console.print(f"Written: {args.output}/metrics.csv, metrics.json, report.html")
     return PartialError.exit_code if first.failures else 0
 
@@ -174,6 +180,45 @@ def terminal_table(table: Any) -> Any:
     return shown
 
 
+def add_segmenter_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what judges synthetic T1ce by what is found on it."""
+    judge = parser.add_mutually_exclusive_group()
+    judge.add_argument(
+        "--segmenter",
+        type=Path,
+        metavar="MODEL",
+        help="run of dsdiff segment train: what does it find on synthetic and on real T1ce?",
+    )
+    judge.add_argument(
+        "--segmenter-command",
+        metavar="COMMAND",
+        help="any program instead, as 'my-segmenter {input} {output}', called for each patient",
+    )
+    add_trust_argument(parser)
+
+
+def _downstream(args: argparse.Namespace, rows: Mapping[str, Sequence[Path]]) -> Any:
+    """Return the downstream scores of the rows, or None where no segmenter is named."""
+    if not (args.segmenter or args.segmenter_command):
+        return None
+    from ldm.evaluation.downstream import downstream_scores
+    from ldm.evaluation.segmenter import CommandSegmenter, NetworkSegmenter
+
+    if args.segmenter:
+        segmenter = NetworkSegmenter(args.segmenter, args.trust)
+    else:
+        segmenter = CommandSegmenter(args.segmenter_command)
+    first = {row: folders[0] for row, folders in rows.items()}
+    return downstream_scores(
+        segmenter,
+        first,
+        args.reference,
+        args.subjects,
+        progress=show_progress,
+        layout=args.layout,
+    )
+
+
 def write_evaluation_report(
     results: Mapping[str, Any], tables: Sequence[Any], args: argparse.Namespace
 ) -> None:
@@ -210,7 +255,7 @@ def _command(args: argparse.Namespace) -> str:
     words += ["--reference", str(args.reference)]
     words += ["--subjects", *args.subjects] if args.subjects else []
     words += ["--protocol", *args.protocol] if args.protocol != ["default"] else []
-    for option in ("metric", "region", "against", "lpips_weights"):
+    for option in REPEATED:
         value = getattr(args, option)
         words += [f"--{option.replace('_', '-')}", str(value)] if value is not None else []
     return shlex.join(words)

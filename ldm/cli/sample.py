@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import copy
 import hashlib
-import json
 import logging
 import sys
 import time
@@ -20,14 +19,14 @@ from typing import Any
 
 import numpy as np
 
-from ldm.cli.main import as_known_error, report_error
+from ldm.cli.outputs import earlier_output, report_written, write_each
 from ldm.cli.train import add_layout_argument, add_trust_argument
 from ldm.data.brain import MASK_FILE
 from ldm.data.layouts import Layout, Subject, detect_layout, select_subjects, summary
 from ldm.data.nifti import encode_volume, write_volume
 from ldm.data.prepare import PreparedSubject, fit_size, prepare_subject
 from ldm.data.seen import read_seen, same_patient
-from ldm.errors import CheckpointError, ConfigError, NonFiniteError, OutputError, PartialError
+from ldm.errors import CheckpointError, ConfigError, NonFiniteError
 from ldm.storage import folder_lock, sha256, write_json
 
 log = logging.getLogger(__name__)
@@ -146,22 +145,9 @@ def run(args: argparse.Namespace) -> int:
         if args.timing:
             sampler.write_timing(subjects[0], layout, args.timing)
             return 0
-        failures, written, skipped = [], 0, 0
-        for number, subject in enumerate(subjects, 1):
-            try:
-                new = sampler.write(subject, layout, f"{subject.id} ({number}/{len(subjects)})")
-                written, skipped = written + new, skipped + (not new)
-            except Exception as error:
-                known = as_known_error(error)
-                if known is None or isinstance(known, OutputError):
-                    raise
-                report_error("sample", known)
-                failures.append(known)
+        done = write_each(subjects, layout, sampler.write, "sample")
         sampler.write_cost()
-    print(f"written={written} failed={len(failures)} skipped={skipped}: {args.output}")
-    if failures and written + skipped:
-        raise PartialError("PARTIAL", f"{len(failures)} of {len(subjects)} subjects failed")
-    return failures[0].exit_code if failures else 0
+    return report_written(done, args.output)
 
 
 class VolumeSampler:
@@ -248,7 +234,7 @@ class VolumeSampler:
         read = [c for c in (*self.data.conditions, MASK_FILE) if c in subject.files]
         inputs = {c: subject.files[c].sha256() for c in read}
         described = {"Synthetic": True, "inputs": inputs, "request": self.request.to_dict()}
-        before = self._existing(path, sidecar, described)
+        before = earlier_output(path, sidecar, described, self.args.overwrite)
         if before and path.is_file() and sha256(path) == before["sha256"]:
             return False
         prepared = self._prepare(subject, layout)
@@ -356,25 +342,6 @@ class VolumeSampler:
                 "have no windows: leave it out",
             )
         return None
-
-    def _existing(self, path: Path, sidecar: Path, described: dict[str, Any]) -> dict | None:
-        """Return the sidecar of an earlier run with the same request; refuse any other output."""
-        if not path.exists() and not sidecar.exists():
-            return None
-        try:
-            before = json.loads(sidecar.read_text(encoding="utf-8"))
-            same = all(before[key] == described[key] for key in described) and before["sha256"]
-        except (OSError, ValueError, KeyError, TypeError):
-            same = False
-        if same:
-            return before
-        if self.args.overwrite:
-            return None
-        raise OutputError(
-            "OUT-EXISTS",
-            f"{path.name} exists and is not of this model, input and settings: choose another "
-            "--output, or give --overwrite",
-        )
 
     def _synthesise(
         self, prepared: PreparedSubject, title: str

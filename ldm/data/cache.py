@@ -61,7 +61,7 @@ def cached_subject(
     subject: Subject,
     layout: Layout,
     conditions: list[str],
-    target: str,
+    target: str | None,
     preparation: Preparation,
     root: Path | None = None,
 ) -> CachedSubject:
@@ -74,7 +74,9 @@ def cached_subject(
     key = _entry_key(subject, conditions, target, preparation)
     folder = root / f"{subject.id[:32]}-{key}"  # the id is for people, and may be long
     if not folder.is_dir():
-        prepared = prepare_subject(subject, layout, conditions, target, preparation)
+        prepared = prepare_subject(
+            subject, layout, conditions, target, preparation, with_labels=True
+        )
         arrays: dict[str, np.ndarray] = {
             "slices": prepared.slices.astype(np.float16),
             "brain": prepared.brain,
@@ -88,7 +90,7 @@ def cached_subject(
 
 
 def _entry_key(
-    subject: Subject, conditions: list[str], target: str, preparation: Preparation
+    subject: Subject, conditions: list[str], target: str | None, preparation: Preparation
 ) -> str:
     used = [c for c in (*conditions, target, "seg", MASK_FILE) if c in subject.files]
     described: dict[str, Any] = {

@@ -160,8 +160,10 @@ def read_volume(
     return Volume(geometry.to_canonical(values), geometry)
 
 
-def encode_volume(array: np.ndarray, geometry: Geometry, compress: bool = True) -> bytes:
-    """Return the NIfTI file of a canonical float32 array with the geometry of an input.
+def encode_volume(
+    array: np.ndarray, geometry: Geometry, compress: bool = True, dtype: type = np.float32
+) -> bytes:
+    """Return the NIfTI file of a canonical array, as ``dtype``, with the geometry of an input.
 
     The header is new: orientation, voxel sizes and units are the input's, nothing else is copied,
     so no name of a patient travels. Equal input gives equal bytes.
@@ -173,9 +175,9 @@ def encode_volume(array: np.ndarray, geometry: Geometry, compress: bool = True) 
         raise NonFiniteError(
             "OUT-NONFINITE", f"{bad} of {array.size} voxels are NaN or Inf: nothing was written"
         )
-    data = np.asarray(geometry.from_canonical(array), dtype=np.float32)
+    data = np.asarray(geometry.from_canonical(array), dtype=dtype)
     header, source = nib.Nifti1Header(), geometry.header
-    header.set_data_dtype(np.float32)
+    header.set_data_dtype(dtype)
     header.set_data_shape(data.shape)
     for name in GEOMETRY_FIELDS:
         header[name] = np.nan_to_num(source[name])  # a form whose code is 0 may hold anything

@@ -176,6 +176,7 @@ def prepare_subject(
     preparation: Preparation,
     allow_missing: Sequence[str] = (),
     nonfinite: str = "refuse",
+    with_labels: bool = False,
 ) -> PreparedSubject:
     """Read one subject and cut it into normalised slices.
 
@@ -185,6 +186,7 @@ def prepare_subject(
         conditions: input contrasts; they define the brain.
         target: contrast to learn (appended as the last channel), or None to sample without it.
         allow_missing: conditions that may be absent; their channel is then -1 and not ``present``.
+        with_labels: read ``seg``, where there is one, also without a target.
 
     Raises:
         DataError: the subject cannot be used; the message says why.
@@ -198,7 +200,7 @@ def prepare_subject(
     box = bounding_box(brain)
     inside = brain[box]
     volumes = {c: arrays[c][box] for c in scales}
-    has_seg = target and "seg" in subject.files
+    has_seg = (target or with_labels) and "seg" in subject.files
     seg = load_labels(subject, layout, geometry)[box] if has_seg else None
     grid_brain, resampling = inside, _resampling(inside.shape, geometry, preparation)
     if resampling:

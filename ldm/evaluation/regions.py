@@ -10,8 +10,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ldm.regions import ENHANCING, ENHANCING_2023
+
 RING_MM = 10.0
-OLD_ENHANCING, NEW_ENHANCING = 4, 3  # BraTS to 2021, and from 2023
 
 
 @dataclass(eq=False)
@@ -39,7 +40,7 @@ class Labelled:
         From 2024 on, 4 is the resection cavity: in a patient who has a cavity and no enhancement
         at all, the cavity would be taken for it.
         """
-        label = NEW_ENHANCING if (self.labels == NEW_ENHANCING).any() else OLD_ENHANCING
+        label = ENHANCING_2023 if (self.labels == ENHANCING_2023).any() else ENHANCING
         return (self.labels == label) & self.brain
 
     def ring(self) -> NDArray[np.bool_]:

@@ -1,0 +1,226 @@
+"""``dsdiff segment``: train, apply and judge networks that segment tumour regions or lesions."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ldm.cli import train
+from ldm.data.brain import MASK_FILE
+from ldm.storage import atomic_path, folder_lock, sha256, write_json
+
+if TYPE_CHECKING:
+    from ldm.data.layouts import Layout, Subject
+    from ldm.data.prepare import PreparedSubject
+    from ldm.evaluation.segmenter import NetworkSegmenter
+
+TASKS = {
+    "train": "train a network from configs/segmentation, or resume a run",
+    "predict": "write label maps (NIfTI) of the subjects in a folder",
+    "evaluate": "compare label maps with the reference labels",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    tasks = parser.add_subparsers(dest="task", metavar="TASK", required=True)
+    declare = {
+        "train": (train.add_arguments, train.run),
+        "predict": (_add_predict_arguments, predict),
+        "evaluate": (_add_evaluate_arguments, evaluate),
+    }
+    for name, text in TASKS.items():
+        task = tasks.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        task.add_argument(
+            "--debug",
+            action="store_true",
+            default=argparse.SUPPRESS,
+            help="show the whole traceback",
+        )
+        add, run_task = declare[name]
+        add(task)
+        task.set_defaults(run_task=run_task)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the task."""
+    return args.run_task(args)
+
+
+def _add_predict_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", type=Path, help="run folder, or its model.safetensors")
+    parser.add_argument("--input", type=Path, required=True, metavar="FOLDER", help="subjects")
+    train.add_layout_argument(parser)
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="FOLDER", help="for the label maps"
+    )
+    parser.add_argument("--subjects", nargs="+", metavar="ID", help="only these (default: all)")
+    parser.add_argument(
+        "--batch-size", type=int, default=8, help="slices, or windows of a volume, at once (8)"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, ...")
+    parser.add_argument(
+        "--allow-missing",
+        nargs="+",
+        default=[],
+        metavar="CONTRAST",
+        help="go on where this contrast is absent (a model trained with condition_dropout)",
+    )
+    parser.add_argument(
+        "--nonfinite", choices=("refuse", "zero"), default="refuse", help="NaN or Inf in an input"
+    )
+    parser.add_argument("--no-pictures", action="store_true", help="write no pictures/*.png")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing outputs")
+    train.add_trust_argument(parser)
+
+
+def _add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--prediction", type=Path, required=True, metavar="FOLDER", help="holds ID_seg.nii.gz"
+    )
+    parser.add_argument(
+        "--reference", type=Path, required=True, metavar="FOLDER", help="the subjects with seg"
+    )
+    parser.add_argument("--subjects", nargs="+", metavar="ID", help="only these")
+    parser.add_argument(
+        "--regions",
+        choices=("tumour", "lesion"),
+        help="ET, TC and WT, or any label (default: tumour where a label is above 1)",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FOLDER",
+        help="for segmentation.csv, segmentation.json, report.html",
+    )
+
+
+def predict(args: argparse.Namespace) -> int:
+    """Segment every subject; one that fails does not stop the others."""
+    from ldm.cli.outputs import report_written, write_each
+    from ldm.data.layouts import detect_layout, select_subjects
+    from ldm.errors import ConfigError
+    from ldm.evaluation.segmenter import NetworkSegmenter
+
+    if args.batch_size < 1:
+        raise ConfigError(
+            "CONFIG-VALUE", f"--batch-size is {args.batch_size}: give a whole number >= 1"
+        )
+    layout, found = detect_layout(args.input, args.layout)
+    subjects = select_subjects(found, args.subjects)
+    with folder_lock(args.output):
+        options = (args.trust, args.device, args.batch_size, args.allow_missing, args.nonfinite)
+        writer = LabelWriter(NetworkSegmenter(args.model, *options), args)
+        done = write_each(subjects, layout, writer.write, "segment")
+    return report_written(done, args.output)
+
+
+class LabelWriter:
+    """Writes the label map, its sidecar and the pictures of one subject after another."""
+
+    def __init__(self, segmenter: NetworkSegmenter, args: argparse.Namespace) -> None:
+        self.segmenter, self.args = segmenter, args
+        self.request = {
+            "model_digest": segmenter.digest,
+            "regions": list(segmenter.regions),
+            "threshold": segmenter.model.threshold,
+            "overlap": segmenter.model.overlap,
+        }
+
+    def write(self, subject: Subject, layout: Layout, title: str) -> bool:
+        """Write ``ID_seg.nii.gz`` and ``ID_seg.json``; return False if they exist already.
+
+        Raises:
+            DataError, NonFiniteError: the subject cannot be segmented.
+            OutputError: OUT-EXISTS, OUT-IO.
+        """
+        from ldm.cli.outputs import earlier_output
+        from ldm.data.nifti import encode_volume, write_volume
+
+        path, sidecar = (self.args.output / f"{subject.id}_seg{e}" for e in (".nii.gz", ".json"))
+        read = [*self.segmenter.data.conditions, MASK_FILE]
+        contrasts = [c for c in read if c in subject.files]
+        inputs = {c: subject.files[c].sha256() for c in contrasts}
+        described = {"Segmentation": True, "inputs": inputs, "request": self.request}
+        before = earlier_output(path, sidecar, described, self.args.overwrite)
+        if before and path.is_file() and sha256(path) == before["sha256"]:
+            return False
+        prepared = self.segmenter.prepare(subject, layout)
+        masks = self.segmenter.masks(prepared)
+        found = self.segmenter.labels(prepared, masks, layout)
+        content = encode_volume(found.labels, found.geometry, dtype=np.uint8)
+        values = [int(v) for v in np.unique(found.labels)]
+        described |= {"sha256": hashlib.sha256(content).hexdigest(), "labels": values}
+        write_json(sidecar, described)
+        if not self.args.no_pictures:
+            self._draw(prepared, masks)
+        write_volume(path, content, overwrite=True)
+        return True
+
+    def _draw(self, prepared: PreparedSubject, masks: dict[str, np.ndarray]) -> None:
+        """Write ``pictures/ID_overlay.png``, and ``ID_attention.png`` of a network with gates."""
+        from ldm.evaluation.overlay import attention_figure, overlay_figure
+
+        area = sum(mask.sum((1, 2)) for mask in masks.values()) + 1e-6 * prepared.brain.sum((1, 2))
+        place = int(area.argmax())  # the slice with most segmented, or else with most brain
+        title = f"{prepared.id} · {self.segmenter.data.preparation.axis} {place}"
+        images = {
+            name: np.rot90(prepared.slices[place, channel])
+            for channel, name in enumerate(prepared.contrasts)
+        }
+        regions = {name: np.rot90(mask[place]) for name, mask in masks.items()}
+        last = images[prepared.contrasts[-1]]
+        self._save(
+            prepared, "overlay", overlay_figure([images | {"prediction": (last, regions)}], [title])
+        )
+        maps = self.segmenter.attention(prepared, place)
+        if maps:
+            gates = {level: np.rot90(alpha) for level, alpha in maps.items()}
+            brain = np.rot90(prepared.brain[place])
+            self._save(prepared, "attention", attention_figure(last, regions, gates, brain, title))
+
+    def _save(self, prepared: PreparedSubject, name: str, image: bytes) -> None:
+        with atomic_path(self.args.output / "pictures" / f"{prepared.id}_{name}.png") as temporary:
+            temporary.write_bytes(image)
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    """Evaluate, print the table, write the files."""
+    from rich.console import Console
+
+    from ldm.cli.evaluate import show_progress, terminal_table
+    from ldm.evaluation.segmentation import evaluate_segmentations
+    from ldm.regions import region_names
+
+    regions = region_names(args.regions) if args.regions else None
+    result = evaluate_segmentations(
+        args.prediction, args.reference, args.subjects, regions, show_progress
+    )
+    console = Console()
+    console.print(terminal_table(result.table()))
+    console.print(result.table().note, style="dim")
+    if args.output:
+        result.write(args.output)
+        _write_report(result, args)
+        console.print(f"Written: {args.output}/segmentation.csv, segmentation.json, report.html")
+    return 0
+
+
+def _write_report(result: Any, args: argparse.Namespace) -> None:
+    from ldm.environment import environment
+    from ldm.evaluation.report import Report, Section, write_report
+
+    command = f"dsdiff segment evaluate --prediction {args.prediction} --reference {args.reference}"
+    report = Report(
+        title="Segmentation against the reference",
+        lead=f"Patients: {len(result.scores)}; mean ± standard deviation over patients.",
+        tables=[result.table()],
+        figures=result.figures(),
+        sections=[Section("Command", [command])],
+        environment=environment(),
+    )
+    write_report(report, args.output / "report.html")

@@ -1,0 +1,265 @@
+"""What segments a patient: a trained network of this project, or any command."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import tempfile
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from ldm.checkpoint import load_model
+from ldm.data.contrasts import load_labels
+from ldm.data.layouts import CONTRASTS, BraTS2021, BraTS2023, Layout, Subject, detect_layout
+from ldm.data.nifti import Geometry, encode_volume
+from ldm.data.normalise import BACKGROUND
+from ldm.data.prepare import PreparedSubject, fit_size, prepare_subject
+from ldm.data.slices import with_neighbours
+from ldm.data.volume_file import VolumeFile
+from ldm.environment import pick_device
+from ldm.errors import CheckpointError, ConfigError, DataError, NonFiniteError
+from ldm.models.segmentation import Segmentation
+from ldm.regions import ENHANCING, ENHANCING_2023, label_map, region_names
+from ldm.util import instantiate_from_config
+
+
+@dataclass(frozen=True)
+class Segmented:
+    """A segmentation: ``labels`` (X, Y, Z) uint8 in RAS+, and where it lies."""
+
+    labels: np.ndarray
+    geometry: Geometry
+
+
+class Segmenter(Protocol):
+    """What downstream scores ask of a segmenter."""
+
+    regions: tuple[str, ...]
+    contrasts: tuple[str, ...] | None  # that it looks at; None: not known
+
+    def __call__(self, subject: Subject, layout: Layout) -> Segmented:
+        """Segment a patient from the files of its contrasts."""
+
+
+class NetworkSegmenter:
+    """A model of ``dsdiff segment train``.
+
+    Args:
+        path: run folder, or its ``model.safetensors``.
+        trust: classes accepted beside those that the shipped configurations name.
+        device: as ``auto``, ``cpu``, ``cuda:1``.
+        batch_size: slices, or windows of a volume, at once.
+        allow_missing, nonfinite: see :func:`ldm.data.prepare.prepare_subject`.
+
+    Raises:
+        CheckpointError: CKPT-MISMATCH for a model that does not segment.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        trust: Collection[str] = (),
+        device: str = "auto",
+        batch_size: int = 8,
+        allow_missing: Sequence[str] = (),
+        nonfinite: str = "refuse",
+    ) -> None:
+        model, config, self.digest = load_model(path, trust)
+        if not isinstance(model, Segmentation):
+            raise CheckpointError(
+                "CKPT-MISMATCH",
+                f"{path} holds a {type(model).__name__}, which segments nothing: give a run of "
+                "dsdiff segment train",
+            )
+        self.data = instantiate_from_config(config["data"], where="data")
+        if allow_missing and not self.data.condition_dropout:
+            raise CheckpointError(
+                "CKPT-MISMATCH",
+                "the model was trained with every contrast: --allow-missing needs a model trained "
+                "with data.params.condition_dropout > 0",
+            )
+        self.device = torch.device(pick_device(device))
+        self.model = model.to(self.device)
+        self.regions: tuple[str, ...] = model.regions
+        self.contrasts: tuple[str, ...] | None = tuple(self.data.conditions)
+        self.batch_size = batch_size
+        self.allow_missing, self.nonfinite = allow_missing, nonfinite
+
+    def __call__(self, subject: Subject, layout: Layout) -> Segmented:
+        """Segment a patient from the files of its contrasts."""
+        prepared = self.prepare(subject, layout)
+        return self.labels(prepared, self.masks(prepared), layout)
+
+    def prepare(self, subject: Subject, layout: Layout) -> PreparedSubject:
+        """Return the patient as slices.
+
+        Raises:
+            DataError: a contrast is missing, or cannot be used.
+        """
+        data = self.data
+        return prepare_subject(
+            *(subject, layout, data.conditions, None, data.preparation),
+            self.allow_missing,
+            self.nonfinite,
+        )
+
+    def masks(self, prepared: PreparedSubject) -> dict[str, np.ndarray]:
+        """Return the regions (S, H, W) bool, which end with the brain.
+
+        Raises:
+            NonFiniteError: NONFINITE-SAMPLE.
+        """
+        own, window = prepared.brain.shape, self.model.window
+        sides = own[-len(window) :]
+        batches = [
+            fit_size(
+                self._probabilities(prepared, places).cpu().numpy(), sides, 0
+            )  # (B, R, *S), of a volume (1, R, S, H, W)
+            for places in self._batches(prepared)
+        ]
+        probability = np.concatenate(batches)
+        probability = probability[0] if len(window) == 3 else probability.swapaxes(0, 1)
+        if not np.isfinite(probability).all():
+            raise NonFiniteError(
+                "NONFINITE-SAMPLE", "the network returned NaN: train it again", prepared.id
+            )
+        inside = (probability > self.model.threshold) & prepared.brain  # (R, S, H, W)
+        return dict(zip(self.regions, inside, strict=True))
+
+    def labels(
+        self, prepared: PreparedSubject, masks: Mapping[str, np.ndarray], layout: Layout
+    ) -> Segmented:
+        """Return regions (S, H, W) as a label map of the whole volume."""
+        enhancing = ENHANCING_2023 if isinstance(layout, BraTS2023) else ENHANCING
+        # a region that was resampled covers a voxel of the input where it fills half of it
+        volumes = {name: prepared.to_volume(mask) >= 0.5 for name, mask in masks.items()}
+        return Segmented(label_map(volumes, enhancing), prepared.geometry)
+
+    def attention(self, prepared: PreparedSubject, place: int) -> dict[int, np.ndarray]:
+        """Return alpha (H, W) in [0, 1] of a slice by gated level; empty without gates.
+
+        A network of volumes sees the patch about the slice.
+        """
+        condition, index = self._condition(prepared, [place]), 0
+        if len(self.model.window) == 3:
+            depth, slices = self.model.window[0], condition.shape[2]
+            index = place + (slices - len(prepared.brain)) // 2  # fit_size pads on both sides
+            start = min(max(0, index - depth // 2), slices - depth)
+            condition, index = condition[:, :, start : start + depth], index - start
+        maps = self.model.attention_maps(condition, self._presence(prepared)[None])
+        stacks = {n: alpha[0].cpu().numpy() for n, alpha in maps.items()}  # (1, H, W)
+        if len(self.model.window) == 3:
+            stacks = {n: volume[0] for n, volume in stacks.items()}  # (D, H, W)
+        sides = prepared.brain.shape[1:]
+        return {n: fit_size(stack[index], sides, 0) for n, stack in stacks.items()}
+
+    def _batches(self, prepared: PreparedSubject) -> list[list[int]]:
+        """Return the slices of each batch; a volume is one batch of all."""
+        count = len(prepared.brain)
+        size = count if len(self.model.window) == 3 else self.batch_size
+        return [list(range(n, min(n + size, count))) for n in range(0, count, size)]
+
+    def _probabilities(self, prepared: PreparedSubject, places: Sequence[int]) -> torch.Tensor:
+        condition = self._condition(prepared, places)
+        return self.model.probabilities(condition, self._presence(prepared), self.batch_size)
+
+    def _condition(self, prepared: PreparedSubject, places: Sequence[int]) -> torch.Tensor:
+        """Return slices (B, M*(2n+1), H, W), or the volume (1, M, S, H, W), no side below a
+        window's.
+        """
+        window = self.model.window
+        images = prepared.slices
+        if len(window) == 3:
+            images = images.swapaxes(0, 1)[None]
+        else:
+            neighbours = self.model.neighbours
+            images = np.stack([with_neighbours(images, i, neighbours) for i in places])
+        least = np.maximum(window, images.shape[-len(window) :])
+        padded = np.ascontiguousarray(fit_size(images, least, BACKGROUND))
+        return torch.from_numpy(padded).to(self.device)
+
+    def _presence(self, prepared: PreparedSubject) -> torch.Tensor:
+        return torch.from_numpy(prepared.present).to(self.device)
+
+
+class CommandSegmenter:
+    """Any program: ``command {input} {output}``, run once a patient, without a shell.
+
+    ``{input}`` is a folder with the contrasts of one patient in the BraTS 2021 layout
+    (``ID/ID_t1ce.nii.gz`` ...), ``{output}`` an empty folder for ``ID_seg.nii.gz`` or
+    ``ID.nii.gz``.
+
+    Args:
+        command: with ``{input}`` and ``{output}``.
+        regions: see :func:`ldm.regions.region_names`.
+
+    Raises:
+        ConfigError: CONFIG-VALUE for a command without one of the two.
+    """
+
+    def __init__(self, command: str, regions: str | Sequence[str] = "tumour") -> None:
+        if "{input}" not in command or "{output}" not in command:
+            raise ConfigError(
+                "CONFIG-VALUE",
+                f"--segmenter-command is '{command}': expected {{input}} and {{output}} in it",
+            )
+        self.command, self.regions = shlex.split(command), region_names(regions)
+        self.contrasts: tuple[str, ...] | None = None
+
+    def __call__(self, subject: Subject, layout: Layout) -> Segmented:
+        """Run the command on a patient.
+
+        Raises:
+            DataError: DATA-SEGMENTER when it fails or writes no segmentation; DATA-SHAPE or
+                DATA-AFFINE when that lies on another grid.
+        """
+        with tempfile.TemporaryDirectory(prefix="dsdiff-") as temporary:
+            given, out = Path(temporary, "input"), Path(temporary, "output")
+            (given / subject.id).mkdir(parents=True)
+            out.mkdir()
+            known = [c for c in CONTRASTS if c in subject.files]
+            images = {c: subject.files[c].read(subject.id) for c in known}
+            for contrast, image in images.items():
+                copy = given / subject.id / f"{subject.id}_{contrast}.nii.gz"
+                copy.write_bytes(encode_volume(image.array, image.geometry))
+            self._run({"{input}": str(given), "{output}": str(out)}, subject.id)
+            geometry = next(iter(images.values())).geometry
+            written = Subject(subject.id, {"seg": self._written(out, subject.id)})
+            labels = load_labels(written, BraTS2021(), geometry)
+        return Segmented(labels, geometry)
+
+    def _run(self, places: Mapping[str, str], case: str) -> None:
+        arguments = self.command
+        for name, place in places.items():
+            arguments = [argument.replace(name, place) for argument in arguments]
+        try:
+            done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+        except OSError as error:
+            raise DataError(
+                "DATA-SEGMENTER", f"cannot run {arguments[0]}: {error.strerror}", case
+            ) from error
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+            raise DataError(
+                "DATA-SEGMENTER",
+                f"{arguments[0]} ended with exit code {done.returncode}: {last}",
+                case,
+            )
+
+    def _written(self, folder: Path, case: str) -> VolumeFile:
+        for name in (f"{case}.nii.gz", f"{case}.nii"):
+            if (folder / name).is_file():
+                return VolumeFile(folder / name)
+        try:
+            return detect_layout(folder)[1][case].files["seg"]
+        except (DataError, KeyError) as error:
+            raise DataError(
+                "DATA-SEGMENTER",
+                f"{self.command[0]} wrote no {case}_seg.nii.gz into {{output}}: check the command",
+                case,
+            ) from error

@@ -1,0 +1,353 @@
+"""A segmenter trains from YAML, resumes exactly, writes label maps, and judges synthetic T1ce."""
+
+import csv
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from ldm.checkpoint import MODEL_FILE, load_model, read_model
+from ldm.cli.main import main
+from ldm.data.contrasts import load_contrasts, load_labels
+from ldm.data.layouts import detect_layout
+from ldm.errors import ConfigError, DataError
+from ldm.evaluation.downstream import REAL, downstream_scores
+from ldm.evaluation.result import COPY_T1
+from ldm.evaluation.segmentation import evaluate_segmentations
+from ldm.evaluation.segmenter import CommandSegmenter, NetworkSegmenter, Segmented
+
+TINY = [
+    "configs/segmentation/attention_unet_tiny.yaml",
+    "model.params.unet_config.params.channels=[32,32,32]",
+    "model.params.warmup_steps=2",
+    "data.params.image_size=[24,32]",
+    "data.params.batch_size=4",
+    "lightning.trainer.precision=32",
+    "lightning.trainer.log_every_n_steps=1",
+    "lightning.trainer.accelerator=cpu",
+]
+
+
+@pytest.fixture(scope="session")
+def train_segmenter(patients):
+    """``train_segmenter(folder, *overrides)``: on Phantom_0001 and 2, validated on 3."""
+
+    def run(folder, *overrides):
+        split = [
+            f"data.params.root={patients}",
+            "data.params.train=[Phantom_0001,Phantom_0002]",
+            "data.params.val=[Phantom_0003]",
+        ]
+        return main(["segment", "train", *TINY, *split, *overrides, "--output", str(folder)])
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def segmenter_run(tmp_path_factory, train_segmenter):
+    """A run of 20 steps without augmentation, validated in the middle and at the end."""
+    folder = tmp_path_factory.mktemp("runs") / "segmenter"
+    steps = ["lightning.trainer.max_steps=20", "lightning.trainer.val_check_interval=10"]
+    assert train_segmenter(folder, *steps, "data.params.augmentation_config=null") == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def predicted(tmp_path_factory, segmenter_run, patients):
+    """The label maps of that run."""
+    folder = tmp_path_factory.mktemp("labels")
+    assert main(predict(segmenter_run, patients, folder)) == 0
+    return folder
+
+
+def predict(run, patients, folder, *options):
+    inputs = ["--input", str(patients), "--output", str(folder)]
+    return ["segment", "predict", str(run), *inputs, *options]
+
+
+def curve(run, metric):
+    with (run / "metrics.csv").open() as file:
+        rows = [r for r in csv.DictReader(file) if r["metric"] == metric]
+    return {int(r["step"]): float(r["value"]) for r in rows}
+
+
+# ---- train ---------------------------------------------------------------------------------------
+
+
+def test_training_logs_each_term_and_the_dice_of_each_region(segmenter_run):
+    terms = [
+        curve(segmenter_run, f"train/loss_{name}")
+        for name in ("dice", "cross_entropy", "supervision")
+    ]
+    loss = curve(segmenter_run, "train/loss")
+    assert len(loss) == 20
+    assert all(loss[i] == pytest.approx(sum(t[i] for t in terms), rel=1e-4) for i in loss)
+    for region in ("et", "tc", "wt"):
+        assert set(curve(segmenter_run, f"val/dice_{region}")) == {9, 19}
+    assert np.mean(list(loss.values())[-5:]) < np.mean(list(loss.values())[:5])
+
+
+def test_training_draws_what_is_segmented_and_where_the_gates_are_open(segmenter_run):
+    names = {path.name for path in (segmenter_run / "samples").glob("*.png")}
+    kinds = ("step", "attention")
+    assert names == {f"{kind}-0000{step}.png" for kind in kinds for step in (10, 20)}
+
+
+def test_saved_configuration_states_the_measured_weights(segmenter_run):
+    model, config, _ = load_model(segmenter_run)
+    weights = config["model"]["params"]["loss_config"]["params"]["pos_weight"]
+    assert len(weights) == 3 and min(weights) > 1
+    assert weights[0] > weights[2]  # enhancing tumour is rarer than the whole
+    assert model.loss.pos_weight == weights
+    assert read_model(segmenter_run / MODEL_FILE)[1]["regions"] == ["et", "tc", "wt"]
+
+
+def test_resumed_equals_uninterrupted(tmp_path, train_segmenter, weights):
+    """Bitwise, with augmentation, a schedule that ends later and gates that wait for two steps."""
+    options = [
+        "configs/segmentation/staged.yaml",
+        "lightning.callbacks.staged.params.steps=2",
+        "model.params.decay_steps=5",
+    ]
+    assert train_segmenter(tmp_path / "whole", *options, "lightning.trainer.max_steps=4") == 0
+    assert train_segmenter(tmp_path / "parts", *options, "lightning.trainer.max_steps=1") == 0
+    resume = ["segment", "train", "--resume", str(tmp_path / "parts")]
+    assert main([*resume, "lightning.trainer.max_steps=4"]) == 0
+    assert weights(tmp_path / "whole") == weights(tmp_path / "parts")
+
+
+def test_patients_without_labels_are_named(tmp_path, patients, train_segmenter, capsys):
+    copy = tmp_path / "patients"
+    shutil.copytree(patients, copy)
+    (copy / "Phantom_0002/Phantom_0002_seg.nii.gz").unlink()
+    assert train_segmenter(tmp_path / "run", f"data.params.root={copy}") == 3
+    assert "case=Phantom_0002: 1 of 2 training patients have no seg" in capsys.readouterr().err
+
+
+# ---- predict -------------------------------------------------------------------------------------
+
+
+def test_label_maps_lie_on_the_grid_of_the_input(predicted, patients, segmenter_run):
+    image = nib.load(patients / "Phantom_0003/Phantom_0003_t1.nii.gz")
+    labels = nib.load(predicted / "Phantom_0003_seg.nii.gz")
+    assert labels.get_data_dtype() == np.uint8 and labels.shape == image.shape
+    assert np.array_equal(labels.affine, image.affine)
+    voxels = np.asarray(labels.dataobj)
+    assert set(np.unique(voxels)) <= {0, 1, 2, 4}
+    assert not voxels[image.get_fdata() == 0].any()
+    sidecar = json.loads((predicted / "Phantom_0003_seg.json").read_text())
+    assert sidecar["request"]["regions"] == ["et", "tc", "wt"]
+    assert sidecar["request"]["model_digest"] == read_model(segmenter_run / MODEL_FILE)[1]["sha256"]
+    assert set(sidecar["inputs"]) == {"t1", "t1ce", "t2", "flair"}
+    pictures = {path.name for path in (predicted / "pictures").iterdir()}
+    assert {"Phantom_0003_overlay.png", "Phantom_0003_attention.png"} <= pictures
+
+
+def test_label_map_is_what_the_network_says_of_each_slice(predicted, patients, segmenter_run):
+    segmenter = NetworkSegmenter(segmenter_run, batch_size=3)
+    layout, subjects = detect_layout(patients)
+    prepared = segmenter.prepare(subjects["Phantom_0003"], layout)
+    place = len(prepared.brain) // 2
+    condition = segmenter._condition(prepared, [place])
+    with torch.no_grad():
+        logits = segmenter.model.logits(condition, torch.ones(1, 4, dtype=torch.bool))[0]
+    whole = segmenter.masks(prepared)["wt"][place]
+    height, width = whole.shape
+    assert height <= 24 and width <= 32  # one window holds a slice
+    top, left = (24 - height) // 2, (32 - width) // 2
+    expected = logits[0, 2, top : top + height, left : left + width].numpy() > 0
+    assert np.array_equal(whole, expected & prepared.brain[place])
+
+
+def test_same_command_goes_on_and_another_overwrites_nothing(
+    predicted, patients, segmenter_run, tmp_path, capsys
+):
+    shutil.copytree(predicted, tmp_path / "labels")
+    assert main(predict(segmenter_run, patients, tmp_path / "labels")) == 0
+    assert "written=0 failed=0 skipped=3" in capsys.readouterr().out
+    foreign = tmp_path / "labels/Phantom_0002_seg.nii.gz"
+    shutil.copy(patients / "Phantom_0002/Phantom_0002_seg.nii.gz", foreign)
+    (tmp_path / "labels/Phantom_0002_seg.json").unlink()
+    before = foreign.read_bytes()
+    assert main(predict(segmenter_run, patients, tmp_path / "labels")) == 5
+    assert foreign.read_bytes() == before and "OUT-EXISTS" in capsys.readouterr().err
+    options = ["--overwrite", "--no-pictures", "--subjects", "Phantom_0002"]
+    assert main(predict(segmenter_run, patients, tmp_path / "labels", *options)) == 0
+    assert foreign.read_bytes() == (predicted / "Phantom_0002_seg.nii.gz").read_bytes()
+
+
+def test_models_of_another_kind_are_refused(tmp_path, segmenter_run, run_folder, patients, capsys):
+    assert main(predict(run_folder, patients, tmp_path / "labels")) == 4
+    assert "segments nothing" in capsys.readouterr().err
+    out = ["--input", str(patients), "--output", str(tmp_path / "images")]
+    assert main(["sample", str(segmenter_run), *out]) == 4
+    assert "next is dsdiff segment predict" in capsys.readouterr().err
+
+
+def test_patches_of_volumes_train_and_segment_in_windows(tmp_path, train_segmenter, patients):
+    volumes = ["configs/segmentation/volume.yaml", "configs/segmentation/lesion.yaml"]
+    volumes += ["data.params.image_size=[8,16,16]", "data.params.batch_size=1"]
+    assert train_segmenter(tmp_path / "run", *volumes, "lightning.trainer.max_steps=2") == 0
+    options = ["--subjects", "Phantom_0003"]
+    assert main(predict(tmp_path / "run", patients, tmp_path / "labels", *options)) == 0
+    labels = np.asarray(nib.load(tmp_path / "labels/Phantom_0003_seg.nii.gz").dataobj)
+    assert set(np.unique(labels)) <= {0, 1}
+    assert (tmp_path / "labels/pictures/Phantom_0003_attention.png").is_file()
+
+
+# ---- evaluate ------------------------------------------------------------------------------------
+
+
+def test_the_reference_agrees_with_itself(patients):
+    result = evaluate_segmentations(patients, patients)
+    assert result.regions == ("et", "tc", "wt") and len(result.scores) == 3
+    for scores in result.scores.values():
+        for values in scores.values():
+            assert values["dice"] == values["iou"] == values["sensitivity"] == 1
+            assert values["hd95"] == 0 and values["volume_ml"] == values["reference_ml"] > 0
+
+
+def test_volumes_are_in_millilitres(patients):
+    image = nib.load(patients / "Phantom_0001/Phantom_0001_seg.nii.gz")
+    count = (np.asarray(image.dataobj) == 4).sum()
+    volume = evaluate_segmentations(patients, patients, ["Phantom_0001"])
+    expected = count * np.prod(image.header.get_zooms()) / 1000
+    assert volume.scores["Phantom_0001"]["et"]["volume_ml"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_tables_files_and_terminal_say_the_same(tmp_path, predicted, patients, capsys):
+    folders = ["--prediction", str(predicted), "--reference", str(patients)]
+    assert main(["segment", "evaluate", *folders, "--output", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    with (tmp_path / "segmentation.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 9
+    stored = json.loads((tmp_path / "segmentation.json").read_text())["scores"]
+    dice = [float(row["dice"]) for row in rows if row["region"] == "wt"]
+    assert dice == [scores["wt"]["dice"] for _, scores in sorted(stored.items())]
+    assert f"{np.mean(dice):.3f}" in printed
+    page = (tmp_path / "report.html").read_text()
+    assert f"{np.mean(dice):.3f} ± {np.std(dice, ddof=1):.3f}" in page
+    assert "data:image/png" in page
+    lesion = evaluate_segmentations(predicted, patients, regions=["lesion"])
+    assert lesion.values("lesion", "dice") == pytest.approx(dice)  # the whole tumour is any label
+
+
+def test_a_folder_without_label_maps_is_refused(tmp_path, patients):
+    shutil.copy(patients / "Phantom_0001/Phantom_0001_t1.nii.gz", tmp_path)
+    with pytest.raises(DataError, match="holds no segmentation such as ID_seg.nii.gz"):
+        evaluate_segmentations(tmp_path, patients)
+
+
+# ---- downstream ----------------------------------------------------------------------------------
+
+
+class Enhancement:
+    """An ideal reader: what is a fifth brighter on T1ce than on T1 enhances, the rest it knows."""
+
+    regions = ("et", "tc", "wt")
+    contrasts = ("t1", "t1ce")
+
+    def __call__(self, subject, layout):
+        images, geometry = load_contrasts(subject, layout, ["t1", "t1ce"])
+        labels = load_labels(subject, layout, geometry)
+        brain = images["t1"] != 0
+        gain = images["t1ce"] / np.where(brain, images["t1"], 1)
+        bright = gain > 1.2 * np.median(gain[brain])
+        return Segmented(np.where((labels > 0) & bright, 4, 2 * (labels > 0)), geometry)
+
+
+@pytest.fixture
+def half_enhanced(tmp_path, patients):
+    """Synthetic T1ce that enhances by 30 % of what is real, with the real one in `real`."""
+    for subject in ("Phantom_0001", "Phantom_0002", "Phantom_0003"):
+        source = patients / subject
+        t1, t1ce = (nib.load(source / f"{subject}_{c}.nii.gz") for c in ("t1", "t1ce"))
+        weak = (0.7 * t1.get_fdata() + 0.3 * t1ce.get_fdata()).astype(np.float32)
+        for name in ("weak", "real"):
+            (tmp_path / name).mkdir(exist_ok=True)
+        nib.save(nib.Nifti1Image(weak, t1.affine), tmp_path / f"weak/{subject}_t1ce.nii.gz")
+        shutil.copy(source / f"{subject}_t1ce.nii.gz", tmp_path / "real")
+    return tmp_path
+
+
+def test_real_t1ce_scores_highest_and_t1_copied_as_t1ce_lowest(half_enhanced, patients):
+    folders = {name: half_enhanced / name for name in ("weak", "real")}
+    result = downstream_scores(Enhancement(), folders, patients)
+    assert result.scores["real"] == result.scores[REAL]
+    assert result.mean(REAL, "et_real") == 1
+    for metric in ("et_real", "et_labels", "et_ml"):
+        real, weak, copied = (result.mean(row, metric) for row in (REAL, "weak", COPY_T1))
+        assert real > weak > copied == 0
+    assert result.mean(COPY_T1, "wt_labels") == 1  # its outline needs no gadolinium
+
+
+def test_false_enhancement_is_counted_where_the_labels_hold_none(half_enhanced, patients):
+    """In Phantom_0001, whose labels no longer name it, all that enhances is false."""
+    copy = half_enhanced / "patients"
+    shutil.copytree(patients, copy)
+    path = copy / "Phantom_0001/Phantom_0001_seg.nii.gz"
+    image = nib.load(path)
+    voxels = np.asarray(image.dataobj)
+    nib.save(nib.Nifti1Image(np.where(voxels == 4, 1, voxels).astype(np.uint8), image.affine), path)
+    result = downstream_scores(Enhancement(), {"real": half_enhanced / "real"}, copy)
+    assert result.false_enhancement(REAL) == [result.scores[REAL]["Phantom_0001"]["et_ml"]]
+    assert result.false_enhancement(REAL)[0] > 0 and result.false_enhancement(COPY_T1) == [0]
+    assert result.scores[REAL]["Phantom_0001"]["et_labels"] == 0
+
+
+def test_evaluate_takes_a_trained_segmenter(half_enhanced, patients, segmenter_run, capsys):
+    command = ["evaluate", "--reference", str(patients), "--segmenter", str(segmenter_run)]
+    command += ["--prediction", str(half_enhanced / "real"), "--subjects", "Phantom_0003"]
+    assert main([*command, "--output", str(half_enhanced / "out")]) == 0
+    assert "Segmentation with synthetic T1ce" in capsys.readouterr().out
+    stored = json.loads((half_enhanced / "out/downstream.json").read_text())["scores"]
+    assert stored["prediction"] == stored[REAL] and COPY_T1 in stored
+    assert "Volumes found" in (half_enhanced / "out/report.html").read_text()
+    with (half_enhanced / "out/downstream.csv").open() as file:
+        assert [row["row"] for row in csv.DictReader(file)] == [REAL, "prediction", COPY_T1]
+
+
+def test_a_segmenter_blind_to_t1ce_is_refused(half_enhanced, patients):
+    segmenter = Enhancement()
+    segmenter.contrasts = ("t1", "flair")
+    with pytest.raises(DataError, match="takes t1, flair"):
+        downstream_scores(segmenter, {"real": half_enhanced / "real"}, patients)
+
+
+def copying_command(folder: Path, body: str) -> str:
+    script = folder / "segment.py"
+    script.write_text(f"import sys, shutil, pathlib\ngiven, out = sys.argv[1:]\n{body}\n")
+    return f"{sys.executable} {script} {{input}} {{output}}"
+
+
+def test_any_command_segments(tmp_path, patients):
+    """A program that finds what the labels say, in the images that it is given."""
+    body = (
+        "case = next(pathlib.Path(given).iterdir()).name\n"
+        "names = {p.name for p in pathlib.Path(given, case).iterdir()}\n"
+        "assert names == {f'{case}_{c}.nii.gz' for c in ('t1', 't1ce', 't2', 'flair')}\n"
+        f"shutil.copy(f'{patients}/{{case}}/{{case}}_seg.nii.gz', out)"
+    )
+    layout, subjects = detect_layout(patients)
+    segmented = CommandSegmenter(copying_command(tmp_path, body))(subjects["Phantom_0002"], layout)
+    expected = load_labels(subjects["Phantom_0002"], layout, segmented.geometry)
+    assert np.array_equal(segmented.labels, expected) and expected.any()
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [("sys.exit('no licence')", "exit code 1: no licence"), ("pass", "wrote no Phantom_0001_seg")],
+    ids=["fails", "writes nothing"],
+)
+def test_a_command_that_fails_is_named(tmp_path, patients, body, words):
+    layout, subjects = detect_layout(patients)
+    with pytest.raises(DataError, match=words):
+        CommandSegmenter(copying_command(tmp_path, body))(subjects["Phantom_0001"], layout)
+    with pytest.raises(ConfigError, match="expected {input} and {output}"):
+        CommandSegmenter("segment everything")
