@@ -210,13 +210,13 @@ def targets_in(config: Any) -> list[str]:
     """Return every ``target`` in a nested configuration, in order of appearance.
 
     Beside a target, ``params`` holds constructor arguments: one that is called ``target`` (the
-    contrast to synthesise) names no class.
+    contrast to synthesise, or none) names no class.
     """
     if isinstance(config, Mapping):
         found, values = [], dict(config)
         if "target" in config:
             found, params = [str(values.pop("target"))], config.get("params")
-            if isinstance(params, Mapping) and isinstance(params.get("target"), str):
+            if isinstance(params, Mapping) and not isinstance(params.get("target", {}), Mapping):
                 values["params"] = {k: v for k, v in params.items() if k != "target"}
         return found + [t for value in values.values() for t in targets_in(value)]
     if isinstance(config, list | tuple):

@@ -24,6 +24,7 @@ VERBS = {
     "evaluate": "compare synthetic volumes with real ones",
     "sweep": "quality and cost of one model against sampling steps, for several samplers",
     "benchmark": "train, sample and evaluate several backbones, and report one row each",
+    "segment": "train, apply and judge networks that segment tumours or lesions",
     "phantom": "write synthetic patients as BraTS NIfTI",
     "doctor": "check the installation and say what to repair",
 }

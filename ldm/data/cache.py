@@ -61,7 +61,7 @@ def cached_subject(
     subject: Subject,
     layout: Layout,
     conditions: list[str],
-    target: str,
+    target: str | None,
     normaliser: Normaliser,
     axis: str,
     root: Path | None = None,
@@ -75,7 +75,9 @@ def cached_subject(
     key = _entry_key(subject, conditions, target, normaliser, axis)
     folder = root / f"{subject.id[:32]}-{key}"  # the id is for people, and may be long
     if not folder.is_dir():
-        prepared = prepare_subject(subject, layout, conditions, target, normaliser, axis)
+        prepared = prepare_subject(
+            subject, layout, conditions, target, normaliser, axis, with_labels=True
+        )
         arrays: dict[str, np.ndarray] = {
             "slices": prepared.slices.astype(np.float16),
             "brain": prepared.brain,
@@ -89,7 +91,7 @@ def cached_subject(
 
 
 def _entry_key(
-    subject: Subject, conditions: list[str], target: str, normaliser: Normaliser, axis: str
+    subject: Subject, conditions: list[str], target: str | None, normaliser: Normaliser, axis: str
 ) -> str:
     used = [c for c in (*conditions, target, "seg") if c in subject.files]
     described: dict[str, Any] = {

@@ -29,7 +29,7 @@ class ContrastDataModule(pl.LightningDataModule):
     Args:
         root: folder of subjects.
         conditions: input contrasts, in channel order.
-        target: contrast to synthesise.
+        target: contrast to synthesise; None where ``seg`` is what is learned.
         train, val, test: ids, or a fraction (see :func:`ldm.data.split.split_subjects`).
         fold, folds: k-fold instead of a fraction.
         seed: seed of split, order and augmentation.
@@ -53,7 +53,7 @@ class ContrastDataModule(pl.LightningDataModule):
         self,
         root: str | None = None,
         conditions: Sequence[str] = ("t1", "t2", "flair"),
-        target: str = "t1ce",
+        target: str | None = "t1ce",
         train: list[str] | float | None = None,
         val: list[str] | float | None = 0.1,
         test: list[str] | float | None = None,
@@ -181,6 +181,7 @@ class ContrastDataModule(pl.LightningDataModule):
             self.neighbours,
             condition_dropout,
             augmentation,
+            has_target=self.target is not None,
         )
 
     def _loader(self, dataset: Any, sampler: Any = None) -> DataLoader:

@@ -90,6 +90,7 @@ def prepare_subject(
     axis: str = "axial",
     allow_missing: Sequence[str] = (),
     nonfinite: str = "refuse",
+    with_labels: bool = False,
 ) -> PreparedSubject:
     """Read one subject and cut it into normalised slices.
 
@@ -97,6 +98,7 @@ def prepare_subject(
         conditions: input contrasts; they define the brain.
         target: contrast to learn (appended as the last channel), or None to sample without it.
         allow_missing: conditions that may be absent; their channel is then -1 and not ``present``.
+        with_labels: read ``seg``, where there is one, also without a target.
 
     Raises:
         DataError: the subject cannot be used; the message says why.
@@ -115,7 +117,7 @@ def prepare_subject(
     channels = [
         scales[c].normalise(cut(arrays[c]), inside) if c in scales else blank for c in names
     ]
-    has_seg = target and "seg" in subject.files
+    has_seg = (target or with_labels) and "seg" in subject.files
     return PreparedSubject(
         id=subject.id,
         slices=np.stack(channels, axis=1),

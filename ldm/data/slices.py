@@ -35,15 +35,17 @@ class SliceDataset(Dataset):
 
     An item is ``target`` (1, H, W), ``condition`` (M*(2n+1), H, W), ``presence`` (M,) bool,
     ``brain`` (1, H, W) bool, ``subject``, ``slice``, ``seg`` (1, H, W) if all subjects have one.
+    Without a target every channel is a condition.
     Images are float32 in [-1, 1], background -1.
 
     Args:
-        subjects: cache entries; the last channel of their slices is the target.
+        subjects: cache entries; the last channel of their slices is the target, if there is one.
         image_size: (H, W) to crop or pad to, symmetrically about the brain.
         min_brain: least share of a cropped slice that must be brain.
         neighbours: slices on each side that join the conditions.
         condition_dropout: probability with which each contrast is dropped (one always stays).
         augmentation: callable on the item with ``set_random_state(seed)``, as in monai.
+        has_target: whether the last channel is the target.
 
     Indexing with an int gives the plain slice; with ``(index, seed)`` it is augmented from
     ``seed``, so that the result does not depend on the worker that makes it.
@@ -57,7 +59,9 @@ class SliceDataset(Dataset):
         neighbours: int = 0,
         condition_dropout: float = 0.0,
         augmentation: Callable | None = None,
+        has_target: bool = True,
     ) -> None:
+        self.has_target = has_target
         self.subjects = list(subjects)
         self.image_size = image_size
         self.min_brain = max(min_brain, 1e-9)
@@ -92,7 +96,7 @@ class SliceDataset(Dataset):
         }
         images = {name: torch.from_numpy(np.array(a)) for name, a in item.items()}
         images = {n: a.float() if a.dtype == torch.float16 else a for n, a in images.items()}
-        presence = torch.ones(maps["slices"].shape[1] - 1, dtype=torch.bool)
+        presence = torch.ones(maps["slices"].shape[1] - self.has_target, dtype=torch.bool)
         if seed is not None:
             presence = self._drop(presence, np.random.default_rng(seed))
             images = self._augment(images, seed)
@@ -113,10 +117,10 @@ class SliceDataset(Dataset):
 
     def _cut(self, maps: Mapping[str, np.ndarray], place: int) -> dict[str, np.ndarray]:
         """Return the images (C, ...) of a place before they are fitted to the size."""
-        images = {
-            "condition": with_neighbours(maps["slices"][:, :-1], place, self.neighbours),
-            "target": maps["slices"][place, -1:],
-        }
+        count = maps["slices"].shape[1] - self.has_target
+        images = {"condition": with_neighbours(maps["slices"][:, :count], place, self.neighbours)}
+        if self.has_target:
+            images["target"] = maps["slices"][place, -1:]
         return images | {n: maps[n][place][None] for n in self.arrays if n != "slices"}
 
     def _maps(self, number: int) -> dict[str, np.ndarray]:
@@ -150,7 +154,7 @@ class PatchDataset(SliceDataset):
     Where a subject is smaller than a patch, background is around it.
 
     Args:
-        subjects, condition_dropout, augmentation: see :class:`SliceDataset`.
+        subjects, condition_dropout, augmentation, has_target: see :class:`SliceDataset`.
         image_size: (D, H, W) of a patch.
         min_brain: least share of (what a subject fills of) a patch that must be brain.
         neighbours: 0.
@@ -186,7 +190,10 @@ class PatchDataset(SliceDataset):
     def _cut(self, maps: Mapping[str, np.ndarray], place: int) -> dict[str, np.ndarray]:
         depth, *plane = self._box(maps, place)
         stack = np.moveaxis(maps["slices"][(depth, slice(None), *plane)], 1, 0)  # (M, D, H, W)
-        images = {"condition": stack[:-1], "target": stack[-1:]}
+        count = len(stack) - self.has_target
+        images = {"condition": stack[:count]}
+        if self.has_target:
+            images["target"] = stack[count:]
         return images | {n: maps[n][(depth, *plane)][None] for n in self.arrays if n != "slices"}
 
 

@@ -97,16 +97,17 @@ class RunModule(pl.LightningModule):
         }
         self.log_dict(metrics, prog_bar=True, batch_size=len(images), sync_dist=True)
 
+    def rate_factor(self, step: int) -> float:
+        """Return the share of the learning rate at a step: a linear warm-up."""
+        return min(1.0, (step + 1) / max(1, self.warmup_steps))
+
     def configure_optimizers(self) -> dict[str, Any]:
-        """Return the optimizer, with a linear warm-up counted in steps."""
+        """Return the optimizer, with its schedule counted in steps."""
         trainable = [p for p in self.parameters() if p.requires_grad]
         optimizer = instantiate_from_config(
             self.optimizer_config, where="model.params.optimizer_config", params=trainable
         )
-        warmup = max(1, self.warmup_steps)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: min(1.0, (step + 1) / warmup)
-        )
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.rate_factor)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},

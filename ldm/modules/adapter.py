@@ -86,7 +86,7 @@ class ForeignBackbone(nn.Module):
             "dims": dims,
         }
         self.network = instantiate_from_config(
-            network, where=WHERE, interface=_under_every_name(facts)
+            network, where=WHERE, interface=under_every_name(facts)
         )
         _project_patches_by_products(self.network)
         self.head = None
@@ -132,13 +132,13 @@ class ForeignBackbone(nn.Module):
         return {self.names[name]: value for name, value in inputs.items()}
 
 
-def _under_every_name(facts: Mapping[str, Any]) -> dict[str, Any]:
+def under_every_name(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Return the facts that are known under each name a constructor may have for them."""
     return {
         alias: facts[name]
         for name, aliases in CONSTRUCTOR_NAMES.items()
         for alias in aliases
-        if facts[name] is not None
+        if facts.get(name) is not None
     }
 
 

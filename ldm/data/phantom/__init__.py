@@ -20,9 +20,9 @@ from ldm.data.phantom.anatomy import Anatomy, build_anatomy, voxel_size
 from ldm.data.phantom.geometry import SmoothField
 from ldm.data.phantom.signal import INDEX, TISSUES, Protocol, scan, signals
 from ldm.errors import ConfigError, OutputError
+from ldm.regions import ENHANCING, NECROTIC_CORE, OEDEMA
 from ldm.storage import atomic_path
 
-NECROTIC_CORE, OEDEMA, ENHANCING = 1, 2, 4  # labels of BraTS 2021
 MIN_SIZE, MAX_SIZE = 32, 240
 VISIBLE_ENHANCEMENT = 0.05  # mM; about 30 % brighter on T1 than the tumour without gadolinium
 WORLD_CENTRE = (-119.5, 119.5, 77.0)  # mm; centre of the BraTS field of view in RAS+

@@ -1,0 +1,76 @@
+"""Pictures of segmentations: regions over an image, and where attention gates are open."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ldm.evaluation.report import ERROR_MAP, strip_figure
+
+# Okabe & Ito (2008), told apart with every common colour blindness; the later covers the earlier
+REGION_COLOURS = {"lesion": "#E69F00", "wt": "#009E73", "tc": "#56B4E9", "et": "#D55E00"}
+OPEN = 0.5  # alpha above which a gate counts as open
+OPACITY = 0.55
+
+
+def overlay(image: NDArray, masks: Mapping[str, NDArray]) -> NDArray:
+    """Return an image (H, W) in grey with coloured regions (H, W) bool, (H, W, 3) in [0, 1]."""
+    from matplotlib.colors import to_rgb
+
+    picture = _grey(image)
+    for name, colour in REGION_COLOURS.items():
+        if name in masks:
+            shown = masks[name].astype(bool)
+            picture[shown] = (1 - OPACITY) * _grey(image)[shown] + OPACITY * np.array(to_rgb(colour))
+    return picture
+
+
+def overlay_figure(
+    rows: Sequence[Mapping[str, NDArray | tuple[NDArray, Mapping[str, NDArray]]]],
+    titles: Sequence[str],
+) -> bytes:
+    """Return rows of labelled slices as PNG.
+
+    Args:
+        rows: a row a slice, ``{label: image (H, W)}``, or for an overlay ``{label: (image, masks)}``,
+            first axis downwards.
+        titles: one a row.
+    """
+    drawn = [
+        {n: overlay(*each) if isinstance(each, tuple) else _grey(each) for n, each in row.items()}
+        for row in rows
+    ]
+    return strip_figure(drawn, titles)
+
+
+def open_share(alpha: NDArray) -> float:
+    """Return the share of a map of gates that is open, alpha > 0.5."""
+    return float((alpha > OPEN).mean())
+
+
+def attention_figure(
+    image: NDArray, masks: Mapping[str, NDArray], maps: Mapping[int, NDArray], title: str
+) -> bytes:
+    """Return a slice, what was segmented in it and the gates of each level over it, as PNG.
+
+    Args:
+        image: (H, W), first axis downwards.
+        masks: regions (H, W) bool.
+        maps: alpha (H / 2^level, W / 2^level) in [0, 1] by level; its share above 0.5 is in the
+            title of the level.
+        title: of the row.
+    """
+    from matplotlib import colormaps
+
+    row = {"image": _grey(image), "prediction": overlay(image, masks)}
+    for level, alpha in maps.items():
+        row[f"level {level}: {open_share(alpha):.0%} open"] = colormaps[ERROR_MAP](alpha)[..., :3]
+    return strip_figure([row], [title])
+
+
+def _grey(image: NDArray) -> NDArray:
+    low, high = float(np.min(image)), float(np.percentile(image, 99.8))
+    unit = np.clip((image - low) / ((high - low) or 1), 0, 1)
+    return np.repeat(unit[..., None], 3, axis=-1)

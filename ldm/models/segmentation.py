@@ -1,0 +1,272 @@
+"""Training of a network that segments tumour regions or lesions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.inferers.utils import sliding_window_inference
+from torch import Tensor, nn
+
+from ldm.errors import ConfigError, DataError
+from ldm.losses.segmentation import SegmentationLoss
+from ldm.models.base import Config, RunModule
+from ldm.modules.adapter import CONSTRUCTOR_NAMES, under_every_name
+from ldm.modules.diffusionmodules.util import crop_to, pad_to_multiple
+from ldm.modules.gates import resize
+from ldm.regions import region_masks, region_names
+from ldm.util import (
+    accepted_parameters,
+    image_sides,
+    instantiate_from_config,
+    require_dims,
+    resolve_target,
+)
+
+WHERE = "model.params.unet_config"
+MEASURED_SLICES = 2000  # whose share of foreground sets the weight of the positive voxels
+
+
+class Segmentation(RunModule):
+    """A network from contrasts to regions, on slices (H, W) or on patches (D, H, W) of volumes.
+
+    Every region is a sigmoid channel of its own, because tumour regions overlap.
+
+    Args:
+        unet_config: ``target`` / ``params`` of the network, ``network(x (B, C, *S))`` -> logits
+            (B, regions, *S). Channels, image size and ``dims`` are passed in, under the names that
+            monai and smp have for them too.
+        regions: ``tumour`` (ET, TC, WT), ``lesion`` (any label), or a list of regions.
+        conditions: input contrasts, in channel order.
+        image_size: side or [H, W] of slices, or [D, H, W] of patches; images that are larger are
+            segmented in windows of this size.
+        neighbours: slices on each side that join the conditions.
+        loss_config: ``target`` / ``params`` of a :class:`ldm.losses.segmentation.SegmentationLoss`.
+        supervision: weight of the predictions of the coarser levels, halved from level to level,
+            for a network with ``deep_supervision``.
+        threshold: probability from which a voxel is in a region.
+        overlap: of the windows, along each axis, in [0, 1).
+        optimizer_config, warmup_steps, seed: see :class:`RunModule`.
+        decay_steps: step at which the learning rate, after its warm-up, has fallen to
+            ``final_rate`` of its height along a cosine; None: it does not fall.
+    """
+
+    next_command = "dsdiff segment predict {run} --input SUBJECTS --output PREDICTIONS"
+
+    def __init__(
+        self,
+        unet_config: Config,
+        regions: str | list[str] = "tumour",
+        conditions: Sequence[str] = ("t1", "t1ce", "t2", "flair"),
+        image_size: int | list[int] = 192,
+        neighbours: int = 0,
+        loss_config: Config | None = None,
+        supervision: float = 0.5,
+        threshold: float = 0.5,
+        overlap: float = 0.25,
+        optimizer_config: Config | None = None,
+        warmup_steps: int = 100,
+        decay_steps: int | None = None,
+        final_rate: float = 0.01,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(optimizer_config, warmup_steps, seed)
+        self.regions, self.conditions = region_names(regions), tuple(conditions)
+        self.window, self.neighbours = image_sides(image_size), neighbours
+        self.supervision, self.threshold, self.overlap = supervision, threshold, overlap
+        self.decay_steps, self.final_rate = decay_steps, final_rate
+        self.loss_config = loss_config or {"target": "ldm.losses.segmentation.BCEDiceLoss"}
+        self.loss: SegmentationLoss = instantiate_from_config(
+            self.loss_config, where="model.params.loss_config"
+        )
+        self.unet = self._build(unet_config)
+        self.counts = torch.zeros(3, len(self.regions))  # overlap, predicted, real; of a validation
+
+    def _build(self, config: Config) -> nn.Module:
+        cls, dims = resolve_target(config, WHERE), len(self.window)
+        require_dims(cls, dims, CONSTRUCTOR_NAMES["dims"], WHERE)
+        steps = accepted_parameters(cls.forward)[0].get("timesteps")
+        if steps is not None and steps.default is steps.empty:
+            raise ConfigError(
+                "CONFIG-TARGET",
+                f"{WHERE}: {cls.__name__} needs timesteps, so it can only denoise: give a network "
+                "of images alone, such as AttentionUNet",
+            )
+        facts = {
+            "in_channels": len(self.conditions) * (2 * self.neighbours + 1),
+            "out_channels": len(self.regions),
+            "image_size": list(self.window),
+            "dims": dims,
+        }
+        return instantiate_from_config(config, where=WHERE, interface=under_every_name(facts))
+
+    @property
+    def network(self) -> nn.Module:
+        """The segmentation network."""
+        return self.unet
+
+    @property
+    def size_divisor(self) -> int:
+        """Number that must divide the sizes of what the network sees."""
+        return getattr(self.unet, "size_divisor", 1)
+
+    def network_inputs(self, data: Any, batch: int = 1) -> Sequence[Tensor]:
+        """Return blank images (B, C, *S)."""
+        channels = len(self.conditions) * (2 * self.neighbours + 1)
+        images = torch.zeros(batch, channels, *data.image_size)
+        return (pad_to_multiple(images, self.size_divisor),)
+
+    def check_start(self, data: Any) -> None:
+        """Refuse data without labels; measure how rare each region is, where the loss asks for it.
+
+        Raises:
+            DataError: DATA-MISSING for patients without ``seg``, DATA-LABEL for an absent region.
+        """
+        parts = {"training": data.train_slices, "validation": data.val_dataset}
+        for part, slices in parts.items():
+            if bare := [s.id for s in slices.subjects if not s.has_seg]:
+                raise DataError(
+                    "DATA-MISSING",
+                    f"{len(bare)} of {len(slices.subjects)} {part} patients have no seg: add it, "
+                    "or choose others by data.params.train and val",
+                    bare[0],
+                )
+        shares = foreground_shares(data.train_slices, self.regions)
+        for region, share in shares.items():
+            if not share:
+                raise DataError(
+                    "DATA-LABEL",
+                    f"no training slice holds any voxel of region '{region}': check the labels of "
+                    "seg, or choose other model.params.regions",
+                )
+        self.loss.measure(list(shares.values()))
+
+    def portable_params(self) -> dict[str, Any]:
+        """Return the loss with its measured weights, so that a resumed run has the same."""
+        given = self.loss_config.get("params") or {}
+        if "pos_weight" not in accepted_parameters(type(self.loss))[0]:
+            return {}
+        params = {**given, "pos_weight": self.loss.pos_weight}
+        return {"loss_config": {**self.loss_config, "params": params}}
+
+    def facts(self) -> dict[str, Any]:
+        """Return the regions, in the order of the output channels."""
+        return {"regions": list(self.regions)}
+
+    def measure(self, data: Any) -> dict[str, Any]:
+        """Return the patients that the weights have seen."""
+        return {"train_subjects": data.split["train"]}
+
+    def rate_factor(self, step: int) -> float:
+        """Return the share of the learning rate at a step: linear warm-up, then half a cosine."""
+        warm = super().rate_factor(step)
+        if self.decay_steps is None:
+            return warm
+        span = max(1, self.decay_steps - self.warmup_steps)
+        progress = min(1.0, max(0.0, (step - self.warmup_steps) / span))
+        cosine = (1 + math.cos(math.pi * progress)) / 2
+        return warm * (self.final_rate + (1 - self.final_rate) * cosine)
+
+    def images(self, condition: Tensor, presence: Tensor) -> Tensor:
+        """Return what the network sees of condition (B, N*M, *S): padded, and an absent contrast,
+        by ``presence`` (B, M), is 0 everywhere.
+        """
+        mask = presence.repeat(1, condition.shape[1] // presence.shape[1])
+        mask = mask[(..., *[None] * (condition.ndim - 2))]
+        return pad_to_multiple(torch.where(mask, condition, 0.0), self.size_divisor)
+
+    def logits(self, condition: Tensor, presence: Tensor) -> list[Tensor]:
+        """Return the logits (B, R, *S), then those of coarser levels brought to the same size."""
+        x, size = self.images(condition, presence), condition.shape[2:]
+        coarser = []
+        if hasattr(self.unet, "forward_with_features"):
+            finest, features = self.unet.forward_with_features(x)
+            coarser = features.get("deep_supervision", [])
+        else:
+            finest = self.unet(x)
+        return [crop_to(resize(each, x.shape[2:]), size) for each in (finest, *coarser)]
+
+    def target(self, batch: Mapping[str, Any]) -> Tensor:
+        """Return the regions (B, R, *S) bool of a batch."""
+        return torch.cat(list(region_masks(batch["seg"], self.regions).values()), dim=1)
+
+    def batch_loss(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Return the training loss of a batch by component; ``loss`` is what is minimised."""
+        target = self.target(batch)
+        finest, *coarser = self.logits(batch["condition"], batch["presence"])
+        losses = self.loss(finest, target)
+        if coarser:
+            terms = [self.loss(each, target)["loss"] for each in coarser]
+            weighted = [self.supervision * 0.5**level * term for level, term in enumerate(terms)]
+            losses["loss_supervision"] = sum(weighted)
+            losses["loss"] = losses["loss"] + losses["loss_supervision"]
+        return losses
+
+    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Tensor]:
+        """Log the loss; return the probabilities for pictures."""
+        target = self.target(batch)
+        logits = self.logits(batch["condition"], batch["presence"])[0]
+        loss = self.loss(logits, target)["loss"]
+        self.log("val/loss", loss, prog_bar=True, batch_size=len(target), sync_dist=True)
+        probability = logits.float().sigmoid()
+        predicted, axes = probability > self.threshold, (0, *range(2, target.ndim))
+        self.counts = self.counts.to(target.device) + torch.stack(
+            [n.sum(axes).float() for n in (predicted & target, predicted, target)]
+        )
+        return {"probability": probability}
+
+    def on_validation_epoch_start(self) -> None:
+        """Start counting voxels."""
+        self.counts = torch.zeros(3, len(self.regions))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the Dice of each region over all voxels that were validated."""
+        both, predicted, real = self.trainer.strategy.reduce(self.counts, reduce_op="sum")
+        dice = 2 * both / (predicted + real)  # NaN where there is neither
+        for region, value in zip(self.regions, dice, strict=True):
+            if not value.isnan():
+                self.log(f"val/dice_{region}", value, prog_bar=True)
+        if not dice.isnan().all():
+            self.log("val/dice", dice.nanmean())
+
+    @torch.no_grad()
+    def probabilities(self, condition: Tensor, presence: Tensor, batch_size: int = 8) -> Tensor:
+        """Return the probability (B, R, *S) of each region, in windows where S is larger than one.
+
+        Args:
+            condition: (B, N*M, *S), each side at least that of a window.
+            presence: (M,) which contrasts there are.
+            batch_size: windows at once.
+        """
+
+        def predict(windows: Tensor) -> Tensor:
+            present = presence.expand(len(windows), -1)
+            return self.logits(windows, present)[0].float().sigmoid()
+
+        return sliding_window_inference(
+            condition, self.window, batch_size, predict, self.overlap, mode="gaussian"
+        )
+
+    @torch.no_grad()
+    def attention_maps(self, condition: Tensor, presence: Tensor) -> dict[int, Tensor]:
+        """Return alpha (B, 1, *S / 2^level) by gated level; empty for a network without gates."""
+        if not hasattr(self.unet, "get_attention_maps"):
+            return {}
+        x = self.images(condition, presence.expand(len(condition), -1))
+        return self.unet.get_attention_maps(x)
+
+
+def foreground_shares(slices: Any, regions: Sequence[str]) -> dict[str, float]:
+    """Return the share of voxels of each region in the examples of a data set, evenly sampled."""
+    count = min(len(slices), MEASURED_SLICES)
+    places = ((np.arange(count) + 0.5) * len(slices) / count).astype(int)
+    totals, voxels = dict.fromkeys(regions, 0), 0
+    for place in places.tolist():
+        labels = slices[place]["seg"]
+        voxels += labels.numel()
+        for region, mask in region_masks(labels, regions).items():
+            totals[region] += int(mask.sum())
+    return {region: total / voxels for region, total in totals.items()}
