@@ -1,0 +1,63 @@
+"""Files and subjects that occur twice: equal files by digest, alike images by a perceptual hash."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+from scipy import ndimage
+
+from ldm.storage import sha256
+
+HASH_SIDE = 16
+# Of differing bits. The same image with noise, another gamma or scale: below 0.02; two patients:
+# 0.15 and more (docs/diagnose.md).
+ALIKE = 0.05
+
+
+def equal_files(files: Mapping[str, Iterable[Path]]) -> list[list[tuple[str, Path]]]:
+    """Return groups of (subject, file) with the same content, of files by subject.
+
+    Only files of one size are read.
+    """
+    sizes, digests = defaultdict(list), defaultdict(list)
+    for subject, paths in files.items():
+        for path in paths:
+            if path.is_file():
+                sizes[path.stat().st_size].append((subject, path))
+    for group in sizes.values():
+        for subject, path in group if len(group) > 1 else ():
+            digests[sha256(path)].append((subject, path))
+    return [group for group in digests.values() if len(group) > 1]
+
+
+def perceptual_hash(image: np.ndarray) -> np.ndarray:
+    """Return a hash (11520,) bool of a volume (X, Y, Z) that is cropped to its brain.
+
+    Each bit says which of two neighbours of the 16 x 16 x 16 thumbnail is brighter (a difference
+    hash along each axis), so that noise, resampling and any rising map of intensities keep it.
+    """
+    smooth = ndimage.gaussian_filter(
+        image.astype(np.float32), [n / HASH_SIDE / 2 for n in image.shape]
+    )
+    places = [(np.arange(HASH_SIDE) + 0.5) * n / HASH_SIDE - 0.5 for n in image.shape]
+    thumbnail = ndimage.map_coordinates(
+        smooth, np.meshgrid(*places, indexing="ij"), order=1, mode="nearest"
+    )
+    return np.concatenate([(np.diff(thumbnail, axis=axis) > 0).ravel() for axis in range(3)])
+
+
+def alike(hashes: Mapping[str, np.ndarray]) -> list[tuple[str, str, float]]:
+    """Return pairs of subjects whose hashes differ in less than ALIKE of the bits, with the share."""
+    names = list(hashes)
+    if len(names) < 2:
+        return []
+    stacked = np.stack([hashes[name] for name in names])
+    found = []
+    for row in range(len(names) - 1):
+        differing = (stacked[row + 1 :] != stacked[row]).mean(axis=1)
+        for offset in np.flatnonzero(differing < ALIKE):
+            found.append((names[row], names[row + 1 + offset], float(differing[offset])))
+    return found
