@@ -26,10 +26,10 @@ BUCKETS = 4
 
 
 class GradientNorms(Callback):
-    """Logs ``gradient/encoder_first``, ``encoder_last``, ``decoder_first``, ``output``, ``train/lr``.
+    """Logs ``gradient/encoder_first``, ``encoder_last``, ``decoder_first`` and ``output``.
 
     Each is the norm of the gradients of one layer, before clipping: so this callback stands before
-    :class:`ldm.callbacks.run.GradientGuard`. The layers are found for any network, see
+    :class:`ldm.callbacks.run.GradientGuard`. ``train/lr`` is the learning rate. The layers are found for any network, see
     :func:`layers_by_depth`, in the order in which the first training batch runs through them.
     """
 
@@ -133,5 +133,7 @@ class TimestepLosses(Callback):
             f"train/loss_t{bucket}": losses[quarters == bucket].mean().item()
             for bucket in quarters.unique().tolist()
         }
-        for logger in trainer.loggers:  # `pl_module.log` would repeat the last value of an absent one
+        for (
+            logger
+        ) in trainer.loggers:  # `pl_module.log` would repeat the last value of an absent one
             logger.log_metrics(means, trainer.global_step - 1)

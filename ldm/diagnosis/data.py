@@ -124,8 +124,7 @@ def _split(ids: list[str], params: Mapping[str, Any] | None) -> dict[str, list[s
 def _required(subjects: list[Subject], params: Mapping[str, Any] | None) -> list[str]:
     """Return the contrasts that each subject needs."""
     if params and params.get("conditions"):
-        target = params.get("target")
-        return [*params["conditions"], *([target] if target else [])]
+        return [*params["conditions"], params.get("target") or "seg"]  # segmenters have no target
     counts = Counter(name for subject in subjects for name in subject.files)
     return [name for name, count in counts.items() if count > len(subjects) / 2]
 
@@ -151,16 +150,23 @@ def _duplicates(
             return Finding(ERROR, "leak", message + where + "; remove one", second)
         return Finding(WARNING, "duplicate", f"{message}; remove one", second)
 
-    findings, equal = [], set()
-    for group in equal_files({i: s.files.values() for i, s in subjects.items()}):
-        (first, path), *others = group
+    findings: list[Finding] = []
+    equal: dict[tuple[str, str], list[str]] = {}
+    empty = {r.id for r in reports if not r.share}  # empty masks are equal files, and no duplicates
+    files = {
+        i: [path for name, path in s.files.items() if name != "seg" or i not in empty]
+        for i, s in subjects.items()
+    }
+    for (first, path), *others in equal_files(files):
         for other, copy in others:
             if other == first:
                 message = f"{copy.name} and {path.name} are the same file: one is another contrast"
                 findings.append(Finding(ERROR, "duplicate", message, first))
-            elif (first, other) not in equal:
-                equal.add((first, other))
-                findings.append(finding(first, other, f"{copy.name} is the same as {path.name}"))
+            else:
+                equal.setdefault((first, other), []).append(copy.name)
+    for (first, other), copies in equal.items():
+        more = f" and {len(copies) - 1} more" if len(copies) > 1 else ""
+        findings.append(finding(first, other, f"{copies[0]}{more} are also files of {first}"))
     for contrast in sorted({r.hash[0] for r in reports if r.hash}):
         hashes = {r.id: r.hash[1] for r in reports if r.hash and r.hash[0] == contrast}
         for first, second, share in alike(hashes):
@@ -189,8 +195,8 @@ def _masks(diagnosis: DataDiagnosis) -> list[Finding]:
                 ERROR,
                 "shuffled",
                 f"the masks fit their images no better than those of other subjects do (mean rank "
-                f"{fit.mean_rank:.0%} of {len(fit.ranks)} subjects, p {fit.p_value:.2f}; 0% if they "
-                "fit, 50% by chance): check which mask belongs to whom",
+                f"{fit.mean_rank:.0%} of {len(fit.ranks)} subjects, p {fit.p_value:.2f}; 0% if "
+                "they fit, 50% by chance): check which mask belongs to whom",
             )
         )
     return findings
@@ -207,7 +213,9 @@ def _scales(reports: list[SubjectReport]) -> list[Finding]:
         middle = float(np.median(list(known.values())))
         for subject, top in known.items():
             if not 1 / UNLIKE_SCALE < top / middle < UNLIKE_SCALE:
-                message = f"{contrast} reaches {top:.3g}, where others reach {middle:.3g}: other units?"
+                message = (
+                    f"{contrast} reaches {top:.3g}, where others reach {middle:.3g}: other units?"
+                )
                 findings.append(Finding(NOTE, "scale", message, subject))
     return findings
 

@@ -50,7 +50,7 @@ def perceptual_hash(image: np.ndarray) -> np.ndarray:
 
 
 def alike(hashes: Mapping[str, np.ndarray]) -> list[tuple[str, str, float]]:
-    """Return pairs of subjects whose hashes differ in less than ALIKE of the bits, with the share."""
+    """Return (subject, subject, share of bits that differ) of pairs that differ in less than ALIKE."""
     names = list(hashes)
     if len(names) < 2:
         return []

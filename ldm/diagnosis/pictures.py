@@ -1,4 +1,4 @@
-"""Pictures of suspicious subjects, as PNG."""
+"""Pictures of suspicious subjects and of the curves of a run, as PNG."""
 
 from __future__ import annotations
 
@@ -12,19 +12,25 @@ from matplotlib.figure import Figure as Canvas
 from ldm.data.contrasts import load_contrasts
 from ldm.data.layouts import Layout, Subject
 from ldm.data.prepare import bounding_box
+from ldm.diagnosis.curves import plateau_start
 from ldm.diagnosis.data import DataDiagnosis
+from ldm.diagnosis.findings import NOTE
+from ldm.diagnosis.run import LOSS, VALIDATION, RunDiagnosis
 from ldm.errors import DataError
-from ldm.evaluation.report import COLOURS, STRIP_BACKGROUND, STRIP_CELL, figure_bytes
+from ldm.evaluation.report import COLOURS, GRID, STRIP_BACKGROUND, figure_bytes
 from ldm.storage import atomic_path
 
-MOST_PICTURES = 24
+MOST_PICTURES, MOST_LINES = 24, 6
+CELL = 2.4  # inches, width of an image
 PAPER = "#f2f3f5"
 
 
-def write_pictures(diagnosis: DataDiagnosis, subjects: Mapping[str, Subject], layout: Layout, folder: Path) -> int:
+def write_pictures(
+    diagnosis: DataDiagnosis, subjects: Mapping[str, Subject], layout: Layout, folder: Path
+) -> int:
     """Write ``ID.png`` of the subjects with most serious findings; return how many."""
     suspicious = dict.fromkeys(
-        f.subject for f in diagnosis.findings if f.subject and f.severity != "note"
+        f.subject for f in diagnosis.findings if f.subject and f.severity != NOTE
     )
     written = 0
     for subject in list(suspicious)[:MOST_PICTURES]:
@@ -61,15 +67,13 @@ def _planes(subject: Subject, layout: Layout) -> dict[str, np.ndarray]:
     return {name: np.rot90(plane) for name, plane in planes.items()}
 
 
-def subject_picture(
-    title: str, planes: Mapping[str, np.ndarray], messages: list[str]
-) -> bytes:
+def subject_picture(title: str, planes: Mapping[str, np.ndarray], messages: list[str]) -> bytes:
     """Return slices (H, W) side by side with the outline of the mask ``seg``, as PNG."""
     images = {name: plane for name, plane in planes.items() if name != "seg"} or dict(planes)
     mask = planes.get("seg")
-    width = max(STRIP_CELL * 1.4 * len(images), 6)
-    lines = [line for m in messages[:6] for line in textwrap.wrap(m, int(width * 15))]
-    height = STRIP_CELL * 1.6 + 0.16 * len(lines) + 0.5
+    width = max(CELL * len(images), 6)
+    lines = [line for m in messages[:MOST_LINES] for line in textwrap.wrap(m, int(width * 15))]
+    height = CELL * 1.15 + 0.16 * len(lines) + 0.5
     canvas = Canvas(figsize=(width, height), facecolor=STRIP_BACKGROUND)
     foot = (0.16 * len(lines) + 0.15) / height
     for place, (name, plane) in enumerate(images.items()):
@@ -81,4 +85,37 @@ def subject_picture(
         ax.axis("off")
     canvas.text(0.01, 0.95, title, color=PAPER, fontsize=10, va="center", weight="bold")
     canvas.text(0.01, 0.02, "\n".join(lines), color=PAPER, fontsize=7.5, va="bottom")
+    return figure_bytes(canvas, "png")
+
+
+def run_picture(diagnosis: RunDiagnosis) -> bytes:
+    """Return the curves of a run, as PNG: losses with the plateau marked, terms, gradient norms."""
+    facts = diagnosis.facts
+    losses = {n: c for n in (LOSS, VALIDATION) if (c := facts.curves.get(n))}
+    terms = {f"train/{name}": curve for name, curve in facts.components.items()}
+    terms |= {n: c for n, c in sorted(facts.curves.items()) if n.startswith("train/loss_t")}
+    norms = {n: c for n, c in sorted(facts.curves.items()) if n.startswith("gradient/")}
+    panels = [
+        (t, c) for t, c in (("loss", losses), ("terms", terms), ("gradient norm", norms)) if c
+    ]
+    canvas = Canvas(figsize=(7, 0.6 + 2.3 * len(panels)), layout="constrained", facecolor="white")
+    axes = canvas.subplots(max(1, len(panels)), 1, sharex=True, squeeze=False)[:, 0]
+    for ax, (title, curves) in zip(axes, panels, strict=False):
+        for place, (name, curve) in enumerate(curves.items()):
+            colour, style = COLOURS[place % len(COLOURS)], "o-" if len(curve.values) < 30 else "-"
+            label = name.removeprefix("gradient/").removeprefix("train/")
+            ax.plot(curve.steps, curve.values, style, color=colour, lw=1, ms=3, label=label)
+        if all((curve.values > 0).all() for curve in curves.values()):
+            ax.set_yscale("log")
+        ax.set_ylabel(title)
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.grid(color=GRID, linewidth=0.8)
+        ax.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    axes[-1].set_xlabel("training step")
+    start = plateau_start(facts.loss) if facts.loss else None
+    if start is not None:
+        axes[0].axvspan(start, facts.steps, color=COLOURS[1], alpha=0.12, lw=0)
+        axes[0].text(start, 1.02, "flat", color=COLOURS[1], transform=axes[0].get_xaxis_transform())
+    verdict = diagnosis.likely[0].name if diagnosis.likely else "no likely cause of trouble"
+    canvas.suptitle(f"{facts.folder.name}: {verdict}", fontsize=10)
     return figure_bytes(canvas, "png")

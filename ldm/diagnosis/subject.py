@@ -27,7 +27,9 @@ from ldm.diagnosis.registration import Shift, best_shift
 from ldm.errors import DataError
 
 AXIAL = 2
-WHOLE_VOLUME = 0.95  # of the voxels: a brain that large has its skull, or a background that is not 0
+WHOLE_VOLUME = (
+    0.95  # of the voxels: a brain that large has its skull, or a background that is not 0
+)
 Volumes = dict[str, tuple[np.ndarray, Geometry]]
 
 
@@ -60,7 +62,11 @@ class SubjectReport:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
         shifts = {
-            name: {"voxels": list(s.voxels), "mm": round(s.millimetres, 2), "gain": round(s.gain, 3)}
+            name: {
+                "voxels": list(s.voxels),
+                "mm": round(s.millimetres, 2),
+                "gain": round(s.gain, 3),
+            }
             for name, s in self.shifts.items()
         }
         return {
