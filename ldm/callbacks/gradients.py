@@ -29,8 +29,9 @@ class GradientNorms(Callback):
     """Logs ``gradient/encoder_first``, ``encoder_last``, ``decoder_first`` and ``output``.
 
     Each is the norm of the gradients of one layer, before clipping: so this callback stands before
-    :class:`ldm.callbacks.run.GradientGuard`. ``train/lr`` is the learning rate. The layers are found for any network, see
-    :func:`layers_by_depth`, in the order in which the first training batch runs through them.
+    :class:`ldm.callbacks.run.GradientGuard`. The layers are found for any network, in the order in
+    which the first training batch runs through them, see :func:`layers_by_depth`. ``train/lr`` is
+    the learning rate.
     """
 
     def __init__(self) -> None:

@@ -223,7 +223,7 @@ def gradients_vanish(run: RunFacts) -> Cause | None:
         "the gradients vanish",
         (0.7 if none else 0.55) if run.is_stalled else 0.2,
         f"{listed}; {ratio:.0f} times smaller in the depth"
-        + ("" if run.is_stalled else ", which the loss does not mind"),
+        + ("" if run.is_stalled else ", though the loss is not stuck"),
         "raise the learning rate",
         f"{RATE}={3 * rate:g}" if rate else None,
     )

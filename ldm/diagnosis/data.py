@@ -166,7 +166,7 @@ def _duplicates(
                 equal.setdefault((first, other), []).append(copy.name)
     for (first, other), copies in equal.items():
         more = f" and {len(copies) - 1} more" if len(copies) > 1 else ""
-        findings.append(finding(first, other, f"{copies[0]}{more} are also files of {first}"))
+        findings.append(finding(first, other, f"same as files of {first}: {copies[0]}{more}"))
     for contrast in sorted({r.hash[0] for r in reports if r.hash}):
         hashes = {r.id: r.hash[1] for r in reports if r.hash and r.hash[0] == contrast}
         for first, second, share in alike(hashes):

@@ -12,6 +12,7 @@ from scipy import ndimage
 from ldm.storage import sha256
 
 HASH_SIDE = 16
+CLEAR_STEP = 0.05  # standard deviations of the thumbnail
 # Of differing bits. The same image with noise, another gamma or scale: below 0.02; two patients:
 # 0.15 and more (docs/diagnose.md).
 ALIKE = 0.05
@@ -36,8 +37,8 @@ def equal_files(files: Mapping[str, Iterable[Path]]) -> list[list[tuple[str, Pat
 def perceptual_hash(image: np.ndarray) -> np.ndarray:
     """Return a hash (11520,) bool of a volume (X, Y, Z) that is cropped to its brain.
 
-    Each bit says which of two neighbours of the 16 x 16 x 16 thumbnail is brighter (a difference
-    hash along each axis), so that noise, resampling and any rising map of intensities keep it.
+    Each bit says whether the next voxel of the 16 x 16 x 16 thumbnail is clearly brighter (a
+    difference hash along each axis), so that noise, resampling and gain keep nearly all of them.
     """
     smooth = ndimage.gaussian_filter(
         image.astype(np.float32), [n / HASH_SIDE / 2 for n in image.shape]
@@ -46,11 +47,12 @@ def perceptual_hash(image: np.ndarray) -> np.ndarray:
     thumbnail = ndimage.map_coordinates(
         smooth, np.meshgrid(*places, indexing="ij"), order=1, mode="nearest"
     )
-    return np.concatenate([(np.diff(thumbnail, axis=axis) > 0).ravel() for axis in range(3)])
+    clear = CLEAR_STEP * thumbnail.std()
+    return np.concatenate([(np.diff(thumbnail, axis=axis) > clear).ravel() for axis in range(3)])
 
 
 def alike(hashes: Mapping[str, np.ndarray]) -> list[tuple[str, str, float]]:
-    """Return (subject, subject, share of bits that differ) of pairs that differ in less than ALIKE."""
+    """Return (subject, subject, share of bits that differ) of pairs below ALIKE."""
     names = list(hashes)
     if len(names) < 2:
         return []

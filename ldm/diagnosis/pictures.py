@@ -78,7 +78,8 @@ def subject_picture(title: str, planes: Mapping[str, np.ndarray], messages: list
     foot = (0.16 * len(lines) + 0.15) / height
     for place, (name, plane) in enumerate(images.items()):
         ax = canvas.add_axes((place / len(images), foot, 1 / len(images) - 0.01, 0.8 - foot))
-        ax.imshow(plane, cmap="gray", interpolation="nearest")
+        low, high = np.percentile(plane, (0, 99.5))
+        ax.imshow(plane, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
         if mask is not None and mask.shape == plane.shape and 0 < (mask > 0).mean() < 1:
             ax.contour(mask > 0, [0.5], colors=COLOURS[4], linewidths=0.8)
         ax.set_title(name, color=PAPER, fontsize=9)

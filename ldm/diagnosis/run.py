@@ -222,14 +222,19 @@ def diagnose_run(
     if with_data:
         try:
             params = data_params(facts.config)
-            place = root or Path(str(params.get("root")))
-            facts.data = diagnose_data(place, params, EXAMINED, progress)
+            facts.data = diagnose_data(_root(root, params), params, EXAMINED, progress)
             facts.train_subjects = len(facts.data.split.get("train", ()))
         except DataError as error:
             diagnosis.data_error = str(error)
     found = [cause for cause in (find(facts) for find in CAUSES) if cause]
     diagnosis.causes = sorted(found, key=lambda cause: -cause.score)
     return diagnosis
+
+
+def _root(root: Path | None, params: Mapping[str, Any]) -> Path:
+    if root or params.get("root"):
+        return root or Path(params["root"])
+    raise DataError("DATA-MISSING", "the run names no data.params.root: give --root FOLDER")
 
 
 def read_facts(folder: Path) -> RunFacts:
