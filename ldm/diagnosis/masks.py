@@ -12,7 +12,7 @@ from scipy.special import ndtr
 BRATS_LABELS = frozenset({0, 1, 2, 3, 4})
 MANY_LABELS = 16
 SMALL_SHARE = 0.02  # of the brain; below it a network that predicts nothing has a small loss
-GRID_SIDE = 80  # voxels of the grid on which masks of different patients are exchanged
+GRID_SIDE = 64  # voxels of the grid on which masks of different patients are exchanged
 RING = 3  # voxels around a mask that it is compared with
 FEWEST_VOXELS = 8
 FEWEST_CASES = 3  # subjects with a mask

@@ -85,7 +85,7 @@ def examine_subject(
 
     Args:
         required: contrasts (and ``seg``) without which it cannot be used.
-        keep_case: whether its mask is to be compared with those of others (4 MB).
+        keep_case: whether its mask is to be compared with those of others (2 MB).
     """
     report = SubjectReport(subject.id)
     for name in required:

@@ -122,8 +122,10 @@ def test_copies_and_near_copies_are_named_and_leak_across_a_split(folder):
             contrast,
             lambda a, s=size: np.where(a > 0, a + noise.normal(0, s, a.shape), 0).astype("f4"),
         )
-    pairs = {(f.subject, f.message.split(" of ")[1].split(":")[0].split(" ")[0]) for f in
-             diagnose_data(folder).of_kind("duplicate")}
+    pairs = {
+        (f.subject, f.message.split(" of ")[1].split(":")[0].split(" ")[0])
+        for f in diagnose_data(folder).of_kind("duplicate")
+    }
     assert pairs == {(IDS[0], "Copy"), (IDS[1], "Near")}
     split = {"conditions": ["t1"], "target": "t1ce", "train": [*IDS], "val": ["Copy", "Near"]}
     leaks = {f.subject for f in diagnose_data(folder, split).of_kind("leak")}
@@ -147,7 +149,6 @@ def test_exit_code_json_and_pictures(folder, tmp_path, capsys):
     assert written["findings"][0]["kind"] == "labels"
     assert written["findings"][0]["subject"] == IDS[2]
     assert (output / f"{IDS[2]}.png").read_bytes().startswith(b"\x89PNG")
-    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80 + len(str(output)) + 40
 
 
 # Convergence: the same small segmentation, set up right and in four ways wrong.
@@ -155,7 +156,11 @@ def test_exit_code_json_and_pictures(folder, tmp_path, capsys):
 WRONG = {
     "healthy": (None, [], None),
     "soft masks": ("soft", [], "a mask is not binary"),
-    "slow": (None, ["model.params.optimizer_config.params.lr=2.0e-5"], "the learning rate is too low"),
+    "slow": (
+        None,
+        ["model.params.optimizer_config.params.lr=2.0e-5"],
+        "the learning rate is too low",
+    ),
     "dice": (None, ["model.params.loss_config.params.dice=100"], "the Dice term weighs too much"),
     "shuffled": ("shuffled", [], "the masks belong to other images"),
 }
@@ -163,8 +168,10 @@ WRONG = {
 
 def spoil(root, how):
     """Make the masks ``soft`` (255, blurred), or ``shuffled`` (each that of another patient)."""
-    masks = {p.name: np.asarray(nib.load(file_of(root, p.name, "seg")).dataobj)
-             for p in sorted(root.iterdir())}
+    masks = {
+        p.name: np.asarray(nib.load(file_of(root, p.name, "seg")).dataobj)
+        for p in sorted(root.iterdir())
+    }
     names = list(masks)
     for place, name in enumerate(names):
         if how == "soft":
@@ -182,7 +189,9 @@ def diagnosed(root, run, steps, size, overrides):
         f"data.params.root={root}",
         f"data.params.image_size={size}",
         "data.params.batch_size=4",
-        "data.params.val_slices=8",
+        "data.params.val_slices=4",
+        "lightning.callbacks.samples=null",
+        "lightning.callbacks.curve=null",
         "data.params.augmentation_config=null",
         "lightning.trainer.precision=32",
         "lightning.trainer.accelerator=cpu",
@@ -213,10 +222,10 @@ def test_a_wrong_setup_is_diagnosed_from_a_few_steps(setup, folder, tmp_path, ca
     if how:
         spoil(folder, how)
     run = tmp_path / "run"
-    written = diagnosed(folder, run, 24, 32, overrides)
+    written = diagnosed(folder, run, 14, 32, overrides)
     check_cause(written, read_saved_config(run / "config.yaml"), name)
     printed = capsys.readouterr().out
-    assert (name or "No likely cause" if name else "1." not in printed or "healthy" in printed)
+    assert f"1. {name}" in printed if name else "No likely cause" in printed or "healthy" in printed
     assert (run / "why/diagnosis.png").read_bytes().startswith(b"\x89PNG")
 
 
