@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 from scipy import ndimage
+from skimage.metrics import normalized_mutual_information
 
 from ldm.diagnosis.duplicates import ALIKE, alike, equal_files, perceptual_hash
-from ldm.diagnosis.registration import best_shift
+from ldm.diagnosis.registration import BINS, best_shift, information
 
 SHAPE = (40, 44, 36)
 AFFINE = np.diag([2.0, 1.0, 3.0, 1.0])
@@ -32,6 +33,16 @@ def test_the_shift_is_found_to_the_voxel_and_in_millimetres(shift):
     assert found.voxels == shift
     assert found.millimetres == pytest.approx(np.linalg.norm(AFFINE[:3, :3] @ shift))
     assert found.is_doubtful == any(shift)
+
+
+def test_mutual_information_is_that_of_scikit_image():
+    rng = np.random.default_rng(0)
+    first = rng.integers(0, BINS, 5000).astype(np.uint16)
+    second = np.where(rng.random(5000) < 0.5, first, rng.integers(0, BINS, 5000)).astype(np.uint16)
+    assert information(first, second) == pytest.approx(
+        normalized_mutual_information(first, second, bins=BINS) - 1
+    )
+    assert information(first, first) == pytest.approx(1)
 
 
 def test_nothing_is_said_of_images_that_share_no_information():

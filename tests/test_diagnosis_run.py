@@ -121,14 +121,26 @@ def test_a_dominant_dice_term_is_named_with_its_weight(tmp_path):
 GRADIENTS = ("encoder_first", "encoder_last", "decoder_first", "output")
 
 
-@pytest.mark.parametrize("stuck", [True, False])
-@pytest.mark.parametrize("norms", [(1, 0.01, 0.01, 1), (1e-5, 1e-5, 1e-5, 1e-5)])
-def test_vanishing_gradients_matter_where_the_loss_is_stuck(tmp_path, norms, stuck):
-    """A ratio above 10 is common in healthy U-Nets, whose skips carry the gradient."""
+def vanishing(tmp_path, norms, loss):
     logged = {f"gradient/{n}": np.full(100, v) for n, v in zip(GRADIENTS, norms, strict=True)}
-    run = facts(tmp_path, loss=np.full(100, 2.0) if stuck else FALL, **logged)
-    found = [c for c in causes(run) if c.name == "the gradients vanish"]
-    assert len(found) == 1 and found[0].is_likely == stuck
+    return [
+        c for c in causes(facts(tmp_path, loss=loss, **logged)) if c.name == "the gradients vanish"
+    ]
+
+
+@pytest.mark.parametrize("norms", [(1, 1e-5, 1e-5, 1), (1e-5, 1e-5, 1e-5, 1e-5)])
+def test_vanishing_gradients_are_a_cause_where_the_loss_is_stuck(tmp_path, norms):
+    (cause,) = vanishing(tmp_path, norms, np.full(100, 2.0))
+    assert cause.is_likely
+    (cause,) = vanishing(tmp_path, norms, FALL)
+    assert not cause.is_likely
+
+
+def test_a_ratio_of_gradients_alone_is_a_hint(tmp_path):
+    """A ratio above 10 is common in healthy U-Nets, whose skips carry the gradient."""
+    (cause,) = vanishing(tmp_path, (1, 0.05, 0.05, 1), np.full(100, 2.0))
+    assert not cause.is_likely
+    assert vanishing(tmp_path, (1, 0.2, 0.2, 1), np.full(100, 2.0)) == []
 
 
 def test_gradients_that_grow_while_the_loss_rises_explode(tmp_path):

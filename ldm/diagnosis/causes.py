@@ -160,8 +160,8 @@ def rate_too_low(run: RunFacts) -> Cause | None:
     return Cause(
         "the learning rate is too low",
         0.45 + 0.2 * slow + 0.2 * little,
-        f"{rate:g}, usual are {usual[0]:g} to {usual[1]:g}{moved}; the loss has fallen by "
-        f"{run.loss.fall:.0%}{' and still falls' if run.loss.is_falling else ''}",
+        f"{rate:g}, usual are {usual[0]:g} to {usual[1]:g}{moved}; the loss changed by "
+        f"{-run.loss.fall:+.0%}{' and still falls' if run.loss.is_falling else ''}",
         "raise it",
         f"{RATE}={rate_between(*usual):g}",
     )
@@ -207,21 +207,24 @@ def rate_too_high(run: RunFacts) -> Cause | None:
 
 
 def gradients_vanish(run: RunFacts) -> Cause | None:
-    """Gradients that do not reach the depth of the network."""
+    """Gradients that do not reach the depth of the network.
+
+    The ratio alone is a hint, no more: the skips of a healthy U-Net pass its depth by.
+    """
     norms = run.gradients
     if len(norms) < 4 or not run.loss:
         return None
-    shallow = (norms["encoder_first"] + norms["output"]) / 2
     deep = (norms["encoder_last"] + norms["decoder_first"]) / 2
+    ratio = norms["encoder_first"] / max(deep, 1e-30)
     none = max(norms.values()) < VANISHING_NORM
-    ratio = shallow / max(deep, 1e-30)
     if not none and ratio < VANISHING_RATIO:
         return None
+    score = 0.7 if none else 0.55 if deep < VANISHING_NORM else 0.4
     listed = ", ".join(f"{place} {norm:.1g}" for place, norm in norms.items())
     rate = run.setting(RATE)
     return Cause(
         "the gradients vanish",
-        (0.7 if none else 0.55) if run.is_stalled else 0.2,
+        score if run.is_stalled else 0.2,
         f"{listed}; {ratio:.0f} times smaller in the depth"
         + ("" if run.is_stalled else ", though the loss is not stuck"),
         "raise the learning rate",
@@ -241,8 +244,8 @@ def gradients_explode(run: RunFacts) -> Cause | None:
     return Cause(
         "the gradients explode",
         0.75 if run.loss.rise > 0.3 else 0.5,
-        f"their norm grew {growth:.0f} times, to {norm.level:.3g}; the loss has fallen by "
-        f"{run.loss.fall:.0%}",
+        f"their norm grew {growth:.0f} times, to {norm.level:.3g}; the loss changed by "
+        f"{-run.loss.fall:+.0%}",
         "clip them, and lower the learning rate",
         f"{clip}={1.0 if not limit else limit / 10:g}",
     )
