@@ -26,6 +26,7 @@ VERBS = {
     "sweep": "quality and cost of one model against sampling steps, for several samplers",
     "benchmark": "train, sample and evaluate several backbones, and report one row each",
     "segment": "train, apply and judge networks that segment tumours or lesions",
+    "diagnose": "say what is wrong with a data set, or why a training is stuck",
     "phantom": "write synthetic patients as BraTS NIfTI",
     "doctor": "check the installation and say what to repair",
 }

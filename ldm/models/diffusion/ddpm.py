@@ -198,6 +198,9 @@ class LatentDiffusion(RunModule):
         sampler, sampling_steps, temperature: used in validation, and by default by
             ``dsdiff sample`` (for the temperature see :class:`KeyedNoise`).
         seed: seed of the training noise, which is a function of (seed, rank, step).
+
+    Attributes:
+        last_fit: timesteps (B,) of the last training batch and the loss (B,) at each.
     """
 
     has_reverse_steps = True  # whose variance may be learned
@@ -300,6 +303,7 @@ class LatentDiffusion(RunModule):
         self.latent_shape = (channels, *size)
         self.feature_losses = self._feature_losses(loss_config or {})
         self.sampler, self.sampling_steps, self.temperature = sampler, sampling_steps, temperature
+        self.last_fit: tuple[Tensor, Tensor] | None = None
 
     @property
     def network(self) -> nn.Module:
@@ -446,6 +450,7 @@ class LatentDiffusion(RunModule):
         )["loss"]
         if self.training:
             self.timesteps.update(t, fit.detach())
+            self.last_fit = t, fit.detach()
         prediction, _ = split_output(output, self.variance)
         predicted = to_x_0(self.parameterization, prediction, x_t, t, self.schedule)
         return self.total_loss((importance * fit).mean(), predicted, terms)

@@ -1,0 +1,181 @@
+"""``dsdiff diagnose``: what is wrong with a data set, and why a training is stuck."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ldm.cli.segment import DEBUG
+
+if TYPE_CHECKING:
+    from ldm.diagnosis.data import DataDiagnosis
+    from ldm.diagnosis.run import RunDiagnosis
+
+DATA_FAILS = 3  # exit code of data on which no training succeeds
+MOST_ROWS = 30
+MOST_FINDINGS = 40
+MOST_LABELS = 6
+STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    kinds = parser.add_subparsers(dest="kind", metavar="data|run", required=True)
+    data = kinds.add_parser(
+        "data",
+        help="check the subjects of a folder; exit code 3 if something breaks a training",
+        description="Check the subjects below a folder. Exit code 3 if something would break a "
+        "training, else 0. What is checked: docs/diagnose.md.",
+    )
+    data.add_argument("folder", type=Path, metavar="FOLDER", help="folder of subjects")
+    data.add_argument(
+        "--config",
+        dest="yaml",
+        type=Path,
+        metavar="YAML",
+        help="of the training: which contrasts it needs, and its split, to find leaks",
+    )
+    run_parser = kinds.add_parser(
+        "run",
+        help="rank the likely causes of a training that is stuck, each with its cure",
+        description="Rank the likely causes of a training that is stuck, each with the override "
+        "that tries its cure. What is checked: docs/diagnose.md.",
+    )
+    run_parser.add_argument("folder", type=Path, metavar="RUN", help="run folder")
+    run_parser.add_argument(
+        "--no-data", action="store_true", help="look at curves and configuration only"
+    )
+    run_parser.add_argument(
+        "--root", type=Path, metavar="FOLDER", help="where the subjects are now, if they moved"
+    )
+    for kind in (data, run_parser):
+        kind.add_argument("--debug", **DEBUG)
+        kind.add_argument(
+            "--output", type=Path, metavar="FOLDER", help="for diagnosis.json and pictures"
+        )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Diagnose, print, write; return the exit code."""
+    return diagnose_folder(args) if args.kind == "data" else diagnose_training(args)
+
+
+def diagnose_folder(args: argparse.Namespace) -> int:
+    """Run ``dsdiff diagnose data``."""
+    from ldm.config import merge_config
+    from ldm.data.layouts import detect_layout
+    from ldm.diagnosis.data import data_params, diagnose_data
+    from ldm.diagnosis.pictures import write_pictures
+    from ldm.storage import write_json
+
+    params = data_params(merge_config([args.yaml])) if args.yaml else None
+    diagnosis = diagnose_data(args.folder, params, progress=show_progress)
+    show_data(diagnosis)
+    if args.output:
+        write_json(args.output / "diagnosis.json", diagnosis.to_dict())
+        layout, subjects = detect_layout(args.folder)
+        pictures = write_pictures(diagnosis, subjects, layout, args.output)
+        print(f"Written: {args.output}/diagnosis.json, {pictures} pictures")
+    return DATA_FAILS if diagnosis.breaks_training else 0
+
+
+def diagnose_training(args: argparse.Namespace) -> int:
+    """Run ``dsdiff diagnose run``."""
+    from ldm.diagnosis.pictures import run_picture
+    from ldm.diagnosis.run import diagnose_run
+    from ldm.storage import atomic_path, write_json
+
+    diagnosis = diagnose_run(args.folder, not args.no_data, args.root, progress=show_progress)
+    show_run(diagnosis)
+    if args.output:
+        write_json(args.output / "diagnosis.json", diagnosis.to_dict())
+        with atomic_path(args.output / "diagnosis.png") as temporary:
+            temporary.write_bytes(run_picture(diagnosis))
+        print(f"Written: {args.output}/diagnosis.json, diagnosis.png")
+    return 0
+
+
+def show_progress(items: Iterable[Any], total: int) -> Iterable[Any]:
+    """Wrap the subjects in a progress bar."""
+    from rich.progress import track
+
+    return track(items, "Examining patients", total, transient=True)
+
+
+def show_data(diagnosis: DataDiagnosis) -> None:
+    """Print a row a subject, those with findings first, then the findings."""
+    from rich.console import Console
+    from rich.markup import escape
+
+    console = Console()
+    console.print(_subject_table(diagnosis))
+    count = len(diagnosis.subjects)
+    if count > MOST_ROWS:
+        console.print(f"... and {count - MOST_ROWS} more subjects: see diagnosis.json", style="dim")
+    for finding in diagnosis.findings[:MOST_FINDINGS]:
+        label = f"[{STYLES[finding.severity]}]{finding.severity:8}[/]"
+        whom = f"{escape(finding.subject)}: " if finding.subject else ""
+        console.print(f"{label} {whom}{escape(finding.message)}", highlight=False)
+    if (hidden := len(diagnosis.findings) - MOST_FINDINGS) > 0:
+        console.print(f"... and {hidden} more: see diagnosis.json", style="dim")
+    verdict = "something breaks a training" if diagnosis.breaks_training else "fit to train on"
+    console.print(f"{count} subjects ({diagnosis.layout}): {verdict}", style="bold")
+
+
+def _subject_table(diagnosis: DataDiagnosis) -> Any:
+    from rich.box import SIMPLE_HEAD
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD)
+    table.add_column("subject", no_wrap=True, max_width=24)
+    for title in ("contrasts", "voxels", "labels"):
+        table.add_column(title, no_wrap=True)
+    table.add_column("mask", justify="right", no_wrap=True)
+    table.add_column("findings")
+    found = {s.id: diagnosis.of_subject(s.id) for s in diagnosis.subjects}
+    for subject in sorted(diagnosis.subjects, key=lambda s: not found[s.id])[:MOST_ROWS]:
+        kinds = dict.fromkeys((f.kind, f.severity) for f in found[subject.id])
+        first = next(iter(subject.contrasts.values()), {})
+        table.add_row(
+            escape(subject.id),
+            str(len(subject.contrasts.keys() - {"seg"})),
+            "x".join(map(str, first.get("shape", []))),
+            _labels(subject.labels),
+            "-" if subject.share is None else f"{subject.share:.2%}",
+            " ".join(f"[{STYLES[severity]}]{kind}[/]" for kind, severity in kinds) or "-",
+        )
+    return table
+
+
+def _labels(labels: list[float] | None) -> str:
+    if not labels:
+        return "-"
+    whole = all(value == round(value) for value in labels)
+    if whole and len(labels) <= MOST_LABELS:
+        return " ".join(f"{value:g}" for value in labels)
+    return "not whole" if not whole else "many"
+
+
+def show_run(diagnosis: RunDiagnosis) -> None:
+    """Print the causes, most likely first."""
+    from rich.console import Console
+    from rich.markup import escape
+
+    console = Console(highlight=False)
+    for line in diagnosis.summary:
+        console.print(escape(line))
+    console.print()
+    if not diagnosis.causes:
+        console.print("No likely cause of trouble was found.", style="bold")
+    for place, cause in enumerate(diagnosis.causes, 1):
+        style = "bold red" if cause.is_likely else "bold"
+        console.print(f"[{style}]{place}. {escape(cause.name)}[/]  score {cause.score:.2f}")
+        console.print(f"   seen: {escape(cause.evidence)}")
+        console.print(f"   try:  {escape(cause.cure)}")
+        if cause.override:  # in one line, to be copied
+            console.print(f"         [bold]{escape(cause.override)}[/]", soft_wrap=True)
+    if diagnosis.causes and not diagnosis.likely:
+        console.print("None of these is likely: the run looks healthy.", style="bold")

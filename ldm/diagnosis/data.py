@@ -1,0 +1,232 @@
+"""What is wrong with a folder of subjects, before anything is trained on it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ldm.data.layouts import Subject, detect_layout
+from ldm.data.split import split_subjects
+from ldm.diagnosis.duplicates import alike, equal_files
+from ldm.diagnosis.findings import ERROR, NOTE, WARNING, Finding, worst_first
+from ldm.diagnosis.masks import SMALL_SHARE, MaskFit, fit_of_masks, pos_weight
+from ldm.diagnosis.subject import SubjectReport, examine_subject
+from ldm.errors import ConfigError
+
+MOST_CASES = 24  # subjects whose masks are compared with each other
+UNLIKE_SCALE = 20  # times larger or smaller than the median of the subjects
+READERS = 4
+
+Progress = Callable[[Iterable[Any], int], Iterable[Any]]
+
+
+@dataclass
+class DataDiagnosis:
+    """What was seen in a folder.
+
+    Attributes:
+        findings: of subjects and of the whole, worst first.
+        split: {part: ids}, empty without a configuration.
+        mask_fit: whether masks lie on something; None with fewer than 3.
+    """
+
+    root: Path
+    layout: str
+    subjects: list[SubjectReport]
+    findings: list[Finding] = field(default_factory=list)
+    split: Mapping[str, list[str]] = field(default_factory=dict)
+    mask_fit: MaskFit | None = None
+
+    @property
+    def breaks_training(self) -> bool:
+        """Whether anything stops a training or makes its result worthless."""
+        return any(f.severity == ERROR for f in self.findings)
+
+    @property
+    def foreground_share(self) -> float | None:
+        """Mean over the subjects with a mask."""
+        shares = [s.share for s in self.subjects if s.share is not None]
+        return float(np.mean(shares)) if shares else None
+
+    def of_kind(self, kind: str) -> list[Finding]:
+        """Return the findings of a kind."""
+        return [f for f in self.findings if f.kind == kind]
+
+    def of_subject(self, subject: str) -> list[Finding]:
+        """Return the findings of a subject."""
+        return [f for f in self.findings if f.subject == subject]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        share, fit = self.foreground_share, self.mask_fit
+        return {
+            "root": str(self.root),
+            "layout": self.layout,
+            "breaks_training": self.breaks_training,
+            "findings": [asdict(f) for f in self.findings],
+            "foreground_share": share,
+            "pos_weight": pos_weight(share) if share else None,
+            "mask_fit": fit and {"mean_rank": fit.mean_rank, **asdict(fit)},
+            "split": dict(self.split),
+            "subjects": [s.to_dict() for s in self.subjects],
+        }
+
+
+def diagnose_data(
+    root: Path,
+    data_params: Mapping[str, Any] | None = None,
+    limit: int | None = None,
+    progress: Progress = lambda items, total: items,
+) -> DataDiagnosis:
+    """Examine the subjects below a folder, and compare them.
+
+    Args:
+        data_params: ``data.params`` of a configuration: which contrasts are needed, and the split
+            across which nothing may occur twice. None: what most subjects have is needed.
+        limit: examine at most so many, spread evenly; files are compared for all.
+        progress: wraps the subjects (and their number) while they are examined.
+
+    Raises:
+        DataError: there is no subject at all, or the split cannot be made.
+    """
+    layout, found = detect_layout(root)
+    subjects = list(found.values())
+    split = _split(list(found), data_params)
+    required = _required(subjects, data_params)
+    chosen = _spread(subjects, limit)
+    compared = {s.id for s in _spread([s for s in chosen if "seg" in s.files], MOST_CASES)}
+
+    def examine(subject: Subject) -> SubjectReport:
+        return examine_subject(subject, layout, required, subject.id in compared)
+
+    with ThreadPoolExecutor(READERS) as pool:
+        reports = list(progress(pool.map(examine, chosen), len(chosen)))
+    diagnosis = DataDiagnosis(root, layout.name, reports, split=split)
+    diagnosis.mask_fit = fit_of_masks({r.id: r.case for r in reports if r.case})
+    own = [finding for report in reports for finding in report.findings]
+    shared = [*_duplicates(found, reports, split), *_masks(diagnosis), *_scales(reports)]
+    diagnosis.findings = worst_first([*own, *shared])
+    return diagnosis
+
+
+def _split(ids: list[str], params: Mapping[str, Any] | None) -> dict[str, list[str]]:
+    names = ("train", "val", "test", "seed", "fold", "folds")
+    given = {name: params[name] for name in names if name in params} if params else {}
+    return split_subjects(ids, **given) if given else {}
+
+
+def _required(subjects: list[Subject], params: Mapping[str, Any] | None) -> list[str]:
+    """Return the contrasts that each subject needs."""
+    if params and params.get("conditions"):
+        return [*params["conditions"], params.get("target") or "seg"]  # segmenters have no target
+    counts = Counter(name for subject in subjects for name in subject.files)
+    return [name for name, count in counts.items() if count > len(subjects) / 2]
+
+
+def _spread(subjects: list[Subject], most: int | None) -> list[Subject]:
+    if most is None or len(subjects) <= most:
+        return subjects
+    return [subjects[i] for i in np.linspace(0, len(subjects) - 1, most).round().astype(int)]
+
+
+def _duplicates(
+    subjects: Mapping[str, Subject],
+    reports: list[SubjectReport],
+    split: Mapping[str, list[str]],
+) -> list[Finding]:
+    """Return what occurs twice; across the parts of a split it is a leak, an error."""
+    part = {subject: name for name, members in split.items() for subject in members}
+
+    def finding(first: str, second: str, message: str) -> Finding:
+        parts = {part.get(first), part.get(second)} - {None}
+        if len(parts) > 1:
+            where = f": in {part[first]} and {part[second]}, so results are of no worth"
+            return Finding(ERROR, "leak", message + where + "; remove one", second)
+        return Finding(WARNING, "duplicate", f"{message}; remove one", second)
+
+    findings: list[Finding] = []
+    equal: dict[tuple[str, str], list[str]] = {}
+    empty = {r.id for r in reports if not r.share}  # empty masks are equal files, and no duplicates
+    files = {
+        i: [path for name, path in s.files.items() if name != "seg" or i not in empty]
+        for i, s in subjects.items()
+    }
+    for (first, path), *others in equal_files(files):
+        for other, copy in others:
+            if other == first:
+                message = f"{copy.name} and {path.name} are the same file: one is another contrast"
+                findings.append(Finding(ERROR, "duplicate", message, first))
+            else:
+                equal.setdefault((first, other), []).append(copy.name)
+    for (first, other), copies in equal.items():
+        more = f" and {len(copies) - 1} more" if len(copies) > 1 else ""
+        findings.append(finding(first, other, f"same as files of {first}: {copies[0]}{more}"))
+    for contrast in sorted({r.hash[0] for r in reports if r.hash}):
+        hashes = {r.id: r.hash[1] for r in reports if r.hash and r.hash[0] == contrast}
+        for first, second, share in alike(hashes):
+            if (first, second) not in equal:
+                message = f"{contrast} looks like that of {first} ({share:.1%} of the hash differs)"
+                findings.append(finding(first, second, message))
+    return findings
+
+
+def _masks(diagnosis: DataDiagnosis) -> list[Finding]:
+    """Return what the masks are like on the whole."""
+    findings, share, fit = [], diagnosis.foreground_share, diagnosis.mask_fit
+    if share:
+        small = share < SMALL_SHARE
+        findings.append(
+            Finding(
+                WARNING if small else NOTE,
+                "foreground",
+                f"{share:.2%} of the voxels are foreground on average"
+                f"{', less than 2 %' if small else ''}: pos_weight {pos_weight(share):.3g}",
+            )
+        )
+    if fit and fit.is_by_chance:
+        findings.append(
+            Finding(
+                ERROR,
+                "shuffled",
+                f"the masks fit their images no better than those of other subjects do (mean rank "
+                f"{fit.mean_rank:.0%} of {len(fit.ranks)} subjects, p {fit.p_value:.2f}; 0% if "
+                "they fit, 50% by chance): check which mask belongs to whom",
+            )
+        )
+    return findings
+
+
+def _scales(reports: list[SubjectReport]) -> list[Finding]:
+    """Return the contrasts whose intensities are of quite another size than in other subjects."""
+    findings = []
+    for contrast in sorted({name for r in reports for name in r.contrasts}):
+        tops = {r.id: r.contrasts.get(contrast, {}).get("percentile_99") for r in reports}
+        known = {subject: top for subject, top in tops.items() if top is not None and top > 0}
+        if len(known) < 3:
+            continue
+        middle = float(np.median(list(known.values())))
+        for subject, top in known.items():
+            if not 1 / UNLIKE_SCALE < top / middle < UNLIKE_SCALE:
+                message = (
+                    f"{contrast} reaches {top:.3g}, where others reach {middle:.3g}: other units?"
+                )
+                findings.append(Finding(NOTE, "scale", message, subject))
+    return findings
+
+
+def data_params(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return ``data.params`` of a configuration.
+
+    Raises:
+        ConfigError: CONFIG-MISSING.
+    """
+    params = (config.get("data") or {}).get("params")
+    if not params:
+        raise ConfigError("CONFIG-MISSING", "the configuration has no data.params: give a run's")
+    return params

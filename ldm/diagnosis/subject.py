@@ -1,0 +1,231 @@
+"""What is wrong with the files of one subject."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from nibabel.orientations import aff2axcodes
+
+from ldm.data.contrasts import load_contrasts
+from ldm.data.layouts import CONTRASTS, Layout, Subject
+from ldm.data.nifti import Geometry
+from ldm.data.prepare import bounding_box, brain_mask
+from ldm.diagnosis.duplicates import perceptual_hash
+from ldm.diagnosis.findings import ERROR, NOTE, WARNING, Finding
+from ldm.diagnosis.masks import (
+    SMALL_SHARE,
+    MaskCase,
+    label_problem,
+    label_values,
+    mask_case,
+    pos_weight,
+)
+from ldm.diagnosis.registration import Shift, best_shift
+from ldm.errors import DataError
+
+AXIAL = 2
+WHOLE_VOLUME = (
+    0.95  # of the voxels: a brain that large has its skull, or a background that is not 0
+)
+Volumes = dict[str, tuple[np.ndarray, Geometry]]
+
+
+@dataclass
+class SubjectReport:
+    """What was seen in one subject.
+
+    Attributes:
+        contrasts: {name: shape, voxel sizes in mm, orientation, intensity range and empty slices}.
+        shifts: {contrast: the shift that agrees best with T1}.
+        labels: values of the mask, ascending; None without one.
+        share: of the box around the brain, which training sees, that is foreground; None without
+            a mask.
+        case, hash: what is compared with other subjects.
+    """
+
+    id: str
+    findings: list[Finding] = field(default_factory=list)
+    contrasts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    shifts: dict[str, Shift] = field(default_factory=dict)
+    labels: list[float] | None = None
+    share: float | None = None
+    case: MaskCase | None = field(default=None, repr=False)
+    hash: tuple[str, np.ndarray] | None = field(default=None, repr=False)
+
+    def add(self, severity: str, kind: str, message: str) -> None:
+        """Note a finding."""
+        self.findings.append(Finding(severity, kind, message, self.id))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        shifts = {
+            name: {
+                "voxels": list(s.voxels),
+                "mm": round(s.millimetres, 2),
+                "gain": round(s.gain, 3),
+            }
+            for name, s in self.shifts.items()
+        }
+        return {
+            "id": self.id,
+            "contrasts": self.contrasts,
+            "shift_from_t1": shifts,
+            "labels": self.labels,
+            "foreground_share": self.share,
+        }
+
+
+def examine_subject(
+    subject: Subject, layout: Layout, required: Sequence[str] = (), keep_case: bool = True
+) -> SubjectReport:
+    """Return what is right and wrong with a subject; a file that cannot be read is a finding.
+
+    Args:
+        required: contrasts (and ``seg``) without which it cannot be used.
+        keep_case: whether its mask is to be compared with those of others (2 MB).
+    """
+    report = SubjectReport(subject.id)
+    for name in required:
+        if name not in subject.files:
+            expected = layout.file_name(subject.id, name)
+            report.add(ERROR, "missing", f"{name} is missing: expected {expected}")
+    volumes = _readable(subject, layout, report)
+    images = {name: array for name, (array, _) in volumes.items() if name != "seg"}
+    if not images:
+        return report
+    if not _on_one_grid(volumes, report):
+        return report
+    try:
+        brain = brain_mask(list(images.values()), subject.id)
+    except DataError as error:
+        report.add(ERROR, "empty", error.message)
+        return report
+    _examine_images(images, brain, report)
+    mask = volumes["seg"][0] if "seg" in volumes else None
+    box = bounding_box(brain)
+    if "seg" in volumes:
+        mask = volumes["seg"][0]
+        _examine_mask(mask, brain, box, report)
+        if keep_case and report.share:
+            report.case = mask_case(list(images.values()), mask, brain, box)
+    affine = next(iter(volumes.values()))[1].canonical_affine
+    _examine_registration(images, brain, affine, report)
+    first = next(iter(images))
+    report.hash = first, perceptual_hash(images[first][box])
+    return report
+
+
+def _readable(subject: Subject, layout: Layout, report: SubjectReport) -> Volumes:
+    """Return (array, geometry) of each contrast that can be read."""
+    volumes: Volumes = {}
+    for name in (*(c for c in CONTRASTS if c in subject.files), *set(subject.files) - {*CONTRASTS}):
+        try:
+            arrays, geometry = load_contrasts(subject, layout, [name])
+        except DataError as error:
+            report.add(ERROR, "unreadable", f"{name}: {error.code}: {error.message}")
+            continue
+        volumes[name] = arrays[name], geometry
+        sizes = np.linalg.norm(geometry.canonical_affine[:3, :3], axis=0)
+        report.contrasts[name] = {
+            "shape": list(geometry.canonical_shape),
+            "voxel_mm": [round(float(size), 3) for size in sizes],
+            "orientation": "".join(aff2axcodes(geometry.affine)),
+        }
+    return volumes
+
+
+def _on_one_grid(volumes: Volumes, report: SubjectReport) -> bool:
+    """Whether all contrasts lie on the grid of the first."""
+    reference = next(name for name in volumes if name != "seg")
+    codes = {name: report.contrasts[name]["orientation"] for name in volumes}
+    agree = True
+    for name, (_, geometry) in volumes.items():
+        try:
+            volumes[reference][1].require_same_grid(geometry, (reference, name), report.id)
+        except DataError as error:
+            agree = False
+            turned = (
+                f" ({reference} is stored {codes[reference]}, {name} {codes[name]})"
+                if codes[name] != codes[reference]
+                else ""
+            )
+            report.add(ERROR, "geometry", error.message + turned)
+    return agree
+
+
+def _examine_images(
+    images: Mapping[str, np.ndarray], brain: np.ndarray, report: SubjectReport
+) -> None:
+    """Note intensity ranges, and slices of the brain in which a contrast is constant."""
+    known = brain.sum(axis=(0, 1)) > 0.02 * brain.sum(axis=(0, 1)).max()
+    for name, image in images.items():
+        inside = image[brain]
+        flat = (image.max(axis=(0, 1)) == image.min(axis=(0, 1))) & known
+        low, median, high = (float(p) for p in np.percentile(inside, (1, 50, 99)))
+        report.contrasts[name] |= {
+            "minimum": float(inside.min()),
+            "percentile_1": low,
+            "median": median,
+            "percentile_99": high,
+            "maximum": float(inside.max()),
+            "constant_slices": np.flatnonzero(flat).tolist(),
+        }
+        if np.ptp(inside) == 0:
+            report.add(ERROR, "empty", f"{name} is {inside[0]:g} everywhere: replace the file")
+        elif flat.any():
+            report.add(
+                WARNING,
+                "slices",
+                f"{name} is empty or constant in {flat.sum()} of {known.sum()} axial slices of the "
+                "brain: cut there, or a scan that ends early",
+            )
+    if brain.mean() > WHOLE_VOLUME:
+        report.add(
+            WARNING,
+            "background",
+            f"{brain.mean():.0%} of the voxels are not 0: strip the skull, and set the background "
+            "to 0",
+        )
+
+
+def _examine_mask(
+    mask: np.ndarray, brain: np.ndarray, box: tuple[slice, ...], report: SubjectReport
+) -> None:
+    report.labels = label_values(mask)
+    report.share = float((mask[box] > 0).mean())
+    if problem := label_problem(mask):
+        report.add(ERROR, "labels", problem)
+    elif not report.share:
+        report.add(NOTE, "foreground", "the mask is empty")
+    elif report.share < SMALL_SHARE:
+        report.add(
+            WARNING,
+            "foreground",
+            f"{report.share:.2%} of the voxels are foreground: pos_weight "
+            f"{pos_weight(report.share):.0f} balances them",
+        )
+    if report.share and (outside := float((mask[~brain] > 0).sum() / (mask > 0).sum())) > 0.01:
+        report.add(WARNING, "outside", f"{outside:.0%} of the mask lies outside the brain")
+
+
+def _examine_registration(
+    images: Mapping[str, np.ndarray], brain: np.ndarray, affine: np.ndarray, report: SubjectReport
+) -> None:
+    """Note contrasts that agree better with T1 when shifted."""
+    reference = "t1" if "t1" in images else next(iter(images))
+    for name in images:
+        shift = best_shift(images[reference], images[name], brain, affine)
+        if name == reference or shift is None:
+            continue
+        report.shifts[name] = shift
+        if shift.is_doubtful:
+            steps = ", ".join(f"{v:+d}" for v in shift.voxels)
+            report.add(
+                WARNING,
+                "registration",
+                f"{name} agrees {shift.gain:.2f} times better with {reference} when shifted by "
+                f"{shift.millimetres:.1f} mm ({steps} voxels along RAS): register it",
+            )

@@ -1,0 +1,65 @@
+"""The layers whose gradients are logged are found in any network, from its first batch."""
+
+import parity
+import pytest
+import torch
+from torch import nn
+
+from ldm.callbacks.gradients import PLACES, layers_by_depth, watch_order
+from ldm.config import config_root, load_config
+from ldm.util import instantiate_from_config
+
+TINY = sorted(path.stem for path in (config_root() / "backbone").glob("*_tiny.yaml"))
+
+
+def places(model: nn.Module, *inputs: torch.Tensor) -> dict[str, str]:
+    """Run a network once; return the name of the layer of each place."""
+    order: dict[str, nn.Module] = {}
+    hooks = watch_order(model, order)
+    with torch.no_grad():
+        model.eval()(*inputs)
+    for hook in hooks:
+        hook.remove()
+    names = {module: name for name, module in order.items()}
+    return {place: names[layer] for place, layer in layers_by_depth(order).items()}
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_every_backbone_has_its_four_places(name):
+    """They are four layers, ordered as they run, and the time embedding is none of them."""
+    config = load_config([f"configs/backbone/{name}.yaml"], ["data.params.image_size=32"])
+    model = instantiate_from_config(config["model"], where="model").model
+    inputs = torch.zeros(1, 1, 32, 32), torch.tensor([5]), parity.normal("c", (1, 3, 32, 32))
+    found = places(model, *inputs)
+    assert tuple(found) == PLACES
+    assert len(set(found.values())) == 4
+    assert not any("time" in layer or "t_embedder" in layer for layer in found.values())
+
+
+def test_the_places_of_a_u_net():
+    config = load_config(["configs/backbone/unet_tiny.yaml"], ["data.params.image_size=32"])
+    model = instantiate_from_config(config["model"], where="model").model
+    inputs = torch.zeros(1, 1, 32, 32), torch.tensor([5]), torch.zeros(1, 3, 32, 32)
+    found = places(model, *inputs)
+    assert found["encoder_first"] == "diffusion_model.input_blocks.0.0"
+    assert found["encoder_last"].startswith("diffusion_model.input_blocks.5.")
+    assert found["decoder_first"].startswith("diffusion_model.output_blocks.0.")
+    assert found["output"] == "diffusion_model.out.2"
+
+
+def test_order_is_that_of_execution_not_of_registration():
+    class Backwards(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.last, self.third, self.second, self.first = (nn.Conv1d(2, 2, 1) for _ in range(4))
+            self.unused = nn.Conv1d(2, 2, 1)
+
+        def forward(self, x):
+            return self.last(self.third(self.second(self.first(x))))
+
+    found = places(Backwards(), torch.zeros(1, 2, 5))
+    assert list(found.values()) == ["first", "second", "third", "last"]
+
+
+def test_a_network_of_one_layer_has_one_place_four_times():
+    assert set(places(nn.Sequential(nn.Conv1d(2, 2, 1)), torch.zeros(1, 2, 5)).values()) == {"0"}

@@ -1,0 +1,269 @@
+"""``dsdiff diagnose``: every fault of a folder is named, and wrong set-ups by their right cause."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from ldm.cli.main import main
+from ldm.config import merge_overrides, read_saved_config
+from ldm.data.phantom import write_phantoms
+from ldm.diagnosis.data import diagnose_data
+from ldm.diagnosis.findings import ERROR, NOTE
+
+IDS = [f"Phantom_{number:04d}" for number in range(1, 6)]
+
+
+@pytest.fixture(scope="module")
+def five(tmp_path_factory):
+    """Phantom_0001 to Phantom_0005, 32 voxels across."""
+    folder = tmp_path_factory.mktemp("five")
+    write_phantoms(folder, 5, size=32, seed=0)
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path, five):
+    """A copy of them to damage."""
+    return Path(shutil.copytree(five, tmp_path / "patients"))
+
+
+def file_of(root, subject, contrast):
+    return root / subject / f"{subject}_{contrast}.nii.gz"
+
+
+def edit(root, subject, contrast, change, affine=None):
+    """Replace the voxels of a file by ``change(voxels)``, and its affine."""
+    path = file_of(root, subject, contrast)
+    image = nib.load(path)
+    voxels = change(np.asarray(image.dataobj))
+    nib.save(nib.Nifti1Image(voxels, image.affine if affine is None else affine), path)
+
+
+def copy_subject(root, subject, name):
+    shutil.copytree(root / subject, root / name)
+    for path in (root / name).iterdir():
+        path.rename(path.with_name(path.name.replace(subject, name)))
+
+
+def found(root, **options):
+    """{(severity, kind, subject)} of what is more than a note."""
+    diagnosis = diagnose_data(root, **options)
+    return {(f.severity, f.kind, f.subject) for f in diagnosis.findings if f.severity != NOTE}
+
+
+def test_healthy_patients_have_no_fault(five):
+    kinds = {kind for _, kind, _ in found(five)}
+    assert kinds <= {"foreground"}  # one phantom has a small tumour
+    diagnosis = diagnose_data(five)
+    assert not diagnosis.breaks_training
+    assert diagnosis.mask_fit.mean_rank < 0.05
+
+
+def test_foreground_share_and_weight_are_those_of_the_voxels(five):
+    report = diagnose_data(five).subjects[0]
+    brain = sum(np.asarray(nib.load(p).dataobj) != 0 for p in (five / IDS[0]).glob("*_t[12].*"))
+    box = ndimage.find_objects((brain > 0).astype(int))[0]
+    mask = np.asarray(nib.load(file_of(five, IDS[0], "seg")).dataobj)[box] > 0
+    assert report.share == pytest.approx(mask.mean())
+
+
+def test_a_missing_and_a_damaged_file_are_listed_with_the_subject(folder):
+    file_of(folder, IDS[0], "flair").unlink()
+    file_of(folder, IDS[1], "t1ce").write_bytes(b"no volume")
+    faults = found(folder)
+    assert (ERROR, "missing", IDS[0]) in faults
+    assert (ERROR, "unreadable", IDS[1]) in faults
+
+
+def test_contrasts_on_other_grids_are_errors(folder):
+    affine = nib.load(file_of(folder, IDS[0], "t2")).affine
+    moved = affine + np.eye(4)[:, [3]] * 0
+    moved[0, 3] += 3
+    edit(folder, IDS[0], "t2", lambda a: a, moved)
+    turned = affine @ np.diag([-1, 1, 1, 1])
+    edit(folder, IDS[1], "t2", lambda a: a, turned)
+    diagnosis = diagnose_data(folder)
+    messages = {f.subject: f.message for f in diagnosis.of_kind("geometry")}
+    assert set(messages) == {IDS[0], IDS[1]}
+    assert "3 mm" in messages[IDS[0]]
+    assert "t1 is stored LPS, t2 RPS" in messages[IDS[1]]
+
+
+def test_an_image_that_ends_early_and_an_empty_one(folder):
+    edit(folder, IDS[0], "t1", lambda a: np.where(np.arange(a.shape[2]) > 10, 0, a))
+    edit(folder, IDS[1], "t2", lambda a: np.zeros_like(a))
+    faults = found(folder)
+    assert ("warning", "slices", IDS[0]) in faults
+    assert (ERROR, "empty", IDS[1]) in faults
+
+
+def test_a_shifted_contrast_is_named_with_millimetres(folder):
+    edit(folder, IDS[0], "flair", lambda a: np.roll(a, 2, axis=1))
+    (finding,) = diagnose_data(folder).of_kind("registration")
+    assert finding.subject == IDS[0] and finding.message.startswith("flair agrees")
+    assert "shifted by 15.0 mm" in finding.message  # two voxels of 240 / 32 mm
+
+
+def test_copies_and_near_copies_are_named_and_leak_across_a_split(folder):
+    copy_subject(folder, IDS[0], "Copy")
+    copy_subject(folder, IDS[1], "Near")
+    noise = np.random.default_rng(0)
+    for contrast in ("t1", "t1ce", "t2", "flair", "seg"):
+        size = 0 if contrast == "seg" else 3
+        edit(
+            folder,
+            "Near",
+            contrast,
+            lambda a, s=size: np.where(a > 0, a + noise.normal(0, s, a.shape), 0).astype("f4"),
+        )
+    pairs = {
+        (f.subject, f.message.split(" of ")[1].split(":")[0].split(" ")[0])
+        for f in diagnose_data(folder).of_kind("duplicate")
+    }
+    assert pairs == {(IDS[0], "Copy"), (IDS[1], "Near")}
+    split = {"conditions": ["t1"], "target": "t1ce", "train": [*IDS], "val": ["Copy", "Near"]}
+    leaks = {f.subject for f in diagnose_data(folder, split).of_kind("leak")}
+    assert leaks == {IDS[0], IDS[1]}
+
+
+def test_empty_masks_are_equal_files_but_no_duplicates(folder):
+    for subject in IDS[:2]:
+        edit(folder, subject, "seg", np.zeros_like)
+    assert not diagnose_data(folder).of_kind("duplicate")
+
+
+def test_exit_code_json_and_pictures(folder, tmp_path, capsys):
+    assert main(["diagnose", "data", str(folder)]) == 0
+    assert "fit to train on" in capsys.readouterr().out
+    edit(folder, IDS[2], "seg", lambda a: a * 0.3)
+    output = tmp_path / "out"
+    assert main(["diagnose", "data", str(folder), "--output", str(output)]) == 3
+    written = json.loads((output / "diagnosis.json").read_text())
+    assert written["breaks_training"] is True
+    assert written["findings"][0]["kind"] == "labels"
+    assert written["findings"][0]["subject"] == IDS[2]
+    assert (output / f"{IDS[2]}.png").read_bytes().startswith(b"\x89PNG")
+
+
+# Convergence: the same small segmentation, set up right and in four ways wrong.
+
+WRONG = {
+    "healthy": (None, [], None),
+    "soft masks": ("soft", [], "a mask is not binary"),
+    "slow": (
+        None,
+        ["model.params.optimizer_config.params.lr=2.0e-5"],
+        "the learning rate is too low",
+    ),
+    "dice": (None, ["model.params.loss_config.params.dice=100"], "the Dice term weighs too much"),
+    "shuffled": ("shuffled", [], "the masks belong to other images"),
+}
+
+
+def spoil(root, how):
+    """Make the masks ``soft`` (255, blurred), or ``shuffled`` (each that of another patient)."""
+    masks = {
+        p.name: np.asarray(nib.load(file_of(root, p.name, "seg")).dataobj)
+        for p in sorted(root.iterdir())
+    }
+    names = list(masks)
+    for place, name in enumerate(names):
+        if how == "soft":
+            blurred = ndimage.gaussian_filter((masks[name] > 0) * 255.0, 1).astype("f4")
+            edit(root, name, "seg", lambda a, b=blurred: b)
+        else:
+            edit(root, name, "seg", lambda a, b=masks[names[place - 1]]: b)
+
+
+def diagnosed(root, run, steps, size, overrides):
+    """Train a segmenter for ``steps``; return what ``diagnose run`` writes."""
+    arguments = [
+        "configs/segmentation/attention_unet_tiny.yaml",
+        "configs/segmentation/lesion.yaml",
+        f"data.params.root={root}",
+        f"data.params.image_size={size}",
+        "data.params.batch_size=4",
+        "data.params.val_slices=4",
+        "lightning.callbacks.samples=null",
+        "lightning.callbacks.curve=null",
+        "data.params.augmentation_config=null",
+        "lightning.trainer.precision=32",
+        "lightning.trainer.accelerator=cpu",
+        f"lightning.trainer.max_steps={steps}",
+        f"lightning.trainer.val_check_interval={steps // 2}",
+        f"lightning.trainer.log_every_n_steps={max(1, steps // 75)}",
+        "model.params.warmup_steps=5",
+        *overrides,
+    ]
+    assert main(["segment", "train", *arguments, "--output", str(run)]) == 0
+    assert main(["diagnose", "run", str(run), "--output", str(run / "why")]) == 0
+    return json.loads((run / "why/diagnosis.json").read_text())
+
+
+def check_cause(written, config, name):
+    """The cause ``name`` comes first, or none is likely; the overrides are valid ones."""
+    assert written["healthy"] == (name is None)
+    if name:
+        assert written["causes"][0]["name"] == name
+    for cause in written["causes"]:
+        if cause["override"]:
+            merge_overrides(config, [cause["override"]])
+
+
+@pytest.mark.parametrize("setup", WRONG)
+def test_a_wrong_setup_is_diagnosed_from_a_few_steps(setup, folder, tmp_path, capsys):
+    how, overrides, name = WRONG[setup]
+    if how:
+        spoil(folder, how)
+    run = tmp_path / "run"
+    written = diagnosed(folder, run, 14, 32, overrides)
+    check_cause(written, read_saved_config(run / "config.yaml"), name)
+    printed = capsys.readouterr().out
+    assert f"1. {name}" in printed if name else "No likely cause" in printed or "healthy" in printed
+    assert (run / "why/diagnosis.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("setup", WRONG)
+def test_a_wrong_setup_is_diagnosed_from_a_whole_run(setup, tmp_path):
+    how, overrides, name = WRONG[setup]
+    write_phantoms(tmp_path / "patients", 8, size=48, seed=1)
+    if how:
+        spoil(tmp_path / "patients", how)
+    run = tmp_path / "run"
+    written = diagnosed(tmp_path / "patients", run, 150, 48, overrides)
+    check_cause(written, read_saved_config(run / "config.yaml"), name)
+
+
+def test_a_diffusion_run_is_diagnosed_with_its_loss_by_timestep(run_folder, tmp_path, capsys):
+    """Four steps are too few, and that is what is said."""
+    with (run_folder / "metrics.csv").open() as file:
+        names = {row["metric"] for row in csv.DictReader(file)}
+    assert {"gradient/encoder_first", "gradient/output", "train/lr"} <= names
+    assert any(name.startswith("train/loss_t") for name in names)
+    output = tmp_path / "why"
+    assert main(["diagnose", "run", str(run_folder), "--output", str(output)]) == 0
+    written = json.loads((output / "diagnosis.json").read_text())
+    assert written["causes"][0]["name"] == "the run is too short"
+    assert written["data"]["split"]["val"] == ["Phantom_0003"]
+    printed = capsys.readouterr().out
+    assert "loss by timestep" in printed and "lightning.trainer.max_steps=40" in printed
+
+
+def test_no_data_and_data_that_moved(run_folder, tmp_path, capsys):
+    assert main(["diagnose", "run", str(run_folder), "--no-data"]) == 0
+    assert "subjects examined" not in capsys.readouterr().out
+    empty = tmp_path / "moved"
+    assert main(["diagnose", "run", str(run_folder), "--root", str(empty)]) == 0
+    assert "data not examined: DATA-MISSING" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path, capsys):
+    assert main(["diagnose", "run", str(tmp_path)]) == 4
+    assert "CKPT-MISSING" in capsys.readouterr().err
