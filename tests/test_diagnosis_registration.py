@@ -5,6 +5,7 @@ import pytest
 from scipy import ndimage
 from skimage.metrics import normalized_mutual_information
 
+from ldm.data.volume_file import VolumeFile
 from ldm.diagnosis.duplicates import ALIKE, alike, equal_files, perceptual_hash
 from ldm.diagnosis.registration import BINS, best_shift, information
 
@@ -75,5 +76,6 @@ def test_only_like_images_make_a_pair():
 def test_equal_files_are_grouped_by_content_alone(tmp_path):
     for name, content in {"a": b"1234", "b": b"1234", "c": b"4321", "d": b"12345"}.items():
         (tmp_path / name).write_bytes(content)
-    groups = equal_files({name: [tmp_path / name] for name in "abcd"})
-    assert groups == [[("a", tmp_path / "a"), ("b", tmp_path / "b")]]
+    files = {name: VolumeFile(tmp_path / name) for name in "abcd"}
+    groups = equal_files({name: [file] for name, file in files.items()})
+    assert groups == [[("a", files["a"]), ("b", files["b"])]]

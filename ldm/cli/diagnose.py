@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldm.cli.segment import DEBUG
+from ldm.cli.main import DEBUG
 
 if TYPE_CHECKING:
     from ldm.diagnosis.data import DataDiagnosis

@@ -30,6 +30,8 @@ VERBS = {
     "phantom": "write synthetic patients as BraTS NIfTI",
     "doctor": "check the installation and say what to repair",
 }
+# of a verb and of its tasks: given before or after the task, it holds
+DEBUG = {"action": "store_true", "default": argparse.SUPPRESS, "help": "show the whole traceback"}
 MODULES = {"import": "import_model"}  # `import` is a keyword of Python
 DESCRIPTION = "Contrast-enhanced MRI from T1, T2 and FLAIR: diffusion with swappable backbones."
 
@@ -43,7 +45,8 @@ def build_parser(verb: str | None) -> argparse.ArgumentParser:
         command = commands.add_parser(
             name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False
         )
-        command.add_argument("--debug", action="store_true", help="show the whole traceback")
+        command.add_argument("--debug", **DEBUG)
+        command.set_defaults(debug=False)
         if name == verb:
             module = importlib.import_module(f"ldm.cli.{MODULES.get(name, name)}")
             module.add_arguments(command)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ldm.cli import train
+from ldm.cli.main import DEBUG
 from ldm.data.brain import MASK_FILE
 from ldm.storage import atomic_path, folder_lock, sha256, write_json
 
@@ -35,12 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     }
     for name, text in TASKS.items():
         task = tasks.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-        task.add_argument(
-            "--debug",
-            action="store_true",
-            default=argparse.SUPPRESS,
-            help="show the whole traceback",
-        )
+        task.add_argument("--debug", **DEBUG)
         add, run_task = declare[name]
         add(task)
         task.set_defaults(run_task=run_task)

@@ -12,8 +12,9 @@ from collections.abc import Callable
 import numpy as np
 
 from ldm.diagnosis.findings import WARNING
-from ldm.diagnosis.masks import SMALL_SHARE, pos_weight
+from ldm.diagnosis.masks import SMALL_SHARE
 from ldm.diagnosis.run import STALLED_FALL, VALIDATION, Cause, RunFacts
+from ldm.losses.segmentation import positive_weight
 
 RATE = "model.params.optimizer_config.params.lr"
 LOSS_PARAMS = "model.params.loss_config.params"
@@ -94,13 +95,14 @@ def foreground_small(run: RunFacts) -> Cause | None:
     if not share or "train/loss_cross_entropy" not in run.curves:
         return None
     given = run.setting(f"{LOSS_PARAMS}.pos_weight")
-    weight, wanted = float(np.mean(1.0 if given is None else given)), pos_weight(share)
-    if share > 5 * SMALL_SHARE or weight > 0.1 * wanted:
+    wanted = positive_weight(share)
+    weight = wanted if given is None else float(np.mean(given))  # None: measured on the data
+    if share > 5 * SMALL_SHARE or weight > 0.5 * wanted:
         return None
     return Cause(
         "the foreground is rare and not weighted for it",
         0.7 if share < SMALL_SHARE or run.is_stalled else 0.45,
-        f"{share:.2%} of the voxels are foreground, pos_weight is {weight:.3g}, balance is at "
+        f"{share:.2%} of the voxels are foreground, pos_weight is {weight:.3g}, usual is "
         f"{wanted:.3g}",
         "weigh the foreground",
         f"{LOSS_PARAMS}.pos_weight={wanted:.3g}",

@@ -14,10 +14,11 @@ import numpy as np
 from ldm.data.layouts import Subject, detect_layout
 from ldm.data.split import split_subjects
 from ldm.diagnosis.duplicates import alike, equal_files
-from ldm.diagnosis.findings import ERROR, NOTE, WARNING, Finding, worst_first
-from ldm.diagnosis.masks import SMALL_SHARE, MaskFit, fit_of_masks, pos_weight
+from ldm.diagnosis.findings import ERROR, NOTE, WARNING, Finding, by_severity
+from ldm.diagnosis.masks import SMALL_SHARE, MaskFit, fit_of_masks
 from ldm.diagnosis.subject import SubjectReport, examine_subject
 from ldm.errors import ConfigError
+from ldm.losses.segmentation import positive_weight
 
 MOST_CASES = 24  # subjects whose masks are compared with each other
 UNLIKE_SCALE = 20  # times larger or smaller than the median of the subjects
@@ -71,7 +72,7 @@ class DataDiagnosis:
             "breaks_training": self.breaks_training,
             "findings": [asdict(f) for f in self.findings],
             "foreground_share": share,
-            "pos_weight": pos_weight(share) if share else None,
+            "pos_weight": positive_weight(share) if share else None,
             "mask_fit": fit and {"mean_rank": fit.mean_rank, **asdict(fit)},
             "split": dict(self.split),
             "subjects": [s.to_dict() for s in self.subjects],
@@ -111,7 +112,7 @@ def diagnose_data(
     diagnosis.mask_fit = fit_of_masks({r.id: r.case for r in reports if r.case})
     own = [finding for report in reports for finding in report.findings]
     shared = [*_duplicates(found, reports, split), *_masks(diagnosis), *_scales(reports)]
-    diagnosis.findings = worst_first([*own, *shared])
+    diagnosis.findings = by_severity([*own, *shared])
     return diagnosis
 
 
@@ -154,7 +155,7 @@ def _duplicates(
     equal: dict[tuple[str, str], list[str]] = {}
     empty = {r.id for r in reports if not r.share}  # empty masks are equal files, and no duplicates
     files = {
-        i: [path for name, path in s.files.items() if name != "seg" or i not in empty]
+        i: [file for name, file in s.files.items() if name != "seg" or i not in empty]
         for i, s in subjects.items()
     }
     for (first, path), *others in equal_files(files):
@@ -186,7 +187,7 @@ def _masks(diagnosis: DataDiagnosis) -> list[Finding]:
                 WARNING if small else NOTE,
                 "foreground",
                 f"{share:.2%} of the voxels are foreground on average"
-                f"{', less than 2 %' if small else ''}: pos_weight {pos_weight(share):.3g}",
+                f"{', less than 2 %' if small else ''}: pos_weight {positive_weight(share):.3g}",
             )
         )
     if fit and fit.is_by_chance:

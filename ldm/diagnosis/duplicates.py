@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
 import numpy as np
 from scipy import ndimage
 
-from ldm.storage import sha256
+from ldm.data.volume_file import VolumeFile
 
 HASH_SIDE = 16
 CLEAR_STEP = 0.05  # standard deviations of the thumbnail
@@ -18,19 +17,22 @@ CLEAR_STEP = 0.05  # standard deviations of the thumbnail
 ALIKE = 0.05
 
 
-def equal_files(files: Mapping[str, Iterable[Path]]) -> list[list[tuple[str, Path]]]:
+def equal_files(
+    files: Mapping[str, Iterable[VolumeFile]],
+) -> list[list[tuple[str, VolumeFile]]]:
     """Return groups of (subject, file) with the same content, of files by subject.
 
     Only files of one size are read.
     """
     sizes, digests = defaultdict(list), defaultdict(list)
-    for subject, paths in files.items():
-        for path in paths:
-            if path.is_file():
-                sizes[path.stat().st_size].append((subject, path))
+    for subject, volumes in files.items():
+        for file in volumes:
+            if all(path.is_file() for path in file.paths):
+                _, size, *_ = file.state(subject)
+                sizes[size].append((subject, file))
     for group in sizes.values():
-        for subject, path in group if len(group) > 1 else ():
-            digests[sha256(path)].append((subject, path))
+        for subject, file in group if len(group) > 1 else ():
+            digests[file.sha256()].append((subject, file))
     return [group for group in digests.values() if len(group) > 1]
 
 

@@ -26,6 +26,6 @@ class Finding:
     subject: str | None = None
 
 
-def worst_first(findings: list[Finding]) -> list[Finding]:
+def by_severity(findings: list[Finding]) -> list[Finding]:
     """Return findings by severity, then kind and subject."""
     return sorted(findings, key=lambda f: (SEVERITIES.index(f.severity), f.kind, f.subject or ""))

@@ -46,11 +46,6 @@ def label_problem(mask: np.ndarray) -> str | None:
     return None
 
 
-def pos_weight(share: float) -> float:
-    """Return the weight of the foreground that balances it: (1 - share) / share."""
-    return (1 - share) / share
-
-
 @dataclass(frozen=True)
 class MaskCase:
     """Images and mask of one subject on a grid that all subjects share, the box of its brain."""

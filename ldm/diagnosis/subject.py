@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from nibabel.orientations import aff2axcodes
 
+from ldm.data.brain import MASK_FILE, subject_brain
 from ldm.data.contrasts import load_contrasts
 from ldm.data.layouts import CONTRASTS, Layout, Subject
 from ldm.data.nifti import Geometry
-from ldm.data.prepare import bounding_box, brain_mask
+from ldm.data.prepare import bounding_box
 from ldm.diagnosis.duplicates import perceptual_hash
 from ldm.diagnosis.findings import ERROR, NOTE, WARNING, Finding
 from ldm.diagnosis.masks import (
@@ -21,10 +22,10 @@ from ldm.diagnosis.masks import (
     label_problem,
     label_values,
     mask_case,
-    pos_weight,
 )
 from ldm.diagnosis.registration import Shift, best_shift
 from ldm.errors import DataError
+from ldm.losses.segmentation import positive_weight
 
 AXIAL = 2
 WHOLE_VOLUME = (
@@ -99,7 +100,8 @@ def examine_subject(
     if not _on_one_grid(volumes, report):
         return report
     try:
-        brain = brain_mask(list(images.values()), subject.id)
+        geometry = next(iter(volumes.values()))[1]
+        brain, _ = subject_brain(subject, layout, list(images.values()), geometry)
     except DataError as error:
         report.add(ERROR, "empty", error.message)
         return report
@@ -121,7 +123,10 @@ def examine_subject(
 def _readable(subject: Subject, layout: Layout, report: SubjectReport) -> Volumes:
     """Return (array, geometry) of each contrast that can be read."""
     volumes: Volumes = {}
-    for name in (*(c for c in CONTRASTS if c in subject.files), *set(subject.files) - {*CONTRASTS}):
+    for name in (
+        *(c for c in CONTRASTS if c in subject.files),
+        *set(subject.files) - {*CONTRASTS, MASK_FILE},
+    ):
         try:
             arrays, geometry = load_contrasts(subject, layout, [name])
         except DataError as error:
@@ -186,8 +191,8 @@ def _examine_images(
         report.add(
             WARNING,
             "background",
-            f"{brain.mean():.0%} of the voxels are not 0: strip the skull, and set the background "
-            "to 0",
+            f"{brain.mean():.0%} of the voxels are brain: set the background to 0, or give "
+            "data.params.mask=head for a whole head",
         )
 
 
@@ -205,7 +210,7 @@ def _examine_mask(
             WARNING,
             "foreground",
             f"{report.share:.2%} of the voxels are foreground: pos_weight "
-            f"{pos_weight(report.share):.0f} balances them",
+            f"{positive_weight(report.share):.1f} follows",
         )
     if report.share and (outside := float((mask[~brain] > 0).sum() / (mask > 0).sum())) > 0.01:
         report.add(WARNING, "outside", f"{outside:.0%} of the mask lies outside the brain")
