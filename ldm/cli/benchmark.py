@@ -26,6 +26,7 @@ from ldm.errors import ConfigError, DataError, PartialError
 from ldm.evaluation.benchmark import Benchmark, RowCost, mean_cost
 from ldm.evaluation.cached import combine
 from ldm.evaluation.cost import count_flops, count_parameters, training_flops
+from ldm.evaluation.downstream import DownstreamScores, judge_once
 from ldm.evaluation.folder import picture_folders
 from ldm.evaluation.grid import OWN_KEYS, GridCell, Training, plan_cells, read_budget
 from ldm.evaluation.protocol import DEFAULT
@@ -154,6 +155,8 @@ class Task:
             refuse_leaks(held_out, seen, training.row)
             if not is_given:
                 require_same_config(training)
+        if plan.get("segmenter"):
+            refuse_leaks(held_out, read_seen(Path(plan["segmenter"])), "the segmenter")
         train, layout = data.split["train"], data.layout_choice
         mask = data.preparation.mask
         work = Work(output, data.root, held_out, train, first, timing, layout, mask)
@@ -191,7 +194,7 @@ class Task:
         self._save_plan()
         code = run_cells(self.work, found, 1, [])
         state, reason = self.work.state(found[0])
-        if state == "failed":
+        if state in ("failed", "partial"):
             raise PartialError("PARTIAL", f"cell {number}, {found[0].name}: {reason}")
         print(f"cell {number}, {found[0].name}: {state}")
         return code
@@ -217,10 +220,12 @@ class Task:
         from rich.console import Console
 
         with folder_lock(self.work.output / "locks" / "report"):
-            problems = {}
+            problems, partial = {}, {}
             for cell in self.cells:
                 state, reason = self.work.state(cell)
-                if state != "done":
+                if state == "partial":
+                    partial[cell.number] = reason
+                elif state != "done":
                     problems[cell.number] = reason if state == "failed" else f"not done ({state})"
             benchmark = self._benchmark(problems)
             page = benchmark.write(self.work.output)
@@ -229,11 +234,11 @@ class Task:
         rows = [[row[table.columns.index(c)] for c in shown] for row in table.rows]
         Console().print(terminal_table(Table(benchmark.title, shown, rows)))
         print(f"Report: {page}  Tables: benchmark.csv, benchmark.md, cost.csv, metrics.csv")
-        if problems:
+        if lost := problems | partial:
             names = {c.number: c.name for c in self.cells}
-            listed = "; ".join(f"{names[n]}: {reason}" for n, reason in problems.items())
+            listed = "; ".join(f"{names[n]}: {reason}" for n, reason in lost.items())
             raise PartialError(
-                "PARTIAL", f"{len(problems)} of {len(self.cells)} cells failed ({listed})"
+                "PARTIAL", f"{len(lost)} of {len(self.cells)} cells failed ({listed})"
             )
         return 0
 
@@ -252,9 +257,12 @@ class Task:
         pictures = {row: cells[0].prediction for row, cells in done.items()}
         work = self.work
         picture_folders(result, pictures, work.reference, work.layout, work.mask)
+        segmenter = self.described.get("segmenter")
+        folders = {row: [c.prediction for c in cells] for row, cells in done.items()}
         return Benchmark(
             title=str(self.described.get("name", "Benchmark")),
             result=result,
+            downstream=self._downstream(Path(segmenter), folders) if segmenter else None,
             costs={
                 row: mean_cost([cell_cost(cell) for cell in cells])
                 for row, cells in done.items()
@@ -277,6 +285,15 @@ class Task:
                 if cells[0].training
             },
         )
+
+    def _downstream(
+        self, segmenter: Path, folders: Mapping[str, Sequence[Path]]
+    ) -> DownstreamScores:
+        """Return what a segmenter finds on the synthetic T1ce of each row."""
+        work = self.work
+        path = work.output / "downstream_kept.json"
+        told = (segmenter, folders, work.reference, work.held_out, path)
+        return judge_once(*told, layout=work.layout, progress=show_progress)
 
     def _settings(self) -> dict[str, Any]:
         budget = read_budget(self.described)

@@ -25,7 +25,7 @@ from ldm.cli.main import as_known_error
 from ldm.cli.predict_baseline import write_baseline
 from ldm.config import read_saved_config, save_config
 from ldm.data.seen import Digests, read_seen, refuse_leaks
-from ldm.errors import BusyError, OutputError
+from ldm.errors import BusyError, OutputError, PartialError
 from ldm.evaluation.cached import evaluate_once
 from ldm.evaluation.grid import GridCell, Training
 from ldm.evaluation.result import Evaluation
@@ -76,15 +76,16 @@ class Work:
     def state(self, cell: GridCell) -> tuple[str, str]:
         """Return the state, and the reason of a failure.
 
-        ``done``, ``failed``, ``running``, ``trained`` (to be sampled), ``begun`` or ``missing``.
+        ``done``, ``partial`` (some patients failed), ``failed``, ``running``, ``trained`` (to be
+        sampled), ``begun`` or ``missing``.
         """
         found = read_json(cell.folder / "cell.json")
         if found.get("state") == "done" and found["request"] == self.request(cell):
             return "done", ""
         if self._is_held(cell.folder):
             return "running", ""
-        if found.get("state") == "failed":
-            return "failed", found["reason"]
+        if found.get("state") in ("failed", "partial"):
+            return found["state"], found["reason"]
         if cell.training is None:
             return "missing", ""
         if is_trained(cell.training):
@@ -140,15 +141,20 @@ class Work:
                     )
                 else:
                     reason = self._train(cell, gpu) or self._sample(cell, gpu)
+                state = "failed" if reason else "done"
                 if not reason:
-                    self.scores(cell, None if self.is_quiet else show_progress)
+                    found = self.scores(cell, None if self.is_quiet else show_progress)
+                    if found.failures:
+                        lost = next(iter(found.failures.values()))
+                        state, first = "partial", next(iter(lost.items()))
+                        reason = f"{len(lost)} patients failed, first {': '.join(first)}"
             except Exception as error:
                 known = as_known_error(error)
                 if known is None or isinstance(known, OutputError | BusyError):
                     raise
-                reason = str(known)
-            state = {"state": "failed" if reason else "done", "reason": reason}
-            write_json(cell.folder / "cell.json", {**state, "request": self.request(cell)})
+                state, reason = "failed", str(known)
+            described = {"state": state, "reason": reason, "request": self.request(cell)}
+            write_json(cell.folder / "cell.json", described)
 
     def _train(self, cell: GridCell, gpu: str | None) -> str:
         """Train as far as that is not done; return the reason of a failure."""
@@ -181,6 +187,8 @@ class Work:
         code, reason = self._dsdiff(
             cell.folder, gpu, *start, "--output", cell.prediction, *subjects, *options
         )
+        if code == PartialError.exit_code:  # its patients are failures in the table
+            code = 0
         timing = cell.folder / "timing"
         if not code and cell.is_timed and self.timing and not (timing / "cost.json").is_file():
             self._say(cell, "measuring time and memory")

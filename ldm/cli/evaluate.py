@@ -208,10 +208,9 @@ def _downstream(args: argparse.Namespace, rows: Mapping[str, Sequence[Path]]) ->
         segmenter = NetworkSegmenter(args.segmenter, args.trust)
     else:
         segmenter = CommandSegmenter(args.segmenter_command)
-    first = {row: folders[0] for row, folders in rows.items()}
     return downstream_scores(
         segmenter,
-        first,
+        rows,
         args.reference,
         args.subjects,
         progress=show_progress,

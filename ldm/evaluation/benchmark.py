@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from math import isnan
 from operator import attrgetter
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 from ldm.environment import environment
 from ldm.evaluation.cost import peak_memory_label
+from ldm.evaluation.downstream import DownstreamScores, region_title
 from ldm.evaluation.pictures import spread_figure, strips_figure, viewer
 from ldm.evaluation.report import (
     Figure,
@@ -30,7 +32,7 @@ from ldm.storage import write_json
 GIB = 2**30
 REGION = "brain"  # the region of the summary table
 SUMMARY = ("psnr", "nrmse", "ssim", "ms_ssim")  # its metrics; the tables of regions hold all
-SEED_SPREAD = "sd over seeds dB"
+SEED_SPREAD, SEEDS = "sd over seeds dB", "seeds"
 
 
 def _scaled(name: str, unit: float) -> Callable[[RowCost], float | None]:
@@ -130,6 +132,7 @@ class Benchmark:
         settings: what held for all rows.
         rows: the order of the table; by default scores, then failures.
         seeds: row -> seeds that are done, of how many.
+        downstream: what a segmenter finds on the synthetic T1ce.
     """
 
     title: str
@@ -141,6 +144,7 @@ class Benchmark:
     settings: Mapping[str, Any] = field(default_factory=dict)
     rows: Sequence[str] = ()
     seeds: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    downstream: DownstreamScores | None = None
 
     def write(self, output: Path) -> Path:
         """Write ``benchmark.csv``, ``.json``, ``.md``, ``.tex``, metrics and ``report.html``."""
@@ -162,6 +166,8 @@ class Benchmark:
         }
         write_json(output / "benchmark.json", described)
         self.result.write(output)
+        if self.downstream:
+            self.downstream.write(output)
         page = output / "report.html"
         write_report(self.report(), page)
         return page
@@ -173,12 +179,12 @@ class Benchmark:
     def summary(self) -> Table:
         """Return the table: brain-masked quality, then cost."""
         label = peak_memory_label(next((c.device for c in self.costs.values()), "cpu"))
-        has_seeds = any(counts[1] > 1 for counts in self.seeds.values())
+        further = self._further_columns()
         columns = [
             "backbone",
             *(METRICS[m] for m in SUMMARY),
             "n",
-            *((SEED_SPREAD, "seeds") if has_seeds else ()),
+            *further,
             *SUMMARY_COSTS,
         ]
         scored = {cells[0]: cells for cells in self.result.table(REGION).rows}
@@ -190,21 +196,39 @@ class Benchmark:
             else:
                 reason = self.failures.get(row, "no score")
                 quality = [f"FAILED: {reason}", *[None] * (len(SUMMARY) - 1), "0"]
-            seeds = [self.seed_spread(row, "psnr"), self._seeds(row)]
             cost = self.costs.get(row)
             costs = [read(cost) if cost else None for read in SUMMARY_COSTS.values()]
-            rows.append([row, *quality, *(seeds if has_seeds else ()), *costs])
+            rows.append([row, *quality, *(cell(row) for cell in further.values()), *costs])
         note = (
             "Mean ± standard deviation over patients, inside the brain. The reference sets the "
             "intensity bounds. FLOPs: a multiply-add counts as 2, attention as matrix products. "
             f"GiB: {label} of the process."
         )
-        if has_seeds:
+        if SEED_SPREAD in further:
             note += (
                 " A patient's score is its mean over the training seeds; the spread over seeds is "
                 "the standard deviation of the mean over patients."
             )
-        return Table("Summary", columns, rows, note, BETTER)
+        if self.downstream:
+            note += " Dice: what a segmenter finds with the synthetic T1ce, against the labels."
+        return Table(
+            "Summary",
+            columns,
+            rows,
+            note,
+            BETTER | dict.fromkeys(further.keys() - {SEED_SPREAD, SEEDS}, "higher"),
+        )
+
+    def _further_columns(self) -> dict[str, Callable[[str], Any]]:
+        """Return the columns that only some benchmarks have: their cell in a row."""
+        columns: dict[str, Callable[[str], Any]] = {}
+        for region in self.downstream.regions if self.downstream else ():
+            metric = f"{region}_labels"
+            columns[f"{region_title(region)} Dice"] = partial(self.downstream.cell, metric=metric)
+        if any(counts[1] > 1 for counts in self.seeds.values()):
+            columns[SEED_SPREAD] = partial(self.seed_spread, metric="psnr")
+            columns[SEEDS] = self._seeds
+        return columns
 
     def cost_table(self) -> Table:
         """Return what each row cost, with batch sizes, precision and where it ran."""
@@ -242,7 +266,12 @@ class Benchmark:
                 f"{len(self.result.scores)} rows on {len(self.result.subjects)} held-out patients: "
                 f"{', '.join(self.result.subjects)}."
             ),
-            tables=[self.summary(), *self.result.tables(), self.cost_table()],
+            tables=[
+                self.summary(),
+                *self.result.tables(),
+                *(self.downstream.tables() if self.downstream else ()),
+                self.cost_table(),
+            ],
             figures=self.figures(),
             sections=[Section("Command", [self.command])],
             protocol=self.result.protocol.to_dict(),

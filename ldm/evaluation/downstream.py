@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,20 +19,25 @@ import numpy as np
 
 from ldm.data.layouts import Layout, Subject, detect_layout, select_subjects
 from ldm.errors import DataError
-from ldm.evaluation.folder import TARGET
+from ldm.evaluation.folder import TARGET, find_predictions
 from ldm.evaluation.overlap import dice
 from ldm.evaluation.report import Cell, Table, csv_rows
 from ldm.evaluation.result import COPY_T1
 from ldm.evaluation.segmentation import mean_and_deviation, read_labels, volume_ml
 from ldm.evaluation.segmenter import Segmented, Segmenter
 from ldm.regions import region_masks
-from ldm.storage import atomic_path, write_json
+from ldm.storage import atomic_path, read_json, sha256, write_json
 
 REAL = "real T1ce"
 ENHANCING = "et"
 AGAINST = ("real", "labels")  # what is found on the real T1ce, and the reference labels
 
 PatientScores = dict[str, float]
+
+
+def region_title(region: str) -> str:
+    """Return a region as it is written: ET, TC, WT, lesion."""
+    return region.upper() if len(region) == 2 else region
 
 
 @dataclass
@@ -63,9 +69,9 @@ class DownstreamScores:
 
     def tables(self) -> list[Table]:
         """Return the table of agreement and the table of volumes, a line a row."""
-        named = [region.upper() if len(region) == 2 else region for region in self.regions]
+        named = [region_title(region) for region in self.regions]
         agreement = [
-            [row, *(self._cell(row, f"{r}_{kind}") for kind in AGAINST for r in self.regions)]
+            [row, *(self.cell(row, f"{r}_{kind}") for kind in AGAINST for r in self.regions)]
             for row in self.scores
         ]
         columns = ["", *(f"{name} / {kind}" for kind in AGAINST for name in named)]
@@ -101,10 +107,10 @@ class DownstreamScores:
         columns = ["", *(f"{name} ml" for name in named), *(["False ET ml"] if with_false else [])]
         body: list[list[Cell]] = []
         for row in self.scores:
-            cells = [self._cell(row, f"{region}_ml") for region in self.regions]
+            cells = [self.cell(row, f"{region}_ml") for region in self.regions]
             false = [mean_and_deviation(self.false_enhancement(row))] if with_false else []
             body.append([row, *cells, *false])
-        labels = [self._cell(REAL, f"{region}_labels_ml") for region in self.regions]
+        labels = [self.cell(REAL, f"{region}_labels_ml") for region in self.regions]
         if any(cell is not None for cell in labels):
             body.append(["reference labels", *labels, *([0.0] if with_false else [])])
         note = ""
@@ -114,15 +120,16 @@ class DownstreamScores:
         return Table("Volumes found", columns, body, note)
 
     def _values(self, row: str, metric: str) -> list[float]:
-        return [scores[metric] for scores in self.scores[row].values() if metric in scores]
+        return [scores[metric] for scores in self.scores.get(row, {}).values() if metric in scores]
 
-    def _cell(self, row: str, metric: str) -> Cell:
+    def cell(self, row: str, metric: str) -> Cell:
+        """Return mean ± standard deviation of a metric over patients; None without any."""
         return mean_and_deviation(self._values(row, metric))
 
 
 def downstream_scores(
     segmenter: Segmenter,
-    predictions: Mapping[str, Path],
+    predictions: Mapping[str, Path | Sequence[Path]],
     reference: Path,
     subjects: Sequence[str] | None = None,
     baseline: bool = True,
@@ -133,7 +140,9 @@ def downstream_scores(
 
     Args:
         segmenter: a :class:`~ldm.evaluation.segmenter.NetworkSegmenter` or ``CommandSegmenter``.
-        predictions: row name -> folder of ``ID_t1ce.nii.gz``.
+        predictions: row name -> folder of ``ID_t1ce.nii.gz``; the scores of a patient in several
+            folders (training seeds) are averaged. A volume that cannot be used is passed over: the
+            evaluation of the images names it.
         reference: folder of real subjects in any known layout.
         subjects: patients to compare; None: all that any folder predicts.
         baseline: add the row of T1 copied as T1ce.
@@ -151,28 +160,67 @@ def downstream_scores(
             f"that takes {TARGET}; train it with data.params.conditions=[t1,{TARGET},t2,flair]",
         )
     layout, real = detect_layout(reference, layout)
-    found = {row: detect_layout(folder)[1] for row, folder in predictions.items()}
-    ids = subjects or sorted({i for predicted in found.values() for i in predicted})
+    found = find_predictions(predictions)
+    ids = subjects or sorted({i for pairs in found.values() for _, known in pairs for i in known})
     result = DownstreamScores(tuple(segmenter.regions), {REAL: {}} | {row: {} for row in found})
     if baseline:
         result.scores[COPY_T1] = {}
     for subject in (progress or iter)(select_subjects(real, ids)):
         subject.require([TARGET], layout)
         substitutes = {
-            row: predicted[subject.id].files[TARGET]
-            for row, predicted in found.items()
-            if TARGET in predicted.get(subject.id, Subject(subject.id, {})).files
+            row: [known[subject.id].files for _, known in pairs if subject.id in known]
+            for row, pairs in found.items()
         }
         if baseline and "t1" in subject.files:
-            substitutes[COPY_T1] = subject.files["t1"]
+            substitutes[COPY_T1] = [{TARGET: subject.files["t1"]}]
         truth = segmenter(subject, layout)
         labels = _labels(subject, layout, truth)
         result.scores[REAL][subject.id] = _score(truth, truth, labels, result.regions)
-        for row, file in substitutes.items():
-            swapped = Subject(subject.id, {**subject.files, TARGET: file})
-            segmented = segmenter(swapped, layout)
-            result.scores[row][subject.id] = _score(segmented, truth, labels, result.regions)
+        for row, candidates in substitutes.items():
+            scores = []
+            for files in candidates:
+                swapped = Subject(subject.id, {**subject.files, TARGET: files[TARGET]})
+                with suppress(DataError):
+                    segmented = segmenter(swapped, layout)
+                    scores.append(_score(segmented, truth, labels, result.regions))
+            if scores:
+                mean = {name: float(np.mean([s[name] for s in scores])) for name in scores[0]}
+                result.scores[row][subject.id] = mean
     return result
+
+
+def judge_once(
+    segmenter: Path,
+    predictions: Mapping[str, Sequence[Path]],
+    reference: Path,
+    references: Mapping[str, Mapping[str, str]],
+    path: Path,
+    **options: Any,
+) -> DownstreamScores:
+    """Return the scores of a trained segmenter; from ``path`` if they are of the same files.
+
+    Args:
+        segmenter: run of ``dsdiff segment train``.
+        predictions, options: see :func:`downstream_scores`.
+        reference: folder of real patients.
+        references: the patients to compare, with the digests of their files.
+        path: JSON file that keeps the scores.
+    """
+    from ldm.evaluation.segmenter import NetworkSegmenter
+
+    judge = NetworkSegmenter(segmenter)
+    volumes = {
+        row: [{p.name: sha256(p) for p in sorted(f.glob("*.nii*"))} for f in folders]
+        for row, folders in predictions.items()
+    }
+    described = {"segmenter": judge.digest, "volumes": volumes, "references": dict(references)}
+    known = read_json(path)
+    if all(known.get(key) == value for key, value in described.items()):
+        return DownstreamScores(tuple(known["regions"]), known["scores"])
+    told = {"baseline": False, **options}
+    found = downstream_scores(judge, predictions, reference, sorted(references), **told)
+    write_json(path, {**described, "regions": list(found.regions), "scores": found.scores})
+    return found
 
 
 def _labels(subject: Subject, layout: Layout, truth: Segmented) -> np.ndarray | None:

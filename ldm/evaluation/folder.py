@@ -100,6 +100,14 @@ def evaluate_folders(
     return evaluate_protocols(*told, **options)[protocol.name]
 
 
+def find_predictions(
+    predictions: Mapping[str, Path | Sequence[Path]],
+) -> dict[str, list[tuple[Layout, dict[str, Subject]]]]:
+    """Return layout and subjects of the folders of each row; several are its training seeds."""
+    listed = {row: [f] if isinstance(f, Path) else f for row, f in predictions.items()}
+    return {row: [detect_layout(folder) for folder in f] for row, f in listed.items()}
+
+
 def picture_folders(
     result: Evaluation,
     predictions: Mapping[str, Path],
@@ -109,13 +117,15 @@ def picture_folders(
 ) -> None:
     """Add the pictures of an evaluation whose scores are known, a row a folder of predictions."""
     layout, real = detect_layout(reference, layout)
-    found = {row: detect_layout(folder) for row, folder in predictions.items()}
+    found = find_predictions(predictions)
     for subject in result.subjects:
+        if not any(subject in scores for scores in result.scores.values()):
+            continue
         case = load_case(real[subject], layout, mask)
         volumes = {
             row: read_prediction(predicted[subject], own, case)
-            for row, (own, predicted) in found.items()
-            if subject in result.scores[row]
+            for row, ((own, predicted),) in found.items()
+            if subject in result.scores[row] and subject in predicted
         }
         add_pictures(result, case, volumes)
 
@@ -158,10 +168,7 @@ def evaluate_protocols(
         CheckpointError: CKPT-MISSING, CKPT-MISMATCH for ``lpips_weights``.
     """
     layout, real = detect_layout(reference, layout)
-    folders = {
-        row: [detect_layout(folder) for folder in ([given] if isinstance(given, Path) else given)]
-        for row, given in predictions.items()
-    }
+    folders = find_predictions(predictions)
     predicted = {i for found in folders.values() for _, known in found for i in known}
     chosen = select_subjects(real, sorted(predicted if subjects is None else set(subjects)))
     tools = _tools(protocols, lpips_weights)

@@ -20,7 +20,7 @@ from ldm.util import instantiate_from_config, nearest, resolve_target
 
 OWN_KEYS = (
     *("rows", "spaces", "seeds", "regression_of", "baselines"),
-    *("budget", "sampling", "timing"),
+    *("budget", "sampling", "timing", "segmenter"),
 )
 SHARED_KEYS = ("model", "data", "lightning")
 REGRESSION = "configs/regression.yaml"

@@ -21,6 +21,18 @@ TINY = [
 ]
 
 
+TINY_SEGMENTER = [
+    "configs/segmentation/attention_unet_tiny.yaml",
+    "model.params.unet_config.params.channels=[32,32,32]",
+    "model.params.warmup_steps=2",
+    "data.params.image_size=[24,32]",
+    "data.params.batch_size=4",
+    "lightning.trainer.precision=32",
+    "lightning.trainer.log_every_n_steps=1",
+    "lightning.trainer.accelerator=cpu",
+]
+
+
 @pytest.fixture(scope="session")
 def patients(tmp_path_factory) -> Path:
     """Phantom_0001 to Phantom_0003, 32 voxels across."""
@@ -62,3 +74,29 @@ def weights():
         return read_model(run / MODEL_FILE)[1]["sha256"]
 
     return digest
+
+
+@pytest.fixture(scope="session")
+def train_segmenter(patients):
+    """``train_segmenter(folder, *overrides)``: on Phantom_0001 and 2, validated on 3."""
+
+    def run(folder, *overrides):
+        split = [
+            f"data.params.root={patients}",
+            "data.params.train=[Phantom_0001,Phantom_0002]",
+            "data.params.val=[Phantom_0003]",
+        ]
+        return main(
+            ["segment", "train", *TINY_SEGMENTER, *split, *overrides, "--output", str(folder)]
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def segmenter_run(tmp_path_factory, train_segmenter):
+    """A run of 20 steps without augmentation, validated in the middle and at the end."""
+    folder = tmp_path_factory.mktemp("runs") / "segmenter"
+    steps = ["lightning.trainer.max_steps=20", "lightning.trainer.val_check_interval=10"]
+    assert train_segmenter(folder, *steps, "data.params.augmentation_config=null") == 0
+    return folder

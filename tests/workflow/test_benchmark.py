@@ -249,6 +249,45 @@ def test_failed_row_is_shown_and_tried_again(tmp_path, plan, copies, monkeypatch
     assert [call[:2] for call in copies] == [("train", again), ("sample", f"{again}/ddim-1")]
 
 
+def test_a_failed_patient_is_shown_and_tried_again(tmp_path, plan, patients, calls):
+    """One of two held-out patients cannot be read: the row has the other one, and says so."""
+    own = tmp_path / "patients"
+    shutil.copytree(patients, own)
+    damaged = own / "Phantom_0002/Phantom_0002_t2.nii.gz"
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[:-100])
+    output = tmp_path / "out"
+    parts = ["data.params.train=[Phantom_0001]", "data.params.test=[Phantom_0002,Phantom_0003]"]
+    more = [*ONE_CELL, f"data.params.root={own}", *parts]
+    assert benchmark(plan, output, *more) == 9
+    row = table(output)["unet"]
+    assert row["n"] == "1/2" and float(row["PSNR dB"]) > 0
+    failures = json.loads((output / "metrics.json").read_text())["failures"]
+    assert "DATA-CORRUPT" in failures["unet"]["Phantom_0002"]
+
+    damaged.write_bytes(whole)
+    assert benchmark(plan, output, *more) == 0
+    assert table(output)["unet"]["n"] == "2/2"
+    assert calls == ["train", "sample", "sample"]
+
+
+def test_a_segmenter_adds_a_column(tmp_path, plan, undisturbed, copies, segmenter_run, capsys):
+    """Dice of what it finds on the synthetic T1ce; not by a judge that knows the patient."""
+    given = ["seeds=[0]", f"segmenter={segmenter_run}"]
+    parts = ["data.params.train=[Phantom_0003]", "data.params.test=[Phantom_0002]"]
+    assert benchmark(plan, tmp_path / "leak", *given, *parts) == 3
+    assert "LEAK case=Phantom_0002: is tested, but 'the segmenter'" in capsys.readouterr().err
+    assert copies == []
+    assert benchmark(plan, tmp_path, *given) == 0
+    rows = table(tmp_path)
+    kept = json.loads((tmp_path / "downstream.json").read_text())["scores"]
+    region = next(iter(json.loads((tmp_path / "downstream.json").read_text())["regions"]))
+    title = next(c for c in rows["linear"] if c.endswith("Dice"))
+    expected = kept["linear"]["Phantom_0003"][f"{region}_labels"]
+    assert float(rows["linear"][title]) == pytest.approx(expected, abs=5e-4)
+    assert "Segmentation with synthetic T1ce" in (tmp_path / "report.html").read_text()
+
+
 def test_plan_cell_and_collect(tmp_path, plan, undisturbed, copies, capsys):
     """The three doors of a job array; what is missing is a failed row, not a shorter table."""
     output = tmp_path / "out"
