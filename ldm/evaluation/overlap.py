@@ -9,6 +9,7 @@ NaN where they have no voxel to count and the masks are not both empty.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from math import hypot, nan
 
@@ -97,7 +98,9 @@ def hd95(
     if not all(found):
         extent = (n * size for n, size in zip(pair[0].shape[2:], sizes, strict=True))
         return hypot(*extent) if any(found) else 0.0
-    return float(compute_hausdorff_distance(*pair, True, percentile=95, spacing=sizes))
+    with warnings.catch_warnings():  # monai 1.6 warns of an argument that it passes itself
+        warnings.simplefilter("ignore", FutureWarning)
+        return float(compute_hausdorff_distance(*pair, True, percentile=95, spacing=sizes))
 
 
 def surface_dice(
