@@ -22,7 +22,7 @@ from ldm.data.normalise import (
     WhiteStripeNormaliser,
     ZScoreNormaliser,
 )
-from ldm.evaluation.folder import TARGET, Case, in_reference_units, load_case
+from ldm.evaluation.case import TARGET, Case, in_reference_units, load_case
 from ldm.evaluation.metrics import psnr
 from ldm.evaluation.protocol import DEFAULT
 from ldm.evaluation.report import COLOURS, markdown_table

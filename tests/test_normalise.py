@@ -25,7 +25,7 @@ from ldm.data.normalise import (
 )
 from ldm.data.phantom import write_phantoms
 from ldm.errors import ConfigError, DataError
-from ldm.evaluation.folder import Case, in_reference_units
+from ldm.evaluation.case import Case, in_reference_units
 from ldm.util import instantiate_from_config, refuse_untrusted_targets
 
 EXTREMES = np.linspace(-1, 1, 60, dtype=np.float32)

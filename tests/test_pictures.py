@@ -10,8 +10,8 @@ from matplotlib import colormaps
 from matplotlib.image import imread
 
 from ldm.data.nifti import Geometry
+from ldm.evaluation.case import Case, Prediction
 from ldm.evaluation.figures import Pane, panes_figure, pareto_front
-from ldm.evaluation.folder import Case, Prediction
 from ldm.evaluation.pictures import (
     add_to_viewer,
     comparison_strip,

@@ -20,7 +20,8 @@ from ldm.cli.main import as_known_error, report_error
 from ldm.cli.sample import VolumeSampler, add_volume_arguments, check_counts
 from ldm.data.layouts import Layout, Subject, detect_layout, select_subjects
 from ldm.errors import CheckpointError, ConfigError, OutputError, PartialError
-from ldm.evaluation.folder import TARGET, evaluate_folders
+from ldm.evaluation.case import TARGET
+from ldm.evaluation.folder import evaluate_folders
 from ldm.evaluation.protocol import DEFAULT
 from ldm.evaluation.result import COPY_T1
 from ldm.evaluation.sweep import Cell, Quality, Sweep

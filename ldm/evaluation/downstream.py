@@ -19,7 +19,8 @@ import numpy as np
 
 from ldm.data.layouts import Layout, Subject, detect_layout, select_subjects
 from ldm.errors import DataError
-from ldm.evaluation.folder import TARGET, find_predictions
+from ldm.evaluation.case import TARGET
+from ldm.evaluation.folder import find_predictions
 from ldm.evaluation.overlap import dice
 from ldm.evaluation.report import Cell, Table, csv_rows
 from ldm.evaluation.result import COPY_T1

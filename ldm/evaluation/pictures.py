@@ -27,7 +27,7 @@ from ldm.evaluation.viewer import (
 )
 
 if TYPE_CHECKING:
-    from ldm.evaluation.folder import Case, Prediction
+    from ldm.evaluation.case import Case, Prediction
 
 MOST_STRIPS = 8  # patients in a page
 LINE = 8  # panes in a line of a strip
