@@ -22,8 +22,8 @@ from ldm.data.phantom import write_phantoms
 from ldm.data.slices import EndlessShuffle, SliceDataset
 from ldm.evaluation.cost import count_parameters
 from ldm.evaluation.overlap import dice
-from ldm.evaluation.report import markdown_table
 from ldm.evaluation.segmentation import mean_and_deviation
+from ldm.evaluation.tables import markdown_table
 from ldm.models.segmentation import foreground_shares
 from ldm.storage import atomic_path, read_json, write_json
 from ldm.util import instantiate_from_config

@@ -22,9 +22,9 @@ from torch import nn
 from ldm.config import config_root, load_config, read_yaml
 from ldm.errors import ConfigError
 from ldm.evaluation.cost import count_flops, count_parameters
-from ldm.evaluation.report import markdown_table
 from ldm.evaluation.structure import trace
 from ldm.evaluation.structure_picture import draw
+from ldm.evaluation.tables import markdown_table
 from ldm.storage import atomic_path
 from ldm.util import get_obj_from_str, instantiate_from_config
 

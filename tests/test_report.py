@@ -16,25 +16,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ldm.errors import OutputError
+from ldm.evaluation.figures import loss_figure, scatter_figure, strip_figure
 from ldm.evaluation.protocol import DEFAULT
-from ldm.evaluation.report import (
-    Figure,
-    Report,
-    Section,
+from ldm.evaluation.report import Figure, Report, Section, render, write_report
+from ldm.evaluation.tables import (
     Table,
-    Viewer,
     csv_rows,
     format_cell,
     latex_table,
-    loss_figure,
+    leading_number,
     markdown_table,
-    render,
-    scatter_figure,
-    strip_figure,
-    write_report,
 )
-from ldm.evaluation.tables import leading_number
-from ldm.evaluation.viewer import viewer_patient
+from ldm.evaluation.viewer import Viewer, viewer_patient
 
 PNG = b"\x89PNG\r\n\x1a\n"
 HOSTILE = '"><img src=x onerror=alert(1)><script>alert(2)</script>'

@@ -11,7 +11,7 @@ from pytorch_lightning.callbacks import Callback
 
 from ldm.callbacks.metrics_file import read_curves
 from ldm.evaluation.features import feature_figure
-from ldm.evaluation.report import loss_figure, strip_figure
+from ldm.evaluation.figures import loss_figure, strip_figure
 from ldm.storage import atomic_path
 
 

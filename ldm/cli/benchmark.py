@@ -30,8 +30,8 @@ from ldm.evaluation.downstream import DownstreamScores, judge_once
 from ldm.evaluation.folder import picture_folders
 from ldm.evaluation.grid import OWN_KEYS, GridCell, Training, plan_cells, read_budget
 from ldm.evaluation.protocol import DEFAULT
-from ldm.evaluation.report import Table
 from ldm.evaluation.result import Evaluation
+from ldm.evaluation.tables import Table
 from ldm.storage import folder_lock, read_json, write_json
 from ldm.util import instantiate_from_config
 

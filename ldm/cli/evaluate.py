@@ -164,7 +164,7 @@ def terminal_table(table: Any) -> Any:
     from rich.table import Table
     from rich.text import Text
 
-    from ldm.evaluation.report import format_cell
+    from ldm.evaluation.tables import format_cell
 
     shown = Table(title=table.title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
     cells = [[format_cell(cell) for cell in row] for row in table.rows]

@@ -22,10 +22,10 @@ from ldm.errors import DataError
 from ldm.evaluation.case import TARGET
 from ldm.evaluation.folder import find_predictions
 from ldm.evaluation.overlap import dice
-from ldm.evaluation.report import Cell, Table, csv_rows
 from ldm.evaluation.result import COPY_T1
 from ldm.evaluation.segmentation import mean_and_deviation, read_labels, volume_ml
 from ldm.evaluation.segmenter import Segmented, Segmenter
+from ldm.evaluation.tables import Cell, Table, csv_rows
 from ldm.regions import region_masks
 from ldm.storage import atomic_path, read_json, sha256, write_json
 

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from ldm.data.prepare import bounding_box
 from ldm.evaluation.figures import Pane, panes_figure, reliability_figure
 from ldm.evaluation.protocol import MetricProtocol
-from ldm.evaluation.report import Figure, format_cell
+from ldm.evaluation.report import Figure
 from ldm.evaluation.result import COPY_T1, Evaluation
+from ldm.evaluation.tables import format_cell
 from ldm.evaluation.viewer import (
     BYTES_A_VOXEL,
     MOST_PATIENTS,

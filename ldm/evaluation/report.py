@@ -19,49 +19,9 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from ldm.evaluation.figures import (
-    INK,
-    figure_bytes,
-    lines_figure,
-    loss_figure,
-    reliability_figure,
-    scatter_figure,
-    strip_figure,
-)
-from ldm.evaluation.tables import (
-    Cell,
-    Table,
-    csv_rows,
-    format_cell,
-    latex_table,
-    markdown_table,
-    write_table,
-)
+from ldm.evaluation.tables import Table, format_cell, latex_table, markdown_table
 from ldm.evaluation.viewer import Viewer
 from ldm.storage import atomic_path
-
-__all__ = [  # a page and what goes into it, from one place
-    "INK",
-    "Cell",
-    "Figure",
-    "Report",
-    "Section",
-    "Table",
-    "Viewer",
-    "csv_rows",
-    "figure_bytes",
-    "format_cell",
-    "latex_table",
-    "lines_figure",
-    "loss_figure",
-    "markdown_table",
-    "reliability_figure",
-    "render",
-    "scatter_figure",
-    "strip_figure",
-    "write_report",
-    "write_table",
-]
 
 TEMPLATES = Path(__file__).parent / "templates"
 

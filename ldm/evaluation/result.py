@@ -24,7 +24,6 @@ from ldm.evaluation.protocol import (
     average_scores,
     summarise,
 )
-from ldm.evaluation.report import Table, csv_rows
 from ldm.evaluation.statistics import (
     FEWEST_RESAMPLED,
     Comparison,
@@ -32,6 +31,7 @@ from ldm.evaluation.statistics import (
     compare,
     over_seeds,
 )
+from ldm.evaluation.tables import Table, csv_rows
 from ldm.storage import atomic_path, write_json
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from ldm.evaluation.measures import MEASURES
 from ldm.evaluation.protocol import DEFAULT, SPREAD_METRICS, SummaryRow
-from ldm.evaluation.report import Cell, Table
 from ldm.evaluation.statistics import FEWEST, Comparison, smallest_p
+from ldm.evaluation.tables import Cell, Table
 
 if TYPE_CHECKING:
     from ldm.evaluation.result import Evaluation

@@ -16,7 +16,8 @@ from ldm.data.nifti import Geometry
 from ldm.errors import DataError
 from ldm.evaluation import overlap
 from ldm.evaluation.overlay import overlay_figure
-from ldm.evaluation.report import Cell, Figure, Table, csv_rows
+from ldm.evaluation.report import Figure
+from ldm.evaluation.tables import Cell, Table, csv_rows
 from ldm.regions import REGION_SETS, region_masks
 from ldm.storage import atomic_path, write_json
 

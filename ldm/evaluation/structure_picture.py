@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ldm.evaluation.report import INK, figure_bytes
+from ldm.evaluation.figures import INK, figure_bytes
 from ldm.evaluation.structure import ATTENDING, INPUT, Block, Structure
 
 ORANGE = "#E69F00"
