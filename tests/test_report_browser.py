@@ -131,6 +131,13 @@ def test_tables_and_commands_can_be_copied(page):
     assert latex.startswith("\\begin{tabular}{lrrl}")
 
 
+def slide(page, name, value):
+    page.run(
+        f"(() => {{ const s = document.querySelector('[name={name}]'); s.value = {value};"
+        "s.dispatchEvent(new Event('input')); })()"
+    )
+
+
 def pane(page, place):
     """Pixels (H, W, 3), text for screen readers and shape on the screen of the n-th pane."""
     width, pixels, label, ratio = page.run(
@@ -162,6 +169,7 @@ def test_each_plane_shows_the_voxels_of_its_slice_in_their_proportions(
     page, plane, axis, index, ends, ratio
 ):
     page.click(f"[name=plane][value={plane}]")
+    slide(page, "contrast", 1)
     truth, predictions = volumes()
     for place, volume in (
         (REAL, truth),
@@ -258,12 +266,12 @@ def test_patients_and_rows_are_chosen_by_name(page):
 
 
 def test_contrast_and_error_sliders_change_the_scale(page):
+    start = float(page.run("document.querySelector('[name=contrast]').value"))
+    assert start == pytest.approx(np.percentile(volumes()[0], 99.5), abs=0.02)
+    slide(page, "contrast", 1)
     dark, error = pane(page, UNET)[0].max(), pane(page, UNET_ERROR)[0].max()
-    for name, value in (("contrast", 0.5), ("error", 1)):
-        page.run(
-            f"(() => {{ const s = document.querySelector('[name={name}]'); s.value = {value};"
-            "s.dispatchEvent(new Event('input')); })()"
-        )
+    slide(page, "contrast", 0.5)
+    slide(page, "error", 1)
     assert pane(page, UNET)[0].max() == pytest.approx(2 * dark, abs=2)
     assert pane(page, UNET_ERROR)[0].max() < error
 

@@ -105,7 +105,7 @@ def test_limits_cover_the_errors_and_the_spread():
     brain = np.ones(truth.shape, bool)
     volumes = ({}, truth, {"unet": wrong}, brain)
     made = viewer_patient("P1", *volumes, spacing=(1, 1, 1), spreads=spread)
-    assert made.limits == pytest.approx({"error": 0.25, "spread": 0.125})
+    assert made.limits == pytest.approx({"error": 0.25, "spread": 0.125, "white": 0})
     assert set(decode(made.spreads["unet"], made.shape).ravel()) == {255}
 
 
@@ -142,7 +142,7 @@ def test_data_is_strict_json_with_infinite_scores_and_without_patients():
     assert json.loads(json.dumps(made, allow_nan=False))["patients"][0]["psnr"] == [
         {"row": "unet", "text": "inf"}
     ]
-    assert Viewer([], []).data()["limits"] == {"error": 1.0, "spread": 1.0}
+    assert Viewer([], []).data()["limits"] == {"error": 1.0, "spread": 1.0, "white": 1.0}
 
 
 def test_colours_rise_in_lightness_from_black():

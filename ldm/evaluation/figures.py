@@ -111,7 +111,7 @@ class Pane:
 
     Args:
         title: written above.
-        image: (H, W), first axis downwards; of kind ``grey`` in [0, 1].
+        image: (H, W), first axis downwards; of kind ``grey`` from 0, 1 is white.
         kind: ``grey``, or one of ``COLOUR_MAPS``.
     """
 

@@ -142,7 +142,8 @@ def strips_figure(result: Evaluation, most: int = MOST_STRIPS) -> list[Figure]:
             panes_figure(_lines(result, subject), limits, result.strips[subject].aspect),
             f"{_place(place, len(shown), result)}. Axial slice {result.slices[subject]}, the one "
             "with most tumour; the patient's left is at the left. Synthetic and real images share "
-            "one grey window, errors one scale over all patients, in units of the real data range.",
+            "one grey window, white at the 99.5th percentile of the real slice; errors one scale "
+            "over all patients, in units of the real data range.",
             f"Inputs, real and synthetic T1ce and errors of patient {subject}",
         )
         for place, subject in enumerate(shown)
@@ -164,7 +165,9 @@ def _lines(result: Evaluation, subject: str) -> list[list[Pane | None]]:
     Rows for which there is no room continue in lines of their own.
     """
     strip = result.strips[subject]
-    given = [*(Pane(name, image) for name, image in strip.inputs.items()), Pane("real", strip.real)]
+    white = _limit([strip.real])  # vessels alone reach the upper bound of the protocol
+    given = [Pane(name, image) for name, image in strip.inputs.items()]
+    given.append(Pane("real", strip.real / white))
     half = -(-len(given) // 2)
     rows = list(strip.predictions)
     width = min(LINE, half + len(rows))
@@ -179,7 +182,8 @@ def _lines(result: Evaluation, subject: str) -> list[list[Pane | None]]:
             for kind, images in (("error", strip.errors()), ("spread", strip.spreads))
         ]
         above = [
-            Pane(title, strip.predictions[row]) for title, row in zip(titles, block, strict=True)
+            Pane(title, strip.predictions[row] / white)
+            for title, row in zip(titles, block, strict=True)
         ]
         made = [above, *(line for line in below if any(line))]
         left = [given[:half], given[half:]] if block is blocks[0] else []

@@ -42,7 +42,8 @@ class ViewerPatient:
         inputs, predictions, spreads: name -> PNG of :func:`encode_sheet`.
         truth: PNG of the real volume.
         limits: value at byte 255 of a ``spread``, and the 99.5th percentile of the ``error`` in the
-            brain, the median over rows; both in units of the range of the truth.
+            brain, the median over rows; ``white``, at which the greys start: the 99.5th percentile
+            of the truth in the brain. All in units of the range of the truth.
         psnr: row -> PSNR in the brain, dB; rows without a value are left out.
     """
 
@@ -98,7 +99,7 @@ class Viewer:
         """What the script of the page reads, as plain values for JSON."""
         limits = {
             kind: max((p.limits[kind] for p in self.patients), default=0.0) or 1.0
-            for kind in COLOUR_MAPS
+            for kind in (*COLOUR_MAPS, "white")
         }
         return {
             "rows": list(self.rows),
@@ -167,6 +168,7 @@ def viewer_patient(
         # the median, so that one bad row does not make the errors of the others dark
         "error": float(np.median([_top(e) for e in errors])) if errors else 0.0,
         "spread": float(max((v.max() for v in spreads.values()), default=0)),
+        "white": _top(small_truth[inside]),  # vessels alone reach the upper bound
     }
     centre = [(p.start + p.stop) / 2 for p in box] if focus is None else focus
     place = [int((f - o) / s) for f, o, s in zip(centre, origin, step, strict=True)]

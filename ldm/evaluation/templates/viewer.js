@@ -307,7 +307,7 @@
     control("order").append(new Option("the mean", ""), ...data.rows.map((row) => new Option(row, row)));
   }
 
-  control("contrast").value = 1;
+  control("contrast").value = data.limits.white;
   control("error").value = data.limits.error;
   listRows();
   listPatients();
