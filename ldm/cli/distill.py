@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ldm.cli.train import add_trust_argument, describe, train
+from ldm.cli.arguments import add_trust_argument
+from ldm.cli.train import describe, train
 
 DISTILL = "configs/distill.yaml"
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ldm.cli.train import add_layout_argument, add_trust_argument
+from ldm.cli.arguments import add_layout_argument, add_trust_argument
 from ldm.errors import ConfigError, PartialError
 
 ROW = "prediction"

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from ldm.cli.arguments import add_layout_argument
 from ldm.cli.main import as_known_error, report_error
-from ldm.cli.train import add_layout_argument
 from ldm.data.manifest import FILES, Row, examine, read_manifest, state, verify, write_manifest
 from ldm.errors import ConfigError, DataError, DsdiffError, OutputError, PartialError
 from ldm.storage import folder_lock

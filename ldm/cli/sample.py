@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from ldm.cli.arguments import add_layout_argument, add_model_arguments
 from ldm.cli.outputs import earlier_output, report_written, write_each
-from ldm.cli.train import add_layout_argument, add_trust_argument
 from ldm.data.brain import MASK_FILE
 from ldm.data.layouts import Layout, Subject, detect_layout, select_subjects, summary
 from ldm.data.nifti import encode_volume, write_volume
@@ -95,21 +95,10 @@ def add_volume_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         help="of the windows of a model of volumes, along each axis, 0 to 0.9 (default: 0.25)",
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, ...")
     parser.add_argument(
         "--precision", choices=("32", "bf16"), default="32", help="of the network (default: 32)"
     )
-    parser.add_argument(
-        "--allow-missing",
-        nargs="+",
-        default=[],
-        metavar="CONTRAST",
-        help="go on where this contrast is absent (a model trained with condition_dropout)",
-    )
-    parser.add_argument(
-        "--nonfinite", choices=("refuse", "zero"), default="refuse", help="NaN or Inf in an input"
-    )
-    add_trust_argument(parser)
+    add_model_arguments(parser)
 
 
 @dataclass(frozen=True)

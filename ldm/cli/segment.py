@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ldm.cli import train
+from ldm.cli.arguments import add_layout_argument, add_model_arguments
 from ldm.cli.main import DEBUG
 from ldm.data.brain import MASK_FILE
 from ldm.storage import atomic_path, folder_lock, sha256, write_json
@@ -50,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
 def _add_predict_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, help="run folder, or its model.safetensors")
     parser.add_argument("--input", type=Path, required=True, metavar="FOLDER", help="subjects")
-    train.add_layout_argument(parser)
+    add_layout_argument(parser)
     parser.add_argument(
         "--output", type=Path, required=True, metavar="FOLDER", help="for the label maps"
     )
@@ -58,20 +59,9 @@ def _add_predict_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch-size", type=int, default=8, help="slices, or windows of a volume, at once (8)"
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, ...")
-    parser.add_argument(
-        "--allow-missing",
-        nargs="+",
-        default=[],
-        metavar="CONTRAST",
-        help="go on where this contrast is absent (a model trained with condition_dropout)",
-    )
-    parser.add_argument(
-        "--nonfinite", choices=("refuse", "zero"), default="refuse", help="NaN or Inf in an input"
-    )
+    add_model_arguments(parser)
     parser.add_argument("--no-pictures", action="store_true", help="write no pictures/*.png")
     parser.add_argument("--overwrite", action="store_true", help="replace existing outputs")
-    train.add_trust_argument(parser)
 
 
 def _add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:

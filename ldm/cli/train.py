@@ -12,6 +12,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from ldm.cli.arguments import add_trust_argument
 from ldm.errors import ConfigError, OutputError
 
 RUNS = Path("runs")
@@ -36,27 +37,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="print the resolved config, parameters, FLOPs and memory; write nothing",
     )
     add_trust_argument(parser)
-
-
-def add_trust_argument(parser: argparse.ArgumentParser) -> None:
-    """Declare ``--trust``."""
-    parser.add_argument(
-        "--trust",
-        action="append",
-        default=[],
-        metavar="CLASS",
-        help="accept this class, such as my_package.MyNet, where the config of a run names it",
-    )
-
-
-def add_layout_argument(parser: argparse.ArgumentParser) -> None:
-    """Declare ``--layout``."""
-    parser.add_argument(
-        "--layout",
-        metavar="NAME",
-        help="of the files (default: recognised): brats2021, brats2023, bids, nnunet, flat, "
-        "decathlon, hdf5, dicom, or my_module.MyLayout",
-    )
 
 
 def run(args: argparse.Namespace) -> int:

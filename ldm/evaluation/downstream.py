@@ -21,9 +21,9 @@ from ldm.data.layouts import Layout, Subject, detect_layout, select_subjects
 from ldm.errors import DataError
 from ldm.evaluation.case import TARGET
 from ldm.evaluation.folder import find_predictions
-from ldm.evaluation.overlap import dice
+from ldm.evaluation.overlap import dice, hd95, surface_dice
 from ldm.evaluation.result import COPY_T1
-from ldm.evaluation.segmentation import mean_and_deviation, read_labels, volume_ml
+from ldm.evaluation.segmentation import mean_and_deviation, read_labels, spacing_mm, volume_ml
 from ldm.evaluation.segmenter import Segmented, Segmenter
 from ldm.evaluation.tables import Cell, Table, csv_rows
 from ldm.regions import region_masks
@@ -48,8 +48,9 @@ class DownstreamScores:
     Args:
         regions: of the segmenter.
         scores: row -> subject -> ``{region}_real`` and ``{region}_labels`` (Dice against what is
-            found with the real T1ce, and against the reference labels), ``{region}_ml`` (volume
-            found) and ``{region}_labels_ml``. Without labels those are absent.
+            found with the real T1ce, and against the reference labels), ``{region}_hd95`` (mm) and
+            ``{region}_nsd`` (surface Dice at 1 mm; both against the labels), ``{region}_ml``
+            (volume found) and ``{region}_labels_ml``. Without labels those are absent.
     """
 
     regions: tuple[str, ...]
@@ -69,7 +70,7 @@ class DownstreamScores:
         ]
 
     def tables(self) -> list[Table]:
-        """Return the table of agreement and the table of volumes, a line a row."""
+        """Return the tables of agreement, of surfaces and of volumes, a line a row."""
         named = [region_title(region) for region in self.regions]
         agreement = [
             [row, *(self.cell(row, f"{r}_{kind}") for kind in AGAINST for r in self.regions)]
@@ -83,6 +84,7 @@ class DownstreamScores:
         )
         return [
             Table("Segmentation with synthetic T1ce", columns, agreement, note),
+            *self._surface_tables(named),
             self._volume_table(named),
         ]
 
@@ -102,6 +104,23 @@ class DownstreamScores:
             csv.writer(file).writerows(csv_rows(["row", "subject", *metrics], lines))
         described = {"regions": list(self.regions), "scores": self.scores}
         write_json(folder / "downstream.json", described)
+
+    def _surface_tables(self, named: Sequence[str]) -> list[Table]:
+        """Return how far the surfaces found are from those of the labels; nothing without any."""
+        body = [
+            [
+                row,
+                *(self.cell(row, f"{r}_{kind}") for kind in ("hd95", "nsd") for r in self.regions),
+            ]
+            for row in self.scores
+        ]
+        columns = ["", *(f"{name} {kind}" for kind in ("HD95 mm", "NSD") for name in named)]
+        note = (
+            "Against the reference labels: 95th percentile of the surface distance, and share of "
+            "the surfaces within 1 mm of each other."
+        )
+        known = any(cell is not None for cells in body for cell in cells[1:])
+        return [Table("Surfaces found", columns, body, note)] if known else []
 
     def _volume_table(self, named: Sequence[str]) -> Table:
         with_false = ENHANCING in self.regions
@@ -239,7 +258,11 @@ def _score(
     scores = {f"{region}_real": dice(masks[region], real[region]) for region in regions}
     scores |= {f"{region}_ml": volume_ml(masks[region], found.geometry) for region in regions}
     if labels is not None:
+        spacing = spacing_mm(found.geometry)
         for region, mask in region_masks(labels, regions).items():
-            scores[f"{region}_labels"] = dice(masks[region], mask)
+            pair = (masks[region], mask)
+            scores[f"{region}_labels"] = dice(*pair)
+            scores[f"{region}_hd95"] = hd95(*pair, spacing)
+            scores[f"{region}_nsd"] = surface_dice(*pair, spacing)
             scores[f"{region}_labels_ml"] = volume_ml(mask, found.geometry)
     return scores

@@ -10,7 +10,8 @@ NaN where they have no voxel to count and the masks are not both empty.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from math import hypot, nan
 
 import numpy as np
@@ -98,8 +99,7 @@ def hd95(
     if not all(found):
         extent = (n * size for n, size in zip(pair[0].shape[2:], sizes, strict=True))
         return hypot(*extent) if any(found) else 0.0
-    with warnings.catch_warnings():  # monai 1.6 warns of an argument that it passes itself
-        warnings.simplefilter("ignore", FutureWarning)
+    with _quiet():
         return float(compute_hausdorff_distance(*pair, True, percentile=95, spacing=sizes))
 
 
@@ -131,8 +131,18 @@ def surface_dice(
     found = [bool(mask.any()) for mask in pair]
     if not all(found):
         return 0.0 if any(found) else 1.0
-    agreement = compute_surface_dice(*pair, [tolerance], True, spacing=sizes, use_subvoxels=True)
-    return float(agreement)
+    with _quiet():
+        return float(
+            compute_surface_dice(*pair, [tolerance], True, spacing=sizes, use_subvoxels=True)
+        )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence monai 1.6, which warns of an argument that it passes itself."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
 
 
 def _batches(prediction: ArrayLike, reference: ArrayLike):  # noqa: ANN202 - torch comes late

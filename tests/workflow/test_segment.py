@@ -250,6 +250,8 @@ def test_real_t1ce_scores_highest_and_t1_copied_as_t1ce_lowest(half_enhanced, pa
         real, weak, copied = (result.mean(row, metric) for row in (REAL, "weak", COPY_T1))
         assert real > weak > copied == 0
     assert result.mean(COPY_T1, "wt_labels") == 1  # its outline needs no gadolinium
+    assert result.mean(COPY_T1, "wt_nsd") == 1 and result.mean(COPY_T1, "wt_hd95") == 0
+    assert result.mean(REAL, "et_hd95") < result.mean(COPY_T1, "et_hd95")
 
 
 def test_false_enhancement_is_counted_where_the_labels_hold_none(half_enhanced, patients):

@@ -1,0 +1,42 @@
+"""Arguments that several verbs share."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_trust_argument(parser: argparse.ArgumentParser) -> None:
+    """Declare ``--trust``."""
+    parser.add_argument(
+        "--trust",
+        action="append",
+        default=[],
+        metavar="CLASS",
+        help="accept this class, such as my_package.MyNet, where the config of a run names it",
+    )
+
+
+def add_layout_argument(parser: argparse.ArgumentParser) -> None:
+    """Declare ``--layout``."""
+    parser.add_argument(
+        "--layout",
+        metavar="NAME",
+        help="of the files (default: recognised): brats2021, brats2023, bids, nnunet, flat, "
+        "decathlon, hdf5, dicom, or my_module.MyLayout",
+    )
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare where and on what a trained model is run."""
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, ...")
+    parser.add_argument(
+        "--allow-missing",
+        nargs="+",
+        default=[],
+        metavar="CONTRAST",
+        help="go on where this contrast is absent (a model trained with condition_dropout)",
+    )
+    parser.add_argument(
+        "--nonfinite", choices=("refuse", "zero"), default="refuse", help="NaN or Inf in an input"
+    )
+    add_trust_argument(parser)
