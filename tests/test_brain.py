@@ -11,7 +11,7 @@ from test_prepare import OPENMS, prepare
 from ldm.data.brain import MASKS, brain_mask, head_mask, is_whole_head, subject_brain
 from ldm.data.cache import cached_subject
 from ldm.data.contrasts import load_contrasts
-from ldm.data.layouts import BraTS2021, detect_layout
+from ldm.data.layouts import detect_layout
 from ldm.data.phantom import make_patient
 from ldm.data.prepare import Preparation, prepare_subject
 from ldm.errors import ConfigError, DataError
@@ -105,19 +105,13 @@ def test_the_head_is_cached_apart(head_folder, tmp_path):
     assert len(entries) == 3
 
 
-class WithBrain(BraTS2021):
-    """BraTS with a mask of someone else beside the contrasts."""
-
-    names = {**BraTS2021.names, "brain": "brain"}  # noqa: RUF012
-
-
 def test_a_mask_file_takes_precedence(tmp_path):
     mask = np.zeros((12, 14, 10), np.uint8)
     mask[4:8, 4:9, 3:7] = 1
     contrasts = (*INPUTS, "t1ce", "brain")
     noisy = {c: head_image(seed=i) + 1 for i, c in enumerate(contrasts)}  # nothing is 0
     write_subject(tmp_path, images={**noisy, "brain": mask}, contrasts=contrasts)
-    layout, subjects = detect_layout(tmp_path, WithBrain())
+    layout, subjects = detect_layout(tmp_path)
     subject = subjects["p0"]
 
     def prepared(mask):

@@ -99,7 +99,7 @@ def test_dicom_series_are_recognised_by_whole_words(description, agent, contrast
         ("sub-01_T1map.nii.gz", None),
         ("sub-01_desc-T1w_bold.nii.gz", None),
         ("sub-01_label-lesion_mask.nii.gz", ("sub-01", "seg")),
-        ("sub-01_desc-brain_mask.nii.gz", None),
+        ("sub-01_desc-brain_mask.nii.gz", ("sub-01", "brain")),
         ("sub-01_label-GM_mask.nii.gz", None),
         ("sub-01_dseg.nii.gz", ("sub-01", "seg")),
         ("acq-3d_T1w.nii.gz", None),

@@ -15,12 +15,11 @@ from scipy import ndimage
 from skimage.filters import threshold_otsu
 
 from ldm.data.contrasts import load_contrasts
-from ldm.data.layouts import Layout, Subject
+from ldm.data.layouts import MASK_FILE, Layout, Subject
 from ldm.data.nifti import Geometry
 from ldm.errors import DataError
 
 MASKS = ("auto", "nonzero", "head")
-MASK_FILE = "brain"  # the name, in a layout, of a mask that someone else made
 DARK = 0.1  # of the 99th percentile: air, in every contrast, is darker
 AIR_SHARE = 0.2  # of the voxels that are not 0: from here on they are a whole head in noisy air
 

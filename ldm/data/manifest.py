@@ -19,13 +19,13 @@ import nibabel as nib
 import numpy as np
 
 from ldm.data.contrasts import load_contrasts, load_labels
-from ldm.data.layouts import CONTRASTS, LABELS, Layout, Subject, SubjectTable
+from ldm.data.layouts import CONTRASTS, LABELS, MASK_FILE, Layout, Subject, SubjectTable
 from ldm.data.layouts.table import guarded, read_rows
 from ldm.data.split import patient_of
 from ldm.errors import DataError
 from ldm.storage import atomic_path
 
-FILES = (*CONTRASTS, LABELS)
+FILES = (*CONTRASTS, LABELS, MASK_FILE)
 FACTS = ("shape", "spacing", "orientation", "brain_voxels", "labels", "state")
 COLUMNS = ("id", *FILES, "split", "site", *FACTS, *(f"sha256_{name}" for name in FILES))
 

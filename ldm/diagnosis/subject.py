@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from nibabel.orientations import aff2axcodes
 
-from ldm.data.brain import MASK_FILE, subject_brain
+from ldm.data.brain import subject_brain
 from ldm.data.contrasts import load_contrasts
-from ldm.data.layouts import CONTRASTS, Layout, Subject
+from ldm.data.layouts import CONTRASTS, MASK_FILE, Layout, Subject
 from ldm.data.nifti import Geometry
 from ldm.data.prepare import bounding_box
 from ldm.diagnosis.duplicates import perceptual_hash

@@ -1,7 +1,7 @@
 """What every layout shares: names of contrasts, subjects, and the listing of a folder.
 
-Contrasts have one set of names inside: ``t1``, ``t1ce``, ``t2``, ``flair`` (and ``seg``). A layout
-maps exact names to them; nothing is matched by substring.
+Contrasts have one set of names inside: ``t1``, ``t1ce``, ``t2``, ``flair``, beside them ``seg`` and
+``brain`` (a mask). A layout maps exact names to them; nothing is matched by substring.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from ldm.errors import DataError
 
 CONTRASTS = ("t1", "t1ce", "t2", "flair")
 LABELS = "seg"
+MASK_FILE = "brain"  # a mask of the brain that someone else made
 MAX_ID_BYTES = 200  # leaves room for an ending within the 255 bytes of a file name
 NAMED = {  # how the field calls them, in lower case and without - _ and space
     "t1": ("t1", "t1w", "t1n", "t1pre", "t1weighted"),

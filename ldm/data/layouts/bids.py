@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from ldm.data.layouts.base import LABELS, Entry, Layout, Tree, volume_stem
+from ldm.data.layouts.base import LABELS, MASK_FILE, Entry, Layout, Tree, volume_stem
 from ldm.data.volume_file import VolumeFile
 
 SUFFIX_OF = {"T1w": "t1", "T2w": "t2", "FLAIR": "flair"}
-NO_TUMOUR = ("brain", "head", "GM", "WM", "CSF")  # labels of masks that are no segmentation
+NO_TUMOUR = ("head", "GM", "WM", "CSF")  # labels of masks that are no segmentation
+DERIVED = (LABELS, MASK_FILE)
 NOT_RAW = ("derivatives", "sourcedata", "code")
 
 
@@ -18,8 +19,8 @@ class BIDS(Layout):
 
     ``_T1w`` with an entity ``ce-...`` (``ce-gad``) is ``t1ce``; ``_T2w`` and ``_FLAIR`` must be
     without. Each session is a subject of its own, ``sub-XX_ses-YY``. Segmentations are ``_dseg``
-    or ``_label-NAME_mask``, also below ``derivatives``, where images are passed over (give that
-    folder itself to read them).
+    or ``_label-NAME_mask``, the mask of the brain is ``_desc-brain_mask`` or ``_label-brain_mask``,
+    also below ``derivatives``, where images are passed over (give that folder itself to read them).
 
     Args:
         select: entity -> value, to choose among several runs or acquisitions, such as
@@ -41,7 +42,7 @@ class BIDS(Layout):
         for path in tree.volumes:
             parsed = self.parse(path)
             above = path.relative_to(tree.root).parts
-            if parsed and (parsed[1] == LABELS or not set(above) & set(NOT_RAW)):
+            if parsed and (parsed[1] in DERIVED or not set(above) & set(NOT_RAW)):
                 yield Entry(*parsed, VolumeFile(path), _dataset(path, tree.root))
 
     def parse(self, path: Path) -> tuple[str, str] | None:  # noqa: D102
@@ -59,12 +60,19 @@ class BIDS(Layout):
 
 
 def _contrast(suffix: str, entities: Mapping[str, str]) -> str | None:
-    if suffix == "dseg" or (suffix == "mask" and entities.get("label", "brain") not in NO_TUMOUR):
+    if suffix == "mask":
+        label = entities.get("label", entities.get("desc"))
+        return MASK_FILE if label == "brain" else LABELS if _is_lesion(entities) else None
+    if suffix == "dseg":
         return LABELS
     contrast = SUFFIX_OF.get(suffix)
     if "ce" in entities:
         return "t1ce" if contrast == "t1" else None
     return contrast
+
+
+def _is_lesion(entities: Mapping[str, str]) -> bool:
+    return "label" in entities and entities["label"] not in NO_TUMOUR
 
 
 def _plain(value: str) -> str:

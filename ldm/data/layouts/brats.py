@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from ldm.data.layouts.base import Layout, volume_stem
+from ldm.data.layouts.base import CONTRASTS, LABELS, MASK_FILE, Layout, volume_stem
 
 
 class SuffixLayout(Layout):
@@ -25,11 +25,12 @@ class SuffixLayout(Layout):
 
 
 class BraTS2021(SuffixLayout):
-    """BraTS 2017-2021: ``ID_t1.nii.gz``, ``ID_t1ce``, ``ID_t2``, ``ID_flair``, ``ID_seg``."""
+    """BraTS 2017-2021: ``ID_t1.nii.gz``, ``ID_t1ce``, ``ID_t2``, ``ID_flair``, ``ID_seg``;
+    ``ID_brain`` where there is a mask of the brain."""
 
     name = "BraTS 2017-2021"
     separator = "_"
-    names = {"t1": "t1", "t1ce": "t1ce", "t2": "t2", "flair": "flair", "seg": "seg"}  # noqa: RUF012
+    names = {n: n for n in (*CONTRASTS, LABELS, MASK_FILE)}  # noqa: RUF012
 
 
 class BraTS2023(SuffixLayout):
@@ -37,4 +38,5 @@ class BraTS2023(SuffixLayout):
 
     name = "BraTS 2023+"
     separator = "-"
-    names = {"t1": "t1n", "t1ce": "t1c", "t2": "t2w", "flair": "t2f", "seg": "seg"}  # noqa: RUF012
+    names = {"t1": "t1n", "t1ce": "t1c", "t2": "t2w", "flair": "t2f"}  # noqa: RUF012
+    names |= {LABELS: LABELS, MASK_FILE: MASK_FILE}

@@ -15,14 +15,15 @@ NAMES = {
     "flair": "flair",
     "seg": "seg",
     "mask": "seg",
+    "brain": "brain",
 }
 
 
 class Flat(Layout):
     """Folders of the DS-Diff research code: ``ID/t1.nii.gz``, ``t2``, ``flair``, ``ce``, ``seg``.
 
-    ``t1ce`` may stand for ``ce``, and ``mask`` for ``seg``; beside a ``seg``, a ``mask`` is taken
-    to be that of the brain and passed over.
+    ``t1ce`` may stand for ``ce``, and ``mask`` for ``seg``; ``brain`` is a mask of the brain. A
+    ``mask`` beside a ``seg`` may be either, and is passed over.
     """
 
     name = "folder per patient"

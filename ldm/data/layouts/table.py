@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from ldm.data.layouts.base import CONTRASTS, LABELS, Entry, Layout, Subject
+from ldm.data.layouts.base import CONTRASTS, LABELS, MASK_FILE, Entry, Layout, Subject
 from ldm.data.layouts.dicom import DicomSeries
 from ldm.data.layouts.hdf5 import ENDINGS, HDF5Stack
 from ldm.data.nifti import SUFFIXES
@@ -32,7 +32,7 @@ def volume_at(cell: str, folder: Path) -> VolumeFile:
 
 
 class SubjectTable(Layout):
-    """A CSV file with the columns ``id``, ``t1``, ``t1ce``, ``t2``, ``flair``, ``seg``.
+    """A CSV file with the columns ``id``, ``t1``, ``t1ce``, ``t2``, ``flair``, ``seg``, ``brain``.
 
     An empty cell is a contrast that does not exist. A path is relative to the CSV file;
     ``file.nii.gz#2`` is the third volume of a 4-D file, a folder is a DICOM series. ``split``
@@ -106,7 +106,7 @@ def _require_columns(row: Mapping[str, str], path: Path) -> None:
 def _entries(rows: list[dict[str, str]], path: Path) -> Iterator[Entry]:
     for number, row in enumerate(rows, 2):
         owner = path.with_name(f"line {number}")
-        for contrast in (*CONTRASTS, LABELS):
+        for contrast in (*CONTRASTS, LABELS, MASK_FILE):
             if cell := row.get(contrast):
                 yield Entry(row["id"], contrast, volume_at(cell, path.parent), owner)
 
