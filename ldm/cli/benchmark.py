@@ -156,7 +156,7 @@ class Task:
             if not is_given:
                 require_same_config(training)
         if plan.get("segmenter"):
-            refuse_leaks(held_out, read_seen(Path(plan["segmenter"])), "the segmenter")
+            _check_segmenter(Path(plan["segmenter"]), held_out)
         train, layout = data.split["train"], data.layout_choice
         mask = data.preparation.mask
         work = Work(output, data.root, held_out, train, first, timing, layout, mask)
@@ -325,6 +325,15 @@ class Task:
             after = "rest"
         lines.append(f"  sbatch --dependency=afterany:${after} --wrap '{self.command} --collect'")
         return lines
+
+
+def _check_segmenter(path: Path, held_out: Digests) -> None:
+    """Refuse a segmenter that cannot judge, before hours of work."""
+    from ldm.evaluation.downstream import require_target
+    from ldm.evaluation.segmenter import NetworkSegmenter
+
+    require_target(NetworkSegmenter(path))
+    refuse_leaks(held_out, read_seen(path), "the segmenter")
 
 
 def _trainings(cells: Sequence[GridCell]) -> list[Training]:

@@ -147,6 +147,20 @@ class DownstreamScores:
         return mean_and_deviation(self._values(row, metric))
 
 
+def require_target(segmenter: Segmenter) -> None:
+    """Refuse a segmenter that does not look at T1ce, and so finds the same on any.
+
+    Raises:
+        DataError: DATA-SEGMENTER.
+    """
+    if segmenter.contrasts is not None and TARGET not in segmenter.contrasts:
+        raise DataError(
+            "DATA-SEGMENTER",
+            f"the segmenter takes {', '.join(segmenter.contrasts)}: a downstream score needs one "
+            f"that takes {TARGET}; train it with data.params.conditions=[t1,{TARGET},t2,flair]",
+        )
+
+
 def downstream_scores(
     segmenter: Segmenter,
     predictions: Mapping[str, Path | Sequence[Path]],
@@ -170,15 +184,10 @@ def downstream_scores(
         layout: of ``reference``; None: recognised.
 
     Raises:
-        DataError: DATA-SEGMENTER for a segmenter that does not look at T1ce, and so finds the same
-            on any; DATA-MISSING for a patient without a contrast; a volume on another grid.
+        DataError: DATA-SEGMENTER, see :func:`require_target`; DATA-MISSING for a patient without a
+            contrast; a volume on another grid.
     """
-    if segmenter.contrasts is not None and TARGET not in segmenter.contrasts:
-        raise DataError(
-            "DATA-SEGMENTER",
-            f"the segmenter takes {', '.join(segmenter.contrasts)}: a downstream score needs one "
-            f"that takes {TARGET}; train it with data.params.conditions=[t1,{TARGET},t2,flair]",
-        )
+    require_target(segmenter)
     layout, real = detect_layout(reference, layout)
     found = find_predictions(predictions)
     ids = subjects or sorted({i for pairs in found.values() for _, known in pairs for i in known})

@@ -277,6 +277,8 @@ def test_a_segmenter_adds_a_column(tmp_path, plan, undisturbed, copies, segmente
     parts = ["data.params.train=[Phantom_0003]", "data.params.test=[Phantom_0002]"]
     assert benchmark(plan, tmp_path / "leak", *given, *parts) == 3
     assert "LEAK case=Phantom_0002: is tested, but 'the segmenter'" in capsys.readouterr().err
+    assert benchmark(plan, tmp_path / "none", "segmenter=nowhere") == 4
+    assert "CKPT-MISSING" in capsys.readouterr().err
     assert copies == []
     assert benchmark(plan, tmp_path, *given) == 0
     rows = table(tmp_path)
