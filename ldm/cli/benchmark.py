@@ -37,7 +37,7 @@ from ldm.util import instantiate_from_config
 
 TIMING = 3  # repeats
 SPLIT_KEYS = ("root", "layout", "train", "val", "test", "fold", "folds", "seed")
-SHORT = ("backbone", "PSNR dB", "SSIM", "n", "parameters M", "s a volume", "train GiB")
+SHORT = ("backbone", "PSNR dB", "SSIM", "n", "parameters M", "s a volume")
 EPILOG = """\
 rows x spaces x seeds are trainings; each is sampled with every sampler and number of steps: a cell.
 Lists in `seeds` and `sampling` are axes of the grid. Without --plan, --cell or --collect, all cells
