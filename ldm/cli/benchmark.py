@@ -311,19 +311,20 @@ class Task:
     def _array_lines(self) -> list[str]:
         """Return the commands that run the cells as job arrays: trainings first, then the rest."""
         first, last = len(_trainings(self.cells)), len(self.cells) - 1
-        wrapped = f"'{self.command} --cell $SLURM_ARRAY_TASK_ID'"
+        wrapped = '--wrap "$job --cell \\$SLURM_ARRAY_TASK_ID"'
         lines = [
             "SLURM (add your partition, time and --gres=gpu:1):",
-            f"  first=$(sbatch --parsable --array=0-{first - 1} --wrap {wrapped})",
+            f"  job={shlex.quote(self.command)}",
+            f"  first=$(sbatch --parsable --array=0-{first - 1} {wrapped})",
         ]
         after = "first"
         if last >= first:
             lines.append(
                 f"  rest=$(sbatch --parsable --array={first}-{last} --dependency=afterany:$first "
-                f"--wrap {wrapped})"
+                f"{wrapped})"
             )
             after = "rest"
-        lines.append(f"  sbatch --dependency=afterany:${after} --wrap '{self.command} --collect'")
+        lines.append(f'  sbatch --dependency=afterany:${after} --wrap "$job --collect"')
         return lines
 
 

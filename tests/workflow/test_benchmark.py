@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -290,6 +291,17 @@ def test_a_segmenter_adds_a_column(tmp_path, plan, undisturbed, copies, segmente
     assert "Segmentation with synthetic T1ce" in (tmp_path / "report.html").read_text()
 
 
+def submitted(folder, lines):
+    """Run lines of a shell; return options and command of each job that reaches ``sbatch``."""
+    log, fake = folder / "sbatch.log", folder / "sbatch"
+    fake.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" END >> {log}\necho 7\n')
+    fake.chmod(0o755)
+    path = f"{folder}:{os.environ['PATH']}"
+    subprocess.run(["bash", "-ec", lines], check=True, env=os.environ | {"PATH": path})
+    jobs = [job.splitlines() for job in log.read_text().split("END\n")[:-1]]
+    return [(job[: job.index("--wrap")], shlex.split(job[-1])) for job in jobs]
+
+
 def test_plan_cell_and_collect(tmp_path, plan, undisturbed, copies, capsys):
     """The three doors of a job array; what is missing is a failed row, not a shorter table."""
     output = tmp_path / "out"
@@ -299,8 +311,14 @@ def test_plan_cell_and_collect(tmp_path, plan, undisturbed, copies, capsys):
     assert benchmark(plan, output, "--plan") == 0
     printed = capsys.readouterr().out
     assert "10 cells of 4 trainings" in printed
-    assert "--array=0-3" in printed and "--array=4-9" in printed and "--collect" in printed
-    assert "--cell $SLURM_ARRAY_TASK_ID" in printed
+    jobs = submitted(tmp_path, printed.partition("SLURM")[2].partition("\n")[2])
+    own = ["dsdiff", "benchmark", str(plan), "--output", str(output)]
+    cell = [*own, "--cell", "$SLURM_ARRAY_TASK_ID"]
+    assert jobs == [
+        (["--parsable", "--array=0-3"], cell),
+        (["--parsable", "--array=4-9", "--dependency=afterany:7"], cell),
+        (["--dependency=afterany:7"], [*own, "--collect"]),
+    ]
     listed = json.loads((output / "plan.json").read_text())["cells"]
     states = {cell["name"]: cell["state"] for cell in listed}
     assert states["unet · steps 2 · seed 1"] == "trained"
