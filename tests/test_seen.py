@@ -6,7 +6,14 @@ import pytest
 from builders import write_subject
 
 from ldm.data.layouts import detect_layout
-from ldm.data.seen import read_seen, refuse_leaks, same_patient, subject_digests, write_seen
+from ldm.data.seen import (
+    inherited,
+    read_seen,
+    refuse_leaks,
+    same_patient,
+    subject_digests,
+    write_seen,
+)
 from ldm.errors import DataError
 from ldm.storage import sha256, write_json
 
@@ -56,3 +63,15 @@ def test_a_run_tells_whom_it_was_trained_on(tmp_path, patients):
     write_json(tmp_path / "older/cost.json", {"train_subjects": ["p1"]})
     assert read_seen(tmp_path / "older") == {"p1": {}}
     assert read_seen(tmp_path) == {}
+
+
+def test_a_student_and_a_latent_model_have_seen_what_they_are_built_from(tmp_path):
+    """A student has its teacher's patients, a latent model those of its autoencoder."""
+    for name in ("teacher", "autoencoder"):
+        write_seen(tmp_path / name, {"train": {f"of {name}": {}}, "val": {"other": {}}})
+    stage = {"first_stage_config": {"params": {"path": str(tmp_path / "autoencoder")}}}
+    teacher = str(tmp_path / "teacher" / "model.safetensors")
+    assert inherited({"params": stage}) == {"of autoencoder": {}}
+    both = inherited({"params": {**stage, "teacher": teacher}})
+    assert both == {"of autoencoder": {}, "of teacher": {}}
+    assert inherited({"params": {"first_stage_config": {"target": "x"}}}) == inherited({}) == {}

@@ -21,7 +21,7 @@ from ldm.cli.cells import Work, require_same_config, run_cells
 from ldm.cli.evaluate import show_progress, terminal_table
 from ldm.config import TOP_LEVEL, merge_config, save_config
 from ldm.data.layouts import Subject
-from ldm.data.seen import Digests, read_seen, refuse_leaks, subject_digests
+from ldm.data.seen import Digests, inherited, read_seen, refuse_leaks, subject_digests
 from ldm.errors import ConfigError, DataError, PartialError
 from ldm.evaluation.benchmark import Benchmark, RowCost, mean_cost
 from ldm.evaluation.cached import combine
@@ -151,7 +151,7 @@ class Task:
         ]
         for training in _trainings(cells):
             is_given = training.is_given
-            seen = read_seen(training.run) if is_given else patients.trained_on(training)
+            seen = read_seen(training.run) if is_given else patients.seen_by(training)
             refuse_leaks(held_out, seen, training.row)
             if not is_given:
                 require_same_config(training)
@@ -358,11 +358,12 @@ class Patients:
         params = {**data["params"], **self.places[place], "fold": None}
         return replace(training, config={**training.config, "data": {**data, "params": params}})
 
-    def trained_on(self, training: Training) -> Digests:
-        """Return the digests of the files of a training's patients."""
+    def seen_by(self, training: Training) -> Digests:
+        """Return the digests of the files of a training's patients, and of what it builds on."""
         params = training.config["data"]["params"]
         subjects, cache = self.subjects[Path(params["root"])]
-        return subject_digests((subjects[i] for i in params["train"]), cache)
+        own = subject_digests((subjects[i] for i in params["train"]), cache)
+        return {**inherited(training.config["model"]), **own}
 
     def _split(self, config: Mapping[str, Any]) -> dict[str, list[str]]:
         params = config.get("params") or {}

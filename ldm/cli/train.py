@@ -107,7 +107,7 @@ def train(config: Mapping[str, Any], folder: Path, checkpoint: Path | None = Non
         if prefers_channels_last(trainer.precision):
             to_channels_last(model)
         if is_main:
-            _write_seen(folder, data)
+            _write_seen(folder, data, config["model"])
         meter = EnergyMeter(trainer.strategy.root_device)
         trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         if is_main:
@@ -199,12 +199,16 @@ def describe(config: Mapping[str, Any]) -> int:
     return 0
 
 
-def _write_seen(folder: Path, data: Any) -> None:
-    from ldm.data.seen import subject_digests, write_seen
+def _write_seen(folder: Path, data: Any, model: Mapping[str, Any]) -> None:
+    from ldm.data.seen import inherited, read_seen, subject_digests, write_seen
 
     subjects = data.find_subjects()
-    parts = {p: [subjects[i] for i in data.split[p]] for p in ("train", "val")}
-    write_seen(folder, {p: subject_digests(found, data.cache) for p, found in parts.items()})
+    before = {**inherited(model), **read_seen(folder)}  # a resumed run has no teacher any more
+    train, val = (
+        subject_digests((subjects[i] for i in data.split[part]), data.cache)
+        for part in ("train", "val")
+    )
+    write_seen(folder, {"train": {**before, **train}, "val": val})
 
 
 def _write_cost(

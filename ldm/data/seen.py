@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from ldm.data.cache import cache_root
 from ldm.data.layouts import CONTRASTS, Subject
@@ -55,6 +56,22 @@ def read_seen(run: Path) -> Digests:
     if found is not None:
         return found
     return {subject: {} for subject in read_json(run / "cost.json").get("train_subjects") or ()}
+
+
+def inherited(model: Mapping[str, Any]) -> Digests:
+    """Return the patients that a model has seen through what it is built from.
+
+    Args:
+        model: the ``model`` section of a configuration: its teacher and its first stage count.
+    """
+    params = model.get("params") or {}
+    first_stage = (params.get("first_stage_config") or {}).get("params") or {}
+    seen: dict[str, Mapping[str, str]] = {}
+    for path in (params.get("teacher"), first_stage.get("path")):
+        if path:
+            run = Path(path)
+            seen |= read_seen(run if run.is_dir() else run.parent)
+    return seen
 
 
 def same_patient(subject: str, digests: Mapping[str, str], seen: Digests) -> str | None:

@@ -112,6 +112,7 @@ def diagnose_data(
     diagnosis.mask_fit = fit_of_masks({r.id: r.case for r in reports if r.case})
     own = [finding for report in reports for finding in report.findings]
     shared = [*_duplicates(found, reports, split), *_masks(diagnosis), *_scales(reports)]
+    shared += _stripping(reports)
     diagnosis.findings = by_severity([*own, *shared])
     return diagnosis
 
@@ -175,6 +176,19 @@ def _duplicates(
                 message = f"{contrast} looks like that of {first} ({share:.1%} of the hash differs)"
                 findings.append(finding(first, second, message))
     return findings
+
+
+def _stripping(reports: list[SubjectReport]) -> list[Finding]:
+    """Return whether whole heads and stripped brains are mixed: the two have other intensities."""
+    heads = [r.id for r in reports if r.brain == "head"]
+    others = sum(r.brain not in ("head", None) for r in reports)
+    if not heads or not others:
+        return []
+    message = (
+        f"{len(heads)} subjects are whole heads, {others} are not: strip them all, or give "
+        "data.params.mask=nonzero or head for all"
+    )
+    return [Finding(WARNING, "stripping", message, heads[0])]
 
 
 def _masks(diagnosis: DataDiagnosis) -> list[Finding]:

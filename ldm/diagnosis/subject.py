@@ -44,6 +44,7 @@ class SubjectReport:
         labels: values of the mask, ascending; None without one.
         share: of the box around the brain, which training sees, that is foreground; None without
             a mask.
+        brain: what says where it is, see :func:`ldm.data.brain.subject_brain`.
         case, hash: what is compared with other subjects.
     """
 
@@ -53,6 +54,7 @@ class SubjectReport:
     shifts: dict[str, Shift] = field(default_factory=dict)
     labels: list[float] | None = None
     share: float | None = None
+    brain: str | None = None
     case: MaskCase | None = field(default=None, repr=False)
     hash: tuple[str, np.ndarray] | None = field(default=None, repr=False)
 
@@ -101,7 +103,7 @@ def examine_subject(
         return report
     try:
         geometry = next(iter(volumes.values()))[1]
-        brain, _ = subject_brain(subject, layout, list(images.values()), geometry)
+        brain, report.brain = subject_brain(subject, layout, list(images.values()), geometry)
     except DataError as error:
         report.add(ERROR, "empty", error.message)
         return report

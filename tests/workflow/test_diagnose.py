@@ -103,6 +103,16 @@ def test_an_image_that_ends_early_and_an_empty_one(folder):
     assert (ERROR, "empty", IDS[1]) in faults
 
 
+def test_a_whole_head_among_stripped_brains_is_noted(folder):
+    """Air that holds noise, where the other patients hold exact zeros."""
+    rng = np.random.default_rng(0)
+    for contrast in ("t1", "t1ce", "t2", "flair"):
+        edit(folder, IDS[0], contrast, lambda a: np.where(a, a, rng.uniform(1, 3, a.shape)))
+    (finding,) = diagnose_data(folder).of_kind("stripping")
+    assert finding.subject == IDS[0]
+    assert finding.message.startswith(f"1 subjects are whole heads, {len(IDS) - 1} are not")
+
+
 def test_a_shifted_contrast_is_named_with_millimetres(folder):
     edit(folder, IDS[0], "flair", lambda a: np.roll(a, 2, axis=1))
     (finding,) = diagnose_data(folder).of_kind("registration")

@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 
 from ldm.checkpoint import load_model, read_model
 from ldm.cli.main import main
+from ldm.data.seen import read_seen
 
 FEW = ["model.params.substeps=2", "lightning.trainer.val_check_interval=2"]
 
@@ -54,7 +55,9 @@ def test_goes_on_without_its_teacher(tmp_path, run_folder, distill, weights, pat
 def test_the_model_file_holds_the_student_alone(tmp_path, run_folder, distill):
     """The names and shapes are the teacher's own: the network once."""
     folder = tmp_path / "student"
-    assert distill(folder, "lightning.trainer.max_steps=1") == 0
+    fewer = "data.params.train=[Phantom_0001]"
+    assert distill(folder, "lightning.trainer.max_steps=1", fewer) == 0
+    assert read_seen(folder).keys() == {"Phantom_0001", "Phantom_0002"}  # its teacher's too
     own, given = (read_model(run / "model.safetensors")[0] for run in (folder, run_folder))
     assert {k: v.shape for k, v in own.items()} == {k: v.shape for k, v in given.items()}
     checkpoint = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
