@@ -3,6 +3,7 @@
 import os
 import pickle
 import signal
+import time
 from itertools import islice
 from types import SimpleNamespace
 
@@ -51,6 +52,23 @@ def test_a_volume_is_decoded_once(brats_folder, tmp_path, monkeypatch):
     assert first.folder == second.folder
     assert isinstance(second.open("slices"), np.memmap)
     assert np.array_equal(first.brain_share, second.brain_share)
+
+
+def test_no_two_threads_read_a_header_at_once(brats_folder, tmp_path, monkeypatch):
+    """They would fail at random in CPython 3.11, whose parser is not safe for it."""
+    real, inside, most = np.load, [], []
+
+    def load(*args, **options):
+        inside.append(1)
+        most.append(len(inside))
+        time.sleep(0.01)
+        found = real(*args, **options)
+        inside.pop()
+        return found
+
+    monkeypatch.setattr(np, "load", load)
+    data_module(brats_folder, cache=str(tmp_path))
+    assert len(most) >= 4 and max(most) == 1
 
 
 def test_an_entry_holds_what_preparing_gives(brats_folder, tmp_path):

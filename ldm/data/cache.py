@@ -11,11 +11,12 @@ import json
 import os
 import secrets
 import shutil
+import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -36,6 +37,16 @@ def cache_root() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dsdiff"
 
 
+# NumPy parses a header with `ast`, which fails at random in CPython 3.11 when two threads do so at
+# once (python/cpython#106905), and subjects are decoded in threads.
+_parsing = threading.Lock()
+
+
+def _load(path: Path, mmap_mode: Literal["r"] | None = None) -> np.ndarray:
+    with _parsing:
+        return np.load(path, mmap_mode=mmap_mode)
+
+
 @dataclass(frozen=True)
 class CachedSubject:
     """A prepared subject on disk. Arrays are memory maps of (S, ...), opened by each process.
@@ -54,7 +65,7 @@ class CachedSubject:
 
     def open(self, name: str) -> np.ndarray:
         """Open ``slices`` (S, M, H, W) float16, ``brain`` (S, H, W) bool or ``seg`` (S, H, W)."""
-        return np.load(self.folder / f"{name}.npy", mmap_mode="r")
+        return _load(self.folder / f"{name}.npy", mmap_mode="r")
 
 
 def cached_subject(
@@ -85,7 +96,7 @@ def cached_subject(
         if prepared.seg is not None:
             arrays["seg"] = prepared.seg
         _publish(folder, arrays)
-    share = np.load(folder / "brain_share.npy")
+    share = _load(folder / "brain_share.npy")
     return CachedSubject(subject.id, folder, share, (folder / "seg.npy").exists())
 
 
