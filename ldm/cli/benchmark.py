@@ -17,6 +17,7 @@ from statistics import median
 from typing import Any
 
 from ldm.callbacks.metrics_file import read_curves
+from ldm.cli.arguments import add_trust_argument
 from ldm.cli.cells import Work, require_same_config, run_cells
 from ldm.cli.evaluate import show_progress, terminal_table
 from ldm.config import TOP_LEVEL, merge_config, save_config
@@ -72,6 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     part.add_argument(
         "--collect", action="store_true", help="run nothing; evaluate and report what is there"
     )
+    add_trust_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -82,8 +84,9 @@ def run(args: argparse.Namespace) -> int:
     if args.jobs is not None and args.jobs < 1:
         raise ConfigError("CONFIG-VALUE", f"--jobs is {args.jobs}: give 1 or more")
     overrides = [a for a in args.config if "=" in a]
-    command = shlex.join(["dsdiff", "benchmark", *args.config, "--output", str(args.output)])
-    task = Task.plan(files, overrides, args.output, command)
+    trust = [part for name in args.trust for part in ("--trust", name)]
+    words = ["dsdiff", "benchmark", *args.config, "--output", str(args.output), *trust]
+    task = Task.plan(files, overrides, args.output, shlex.join(words), args.trust)
     if args.plan:
         return task.show_plan()
     if args.cell is not None:
@@ -117,21 +120,28 @@ class Task:
     cells: Sequence[GridCell]
     work: Work
     command: str
+    trusted: Sequence[str] = ()
 
     @classmethod
     def plan(
-        cls, files: Sequence[str | Path], overrides: Sequence[str], output: Path, command: str
+        cls,
+        files: Sequence[str | Path],
+        overrides: Sequence[str],
+        output: Path,
+        command: str,
+        trusted: Sequence[str] = (),
     ) -> Task:
         """Read the YAML, fix the patients of every training, and refuse leaks; nothing is run.
 
         Raises:
             ConfigError: what is wrong. DataError: LEAK; DATA-EMPTY when nobody is held out.
+            UnsafeError: UNSAFE-TARGET, a run folder names a class outside ``trusted``.
         """
         plan = merge_config(files, overrides, (*TOP_LEVEL, *OWN_KEYS))
         timing = plan.get("timing", TIMING) or 0
         if type(timing) is not int or timing < 0:
             raise ConfigError("CONFIG-VALUE", f"timing is {timing}: give repeats, 0 for none")
-        cells = plan_cells(plan, output)
+        cells = plan_cells(plan, output, trusted)
         patients = Patients()
         fixed = {
             cell.training.folder: patients.fix(cell.training)
@@ -156,11 +166,11 @@ class Task:
             if not is_given:
                 require_same_config(training)
         if plan.get("segmenter"):
-            _check_segmenter(Path(plan["segmenter"]), held_out)
+            _check_segmenter(Path(plan["segmenter"]), held_out, trusted)
         train, layout = data.split["train"], data.layout_choice
         mask = data.preparation.mask
         work = Work(output, data.root, held_out, train, first, timing, layout, mask)
-        return cls(plan, cells, work, command)
+        return cls(plan, cells, work, command, trusted)
 
     def show_plan(self) -> int:
         """Print number, state and name of each cell, and how to run them as a job array."""
@@ -293,7 +303,8 @@ class Task:
         work = self.work
         path = work.output / "downstream_kept.json"
         told = (segmenter, folders, work.reference, work.held_out, path)
-        return judge_once(*told, layout=work.layout, progress=show_progress)
+        options = {"layout": work.layout, "progress": show_progress}
+        return judge_once(*told, trusted=self.trusted, **options)
 
     def _settings(self) -> dict[str, Any]:
         budget = read_budget(self.described)
@@ -328,12 +339,12 @@ class Task:
         return lines
 
 
-def _check_segmenter(path: Path, held_out: Digests) -> None:
+def _check_segmenter(path: Path, held_out: Digests, trusted: Sequence[str]) -> None:
     """Refuse a segmenter that cannot judge, before hours of work."""
     from ldm.evaluation.downstream import require_target
     from ldm.evaluation.segmenter import NetworkSegmenter
 
-    require_target(NetworkSegmenter(path))
+    require_target(NetworkSegmenter(path, trusted))
     refuse_leaks(held_out, read_seen(path), "the segmenter")
 
 

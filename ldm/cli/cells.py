@@ -339,9 +339,10 @@ def require_same_config(training: Training) -> None:
 
 
 def trust(training: Training) -> list[str]:
-    """Return the arguments that let the verbs build the classes that the user's YAML names."""
-    if training.is_given:  # a run folder is no YAML of the user's
-        return []
+    """Return the arguments that let the verbs build the classes of a training.
+
+    They are named by the user's YAML, or have passed the trust gate when the plan was made.
+    """
     return [part for t in sorted(set(targets_in(training.config))) for part in ("--trust", t)]
 
 

@@ -224,6 +224,7 @@ def judge_once(
     reference: Path,
     references: Mapping[str, Mapping[str, str]],
     path: Path,
+    trusted: Sequence[str] = (),
     **options: Any,
 ) -> DownstreamScores:
     """Return the scores of a trained segmenter; from ``path`` if they are of the same files.
@@ -234,10 +235,11 @@ def judge_once(
         reference: folder of real patients.
         references: the patients to compare, with the digests of their files.
         path: JSON file that keeps the scores.
+        trusted: classes accepted in the run folder beside the shipped ones.
     """
     from ldm.evaluation.segmenter import NetworkSegmenter
 
-    judge = NetworkSegmenter(segmenter)
+    judge = NetworkSegmenter(segmenter, trusted)
     volumes = {
         row: [{p.name: sha256(p) for p in sorted(f.glob("*.nii*"))} for f in folders]
         for row, folders in predictions.items()

@@ -13,7 +13,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from ldm.config import load_config, read_saved_config
+from ldm.checkpoint import CONFIG_FILE, read_run_config
+from ldm.config import load_config
 from ldm.errors import ConfigError
 from ldm.evaluation.cost import count_flops, training_flops
 from ldm.util import instantiate_from_config, nearest, resolve_target
@@ -154,16 +155,24 @@ def step_flops(config: Mapping[str, Any]) -> int:
     )
 
 
-def plan_cells(plan: Mapping[str, Any], output: Path) -> list[GridCell]:
+def plan_cells(
+    plan: Mapping[str, Any], output: Path, trusted: Sequence[str] = ()
+) -> list[GridCell]:
     """Return the cells of a benchmark in the order of the table, every configuration checked.
 
     The numbers first go once through all trainings, then through their further samplings, then
     through the baselines: the first part of a job array trains, the second only samples.
 
+    Args:
+        plan: the YAML.
+        output: folder of the benchmark.
+        trusted: classes accepted in a run folder beside those that the shipped YAMLs name.
+
     Raises:
         ConfigError: what is wrong in a row, before anything runs.
+        UnsafeError: UNSAFE-TARGET, in a run folder; nothing that it names was imported.
     """
-    trainings = plan_trainings(plan, output)
+    trainings = plan_trainings(plan, output, trusted)
     settings, shown = sampling_settings(plan.get("sampling") or {})
     several_seeds = len({t.seed for t in trainings}) > 1
     cells, places = [], []
@@ -187,11 +196,13 @@ def plan_cells(plan: Mapping[str, Any], output: Path) -> list[GridCell]:
     return _in_rows([replace(cell, number=numbered[i]) for i, cell in enumerate(cells)])
 
 
-def plan_trainings(plan: Mapping[str, Any], output: Path) -> list[Training]:
+def plan_trainings(
+    plan: Mapping[str, Any], output: Path, trusted: Sequence[str] = ()
+) -> list[Training]:
     """Return every training of a benchmark.
 
     Raises:
-        ConfigError: see :func:`plan_cells`.
+        ConfigError, UnsafeError: see :func:`plan_cells`.
     """
     described = plan.get("rows")
     if not isinstance(described, Mapping) or not described:
@@ -203,7 +214,7 @@ def plan_trainings(plan: Mapping[str, Any], output: Path) -> list[Training]:
             continue
         _check_row(name, row)
         if "run" in row:
-            found.append(_given(name, Path(row["run"]), output))
+            found.append(_given(name, Path(row["run"]), output, trusted))
             continue
         variants = {name: []}
         if plan.get("regression_of") == name:
@@ -246,11 +257,11 @@ def _is_config_row(row: Mapping[str, Any]) -> bool:
     return "config" in row and not set(row) - {"config", "overrides"}
 
 
-def _given(name: str, run: Path, output: Path) -> Training:
-    """Return a run folder that was trained before as a training; its config is not built here."""
-    if not (run / "config.yaml").is_file():
+def _given(name: str, run: Path, output: Path, trusted: Sequence[str]) -> Training:
+    """Return a run folder that was trained before as a training, after the trust gate."""
+    if not (run / CONFIG_FILE).is_file():
         raise ConfigError("CONFIG-MISSING", f"rows.{name}.run: {run} is no run folder")
-    config = read_saved_config(run / "config.yaml")
+    config = read_run_config(run, trusted)
     seed = config.get("seed", 0)
     return Training(name, "", seed, config, output / "rows" / name / f"seed-{seed}", run, True)
 

@@ -429,6 +429,20 @@ def test_run_trained_elsewhere_is_a_row_and_is_guarded(tmp_path, plan, undisturb
     assert "LEAK case=Phantom_0001" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("section", ["model", "data"])
+def test_a_run_folder_names_no_class_of_its_own(tmp_path, plan, undisturbed, section, capsys):
+    """A config that came with somebody's run is not the user's YAML: it imports nothing."""
+    run = tmp_path / "theirs"
+    shutil.copytree(undisturbed / "rows/unet/seed-0/run", run)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config[section]["target"] = "antigravity.Net"
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    given = [*ONE_CELL, f"rows.mine.run={run}", "rows.unet=null"]
+    assert benchmark(plan, tmp_path / "out", *given) == 10
+    assert "--trust antigravity.Net" in capsys.readouterr().err
+    assert "antigravity" not in sys.modules and not (tmp_path / "out").exists()
+
+
 def test_sampling_a_training_patient_warns(tmp_path, undisturbed, patients, caplog):
     run = undisturbed / "rows/unet/seed-0/run"
     words = ["sample", run, "--input", patients, "--output", tmp_path, "--steps", 1]
