@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ldm.cli.arguments import add_layout_argument
 from ldm.cli.main import DEBUG
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         description="Check the subjects below a folder. Exit code 3 if something would break a "
         "training, else 0. What is checked: docs/diagnose.md.",
     )
-    data.add_argument("folder", type=Path, metavar="FOLDER", help="folder of subjects")
+    data.add_argument("folder", type=Path, metavar="FOLDER|CSV", help="subjects, in any layout")
     data.add_argument(
         "--config",
         dest="yaml",
@@ -51,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--root", type=Path, metavar="FOLDER", help="where the subjects are now, if they moved"
     )
     for kind in (data, run_parser):
+        add_layout_argument(kind)
         kind.add_argument("--debug", **DEBUG)
         kind.add_argument(
             "--output", type=Path, metavar="FOLDER", help="for diagnosis.json and pictures"
@@ -71,11 +73,11 @@ def diagnose_folder(args: argparse.Namespace) -> int:
     from ldm.storage import write_json
 
     params = data_params(merge_config([args.yaml])) if args.yaml else None
-    diagnosis = diagnose_data(args.folder, params, progress=show_progress)
+    diagnosis = diagnose_data(args.folder, params, progress=show_progress, layout=args.layout)
     show_data(diagnosis)
     if args.output:
         write_json(args.output / "diagnosis.json", diagnosis.to_dict())
-        layout, subjects = detect_layout(args.folder)
+        layout, subjects = detect_layout(args.folder, args.layout)
         pictures = write_pictures(diagnosis, subjects, layout, args.output)
         print(f"Written: {args.output}/diagnosis.json, {pictures} pictures")
     return DATA_FAILS if diagnosis.breaks_training else 0
@@ -87,7 +89,8 @@ def diagnose_training(args: argparse.Namespace) -> int:
     from ldm.diagnosis.run import diagnose_run
     from ldm.storage import atomic_path, write_json
 
-    diagnosis = diagnose_run(args.folder, not args.no_data, args.root, progress=show_progress)
+    told = (not args.no_data, args.root, show_progress, args.layout)
+    diagnosis = diagnose_run(args.folder, *told)
     show_run(diagnosis)
     if args.output:
         write_json(args.output / "diagnosis.json", diagnosis.to_dict())

@@ -84,6 +84,7 @@ def diagnose_data(
     data_params: Mapping[str, Any] | None = None,
     limit: int | None = None,
     progress: Progress = lambda items, total: items,
+    layout: Any = None,
 ) -> DataDiagnosis:
     """Examine the subjects below a folder, and compare them.
 
@@ -92,11 +93,12 @@ def diagnose_data(
             across which nothing may occur twice. None: what most subjects have is needed.
         limit: examine at most so many, spread evenly; files are compared for all.
         progress: wraps the subjects (and their number) while they are examined.
+        layout: see :func:`ldm.data.layouts.detect_layout`; None: recognised.
 
     Raises:
         DataError: there is no subject at all, or the split cannot be made.
     """
-    layout, found = detect_layout(root)
+    layout, found = detect_layout(root, layout)
     subjects = list(found.values())
     split = _split(list(found), data_params)
     required = _required(subjects, data_params)

@@ -205,12 +205,15 @@ def diagnose_run(
     with_data: bool = True,
     root: Path | None = None,
     progress: Progress = lambda items, total: items,
+    layout: Any = None,
 ) -> RunDiagnosis:
     """Rank the likely causes of trouble of a run from its configuration, metrics and data.
 
     Args:
         with_data: also examine up to EXAMINED subjects of its data.
         root: where they are now; None: where the run found them.
+        layout: of them; None: as the run says by a name, or recognised. A class that the run names
+            is not imported.
 
     Raises:
         CheckpointError: CKPT-MISSING for a folder that holds no run, or one without metrics.
@@ -222,7 +225,10 @@ def diagnose_run(
     if with_data:
         try:
             params = data_params(facts.config)
-            facts.data = diagnose_data(_root(root, params), params, EXAMINED, progress)
+            named = params.get("layout")
+            named = named if isinstance(named, str) and "." not in named else None
+            told = (params, EXAMINED, progress, layout or named)
+            facts.data = diagnose_data(_root(root, params), *told)
             facts.train_subjects = len(facts.data.split.get("train", ()))
         except DataError as error:
             diagnosis.data_error = str(error)

@@ -1,5 +1,6 @@
 """Three small phantom patients and a run trained on them, shared by the end-to-end tests."""
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,21 @@ TINY_SEGMENTER = [
     "lightning.trainer.log_every_n_steps=1",
     "lightning.trainer.accelerator=cpu",
 ]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def offline():
+    """No verb opens a connection: weights and data are never fetched."""
+    real = socket.socket.connect
+
+    def connect(self, address):
+        if self.family in (socket.AF_INET, socket.AF_INET6):
+            raise AssertionError(f"a connection to {address} was opened")
+        return real(self, address)  # workers of a data loader talk over files
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", connect)
+        yield
 
 
 @pytest.fixture(scope="session")
