@@ -47,6 +47,11 @@ def region_names(regions: str | Sequence[str]) -> tuple[str, ...]:
     return names
 
 
+def region_title(region: str) -> str:
+    """Return a region as it is written: ET, TC, WT, lesion."""
+    return region.upper() if len(region) == 2 else region
+
+
 def region_masks(labels: Array, regions: Sequence[str]) -> dict[str, Array]:
     """Return the mask of each region of a label map, an array or a tensor of any shape."""
     return {

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,28 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """Return the mapping in a JSON file, empty where there is no such file."""
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def kept(
+    path: Path, described: Mapping[str, Any], make: Callable[[], Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Return what a JSON file keeps if it is of the same ``described``, else make and keep it.
+
+    Args:
+        path: the file; it holds ``described`` and what was made, side by side.
+        described: what the result depends on, in plain types.
+        make: returns the result, in plain types.
+    """
+    known = read_json(path)
+    if not all(known.get(key) == value for key, value in described.items()):
+        known = {**described, **make()}
+        write_json(path, known)
+    return known
+
+
+def volume_digests(folder: Path) -> dict[str, str]:
+    """Return file name -> SHA-256 of the volumes of a folder."""
+    return {path.name: sha256(path) for path in sorted(folder.glob("*.nii*"))}
 
 
 def sha256(path: Path) -> str:

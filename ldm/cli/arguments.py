@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 
 def add_trust_argument(parser: argparse.ArgumentParser) -> None:
@@ -24,6 +25,30 @@ def add_layout_argument(parser: argparse.ArgumentParser) -> None:
         help="of the files (default: recognised): brats2021, brats2023, bids, nnunet, flat, "
         "decathlon, hdf5, dicom, or my_module.MyLayout",
     )
+
+
+def add_subject_arguments(parser: argparse.ArgumentParser, written: str) -> None:
+    """Declare a trained model, the subjects it is run on, and where ``written`` goes."""
+    parser.add_argument("model", type=Path, help="run folder, or its model.safetensors")
+    parser.add_argument("--input", type=Path, required=True, metavar="FOLDER|CSV", help="subjects")
+    add_layout_argument(parser)
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="FOLDER", help=f"for the {written}"
+    )
+    parser.add_argument("--subjects", nargs="+", metavar="ID", help="only these (default: all)")
+
+
+def add_run_arguments(parser: argparse.ArgumentParser, default: str) -> None:
+    """Declare the run folder of a training, and ``--dry-run``."""
+    parser.add_argument(
+        "--output", type=Path, metavar="FOLDER", help=f"run folder (default: {default})"
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the resolved config, parameters, FLOPs and memory; write nothing",
+    )
+    add_trust_argument(parser)
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ldm.cli.arguments import add_trust_argument
+from ldm.cli.arguments import add_run_arguments
 from ldm.cli.train import describe, train
 
 DISTILL = "configs/distill.yaml"
@@ -24,15 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "lightning.trainer.max_steps=2000 model.params.substeps=8",
     )
     parser.add_argument("--steps", type=int, default=4, help="of the student (default: 4)")
-    parser.add_argument(
-        "--output", type=Path, metavar="FOLDER", help="run folder (default: RUN-distilled-STEPS)"
-    )
-    parser.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="print the resolved config, parameters, FLOPs and memory; write nothing",
-    )
-    add_trust_argument(parser)
+    add_run_arguments(parser, "RUN-distilled-STEPS")
 
 
 def run(args: argparse.Namespace) -> int:

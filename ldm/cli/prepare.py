@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     print(data.found, file=sys.stderr)
     with folder_lock(args.output):
         data.learn_normaliser(found)
-        work = Preparation(data, args.output, read_manifest(manifest))
+        work = Preparer(data, args.output, read_manifest(manifest))
         outcomes = work.all_of(subjects)
         rows = [outcome for outcome in outcomes if isinstance(outcome, dict)]
         failures = [outcome for outcome in outcomes if isinstance(outcome, DsdiffError)]
@@ -105,7 +105,7 @@ def data_module(args: argparse.Namespace) -> Any:
 
 
 @dataclass
-class Preparation:
+class Preparer:
     """What it takes to prepare one subject after another.
 
     Args:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from ldm.cli.arguments import add_layout_argument, add_model_arguments
+from ldm.cli.arguments import add_model_arguments, add_subject_arguments
 from ldm.cli.outputs import earlier_output, report_written, write_each
 from ldm.data.brain import MASK_FILE
 from ldm.data.layouts import Layout, Subject, detect_layout, select_subjects, summary
@@ -56,13 +56,7 @@ def add_volume_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of every verb that samples volumes."""
     from ldm.models.diffusion.noise import NOISES
 
-    parser.add_argument("model", type=Path, help="run folder, or its model.safetensors")
-    parser.add_argument("--input", type=Path, required=True, metavar="FOLDER|CSV", help="subjects")
-    add_layout_argument(parser)
-    parser.add_argument(
-        "--output", type=Path, required=True, metavar="FOLDER", help="for the synthetic volumes"
-    )
-    parser.add_argument("--subjects", nargs="+", metavar="ID", help="only these (default: all)")
+    add_subject_arguments(parser, "synthetic volumes")
     parser.add_argument(
         "--guidance",
         type=float,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ldm.cli import train
-from ldm.cli.arguments import add_layout_argument, add_model_arguments
+from ldm.cli.arguments import add_model_arguments, add_subject_arguments
 from ldm.cli.main import DEBUG
 from ldm.data.brain import MASK_FILE
 from ldm.storage import atomic_path, folder_lock, sha256, write_json
@@ -49,13 +49,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _add_predict_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", type=Path, help="run folder, or its model.safetensors")
-    parser.add_argument("--input", type=Path, required=True, metavar="FOLDER", help="subjects")
-    add_layout_argument(parser)
-    parser.add_argument(
-        "--output", type=Path, required=True, metavar="FOLDER", help="for the label maps"
-    )
-    parser.add_argument("--subjects", nargs="+", metavar="ID", help="only these (default: all)")
+    add_subject_arguments(parser, "label maps")
     parser.add_argument(
         "--batch-size", type=int, default=8, help="slices, or windows of a volume, at once (8)"
     )

@@ -26,7 +26,7 @@ from ldm.evaluation.protocol import DEFAULT
 from ldm.evaluation.result import COPY_T1
 from ldm.evaluation.sweep import Cell, Quality, Sweep
 from ldm.models.diffusion.samplers import SAMPLERS, get_sampler
-from ldm.storage import folder_lock, read_json, sha256, write_json
+from ldm.storage import folder_lock, kept, read_json, sha256
 
 STEPS = (1, 2, 4, 8, 16, 32)
 USUAL = ("ddim", "dpmpp_2m", "unipc_3", "heun")
@@ -193,17 +193,15 @@ class Work:
         self, path: Path, files: Mapping[str, Any], predictions: Mapping[str, Path], row: str
     ) -> dict[str, Any]:
         """Return the scores in a file if they are of the same files, else evaluate."""
-        described = {**files, "protocol": DEFAULT.to_dict()}
-        before = read_json(path)
-        if all(before.get(key) == value for key, value in described.items()):
-            return before["quality"]
-        ids = [subject.id for subject in self.subjects]
-        told = {"baseline": not predictions, "layout": self.layout}
-        result = evaluate_folders(predictions, self.reference, ids, **told)
-        result.require_complete()
-        quality = asdict(Quality.of(result, row))
-        write_json(path, {**described, "quality": quality})
-        return quality
+
+        def evaluate() -> dict[str, Any]:
+            ids = [subject.id for subject in self.subjects]
+            told = {"baseline": not predictions, "layout": self.layout}
+            result = evaluate_folders(predictions, self.reference, ids, **told)
+            result.require_complete()
+            return {"quality": asdict(Quality.of(result, row))}
+
+        return kept(path, {**files, "protocol": DEFAULT.to_dict()}, evaluate)["quality"]
 
 
 def _median(values: Any) -> float | None:

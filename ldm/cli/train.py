@@ -12,7 +12,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from ldm.cli.arguments import add_trust_argument
+from ldm.cli.arguments import add_run_arguments
 from ldm.errors import ConfigError, OutputError
 
 RUNS = Path("runs")
@@ -28,15 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "data.params.val=[ID1,ID2] lightning.trainer.max_steps=5000 name=my-run",
     )
     parser.add_argument("--resume", type=Path, metavar="RUN", help="continue this run exactly")
-    parser.add_argument(
-        "--output", type=Path, metavar="FOLDER", help="run folder (default: runs/NAME)"
-    )
-    parser.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="print the resolved config, parameters, FLOPs and memory; write nothing",
-    )
-    add_trust_argument(parser)
+    add_run_arguments(parser, "runs/NAME")
 
 
 def run(args: argparse.Namespace) -> int:

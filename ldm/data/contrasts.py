@@ -48,7 +48,21 @@ def load_labels(subject: Subject, layout: Layout, geometry: Geometry) -> np.ndar
     """
     arrays, own_geometry = load_contrasts(subject, layout, ["seg"])
     geometry.require_same_grid(own_geometry, ("the image", "seg"), subject.id)
-    labels = np.rint(arrays["seg"])
+    return _as_labels(arrays["seg"], subject)
+
+
+def read_labels(subject: Subject, layout: Layout) -> tuple[np.ndarray, Geometry]:
+    """Return the segmentation (X, Y, Z) uint8 of a subject and where it lies.
+
+    Raises:
+        DataError: see :func:`load_labels`.
+    """
+    arrays, geometry = load_contrasts(subject, layout, ["seg"])
+    return _as_labels(arrays["seg"], subject), geometry
+
+
+def _as_labels(array: np.ndarray, subject: Subject) -> np.ndarray:
+    labels = np.rint(array)
     if labels.min() < 0 or labels.max() > 255:
         raise DataError(
             "DATA-LABEL",

@@ -87,6 +87,11 @@ class Geometry:
         """(4, 4) canonical voxel index to millimetres."""
         return self.affine @ inv_ornt_aff(self.orientation, self.shape)
 
+    @property
+    def spacing(self) -> tuple[float, ...]:
+        """Size of a voxel along the RAS+ axes, in mm."""
+        return tuple(np.linalg.norm(self.canonical_affine[:3, :3], axis=0).tolist())
+
     def to_canonical(self, array: np.ndarray) -> np.ndarray:
         """Flip and permute a stored array to RAS+; no interpolation."""
         return np.ascontiguousarray(apply_orientation(array, self.orientation))

@@ -240,7 +240,7 @@ def _resampling(
 ) -> Resampling | None:
     if preparation.spacing is None:
         return None
-    own = np.linalg.norm(geometry.canonical_affine[:3, :3], axis=0)
+    own = geometry.spacing
     plan = Resampling.plan(shape, own, preparation.spacing, preparation.interpolation)
     if plan and math.prod(plan.grid) > MAX_VOXELS:
         raise DataError(

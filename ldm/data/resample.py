@@ -58,7 +58,7 @@ class Resampling:
     def volumes(self, volumes: Mapping[str, np.ndarray], mask: np.ndarray) -> dict[str, np.ndarray]:
         """Bring volumes of the box to the grid; only what lies in ``mask`` counts."""
         sigmas = [max(0.0, (step - 1) / 2) for step in self.steps]
-        nearest = _nearest_inside(mask)
+        nearest = nearest_inside(mask)
         smooth = {
             name: ndimage.gaussian_filter(volume[nearest], sigmas, mode="nearest")
             for name, volume in volumes.items()
@@ -75,11 +75,11 @@ class Resampling:
         The spline adds nothing brighter or darker than the volume.
         """
         steps = tuple(1 / step for step in self.steps)
-        values = _interpolate(volume[_nearest_inside(mask)], self.shape, steps, self.order)
+        values = _interpolate(volume[nearest_inside(mask)], self.shape, steps, self.order)
         return np.clip(values, volume[mask].min(), volume[mask].max())
 
 
-def _nearest_inside(mask: np.ndarray) -> tuple[np.ndarray, ...]:
+def nearest_inside(mask: np.ndarray) -> tuple[np.ndarray, ...]:
     """Return, for every voxel, the index of the nearest one in ``mask``."""
     return tuple(ndimage.distance_transform_edt(~mask, return_distances=False, return_indices=True))
 

@@ -135,10 +135,9 @@ def _readable(subject: Subject, layout: Layout, report: SubjectReport) -> Volume
             report.add(ERROR, "unreadable", f"{name}: {error.code}: {error.message}")
             continue
         volumes[name] = arrays[name], geometry
-        sizes = np.linalg.norm(geometry.canonical_affine[:3, :3], axis=0)
         report.contrasts[name] = {
             "shape": list(geometry.canonical_shape),
-            "voxel_mm": [round(float(size), 3) for size in sizes],
+            "voxel_mm": [round(size, 3) for size in geometry.spacing],
             "orientation": "".join(aff2axcodes(geometry.affine)),
         }
     return volumes

@@ -11,12 +11,12 @@ from itertools import combinations_with_replacement
 
 import numpy as np
 import torch
-from scipy.ndimage import distance_transform_edt
 from torch.nn import functional as F
 
 from ldm.data.cache import CachedSubject
 from ldm.data.normalise import BACKGROUND
 from ldm.data.prepare import PreparedSubject
+from ldm.data.resample import nearest_inside
 from ldm.errors import DataError
 
 GRID = (24, 24, 24)  # of the thumbnails that are compared: about 7 mm a voxel
@@ -103,7 +103,7 @@ class NearestPatient:
         """Return the target (S, H, W) in [-1, 1] units of a patient."""
         other = self.nearest(prepared.slices)
         target = np.asarray(other.open("slices")[:, -1], np.float32)
-        filled = target[tuple(_nearest_inside(other.open("brain")))]
+        filled = target[nearest_inside(np.asarray(other.open("brain")))]
         image = F.interpolate(
             torch.from_numpy(filled)[None, None], prepared.brain.shape, mode="trilinear"
         )[0, 0].numpy()
@@ -116,11 +116,6 @@ def thumbnail(slices: np.ndarray) -> np.ndarray:
     small = F.adaptive_avg_pool3d(volumes, GRID)[0].flatten(1).double().numpy()
     centred = small - small.mean(axis=1, keepdims=True)
     return centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)
-
-
-def _nearest_inside(mask: np.ndarray) -> np.ndarray:
-    """Return for every voxel the indices (3, ...) of the nearest voxel inside ``mask``."""
-    return distance_transform_edt(~np.asarray(mask), return_distances=False, return_indices=True)
 
 
 FITTED = {

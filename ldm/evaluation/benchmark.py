@@ -13,13 +13,14 @@ from typing import Any
 
 from ldm.environment import environment
 from ldm.evaluation.cost import peak_memory_label
-from ldm.evaluation.downstream import DownstreamScores, region_title
+from ldm.evaluation.downstream import DownstreamScores
 from ldm.evaluation.figures import loss_figure, scatter_figure
 from ldm.evaluation.pictures import spread_figure, strips_figure, viewer
 from ldm.evaluation.report import Figure, Report, Section, write_report
 from ldm.evaluation.result import COPY_T1, METRICS, Evaluation
 from ldm.evaluation.result_tables import BETTER
 from ldm.evaluation.tables import Table, write_table
+from ldm.regions import region_title
 from ldm.storage import write_json
 
 GIB = 2**30

@@ -12,7 +12,7 @@ from ldm.evaluation.calibration import Reliability
 from ldm.evaluation.folder import evaluate_folders
 from ldm.evaluation.protocol import DEFAULT, MetricProtocol
 from ldm.evaluation.result import Evaluation
-from ldm.storage import read_json, sha256, write_json
+from ldm.storage import kept, volume_digests
 
 ROW = "cell"
 KEPT = ("scores", "reliability", "failures")
@@ -40,23 +40,23 @@ def evaluate_once(
     Raises:
         DataError: see :func:`ldm.evaluation.folder.evaluate_protocols`.
     """
-    volumes = {p.name: sha256(p) for p in sorted(prediction.glob("*.nii*"))}
     described = _to_json(
         {
-            "volumes": volumes,
+            "volumes": volume_digests(prediction),
             "references": references,
             "protocol": protocol.to_dict(),
             "mask": mask,
         }
     )
-    known = read_json(path)
-    if not all(known.get(key) == value for key, value in described.items()):
+
+    def evaluate() -> dict[str, Any]:
         told = {"baseline": False, "mask": mask, "viewer_bytes": 0, **options}
         found = evaluate_folders({ROW: prediction}, reference, sorted(references), protocol, **told)
         groups = {s: g._asdict() for s, g in found.reliability.get(ROW, {}).items()}
         values = (found.scores[ROW], groups, found.failures.get(ROW, {}))
-        known = {**described, **_to_json(dict(zip(KEPT, values, strict=True)))}
-        write_json(path, known)
+        return _to_json(dict(zip(KEPT, values, strict=True)))
+
+    known = kept(path, described, evaluate)
     scores, groups, failures = (_from_json(known[key]) for key in KEPT)
     result = Evaluation(protocol, {ROW: scores}, subjects=sorted(references))
     result.failures = {ROW: failures} if failures else {}

@@ -55,11 +55,6 @@ class Case:
     geometry: Any
     mask: str = "nonzero"
 
-    @property
-    def spacing(self) -> tuple[float, ...]:
-        """Size of a voxel along each axis, in mm."""
-        return tuple(map(float, np.linalg.norm(self.geometry.canonical_affine[:3, :3], axis=0)))
-
     def shown_slice(self) -> int:
         """Return the axial slice with most tumour, or else with most brain."""
         mask = self.brain if self.seg is None or not self.seg.any() else self.seg > 0

@@ -8,7 +8,6 @@ units do not matter.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -17,28 +16,24 @@ from typing import Any
 
 import numpy as np
 
+from ldm.data.contrasts import read_labels
 from ldm.data.layouts import Layout, Subject, detect_layout, select_subjects
 from ldm.errors import DataError
 from ldm.evaluation.case import TARGET
 from ldm.evaluation.folder import find_predictions
 from ldm.evaluation.overlap import dice, hd95, surface_dice
 from ldm.evaluation.result import COPY_T1
-from ldm.evaluation.segmentation import mean_and_deviation, read_labels, spacing_mm, volume_ml
+from ldm.evaluation.segmentation import mean_and_deviation, volume_ml
 from ldm.evaluation.segmenter import Segmented, Segmenter
-from ldm.evaluation.tables import Cell, Table, csv_rows
-from ldm.regions import region_masks
-from ldm.storage import atomic_path, read_json, sha256, write_json
+from ldm.evaluation.tables import Cell, Table, write_csv
+from ldm.regions import region_masks, region_title
+from ldm.storage import kept, volume_digests, write_json
 
 REAL = "real T1ce"
 ENHANCING = "et"
 AGAINST = ("real", "labels")  # what is found on the real T1ce, and the reference labels
 
 PatientScores = dict[str, float]
-
-
-def region_title(region: str) -> str:
-    """Return a region as it is written: ET, TC, WT, lesion."""
-    return region.upper() if len(region) == 2 else region
 
 
 @dataclass
@@ -97,11 +92,7 @@ class DownstreamScores:
             for row, subjects in self.scores.items()
             for subject, scores in sorted(subjects.items())
         ]
-        with (
-            atomic_path(folder / "downstream.csv") as temporary,
-            temporary.open("w", encoding="utf-8", newline="") as file,
-        ):
-            csv.writer(file).writerows(csv_rows(["row", "subject", *metrics], lines))
+        write_csv(folder / "downstream.csv", ["row", "subject", *metrics], lines)
         described = {"regions": list(self.regions), "scores": self.scores}
         write_json(folder / "downstream.json", described)
 
@@ -240,18 +231,16 @@ def judge_once(
     from ldm.evaluation.segmenter import NetworkSegmenter
 
     judge = NetworkSegmenter(segmenter, trusted)
-    volumes = {
-        row: [{p.name: sha256(p) for p in sorted(f.glob("*.nii*"))} for f in folders]
-        for row, folders in predictions.items()
-    }
+    volumes = {row: [volume_digests(f) for f in folders] for row, folders in predictions.items()}
     described = {"segmenter": judge.digest, "volumes": volumes, "references": dict(references)}
-    known = read_json(path)
-    if all(known.get(key) == value for key, value in described.items()):
-        return DownstreamScores(tuple(known["regions"]), known["scores"])
-    told = {"baseline": False, **options}
-    found = downstream_scores(judge, predictions, reference, sorted(references), **told)
-    write_json(path, {**described, "regions": list(found.regions), "scores": found.scores})
-    return found
+
+    def judged() -> dict[str, Any]:
+        told = {"baseline": False, **options}
+        found = downstream_scores(judge, predictions, reference, sorted(references), **told)
+        return {"regions": list(found.regions), "scores": found.scores}
+
+    known = kept(path, described, judged)
+    return DownstreamScores(tuple(known["regions"]), known["scores"])
 
 
 def _labels(subject: Subject, layout: Layout, truth: Segmented) -> np.ndarray | None:
@@ -269,7 +258,7 @@ def _score(
     scores = {f"{region}_real": dice(masks[region], real[region]) for region in regions}
     scores |= {f"{region}_ml": volume_ml(masks[region], found.geometry) for region in regions}
     if labels is not None:
-        spacing = spacing_mm(found.geometry)
+        spacing = found.geometry.spacing
         for region, mask in region_masks(labels, regions).items():
             pair = (masks[region], mask)
             scores[f"{region}_labels"] = dice(*pair)

@@ -221,7 +221,7 @@ def _score(
         result.protocol,
         spread=predicted.spread,
         samples=predicted.samples,
-        spacing=case.spacing,
+        spacing=case.geometry.spacing,
         perceptual=tools.perceptual,
     )
     result.add(row, case.id, scores, seed)

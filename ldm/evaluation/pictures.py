@@ -87,7 +87,7 @@ def comparison_strip(case: Case, volumes: Shown) -> Shown:
     def planes(group: Mapping[str, NDArray]) -> dict[str, NDArray]:
         return {name: np.rot90(volume[(*box, index)]) for name, volume in group.items()}
 
-    width, height, _ = case.spacing
+    width, height, _ = case.geometry.spacing
     return Shown(
         planes(volumes.inputs),
         planes({"": volumes.real})[""],
@@ -110,7 +110,7 @@ def add_to_viewer(result: Evaluation, case: Case, volumes: Shown, budget: int = 
         volumes.real,
         volumes.predictions,
         case.brain,
-        case.spacing,
+        case.geometry.spacing,
         volumes.spreads,
         {row: _psnr(result, row, case.id) for row in volumes.predictions},
         (*(int(found.mean()) if found.size else 0 for found in columns), max(index, box.start)),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import nan
@@ -31,8 +30,8 @@ from ldm.evaluation.statistics import (
     compare,
     over_seeds,
 )
-from ldm.evaluation.tables import Table, csv_rows
-from ldm.storage import atomic_path, write_json
+from ldm.evaluation.tables import Table, write_csv
+from ldm.storage import write_json
 
 if TYPE_CHECKING:
     from ldm.evaluation.pictures import Shown
@@ -192,12 +191,8 @@ class Evaluation:
             for row, failed in sorted(self.failures.items())
             for subject, reason in sorted(failed.items())
         ]
-        with (
-            atomic_path(folder / f"{stem}.csv") as temporary,
-            temporary.open("w", encoding="utf-8", newline="") as file,
-        ):
-            columns = ["row", "subject", "region", *names, "failure"]
-            csv.writer(file).writerows(csv_rows(columns, lines))
+        columns = ["row", "subject", "region", *names, "failure"]
+        write_csv(folder / f"{stem}.csv", columns, lines)
         write_json(folder / f"{stem}.json", self.to_dict())
 
     def to_dict(self) -> dict[str, Any]:
@@ -207,22 +202,22 @@ class Evaluation:
         return {
             "protocol": self.protocol.to_dict(),
             "subjects": sorted(self.subjects),
-            "scores": _plain(self.scores),
+            "scores": strict_json(self.scores),
             "failures": {row: dict(failed) for row, failed in self.failures.items()},
             "notes": dict(self.notes),
             "summary": {
-                row: [_plain(s._asdict()) for s in self.summary(row, interval=True).values()]
+                row: [strict_json(s._asdict()) for s in self.summary(row, interval=True).values()]
                 for row in self.scores
             },
             "comparisons": {
                 "metric": told[0],
                 "region": told[1],
-                "pairs": [_plain(c._asdict()) for c in compared],
+                "pairs": [strict_json(c._asdict()) for c in compared],
             },
-            "seeds": _plain(self.seeds),
-            "frechet": _plain(self.frechet_distances()),
+            "seeds": strict_json(self.seeds),
+            "frechet": strict_json(self.frechet_distances()),
             "reliability": {
-                row: {subject: _plain(groups._asdict()) for subject, groups in subjects.items()}
+                row: {s: strict_json(groups._asdict()) for s, groups in subjects.items()}
                 for row, subjects in self.reliability.items()
             },
         }
@@ -238,12 +233,12 @@ def _values(subjects: Mapping[str, Scores], metric: str, region: str) -> dict[st
     return {s: scores.get(region, {}).get(metric, nan) for s, scores in subjects.items()}
 
 
-def _plain(value: Any) -> Any:
+def strict_json(value: Any) -> Any:
     """Return ``value`` for strict JSON: NaN and infinity become text."""
     if isinstance(value, Mapping):
-        return {key: _plain(inner) for key, inner in value.items()}
+        return {key: strict_json(inner) for key, inner in value.items()}
     if isinstance(value, np.ndarray):
-        return [_plain(inner) for inner in value]
+        return [strict_json(inner) for inner in value]
     if isinstance(value, float | np.floating) and not np.isfinite(value):
         return "n/a" if np.isnan(value) else "inf" if value > 0 else "-inf"
     return float(value) if isinstance(value, np.floating) else value

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ldm.data.contrasts import load_contrasts, load_labels
+from ldm.data.contrasts import load_contrasts, load_labels, read_labels
 from ldm.data.layouts import CONTRASTS, Layout, Subject, detect_layout, select_subjects
 from ldm.data.nifti import Geometry
 from ldm.errors import DataError
 from ldm.evaluation import overlap
 from ldm.evaluation.overlay import overlay_figure
 from ldm.evaluation.report import Figure
-from ldm.evaluation.tables import Cell, Table, csv_rows
-from ldm.regions import REGION_SETS, region_masks
-from ldm.storage import atomic_path, write_json
+from ldm.evaluation.result import strict_json
+from ldm.evaluation.tables import Cell, Table, write_csv
+from ldm.regions import REGION_SETS, region_masks, region_title
+from ldm.storage import write_json
 
 METRICS = {
     "dice": "Dice",
@@ -60,7 +60,7 @@ class SegmentationScores:
     def table(self) -> Table:
         """Return mean ± standard deviation over patients, a line a region."""
         body = [
-            [region.upper() if len(region) == 2 else region]
+            [region_title(region)]
             + [mean_and_deviation(self.values(region, metric)) for metric in METRICS]
             + [len(self.scores)]
             for region in self.regions
@@ -86,15 +86,12 @@ class SegmentationScores:
             for subject, scores in sorted(self.scores.items())
             for region in self.regions
         ]
-        with (
-            atomic_path(folder / "segmentation.csv") as temporary,
-            temporary.open("w", encoding="utf-8", newline="") as file,
-        ):
-            csv.writer(file).writerows(csv_rows(["subject", "region", *names], lines))
-        scores = {
-            s: {r: _plain(v) for r, v in regions.items()} for s, regions in self.scores.items()
+        write_csv(folder / "segmentation.csv", ["subject", "region", *names], lines)
+        described = {
+            "regions": list(self.regions),
+            "conventions": CONVENTIONS,
+            "scores": strict_json(self.scores),
         }
-        described = {"regions": list(self.regions), "conventions": CONVENTIONS, "scores": scores}
         write_json(folder / "segmentation.json", described)
 
 
@@ -142,22 +139,11 @@ def regions_of(subjects: Sequence[Subject], layout: Layout) -> tuple[str, ...]:
     return REGION_SETS["tumour" if tumour else "lesion"]
 
 
-def read_labels(subject: Subject, layout: Layout) -> tuple[np.ndarray, Geometry]:
-    """Return the reference labels (X, Y, Z) uint8 of a patient and where they lie.
-
-    Raises:
-        DataError: DATA-MISSING where there are none.
-    """
-    subject.require(["seg"], layout)
-    geometry = subject.files["seg"].read(subject.id).geometry
-    return load_labels(subject, layout, geometry), geometry
-
-
 def score_regions(
     prediction: np.ndarray, reference: np.ndarray, regions: Sequence[str], geometry: Geometry
 ) -> RegionScores:
     """Return every metric and the volumes, in ml, of each region of two label maps (X, Y, Z)."""
-    spacing = spacing_mm(geometry)
+    spacing = geometry.spacing
     pairs = zip(
         regions,
         region_masks(prediction, regions).values(),
@@ -178,14 +164,9 @@ def score_regions(
     }
 
 
-def spacing_mm(geometry: Geometry) -> list[float]:
-    """Return the size of a voxel along the canonical axes, in mm."""
-    return np.linalg.norm(geometry.canonical_affine[:3, :3], axis=0).tolist()
-
-
 def volume_ml(mask: np.ndarray, geometry: Geometry) -> float:
     """Return the volume of a mask in millilitres."""
-    return float(mask.sum() * np.prod(spacing_mm(geometry)) / 1000)
+    return float(mask.sum() * np.prod(geometry.spacing) / 1000)
 
 
 def mean_and_deviation(values: Sequence[float]) -> Cell:
@@ -215,8 +196,3 @@ def _picture(
     for name, array in (("reference", labels), ("prediction", found)):
         shown[name] = (image, region_masks(np.rot90(array[..., index]), regions))
     return index, shown
-
-
-def _plain(values: Mapping[str, float]) -> dict[str, float | str]:
-    """Return values for strict JSON, in which NaN is text."""
-    return {name: "n/a" if np.isnan(value) else value for name, value in values.items()}

@@ -127,11 +127,7 @@ def write_table(table: Table, folder: Path, stem: str) -> None:
     Raises:
         OutputError: OUT-IO when the system refuses to write.
     """
-    with (
-        atomic_path(folder / f"{stem}.csv") as temporary,
-        temporary.open("w", encoding="utf-8", newline="") as file,
-    ):
-        csv.writer(file).writerows(csv_rows(table.columns, table.rows))
+    write_csv(folder / f"{stem}.csv", table.columns, table.rows)
     texts = {"md": markdown_table(table.columns, table.rows), "tex": latex_table(table)}
     for kind, text in texts.items():
         with atomic_path(folder / f"{stem}.{kind}") as temporary:
@@ -159,6 +155,19 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> st
     aligned = Table("", columns, rows).numeric_columns()
     rule = "| " + " | ".join("---:" if numeric else "---" for numeric in aligned) + " |"
     return "\n".join([line(columns), rule, *map(line, rows)]) + "\n"
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
+    """Write head and rows of :func:`csv_rows`, atomically.
+
+    Raises:
+        OutputError: OUT-IO when the system refuses to write.
+    """
+    with (
+        atomic_path(path) as temporary,
+        temporary.open("w", encoding="utf-8", newline="") as file,
+    ):
+        csv.writer(file).writerows(csv_rows(columns, rows))
 
 
 def csv_rows(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> list[list[str]]:
