@@ -67,7 +67,6 @@ def run(args: argparse.Namespace) -> int:
 def diagnose_folder(args: argparse.Namespace) -> int:
     """Run ``dsdiff diagnose data``."""
     from ldm.config import merge_config
-    from ldm.data.layouts import detect_layout
     from ldm.diagnosis.data import data_params, diagnose_data
     from ldm.diagnosis.pictures import write_pictures
     from ldm.storage import write_json
@@ -77,8 +76,7 @@ def diagnose_folder(args: argparse.Namespace) -> int:
     show_data(diagnosis)
     if args.output:
         write_json(args.output / "diagnosis.json", diagnosis.to_dict())
-        layout, subjects = detect_layout(args.folder, args.layout)
-        pictures = write_pictures(diagnosis, subjects, layout, args.output)
+        pictures = write_pictures(diagnosis, args.output)
         print(f"Written: {args.output}/diagnosis.json, {pictures} pictures")
     return DATA_FAILS if diagnosis.breaks_training else 0
 
@@ -124,7 +122,7 @@ def show_data(diagnosis: DataDiagnosis) -> None:
     if (hidden := len(diagnosis.findings) - MOST_FINDINGS) > 0:
         console.print(f"... and {hidden} more: see diagnosis.json", style="dim")
     verdict = "something breaks a training" if diagnosis.breaks_training else "fit to train on"
-    console.print(f"{count} subjects ({diagnosis.layout}): {verdict}", style="bold")
+    console.print(f"{count} subjects ({diagnosis.layout.name}): {verdict}", style="bold")
 
 
 def _subject_table(diagnosis: DataDiagnosis) -> Any:

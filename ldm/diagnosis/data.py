@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ldm.data.layouts import Subject, detect_layout
+from ldm.data.layouts import Layout, Subject, detect_layout
 from ldm.data.split import split_subjects
 from ldm.diagnosis.duplicates import alike, equal_files
 from ldm.diagnosis.findings import ERROR, NOTE, WARNING, Finding, by_severity
@@ -32,13 +32,16 @@ class DataDiagnosis:
     """What was seen in a folder.
 
     Attributes:
+        files: id -> where the files of each subject are.
+        subjects: those that were examined.
         findings: of subjects and of the whole, worst first.
         split: {part: ids}, empty without a configuration.
         mask_fit: whether masks lie on something; None with fewer than 3.
     """
 
     root: Path
-    layout: str
+    layout: Layout
+    files: Mapping[str, Subject] = field(repr=False)
     subjects: list[SubjectReport]
     findings: list[Finding] = field(default_factory=list)
     split: Mapping[str, list[str]] = field(default_factory=dict)
@@ -68,7 +71,7 @@ class DataDiagnosis:
         share, fit = self.foreground_share, self.mask_fit
         return {
             "root": str(self.root),
-            "layout": self.layout,
+            "layout": self.layout.name,
             "breaks_training": self.breaks_training,
             "findings": [asdict(f) for f in self.findings],
             "foreground_share": share,
@@ -110,7 +113,7 @@ def diagnose_data(
 
     with ThreadPoolExecutor(READERS) as pool:
         reports = list(progress(pool.map(examine, chosen), len(chosen)))
-    diagnosis = DataDiagnosis(root, layout.name, reports, split=split)
+    diagnosis = DataDiagnosis(root, layout, found, reports, split=split)
     diagnosis.mask_fit = fit_of_masks({r.id: r.case for r in reports if r.case})
     own = [finding for report in reports for finding in report.findings]
     shared = [*_duplicates(found, reports, split), *_masks(diagnosis), *_scales(reports)]

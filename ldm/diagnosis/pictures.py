@@ -25,16 +25,14 @@ CELL = 2.4  # inches, width of an image
 PAPER = "#f2f3f5"
 
 
-def write_pictures(
-    diagnosis: DataDiagnosis, subjects: Mapping[str, Subject], layout: Layout, folder: Path
-) -> int:
+def write_pictures(diagnosis: DataDiagnosis, folder: Path) -> int:
     """Write ``ID.png`` of the subjects with most serious findings; return how many."""
     suspicious = dict.fromkeys(
         f.subject for f in diagnosis.findings if f.subject and f.severity != NOTE
     )
     written = 0
     for subject in list(suspicious)[:MOST_PICTURES]:
-        planes = _planes(subjects[subject], layout)
+        planes = _planes(diagnosis.files[subject], diagnosis.layout)
         if planes:
             messages = [f"{f.severity}: {f.message}" for f in diagnosis.of_subject(subject)]
             with atomic_path(folder / f"{subject}.png") as temporary:
