@@ -23,10 +23,10 @@ from ldm.data.normalise import (
     ZScoreNormaliser,
 )
 from ldm.evaluation.case import TARGET, Case, in_reference_units, load_case
-from ldm.evaluation.figures import COLOURS
-from ldm.evaluation.metrics import psnr
+from ldm.evaluation.metrics.similarity import psnr
 from ldm.evaluation.protocol import DEFAULT
-from ldm.evaluation.tables import markdown_table
+from ldm.plots.figures import COLOURS
+from ldm.report.tables import markdown_table
 from ldm.storage import atomic_path
 
 MAKERS: dict[str, Callable[[], Normaliser]] = {

@@ -18,13 +18,13 @@ import torch
 from torch.utils.data import default_collate
 
 from ldm.config import load_config
+from ldm.cost.network import count_parameters
 from ldm.data.phantom import write_phantoms
 from ldm.data.slices import EndlessShuffle, SliceDataset
-from ldm.evaluation.cost import count_parameters
-from ldm.evaluation.overlap import dice
+from ldm.evaluation.metrics.overlap import dice
 from ldm.evaluation.segmentation import mean_and_deviation
-from ldm.evaluation.tables import markdown_table
 from ldm.models.segmentation import foreground_shares
+from ldm.report.tables import markdown_table
 from ldm.storage import atomic_path, read_json, write_json
 from ldm.util import instantiate_from_config
 

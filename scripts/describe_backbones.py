@@ -20,11 +20,11 @@ from typing import Any
 from torch import nn
 
 from ldm.config import config_root, load_config, read_yaml
+from ldm.cost.network import count_flops, count_parameters
 from ldm.errors import ConfigError
-from ldm.evaluation.cost import count_flops, count_parameters
-from ldm.evaluation.structure import trace
-from ldm.evaluation.structure_picture import draw
-from ldm.evaluation.tables import markdown_table
+from ldm.plots.structure import trace
+from ldm.plots.structure_picture import draw
+from ldm.report.tables import markdown_table
 from ldm.storage import atomic_path
 from ldm.util import get_obj_from_str, instantiate_from_config
 

@@ -9,7 +9,7 @@ from builders import write_subject
 from ldm.data.layouts import detect_layout
 from ldm.data.prepare import Preparation, prepare_subject
 from ldm.errors import DataError
-from ldm.evaluation.baselines import ContrastRegression, NearestPatient, fit_baseline, polynomial
+from ldm.inference.baselines import ContrastRegression, NearestPatient, fit_baseline, polynomial
 
 
 @dataclass

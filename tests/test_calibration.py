@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import norm
 
 from ldm.errors import DataError
-from ldm.evaluation.calibration import (
+from ldm.evaluation.metrics.calibration import (
     BINS,
     LEVELS,
     calibration_error,

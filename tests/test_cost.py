@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from ldm.evaluation.cost import (
+from ldm.cost.network import (
     count_flops,
     count_parameters,
     peak_memory,

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ldm.evaluation.energy import EnergyMeter
-from ldm.evaluation.timing import measure
+from ldm.cost.energy import EnergyMeter
+from ldm.cost.timing import measure
 
 
 class Counter:
@@ -63,7 +63,7 @@ def test_median_of_repeats_after_a_warm_up(monkeypatch):
     """The clock is read around each call only; the warm-up is outside, energy is a mean."""
     log, times = [], iter([0, 3, 10, 11, 20, 22])
     meter = SimpleNamespace(joules=lambda: 12.0, reason="")
-    monkeypatch.setattr("ldm.evaluation.timing.EnergyMeter", lambda device: meter)
+    monkeypatch.setattr("ldm.cost.timing.EnergyMeter", lambda device: meter)
     found = measure(
         lambda: log.append("call"),
         3,

@@ -7,7 +7,7 @@ import pytest
 import torch
 from skimage.io import imread
 
-from ldm.evaluation.features import feature_figure, similarity
+from ldm.plots.features import feature_figure, similarity
 
 
 def test_similarity_is_one_within_a_view_and_zero_between_orthogonal_views():

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from ldm.benchmark.plan import plan_cells, plan_trainings, step_flops
+from ldm.cost.network import count_flops, training_flops
 from ldm.errors import ConfigError
-from ldm.evaluation.cost import count_flops, training_flops
-from ldm.evaluation.grid import plan_cells, plan_trainings, step_flops
 from ldm.util import instantiate_from_config
 
 OUT = Path("out")

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from skimage import metrics as skimage_metrics
 
 from ldm.errors import ConfigError, DataError
-from ldm.evaluation.detail import flicker, hfen, sharpness
-from ldm.evaluation.metrics import mae, mean_over_slices, ms_ssim, nmi, nrmse, psnr, ssim
+from ldm.evaluation.metrics.detail import flicker, hfen, sharpness
+from ldm.evaluation.metrics.similarity import mae, mean_over_slices, ms_ssim, nmi, nrmse, psnr, ssim
 from ldm.evaluation.protocol import MetricProtocol, evaluate_volume, summarise
 
 REPO = Path(__file__).resolve().parents[1]

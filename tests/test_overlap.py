@@ -8,7 +8,7 @@ import torch
 from monai import metrics as monai
 
 from ldm.errors import DataError
-from ldm.evaluation.overlap import dice, hd95, iou, sensitivity, specificity, surface_dice
+from ldm.evaluation.metrics.overlap import dice, hd95, iou, sensitivity, specificity, surface_dice
 
 SPACING = {2: (1.0, 1.5), 3: (1.0, 1.0, 2.5)}
 

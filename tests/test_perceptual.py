@@ -8,7 +8,7 @@ import torch
 
 from ldm.errors import CheckpointError
 from ldm.evaluation.measures import MEASURES
-from ldm.evaluation.perceptual import Perceptual, find_weights, frechet_distance
+from ldm.evaluation.metrics.perceptual import Perceptual, find_weights, frechet_distance
 from ldm.evaluation.protocol import evaluate_volume
 
 

@@ -11,16 +11,16 @@ from matplotlib.image import imread
 
 from ldm.data.nifti import Geometry
 from ldm.evaluation.case import Case, Prediction
-from ldm.evaluation.figures import Pane, panes_figure, pareto_front
-from ldm.evaluation.pictures import (
+from ldm.evaluation.protocol import DEFAULT
+from ldm.evaluation.scores import COPY_T1, Evaluation
+from ldm.plots.figures import Pane, panes_figure, pareto_front
+from ldm.report.gallery import (
     add_to_viewer,
     comparison_strip,
     shown_volumes,
     strips_figure,
     viewer,
 )
-from ldm.evaluation.protocol import DEFAULT
-from ldm.evaluation.result import COPY_T1, Evaluation
 
 
 def case(name="P1", shape=(12, 14, 10)):

@@ -10,9 +10,9 @@ from scipy.ndimage import binary_dilation, gaussian_filter
 
 from ldm.errors import ConfigError
 from ldm.evaluation.measures import MEASURES
-from ldm.evaluation.metrics import psnr
+from ldm.evaluation.metrics.published import brasyn_ssim, legacy_ms_ssim
+from ldm.evaluation.metrics.similarity import psnr
 from ldm.evaluation.protocol import PROTOCOLS, SPREAD_METRICS, evaluate_volume, find_protocol
-from ldm.evaluation.published import brasyn_ssim, legacy_ms_ssim
 from ldm.evaluation.regions import REGIONS, Labelled
 
 

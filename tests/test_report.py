@@ -16,10 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ldm.errors import OutputError
-from ldm.evaluation.figures import loss_figure, scatter_figure, strip_figure
 from ldm.evaluation.protocol import DEFAULT
-from ldm.evaluation.report import Figure, Report, Section, render, write_report
-from ldm.evaluation.tables import (
+from ldm.plots.figures import loss_figure, scatter_figure, strip_figure
+from ldm.report.page import Figure, Report, Section, render, write_report
+from ldm.report.tables import (
     Table,
     csv_rows,
     format_cell,
@@ -27,7 +27,7 @@ from ldm.evaluation.tables import (
     leading_number,
     markdown_table,
 )
-from ldm.evaluation.viewer import Viewer, viewer_patient
+from ldm.report.viewer import Viewer, viewer_patient
 
 PNG = b"\x89PNG\r\n\x1a\n"
 HOSTILE = '"><img src=x onerror=alert(1)><script>alert(2)</script>'

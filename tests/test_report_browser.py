@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from browser import Browser, find_browser
 
-from ldm.evaluation.report import Report, Section, write_report
-from ldm.evaluation.tables import Table
-from ldm.evaluation.viewer import Viewer, viewer_patient
+from ldm.report.page import Report, Section, write_report
+from ldm.report.tables import Table
+from ldm.report.viewer import Viewer, viewer_patient
 
 pytestmark = pytest.mark.skipif(
     not find_browser(), reason="no Chromium or Chrome on PATH or in $CHROME"

@@ -49,8 +49,8 @@ def test_dry_run_prints_a_config_that_gives_itself(tmp_path, capsys):
 
 @pytest.mark.parametrize("name", ["benchmark.yaml", "benchmark_families.yaml", "demo.yaml"])
 def test_benchmark_plans_are_valid(name, tmp_path):
+    from ldm.benchmark.plan import OWN_KEYS, plan_trainings
     from ldm.config import TOP_LEVEL
-    from ldm.evaluation.grid import OWN_KEYS, plan_trainings
 
     plan = merge_config([f"configs/{name}"], [], (*TOP_LEVEL, *OWN_KEYS))
     trainings = plan_trainings(plan, tmp_path)

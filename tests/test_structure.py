@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from ldm.errors import ConfigError
-from ldm.evaluation.structure import INPUT, trace
-from ldm.evaluation.structure_picture import draw
+from ldm.plots.structure import INPUT, trace
+from ldm.plots.structure_picture import draw
 
 REPO = Path(__file__).parents[1]
 PAGE = REPO / "docs" / "backbones.md"

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from ldm.evaluation.viewer import (
+from ldm.report.viewer import (
     Viewer,
     colour_table,
     encode_sheet,

@@ -10,8 +10,8 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
 from ldm.callbacks.metrics_file import read_curves
-from ldm.evaluation.features import feature_figure
-from ldm.evaluation.figures import loss_figure, strip_figure
+from ldm.plots.features import feature_figure
+from ldm.plots.figures import loss_figure, strip_figure
 from ldm.storage import atomic_path
 
 

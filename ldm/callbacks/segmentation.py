@@ -10,7 +10,7 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
 from ldm.callbacks.pictures import save_picture
-from ldm.evaluation.overlay import attention_figure, overlay_figure
+from ldm.plots.overlay import attention_figure, overlay_figure
 
 
 class SegmentationGrid(Callback):

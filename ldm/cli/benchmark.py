@@ -1,7 +1,7 @@
 """``dsdiff benchmark``: rows x space x seed x sampler x steps on the same data and budget.
 
 What is finished is not done again, so an interrupted benchmark goes on with the same command. How
-a cell is run is in :mod:`ldm.cli.cells`, what the cells are in :mod:`ldm.evaluation.grid`.
+a cell is run is in :mod:`ldm.benchmark.cells`, what the cells are in :mod:`ldm.benchmark.plan`.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from ldm.benchmark.cells import Work, require_same_config, run_cells
+from ldm.benchmark.kept_scores import combine
+from ldm.benchmark.plan import OWN_KEYS, GridCell, Training, plan_cells, read_budget
+from ldm.benchmark.results import Benchmark, RowCost, mean_cost
 from ldm.callbacks.metrics_file import read_curves
 from ldm.cli.arguments import add_trust_argument
-from ldm.cli.cells import Work, require_same_config, run_cells
 from ldm.cli.evaluate import show_progress, terminal_table
 from ldm.config import TOP_LEVEL, merge_config, save_config
+from ldm.cost.network import count_flops, count_parameters, training_flops
 from ldm.data.layouts import Subject
 from ldm.data.seen import Digests, inherited, read_seen, refuse_leaks, subject_digests
 from ldm.errors import ConfigError, DataError, PartialError
-from ldm.evaluation.benchmark import Benchmark, RowCost, mean_cost
-from ldm.evaluation.cached import combine
-from ldm.evaluation.cost import count_flops, count_parameters, training_flops
 from ldm.evaluation.downstream import DownstreamScores, judge_once
 from ldm.evaluation.folder import picture_folders
-from ldm.evaluation.grid import OWN_KEYS, GridCell, Training, plan_cells, read_budget
 from ldm.evaluation.protocol import DEFAULT
-from ldm.evaluation.result import Evaluation
-from ldm.evaluation.tables import Table
+from ldm.evaluation.scores import Evaluation
+from ldm.report.tables import Table
 from ldm.storage import folder_lock, read_json, write_json
 from ldm.util import instantiate_from_config
 
@@ -342,7 +342,7 @@ class Task:
 def _check_segmenter(path: Path, held_out: Digests, trusted: Sequence[str]) -> None:
     """Refuse a segmenter that cannot judge, before hours of work."""
     from ldm.evaluation.downstream import require_target
-    from ldm.evaluation.segmenter import NetworkSegmenter
+    from ldm.inference.segmentation import NetworkSegmenter
 
     require_target(NetworkSegmenter(path, trusted))
     refuse_leaks(held_out, read_seen(path), "the segmenter")

@@ -127,7 +127,7 @@ def named_folders(given: Sequence[str]) -> dict[str, list[Path]]:
 
 def _check_comparison(args: argparse.Namespace, protocol: Any, rows: Mapping[str, Any]) -> None:
     """Refuse a comparison that the first protocol cannot make, before hours of work."""
-    from ldm.evaluation.result import COPY_T1
+    from ldm.evaluation.scores import COPY_T1
 
     for option, known in (
         ("metric", protocol.names()),
@@ -164,7 +164,7 @@ def terminal_table(table: Any) -> Any:
     from rich.table import Table
     from rich.text import Text
 
-    from ldm.evaluation.tables import format_cell
+    from ldm.report.tables import format_cell
 
     shown = Table(title=table.title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
     cells = [[format_cell(cell) for cell in row] for row in table.rows]
@@ -202,7 +202,7 @@ def _downstream(args: argparse.Namespace, rows: Mapping[str, Sequence[Path]]) ->
     if not (args.segmenter or args.segmenter_command):
         return None
     from ldm.evaluation.downstream import downstream_scores
-    from ldm.evaluation.segmenter import CommandSegmenter, NetworkSegmenter
+    from ldm.inference.segmentation import CommandSegmenter, NetworkSegmenter
 
     if args.segmenter:
         segmenter = NetworkSegmenter(args.segmenter, args.trust)
@@ -223,8 +223,8 @@ def write_evaluation_report(
 ) -> None:
     """Write ``report.html`` of the evaluation."""
     from ldm.environment import environment
-    from ldm.evaluation.pictures import spread_figure, strips_figure, viewer
-    from ldm.evaluation.report import Report, Section, write_report
+    from ldm.report.gallery import spread_figure, strips_figure, viewer
+    from ldm.report.page import Report, Section, write_report
 
     result = next(iter(results.values()))
     failed = sum(map(len, result.failures.values()))

@@ -20,13 +20,13 @@ from typing import Any
 import numpy as np
 
 from ldm.cli.arguments import add_model_arguments, add_subject_arguments
-from ldm.cli.outputs import earlier_output, report_written, write_each
 from ldm.data.brain import MASK_FILE
 from ldm.data.layouts import Layout, Subject, detect_layout, select_subjects, summary
 from ldm.data.nifti import encode_volume, write_volume
 from ldm.data.prepare import PreparedSubject, fit_size, prepare_subject
 from ldm.data.seen import read_seen, same_patient
 from ldm.errors import CheckpointError, ConfigError, NonFiniteError
+from ldm.inference.outputs import earlier_output, report_written, write_each
 from ldm.storage import folder_lock, sha256, write_json
 
 log = logging.getLogger(__name__)
@@ -243,7 +243,7 @@ class VolumeSampler:
 
     def write_cost(self) -> None:
         """Write ``cost.json``: seconds and peak memory of what this process sampled."""
-        from ldm.evaluation.cost import peak_memory
+        from ldm.cost.network import peak_memory
 
         if self.timings:
             measured = {"peak_memory_bytes": peak_memory(self.device), "subjects": self.timings}
@@ -254,7 +254,7 @@ class VolumeSampler:
 
         Seconds are the median of ``repeats``; the warm-up is one batch of slices, or the volume.
         """
-        from ldm.evaluation.timing import measure
+        from ldm.cost.timing import measure
 
         prepared = self._prepare(subject, layout)
         first = prepared

@@ -18,7 +18,7 @@ from ldm.storage import atomic_path, folder_lock, sha256, write_json
 if TYPE_CHECKING:
     from ldm.data.layouts import Layout, Subject
     from ldm.data.prepare import PreparedSubject
-    from ldm.evaluation.segmenter import NetworkSegmenter
+    from ldm.inference.segmentation import NetworkSegmenter
 
 TASKS = {
     "train": "train a network from configs/segmentation, or resume a run",
@@ -81,10 +81,10 @@ def _add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
 
 def predict(args: argparse.Namespace) -> int:
     """Segment every subject; one that fails does not stop the others."""
-    from ldm.cli.outputs import report_written, write_each
     from ldm.data.layouts import detect_layout, select_subjects
     from ldm.errors import ConfigError
-    from ldm.evaluation.segmenter import NetworkSegmenter
+    from ldm.inference.outputs import report_written, write_each
+    from ldm.inference.segmentation import NetworkSegmenter
 
     if args.batch_size < 1:
         raise ConfigError(
@@ -118,8 +118,8 @@ class LabelWriter:
             DataError, NonFiniteError: the subject cannot be segmented.
             OutputError: OUT-EXISTS, OUT-IO.
         """
-        from ldm.cli.outputs import earlier_output
         from ldm.data.nifti import encode_volume, write_volume
+        from ldm.inference.outputs import earlier_output
 
         path, sidecar = (self.args.output / f"{subject.id}_seg{e}" for e in (".nii.gz", ".json"))
         read = [*self.segmenter.data.conditions, MASK_FILE]
@@ -143,7 +143,7 @@ class LabelWriter:
 
     def _draw(self, prepared: PreparedSubject, masks: dict[str, np.ndarray]) -> None:
         """Write ``pictures/ID_overlay.png``, and ``ID_attention.png`` of a network with gates."""
-        from ldm.evaluation.overlay import attention_figure, overlay_figure
+        from ldm.plots.overlay import attention_figure, overlay_figure
 
         area = sum(mask.sum((1, 2)) for mask in masks.values()) + 1e-6 * prepared.brain.sum((1, 2))
         place = int(area.argmax())  # the slice with most segmented, or else with most brain
@@ -192,7 +192,7 @@ def evaluate(args: argparse.Namespace) -> int:
 
 def _write_report(result: Any, args: argparse.Namespace) -> None:
     from ldm.environment import environment
-    from ldm.evaluation.report import Report, Section, write_report
+    from ldm.report.page import Report, Section, write_report
 
     command = f"dsdiff segment evaluate --prediction {args.prediction} --reference {args.reference}"
     report = Report(

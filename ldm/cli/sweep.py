@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from ldm.benchmark.sweep import Cell, Quality, Sweep
 from ldm.cli.evaluate import terminal_table
 from ldm.cli.main import as_known_error, report_error
 from ldm.cli.sample import VolumeSampler, add_volume_arguments, check_counts
@@ -23,8 +24,7 @@ from ldm.errors import CheckpointError, ConfigError, OutputError, PartialError
 from ldm.evaluation.case import TARGET
 from ldm.evaluation.folder import evaluate_folders
 from ldm.evaluation.protocol import DEFAULT
-from ldm.evaluation.result import COPY_T1
-from ldm.evaluation.sweep import Cell, Quality, Sweep
+from ldm.evaluation.scores import COPY_T1
 from ldm.models.diffusion.samplers import SAMPLERS, get_sampler
 from ldm.storage import folder_lock, kept, read_json, sha256
 

@@ -67,8 +67,8 @@ def train(config: Mapping[str, Any], folder: Path, checkpoint: Path | None = Non
 
     from ldm.checkpoint import CHECKPOINTS, CONFIG_FILE
     from ldm.config import save_config
+    from ldm.cost.energy import EnergyMeter
     from ldm.environment import prefers_channels_last
-    from ldm.evaluation.energy import EnergyMeter
     from ldm.modules.diffusionmodules.util import to_channels_last
     from ldm.storage import folder_lock
     from ldm.util import instantiate_from_config
@@ -169,8 +169,8 @@ def describe(config: Mapping[str, Any]) -> int:
     import torch
     from omegaconf import OmegaConf
 
+    from ldm.cost.network import count_flops, count_parameters, training_memory_estimate
     from ldm.environment import resolve_precision
-    from ldm.evaluation.cost import count_flops, count_parameters, training_memory_estimate
     from ldm.util import instantiate_from_config
 
     data = instantiate_from_config(config["data"], where="data")
@@ -208,7 +208,7 @@ def _write_cost(
 ) -> None:
     from pytorch_lightning.callbacks import Timer
 
-    from ldm.evaluation.cost import peak_memory
+    from ldm.cost.network import peak_memory
     from ldm.storage import write_json
 
     device = trainer.strategy.root_device

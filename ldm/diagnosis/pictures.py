@@ -17,7 +17,7 @@ from ldm.diagnosis.data import DataDiagnosis
 from ldm.diagnosis.findings import NOTE
 from ldm.diagnosis.run import LOSS, VALIDATION, RunDiagnosis
 from ldm.errors import DataError
-from ldm.evaluation.figures import COLOURS, GRID, STRIP_BACKGROUND, figure_bytes
+from ldm.plots.figures import COLOURS, GRID, STRIP_BACKGROUND, figure_bytes
 from ldm.storage import atomic_path
 
 MOST_PICTURES, MOST_LINES = 24, 6

@@ -21,12 +21,12 @@ from ldm.data.layouts import Layout, Subject, detect_layout, select_subjects
 from ldm.errors import DataError
 from ldm.evaluation.case import TARGET
 from ldm.evaluation.folder import find_predictions
-from ldm.evaluation.overlap import dice, hd95, surface_dice
-from ldm.evaluation.result import COPY_T1
+from ldm.evaluation.metrics.overlap import dice, hd95, surface_dice
+from ldm.evaluation.scores import COPY_T1
 from ldm.evaluation.segmentation import mean_and_deviation, volume_ml
-from ldm.evaluation.segmenter import Segmented, Segmenter
-from ldm.evaluation.tables import Cell, Table, write_csv
+from ldm.inference.segmentation import Segmented, Segmenter
 from ldm.regions import region_masks, region_title
+from ldm.report.tables import Cell, Table, write_csv
 from ldm.storage import kept, volume_digests, write_json
 
 REAL = "real T1ce"
@@ -164,7 +164,7 @@ def downstream_scores(
     """Segment patients with their real T1ce and with each synthetic one in its place.
 
     Args:
-        segmenter: a :class:`~ldm.evaluation.segmenter.NetworkSegmenter` or ``CommandSegmenter``.
+        segmenter: a :class:`~ldm.inference.segmentation.NetworkSegmenter` or ``CommandSegmenter``.
         predictions: row name -> folder of ``ID_t1ce.nii.gz``; the scores of a patient in several
             folders (training seeds) are averaged. A volume that cannot be used is passed over: the
             evaluation of the images names it.
@@ -228,7 +228,7 @@ def judge_once(
         path: JSON file that keeps the scores.
         trusted: classes accepted in the run folder beside the shipped ones.
     """
-    from ldm.evaluation.segmenter import NetworkSegmenter
+    from ldm.inference.segmentation import NetworkSegmenter
 
     judge = NetworkSegmenter(segmenter, trusted)
     volumes = {row: [volume_digests(f) for f in folders] for row, folders in predictions.items()}

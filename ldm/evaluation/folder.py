@@ -13,7 +13,6 @@ import numpy as np
 from ldm.data.layouts import Layout, Subject, detect_layout, select_subjects
 from ldm.data.normalise import RobustNormaliser
 from ldm.errors import DataError, one_line
-from ldm.evaluation.calibration import Reliability, reliability
 from ldm.evaluation.case import (
     Case,
     Prediction,
@@ -21,10 +20,11 @@ from ldm.evaluation.case import (
     load_case,
     read_prediction,
 )
-from ldm.evaluation.pictures import add_to_viewer, comparison_strip, shown_volumes
+from ldm.evaluation.metrics.calibration import Reliability, reliability
 from ldm.evaluation.protocol import DEFAULT, MetricProtocol, evaluate_volume
-from ldm.evaluation.result import COPY_T1, Evaluation
-from ldm.evaluation.viewer import PAGE_BYTES
+from ldm.evaluation.scores import COPY_T1, Evaluation
+from ldm.report.gallery import add_to_viewer, comparison_strip, shown_volumes
+from ldm.report.viewer import PAGE_BYTES
 
 
 def evaluate_folders(
@@ -136,7 +136,7 @@ class _Tools:
 def _tools(protocols: Sequence[MetricProtocol], weights: Path | None) -> _Tools:
     if not any("lpips" in protocol.names() for protocol in protocols):
         return _Tools()
-    from ldm.evaluation.perceptual import find_weights
+    from ldm.evaluation.metrics.perceptual import find_weights
 
     perceptual, reason = find_weights(weights)
     return _Tools(perceptual, {"lpips": reason} if reason else {})

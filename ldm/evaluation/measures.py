@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ldm.evaluation import detail, metrics, published
+from ldm.evaluation.metrics import detail, published
+from ldm.evaluation.metrics import similarity as metrics
 
 if TYPE_CHECKING:
-    from ldm.evaluation.perceptual import Perceptual
+    from ldm.evaluation.metrics.perceptual import Perceptual
 
 
 @dataclass(eq=False)

@@ -18,13 +18,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ldm.errors import ConfigError
-from ldm.evaluation import calibration, metrics
 from ldm.evaluation.measures import MEASURES, View, Volumes
+from ldm.evaluation.metrics import calibration
+from ldm.evaluation.metrics import similarity as metrics
 from ldm.evaluation.regions import REGIONS, Labelled
 from ldm.evaluation.statistics import summarise_values
 
 if TYPE_CHECKING:
-    from ldm.evaluation.perceptual import Perceptual
+    from ldm.evaluation.metrics.perceptual import Perceptual
 
 Scores = dict[str, dict[str, float]]
 
@@ -179,7 +180,8 @@ def evaluate_volume(
         protocol: mapping, regions, metrics and slice axis.
         spread: predicted standard deviation (X, Y, Z), in the units of ``reference``. Without it
             there are no ``SPREAD_METRICS``.
-        samples: how many samples the spread comes from, see :mod:`ldm.evaluation.calibration`.
+        samples: how many samples the spread comes from, see
+            :mod:`ldm.evaluation.metrics.calibration`.
         spacing: size of a voxel along each axis, in mm.
         perceptual: the network of LPIPS, which is NaN without it.
 

@@ -47,7 +47,7 @@ class Labelled:
         """Brain outside of the tumour, at most 10 mm away from it."""
         from scipy.ndimage import distance_transform_edt
 
-        from ldm.evaluation.metrics import content_box
+        from ldm.evaluation.metrics.similarity import content_box
 
         near = np.zeros(self.brain.shape, bool)
         if self.tumour.any():

@@ -13,12 +13,12 @@ from ldm.data.contrasts import load_contrasts, load_labels, read_labels
 from ldm.data.layouts import CONTRASTS, Layout, Subject, detect_layout, select_subjects
 from ldm.data.nifti import Geometry
 from ldm.errors import DataError
-from ldm.evaluation import overlap
-from ldm.evaluation.overlay import overlay_figure
-from ldm.evaluation.report import Figure
-from ldm.evaluation.result import strict_json
-from ldm.evaluation.tables import Cell, Table, write_csv
+from ldm.evaluation.metrics import overlap
+from ldm.evaluation.scores import strict_json
+from ldm.plots.overlay import overlay_figure
 from ldm.regions import REGION_SETS, region_masks, region_title
+from ldm.report.page import Figure
+from ldm.report.tables import Cell, Table, write_csv
 from ldm.storage import write_json
 
 METRICS = {

@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 import yaml
 
+from ldm.benchmark import cells
+from ldm.benchmark.cells import Stopped, Work
+from ldm.benchmark.results import Benchmark
 from ldm.callbacks.run import GradientGuard
-from ldm.cli import cells
-from ldm.cli.cells import Stopped, Work
 from ldm.cli.main import main
 from ldm.errors import BusyError
-from ldm.evaluation.benchmark import Benchmark
 from ldm.storage import folder_lock
 
 QUALITY = ("backbone", "PSNR dB", "NRMSE", "SSIM", "MS-SSIM", "n")

@@ -11,8 +11,8 @@ import pytest
 from ldm.cli.main import main
 from ldm.errors import PartialError
 from ldm.evaluation.folder import evaluate_folders
-from ldm.evaluation.pictures import spread_figure
-from ldm.evaluation.result import COPY_T1
+from ldm.evaluation.scores import COPY_T1
+from ldm.report.gallery import spread_figure
 
 
 @pytest.fixture

@@ -17,9 +17,9 @@ from ldm.data.contrasts import load_contrasts, load_labels
 from ldm.data.layouts import detect_layout
 from ldm.errors import ConfigError, DataError
 from ldm.evaluation.downstream import REAL, downstream_scores
-from ldm.evaluation.result import COPY_T1
+from ldm.evaluation.scores import COPY_T1
 from ldm.evaluation.segmentation import evaluate_segmentations
-from ldm.evaluation.segmenter import CommandSegmenter, NetworkSegmenter, Segmented
+from ldm.inference.segmentation import CommandSegmenter, NetworkSegmenter, Segmented
 
 
 @pytest.fixture(scope="session")

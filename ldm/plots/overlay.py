@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ldm.evaluation.figures import COLOUR_MAPS, strip_figure
+from ldm.plots.figures import COLOUR_MAPS, strip_figure
 
 # Okabe & Ito (2008), told apart with every common colour blindness; the later covers the earlier
 REGION_COLOURS = {"lesion": "#E69F00", "wt": "#009E73", "tc": "#56B4E9", "et": "#D55E00"}

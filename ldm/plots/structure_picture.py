@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ldm.evaluation.figures import INK, figure_bytes
-from ldm.evaluation.structure import ATTENDING, INPUT, Block, Structure
+from ldm.plots.figures import INK, figure_bytes
+from ldm.plots.structure import ATTENDING, INPUT, Block, Structure
 
 ORANGE = "#E69F00"
 # Okabe & Ito (2008), told apart with every common colour blindness

@@ -19,8 +19,8 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from ldm.evaluation.tables import Table, format_cell, latex_table, markdown_table
-from ldm.evaluation.viewer import Viewer
+from ldm.report.tables import Table, format_cell, latex_table, markdown_table
+from ldm.report.viewer import Viewer
 from ldm.storage import atomic_path
 
 TEMPLATES = Path(__file__).parent / "templates"

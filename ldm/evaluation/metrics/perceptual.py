@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ldm.evaluation.metrics import stacks
+from ldm.evaluation.metrics.similarity import stacks
 from ldm.losses.perceptual import LPIPS, LPIPS_NETS
 
 BATCH = 8

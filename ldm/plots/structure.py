@@ -3,7 +3,7 @@
 :func:`trace` runs a network once on the ``meta`` device and finds which block reads the output of
 which other block by walking the autograd graph, so that skips and parallel streams appear for any
 ``nn.Module``, also one of another package.
-:mod:`ldm.evaluation.structure_picture` draws it.
+:mod:`ldm.plots.structure_picture` draws it.
 """
 
 from __future__ import annotations

@@ -11,7 +11,13 @@ from math import nan
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ldm.evaluation.metrics import MS_SSIM_SIDE, SSIM_WINDOW, content_box, similarity_map, stacks
+from ldm.evaluation.metrics.similarity import (
+    MS_SSIM_SIDE,
+    SSIM_WINDOW,
+    content_box,
+    similarity_map,
+    stacks,
+)
 
 TWELVE_BITS = {"mean": 2048.0, "sd": 400.0, "low": 1e-10, "high": 4095.0}
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from ldm.evaluation.figures import INK, figure_bytes
+from ldm.plots.figures import INK, figure_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

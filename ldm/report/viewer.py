@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ldm.data.prepare import bounding_box
-from ldm.evaluation.figures import COLOUR_MAPS
-from ldm.evaluation.tables import format_cell
+from ldm.plots.figures import COLOUR_MAPS
+from ldm.report.tables import format_cell
 
 PAGE_BYTES = 20_000_000  # of all volumes of a page, in base64
 MOST_PATIENTS = 10

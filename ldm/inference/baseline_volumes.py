@@ -14,7 +14,7 @@ from ldm.data.nifti import encode_volume, write_volume
 from ldm.data.normalise import RobustNormaliser
 from ldm.data.prepare import load_subject, prepare_subject
 from ldm.errors import ConfigError
-from ldm.evaluation.baselines import fit_baseline
+from ldm.inference.baselines import fit_baseline
 from ldm.storage import folder_lock
 from ldm.util import instantiate_from_config
 
@@ -29,7 +29,7 @@ def write_baseline(
     Equal input gives equal bytes.
 
     Args:
-        name: a key of :data:`ldm.evaluation.grid.BASELINES`.
+        name: a key of :data:`ldm.benchmark.plan.BASELINES`.
         output: folder of the synthetic volumes.
         config: the ``data`` section: contrasts, normaliser, cache.
         train, test: ids.

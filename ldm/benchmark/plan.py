@@ -15,8 +15,8 @@ from typing import Any
 
 from ldm.checkpoint import CONFIG_FILE, read_run_config
 from ldm.config import load_config
+from ldm.cost.network import count_flops, training_flops
 from ldm.errors import ConfigError
-from ldm.evaluation.cost import count_flops, training_flops
 from ldm.util import instantiate_from_config, nearest, resolve_target
 
 OWN_KEYS = (

@@ -20,15 +20,15 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+from ldm.benchmark.kept_scores import evaluate_once
+from ldm.benchmark.plan import GridCell, Training
 from ldm.cli.evaluate import show_progress
 from ldm.cli.main import as_known_error
-from ldm.cli.predict_baseline import write_baseline
 from ldm.config import read_saved_config, save_config
 from ldm.data.seen import Digests, read_seen, refuse_leaks
 from ldm.errors import BusyError, OutputError, PartialError
-from ldm.evaluation.cached import evaluate_once
-from ldm.evaluation.grid import GridCell, Training
-from ldm.evaluation.result import Evaluation
+from ldm.evaluation.scores import Evaluation
+from ldm.inference.baseline_volumes import write_baseline
 from ldm.storage import folder_lock, read_json, write_json
 from ldm.util import targets_in
 
@@ -113,7 +113,7 @@ class Work:
                 if not wait:
                     raise
                 if not said:
-                    print(f"{cell.name}: in progress in another process, waiting")
+                    print(f"{cell.name}: in progress in another process, waiting")  # noqa: T201
                 said = True
                 time.sleep(POLL)
 
@@ -248,7 +248,10 @@ class Work:
             process.wait()
 
     def _say(self, cell: GridCell, what: str) -> None:
-        print(f"\n{cell.name}: {what}" if not self.is_quiet else f"{cell.name}: {what}", flush=True)
+        print(  # noqa: T201
+            f"\n{cell.name}: {what}" if not self.is_quiet else f"{cell.name}: {what}",
+            flush=True,
+        )
 
     def _lock(self, folder: Path) -> Any:
         return folder_lock(self.output / "locks" / folder.relative_to(self.output))

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from ldm.evaluation.calibration import Reliability
 from ldm.evaluation.folder import evaluate_folders
+from ldm.evaluation.metrics.calibration import Reliability
 from ldm.evaluation.protocol import DEFAULT, MetricProtocol
-from ldm.evaluation.result import Evaluation
+from ldm.evaluation.scores import Evaluation
 from ldm.storage import kept, volume_digests
 
 ROW = "cell"

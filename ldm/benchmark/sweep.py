@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ldm.environment import environment
-from ldm.evaluation.figures import lines_figure
-from ldm.evaluation.report import Figure, Report, Section, write_report
-from ldm.evaluation.result import COPY_T1, METRICS, Evaluation
-from ldm.evaluation.tables import Table, write_table
+from ldm.evaluation.scores import COPY_T1, METRICS, Evaluation
+from ldm.plots.figures import lines_figure
+from ldm.report.page import Figure, Report, Section, write_report
+from ldm.report.tables import Table, write_table
 from ldm.storage import atomic_path, write_json
 
 # What the table shows of each region, and what the plot shows.

@@ -9,8 +9,8 @@ from statistics import median
 
 import torch
 
-from ldm.evaluation.cost import peak_memory, reset_peak_memory
-from ldm.evaluation.energy import EnergyMeter
+from ldm.cost.energy import EnergyMeter
+from ldm.cost.network import peak_memory, reset_peak_memory
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Measurement:
 
     Args:
         seconds: of each call; :attr:`median_seconds` is the figure to report.
-        peak_memory_bytes: see :func:`ldm.evaluation.cost.peak_memory`.
+        peak_memory_bytes: see :func:`ldm.cost.network.peak_memory`.
         energy_joules: of one call, or None.
         energy_reason: why there is none.
     """

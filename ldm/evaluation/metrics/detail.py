@@ -1,7 +1,7 @@
 """Fine structure of a prediction: do slices follow each other, is it sharp, are its edges right?
 
-Pure functions of numpy arrays like those of :mod:`ldm.evaluation.metrics`, with the same errors;
-their formulas stand in ``docs/metrics.md``.
+Pure functions of numpy arrays like those of :mod:`ldm.evaluation.metrics.similarity`, with the
+same errors; their formulas stand in ``docs/metrics.md``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ldm.evaluation.metrics import content_box, stacks, triple
+from ldm.evaluation.metrics.similarity import content_box, stacks, triple
 
 HFEN_SIGMA = 1.5
 HFEN_RADIUS = 7  # a kernel of 15 x 15, as in the paper

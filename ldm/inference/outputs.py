@@ -54,7 +54,7 @@ def report_written(done: Written, output: Path) -> int:
         PartialError: some subjects failed, the others did not.
     """
     failed = len(done.failures)
-    print(f"written={done.new} failed={failed} skipped={done.old}: {output}")
+    print(f"written={done.new} failed={failed} skipped={done.old}: {output}")  # noqa: T201
     if failed and done.new + done.old:
         total = failed + done.new + done.old
         raise PartialError("PARTIAL", f"{failed} of {total} subjects failed")

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ldm.errors import DataError
-from ldm.evaluation.metrics import same_shape
+from ldm.evaluation.metrics.similarity import same_shape
 
 Counts = tuple[int, int, int, int]
 

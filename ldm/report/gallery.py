@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ldm.data.prepare import bounding_box
-from ldm.evaluation.figures import Pane, panes_figure, reliability_figure
 from ldm.evaluation.protocol import MetricProtocol
-from ldm.evaluation.report import Figure
-from ldm.evaluation.result import COPY_T1, Evaluation
-from ldm.evaluation.tables import format_cell
-from ldm.evaluation.viewer import (
+from ldm.evaluation.scores import COPY_T1, Evaluation
+from ldm.plots.figures import Pane, panes_figure, reliability_figure
+from ldm.report.page import Figure
+from ldm.report.tables import format_cell
+from ldm.report.viewer import (
     BYTES_A_VOXEL,
     MOST_PATIENTS,
     PAGE_BYTES,

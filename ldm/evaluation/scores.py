@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ldm.errors import PartialError
-from ldm.evaluation import result_tables as tables
-from ldm.evaluation.calibration import Reliability
 from ldm.evaluation.measures import MEASURES
+from ldm.evaluation.metrics.calibration import Reliability
 from ldm.evaluation.protocol import (
     DEFAULT,
     SPREAD_METRICS,
@@ -30,12 +29,13 @@ from ldm.evaluation.statistics import (
     compare,
     over_seeds,
 )
-from ldm.evaluation.tables import Table, write_csv
+from ldm.report import score_tables as tables
+from ldm.report.tables import Table, write_csv
 from ldm.storage import write_json
 
 if TYPE_CHECKING:
-    from ldm.evaluation.pictures import Shown
-    from ldm.evaluation.viewer import ViewerPatient
+    from ldm.report.gallery import Shown
+    from ldm.report.viewer import ViewerPatient
 
 COPY_T1 = "copy T1"
 METRICS = {name: MEASURES[name].title for name in DEFAULT.measures}
@@ -107,7 +107,7 @@ class Evaluation:
 
     def frechet_distances(self) -> dict[str, float]:
         """Return the distance of each row, over the slices of all its patients."""
-        from ldm.evaluation.perceptual import frechet_distance
+        from ldm.evaluation.metrics.perceptual import frechet_distance
 
         distances = {}
         for row, found in self.features.items():

@@ -11,16 +11,16 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from ldm.cost.network import peak_memory_label
 from ldm.environment import environment
-from ldm.evaluation.cost import peak_memory_label
 from ldm.evaluation.downstream import DownstreamScores
-from ldm.evaluation.figures import loss_figure, scatter_figure
-from ldm.evaluation.pictures import spread_figure, strips_figure, viewer
-from ldm.evaluation.report import Figure, Report, Section, write_report
-from ldm.evaluation.result import COPY_T1, METRICS, Evaluation
-from ldm.evaluation.result_tables import BETTER
-from ldm.evaluation.tables import Table, write_table
+from ldm.evaluation.scores import COPY_T1, METRICS, Evaluation
+from ldm.plots.figures import loss_figure, scatter_figure
 from ldm.regions import region_title
+from ldm.report.gallery import spread_figure, strips_figure, viewer
+from ldm.report.page import Figure, Report, Section, write_report
+from ldm.report.score_tables import BETTER
+from ldm.report.tables import Table, write_table
 from ldm.storage import write_json
 
 GIB = 2**30
@@ -69,7 +69,7 @@ class RowCost:
         flops: of one network call at batch 1 and training size.
         calls: network calls a slice, or a window of a volume.
         train_steps, train_seconds: of the whole training, validation included.
-        train_flops: 3 x ``flops`` x images, see :func:`ldm.evaluation.cost.training_flops`.
+        train_flops: 3 x ``flops`` x images, see :func:`ldm.cost.network.training_flops`.
         slice_seconds, volume_seconds: of sampling, at the stated batch size.
         train_memory, sample_memory: peak bytes of the process (VRAM on a GPU).
         train_batch, sample_batch: images at once.

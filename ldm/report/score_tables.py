@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 from ldm.evaluation.measures import MEASURES
 from ldm.evaluation.protocol import DEFAULT, SPREAD_METRICS, SummaryRow
 from ldm.evaluation.statistics import FEWEST, Comparison, smallest_p
-from ldm.evaluation.tables import Cell, Table
+from ldm.report.tables import Cell, Table
 
 if TYPE_CHECKING:
-    from ldm.evaluation.result import Evaluation
+    from ldm.evaluation.scores import Evaluation
 
 SPREAD = dict(
     zip(SPREAD_METRICS, ("Within 1 sd", "Within 2 sd", "ECE", "Error / spread"), strict=True)

@@ -6,8 +6,8 @@ variance ``sigma^2 (1 + 1/N)``, and ``distance / (spread sqrt(1 + 1/N))`` follow
 N - 1 degrees of freedom. Intervals and spreads here are corrected by that, so that a few samples do
 not make a calibrated model look overconfident. ``samples=None`` takes the spread for exact.
 
-Pure functions of numpy arrays like those of :mod:`ldm.evaluation.metrics`, with the same errors;
-their formulas stand in ``docs/metrics.md``.
+Pure functions of numpy arrays like those of :mod:`ldm.evaluation.metrics.similarity`, with the
+same errors; their formulas stand in ``docs/metrics.md``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ldm.errors import DataError
-from ldm.evaluation.metrics import same_shape
+from ldm.evaluation.metrics.similarity import same_shape
 
 LEVELS = tuple(level / 20 for level in range(1, 20))  # 0.05 to 0.95
 BINS = 10
