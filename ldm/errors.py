@@ -7,6 +7,8 @@ library catches :class:`DsdiffError`.
 
 from __future__ import annotations
 
+import sys
+
 MAX_LINE = 300
 
 
@@ -88,6 +90,23 @@ class BusyError(DsdiffError):
     """The run folder is in use by another process."""
 
     exit_code = 11
+
+
+def as_known_error(error: BaseException) -> DsdiffError | None:
+    """Return the error with a stable code that ``error`` means, if there is one."""
+    text, torch = str(error), sys.modules.get("torch")  # if not loaded, it has raised nothing
+    if isinstance(error, DsdiffError):
+        return error
+    out_of_memory = (MemoryError, torch.OutOfMemoryError) if torch else MemoryError
+    if isinstance(error, out_of_memory) or "DefaultCPUAllocator" in text:
+        return OutOfMemory(
+            "MEMORY", "out of memory; lower the batch size, data.params.image_size or the network"
+        )
+    if isinstance(error, RuntimeError) and "DataLoader worker" in text:
+        return WorkerError("WORKER", f"{text}; try data.params.num_workers=0")
+    if isinstance(error, OSError):
+        return OutputError("OUT-IO", f"{error.strerror or error} ({error.filename or ''})")
+    return None
 
 
 def one_line(text: str, limit: int = MAX_LINE) -> str:

@@ -23,10 +23,9 @@ from typing import Any
 from ldm.benchmark.kept_scores import evaluate_once
 from ldm.benchmark.plan import GridCell, Training
 from ldm.cli.evaluate import show_progress
-from ldm.cli.main import as_known_error
 from ldm.config import read_saved_config, save_config
 from ldm.data.seen import Digests, read_seen, refuse_leaks
-from ldm.errors import BusyError, OutputError, PartialError
+from ldm.errors import BusyError, OutputError, PartialError, as_known_error
 from ldm.evaluation.scores import Evaluation
 from ldm.inference.baseline_volumes import write_baseline
 from ldm.storage import folder_lock, read_json, write_json

@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Sequence
 
 from ldm import __version__
-from ldm.errors import DsdiffError, OutOfMemory, OutputError, WorkerError, one_line
+from ldm.errors import DsdiffError, as_known_error, one_line
 
 VERBS = {
     "demo": "train, sample and evaluate on synthetic patients; needs no data (start here)",
@@ -92,24 +92,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def report_error(verb: str, error: DsdiffError | str) -> None:
     """Print one line on stderr."""
     print(one_line(f"dsdiff {verb}: error {error}"), file=sys.stderr)
-
-
-def as_known_error(error: BaseException) -> DsdiffError | None:
-    """Return the error with a stable code that ``error`` means, if there is one."""
-    import torch
-
-    text = str(error)
-    if isinstance(error, DsdiffError):
-        return error
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in text:
-        return OutOfMemory(
-            "MEMORY", "out of memory; lower the batch size, data.params.image_size or the network"
-        )
-    if isinstance(error, RuntimeError) and "DataLoader worker" in text:
-        return WorkerError("WORKER", f"{text}; try data.params.num_workers=0")
-    if isinstance(error, OSError):
-        return OutputError("OUT-IO", f"{error.strerror or error} ({error.filename or ''})")
-    return None
 
 
 if __name__ == "__main__":

@@ -15,9 +15,16 @@ from typing import Any
 import numpy as np
 
 from ldm.cli.arguments import add_layout_argument
-from ldm.cli.main import as_known_error, report_error
+from ldm.cli.main import report_error
 from ldm.data.manifest import FILES, Row, examine, read_manifest, state, verify, write_manifest
-from ldm.errors import ConfigError, DataError, DsdiffError, OutputError, PartialError
+from ldm.errors import (
+    ConfigError,
+    DataError,
+    DsdiffError,
+    OutputError,
+    PartialError,
+    as_known_error,
+)
 from ldm.storage import folder_lock
 
 MANIFEST = "manifest.csv"

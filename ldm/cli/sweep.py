@@ -17,10 +17,10 @@ from typing import Any
 
 from ldm.benchmark.sweep import Cell, Quality, Sweep
 from ldm.cli.evaluate import terminal_table
-from ldm.cli.main import as_known_error, report_error
+from ldm.cli.main import report_error
 from ldm.cli.sample import VolumeSampler, add_volume_arguments, check_counts
 from ldm.data.layouts import Layout, Subject, detect_layout, select_subjects
-from ldm.errors import CheckpointError, ConfigError, OutputError, PartialError
+from ldm.errors import CheckpointError, ConfigError, OutputError, PartialError, as_known_error
 from ldm.evaluation.case import TARGET
 from ldm.evaluation.folder import evaluate_folders
 from ldm.evaluation.protocol import DEFAULT

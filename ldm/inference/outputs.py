@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ldm.cli.main import as_known_error, report_error
+from ldm.cli.main import report_error
 from ldm.data.layouts import Layout, Subject
-from ldm.errors import DsdiffError, OutputError, PartialError
+from ldm.errors import DsdiffError, OutputError, PartialError, as_known_error
 
 
 @dataclass
