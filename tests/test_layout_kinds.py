@@ -27,7 +27,7 @@ from ldm.data.layouts import (
     detect_layout,
 )
 from ldm.data.layouts.base import contrast_named
-from ldm.data.layouts.dicom import contrast_of_series
+from ldm.data.layouts.series import contrast_of_series
 from ldm.data.nifti import read_volume
 from ldm.errors import ConfigError, DataError, UnsafeError
 from ldm.util import refuse_untrusted_targets

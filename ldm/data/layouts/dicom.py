@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import io
 import logging
-import re
 import secrets
 import tempfile
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ import nibabel as nib
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
 from ldm.data.layouts.base import LABELS, Entry, Layout, Tree, contrast_named, volume_stem
+from ldm.data.layouts.series import read_series
 from ldm.data.nifti import Volume, read_volume
 from ldm.data.volume_file import VolumeFile
 from ldm.errors import DataError
@@ -28,30 +28,6 @@ log = logging.getLogger(__name__)
 ENDINGS = (".dcm", ".ima")
 PREAMBLE = 128  # bytes before the mark DICM
 DICOM_AXES = axcodes2ornt("LPS")
-# Words of a SeriesDescription; T2* and maps are no anatomy that a network is trained on.
-T1_WORDS = {"t1", "t1w", "t1wi", "mprage", "spgr", "bravo", "fspgr", "tfl3d", "vibe"}
-T2_WORDS = {"t2", "t2w", "t2wi"}
-AGENT_WORDS = {"gd", "gad", "ce", "post", "postcontrast", "km", "contrast", "c"}
-NATIVE_WORDS = {"pre", "native", "nativ", "without", "wo", "precontrast"}
-OTHER_WORDS = {"star", "swi", "gre", "dwi", "adc", "dti", "perf", "perfusion", "dsc", "asl", "map"}
-OTHER_WORDS |= {"loc", "localizer", "scout", "sub", "subtraction", "mip", "mpr"}
-
-
-def contrast_of_series(description: str, agent: str) -> str | None:
-    """Return the contrast that ``SeriesDescription`` and ``ContrastBolusAgent`` mean, or None.
-
-    Whole words count. T1 comes before FLAIR, because a T1 FLAIR is a T1-weighted image.
-    """
-    text = description.lower().replace("t2*", "t2 star")
-    words = set(re.split(r"[^a-z0-9]+", text))
-    if words & OTHER_WORDS:
-        return None
-    if words & T1_WORDS:
-        enhanced = bool(agent.strip()) or bool(words & AGENT_WORDS) or "+c" in text
-        return "t1ce" if enhanced and not words & NATIVE_WORDS else "t1"
-    if words & {"flair", "dark"}:
-        return None if words & {"gd", "gad", "post", "postcontrast"} else "flair"
-    return "t2" if words & T2_WORDS else None
 
 
 @dataclass(frozen=True)
@@ -159,7 +135,10 @@ def _described(path: Path) -> str | None:
         header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags)
     except (OSError, pydicom.errors.InvalidDicomError):
         return None
-    return contrast_of_series(*(str(header.get(tag) or "") for tag in tags))
+    series = read_series(*(str(header.get(tag) or "") for tag in tags))
+    if series.doubt:
+        log.warning("series %s: %s", path.parent.name, series.doubt)
+    return series.contrast
 
 
 def _libraries(case: str | None = None) -> tuple[Any, Any]:

@@ -1,0 +1,157 @@
+"""Which contrast a DICOM series is, by its ``SeriesDescription`` and ``ContrastBolusAgent``.
+
+Descriptions are typed at the scanner, in the language of the hospital. They become words, and are
+read in this order: what is no image of brain anatomy is passed over; pairs that only seem to speak
+of an agent (``post op``, ``no fat sat``) are put aside; then denials (``w/o contrast``, ``C-``,
+``oKM``), because each holds the word that it denies; then the agent (``+C``, ``GADO``, ``mKM``).
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from typing import NamedTuple
+
+# Signs, and words within words (Philips eT1W_SE, 3DT1, T2FLAIR; German oKM, mKM), as words.
+SPELLINGS = [
+    (r"^t1_mpr_", "t1 mprage "),  # Siemens; any other "mpr" is a reformation
+    (r"_", " "),
+    (r"mp[ -]?rage", " mprage "),
+    (r"dark[ -]?fl(uid)?\b|\bda-fl\b|\bir ?prep\b", " flair "),
+    (r"(?<![a-z0-9])(?:[desv]|[23]d|ax|sag|cor|tra)?(t[12])(?:weighted|wi?)?(?!\d(?!d))", r" \1 "),
+    (r"\*", " star "),
+    (r"\b[ctl][ -]?spine", " spine "),
+    (r"\bw(?:ith)?[ /]*(?:and|&|or)?[ /]*w(?:ith|/)?(?:o|out)\b", " without post "),
+    (r"\bw ?[/\\.] ?o(ut)?\b|\bs/c\b|\bw o\b", " without "),
+    (r"\bc ?\(?[/ ]?-(?![a-z0-9])|(?<!post)- ?c\b", " native "),
+    (r"\bc ?\(?[/ ]?\+|\+ ?c\b|\+\s*$|\bc/c\b|\bw ?/ ?c\b|\bwc\b", " gd "),
+    (r"\b(o|ohne|m|mit|n|nach|p|vor)?[. ]?k\.? ?m\b", r" \1 km "),
+]
+JOINED = re.compile(r"(non?|pre|wo|post|with)(op|con|c|contrast\w*|gad\w*|gd|km|enh\w*|inj\w*)")
+T1_WORDS = {"t1", "mprage", "memprage", "spgr", "fspgr", "bravo", "tfl3d", "vibe"}
+T2_STAR = {"star", "gre", "hemo", "heme", "medic", "fl2d", "fl3d", "ffe", "flash"}
+OTHER = re.compile(  # maps, other physics, scouts, reformations, other parts of the body
+    r"swi|swan|qsm|dwi|dti|e?adc|isodwi|ep2d|epi|diff\w*|trace\w?|tensor|fa|colfa|perf\w*|d[sc][ce]|"
+    r"pwi|p?c?asl|r?cb[fv]|mtt|ttp|tmax|dyn\w*|twist|ktrans|bold|fmri|loc|locali[sz]er|scout|survey|"
+    r"aahead|calib\w*|field\w*|fmap|b[01]\w*|plane|sub|subtr\w*|mip|minip|mpr|ref(or)?ma?t\w*|"
+    r"screen\w*|report|fusion|rgb|maps?|mapping|rho|relax\w*|fit|quant\w*|(sh)?molli|despot\w*|mrf|"
+    r"fingerprint\w*|symri|magic|synth\w*|vfa|ratio|r[12]|images|inv[12]?|mt[crw]?|magneti\w*|cest|"
+    r"apt|phase|pha|mag|mra|mrv|tof|angio\w*|venogr\w*|csi|svs|mrs|spectro\w*|press|psir|dir|stir|"
+    r"pdw?|ciss|fiesta|blood|opp|\w*spine|cervical|thoracic|lumbar|sacr\w*|[hbl]ws|myelo\w*|orbits?|"
+    r"iac|sella|pituitary|hypophys\w*|neck|abdomen|liver|pelvis|prostate|breast|knee|hip|shoulder|"
+    r"heart|cardiac"
+)
+FAT = re.compile(r"fs|fat\w*|mt|spir|spair")
+TIME = re.compile(r"op\w*|surg\w*|rt|radi\w*|treat\w*|tx|chemo\w*|biops\w*|resect\w*|scan")
+DENIAL = {"no", "non", "not", "o", "pre", "before", "vor", "avant", "antes", "prior", "pree"}
+DENIAL |= {"without", "wo", "sans", "ohne", "senza", "sin", "sem", "zonder"}
+NATIVE = {"native", "nativ", "nativa", "natif", "plain", "pre", "without", "wo", "sans", "ohne"}
+NATIVE |= {"senza", "zonder", "unenhanced", "nce"}
+FILLER = {"iv", "de", "d", "the", "to", "di"}
+AGENT_WORD = re.compile(
+    r"c|ce|gd|gad\w*|km|mdc|[ck]ontrast\w*|enh\w*|inj\w*|post|apres|dotarem|clariscan|prohance|"
+    r"multihance|magnevist|omniscan"
+)
+DENIED = re.compile(rf"{AGENT_WORD.pattern}|con|cont|cm|agent|mezzo")  # these only if denied
+# ContrastBolusAgent: gadolinium and ferumoxytol by their names, or a dose.
+AGENT = re.compile(
+    r"\bgd|\bgad|gado|magnev|magnog|dotarem|dotagraf|clarisc|cyclolux|artirem|prohance|multih|"
+    r"omnisc|optimark|eovist|primovist|ablavar|vasovist|eluc[iy]rem|vueway|pixxoscan|feraheme|"
+    r"ferumox|\bkm\b|\b[ck]ontrast|\byes\b|\bja\b|\boui\b|\biv\b|"
+    r"(?<![\d.,])(?=[\d.,]*[1-9])\d+(?:[.,]\d+)? ?(?:ml|cc|mmol)"
+)
+NO_AGENT = re.compile(
+    r"(?:none?|no|nil|nein|(?:none?|not) given|n ?[/.]? ?a|0+(?:[.,]0+)? ?(?:ml|cc|mmol)?|-+|null|"
+    r"nan|unknown|unspecified|false|"
+    r"(?:no|non|not|without|w ?/? ?o|ohne|sans|senza|sin)(?:[ -].*)?)?"
+)
+
+
+class Series(NamedTuple):
+    """What a series is: its contrast, or None where it is passed over; ``doubt`` says in a
+    sentence what does not fit together, and is empty where all does."""
+
+    contrast: str | None
+    doubt: str = ""
+
+
+def contrast_of_series(description: str, agent: str = "") -> str | None:
+    """Return the contrast that ``SeriesDescription`` and ``ContrastBolusAgent`` mean, or None."""
+    return read_series(description, agent).contrast
+
+
+def read_series(description: str, agent: str = "") -> Series:
+    """Return which contrast a series is, and what its two tags disagree about.
+
+    A T1 FLAIR is T1-weighted. The description outweighs the agent, which often stands in every
+    header of an examination; an image that is called enhanced and native at once is passed over.
+    """
+    words = _words(description)
+    kind = _weighting(words)
+    if kind is None:
+        return Series(None)
+    shown = f"SeriesDescription '{description}', ContrastBolusAgent '{agent.strip()}'"
+    described, given = _enhancement(words), _given(agent)
+    if len(described) > 1:
+        return Series(None, f"{shown}: called native and enhanced at once; passed over")
+    said = next(iter(described), None)
+    if kind != "t1":
+        return Series(None if kind == "flair" and said else kind)
+    contrast = "t1ce" if said or (said is None and given) else "t1"
+    if agent.strip() and said is not None and said != bool(given):
+        return Series(contrast, f"{shown}: they disagree; read as {contrast}")
+    if given is None and said is None:
+        return Series(contrast, f"{shown}: this agent is not known; read as {contrast}")
+    return Series(contrast)
+
+
+def _words(description: str) -> list[str]:
+    """Return the words of a description, in lower case and without accents; signs become words."""
+    plain = unicodedata.normalize("NFKD", description.lower())
+    text = "".join(c for c in plain if not unicodedata.combining(c))
+    for pattern, word in SPELLINGS:
+        text = re.sub(pattern, word, text)
+    words = []
+    for word in re.findall(r"[a-z0-9]+", text):
+        joined = JOINED.fullmatch(word)
+        words += joined.groups() if joined else [word]
+    return words
+
+
+def _weighting(words: list[str]) -> str | None:
+    """Return ``t1``, ``t2`` or ``flair``; None: no image of the brain's anatomy."""
+    found = set(words)
+    if any(OTHER.fullmatch(word) for word in found):
+        return None
+    if found & T1_WORDS:
+        return None if "t2" in found else "t1"
+    if "flair" in found:
+        return "flair"
+    return "t2" if "t2" in found and not found & T2_STAR else None
+
+
+def _enhancement(words: list[str]) -> set[bool]:
+    """Return whether a description says that an agent was given; empty: it says nothing."""
+    said: set[bool] = set()
+    rest = [word for word in words if word not in FILLER]
+    while rest:
+        word, *rest = rest
+        follows = rest[0] if rest else ""
+        put_aside = TIME if word in ("pre", "post") else FAT if word in DENIAL else None
+        if put_aside and put_aside.fullmatch(follows):
+            rest = rest[1:]
+        elif word in DENIAL and follows != "post" and DENIED.fullmatch(follows):
+            said, rest = said | {False}, rest[1:]
+        elif word in NATIVE:
+            said = said | {False}
+        elif AGENT_WORD.fullmatch(word):
+            said = said | {True}
+    return said
+
+
+def _given(agent: str) -> bool | None:
+    """Return whether the tag names an agent; None where its text is neither one nor none."""
+    text = re.sub(r"[_\s]+", " ", agent.lower()).strip(" .")
+    if NO_AGENT.fullmatch(text):
+        return False
+    return True if AGENT.search(text) else None

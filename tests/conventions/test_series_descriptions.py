@@ -1,0 +1,114 @@
+"""Descriptions of DICOM series as scanners and hospitals write them, with the right answer."""
+
+import pytest
+
+from ldm.data.layouts.series import contrast_of_series, read_series
+
+NATIVE_T1 = """
+AX T1 W/O CONTRAST | T1 NON CONTRAST | T1 no contrast | AX T1 C- | T1WI C- | AX T1 - C | AX T1 PRE
+AX T1 | SAG T1 | Sag T1 FLAIR | AX T1 SE | COR T1 FSE | t1_se_tra | t1_mprage_sag_p2_iso | MPRAGE
+t1_mpr_sag_p2_iso | 3D MP-RAGE | MP RAGE AX | SAG 3D T1 MPRAGE | AX 3D BRAVO | Ax FSPGR 3D
+IR-FSPGR | eT1W_SE | sT1W_3D_TFE | WIP sT1W_3D_TFE SENSE | T1W_SE CLEAR | 3DT1 TFE | T1W_IR_TSE
+T1_FFE | AXT1 | t1_tse_tra_oKM | t1_mprage_tra_o.KM | T1 SE tra ohne KM | T1 tra vor KM | T1 nativ
+T1 tra native | T1 SANS INJECTION | AX T1 sans gado | T1 AX SIN CONTRASTE | T1 SENZA MDC
+T1 zonder contrast | T1 sem contraste | T1 S/C | AX T1 WO | AX T1 W/O | T1 W/O GD
+AX T1 NONCONTRAST | AX T1 NON-CON | T1 non enhanced | T1 UNENHANCED | T1 PRE-GD | T1 PREGAD
+T1_PRE_CONTRAST | AX T1 POST OP W/O CONTRAST | AX T1 PRE-OP | T1 MPRAGE POST-OP | AX T1 FS
+AX T1 W/O FAT SAT | T1 (C-) | T1 C(-) | T1 COR-C | t1_space_sag | T1-weighted | AX T1 NO GAD
+T1 without contrast | T1 w/out contrast | AX T1 PRE GADAVIST | AX T1 -C | tfl3d1 T1 | T1 CUBE
+t1_vibe_tra | AX T1 POST RADIATION | T1 no IV contrast | AX T1 FLAIR PRE | T1_fl2d_tra | T1 3D GRE
+T1 tse cor | OAx T1 MEMP
+"""
+ENHANCED_T1 = """
+AX T1 +C | AX T1 C+ | T1WI C+ | T1 + C | T1+C | AX T1 POST | AX T1 POST GAD | T1 GADO
+AX T1 Gadavist | t1_tse_tra_mKM | T1 tra m. KM | t1_mprage_sag_nach_KM | T1 nach KM | T1 post KM
+T1 + KM | T1 mit KM | AX T1 CE | T1CE | T1C | T1-CE | T1 GD | T1GD | T1-Gd | AX T1 W/CONTRAST
+T1 with contrast | T1 W CONTRAST | SAG T1 MPRAGE +GD | 3D BRAVO POST | AX FSPGR +C | eT1W_SE GADO
+sT1W_3D_TFE +C | T1W_3D_TFE_GD | T1post | T1 INJECTE | T1 après injection | T1 gadolinium
+T1 CON CONTRASTE | T1 CON MDC | T1 C/C | T1 pós contraste | AX T1 POSTCONTRAST
+AX T1 POST CONTRAST W/O FAT SAT | COR T1 FS POST | AX T1 FLAIR +C | T1 POST STEALTH
+AX T1 PRE-OP +C | T1 POST OP WITH CONTRAST | t1_vibe_tra_KM | T1 (C+) | T1 C(+) | T1_SPACE_POST_GD
+T1 POSTGAD | VIBE post contrast | T1 contrast-enhanced | AX T1+ | t1_mpr_sag_p2_iso_post
+T1 NO FS POST | T1W_CE
+"""
+T2 = """
+AX T2 | AX T2 TSE | AX T2 FSE PROPELLER | T2W_TSE | t2_tse_tra_p2 | t2_blade_tra | Ax T2 FRFSE
+T2WI | sT2W_TSE | SAG T2 CUBE | t2_space_sag | T2 3D VISTA | T2W_3D | COR T2 FS
+"""
+FLAIR = """
+AX FLAIR | AX T2 FLAIR | Sag CUBE T2 FLAIR | t2_tirm_tra_dark-fluid | t2_space_dark-fluid_sag
+3D FLAIR | T2W_FLAIR | FLAIR_longTR | T2FLAIR | t2_spc_da-fl_irprep_sag | AX FLAIR FS
+T2 FLAIR W/O CONTRAST | FLAIR nativ | AX FLAIR PRE | eT2W_FLAIR
+"""
+PASSED_OVER = """
+T1 SAG C-SPINE | T1 C SPINE | T2 LSPINE | SAG T1 L-SPINE POST | T1 CERVICAL SPINE +C
+T1 ORBITS FS POST | T1 MAPPING | T1 rho | T1rho | T1 MAP | T2 mapping | T2 MAP | MOLLI T1
+SYNTHETIC T1 | MAGiC T2 | T1 RATIO | T1 SUB | T1 SUBTRACTION | T1 POST SUB | T1_mprage_MPR_cor
+T1 POST REFORMAT | T1 MIP | T2* GRE | AX T2 STAR | t2_fl2d_tra_hemo | SWI | ep2d_diff_ADC
+DWI B1000 | AX PERFUSION T1 DCE | localizer t1 | 3 PLANE LOC | MRA TOF | MRV T1 | SURVEY
+AX FLAIR +C | AX T2 FLAIR POST | FLAIR GD | T1 PRE/POST | T1 W/WO CONTRAST | FAT12 | STEALTH
+AX PD | T2 STIR | CISS T2 | T1_mp2rage_INV1 | fMRI T1 overlay | T10 SE | SCREEN SAVE
+T1 Pituitary dynamic | T1 IAC +C | R2STAR | T1 MTC | phase contrast T1
+"""
+
+
+def listed(table: str) -> list[str]:
+    return [text.strip() for text in table.replace("\n", "|").split("|") if text.strip()]
+
+
+TABLE = [
+    (description, contrast)
+    for contrast, table in (
+        ("t1", NATIVE_T1),
+        ("t1ce", ENHANCED_T1),
+        ("t2", T2),
+        ("flair", FLAIR),
+        (None, PASSED_OVER),
+    )
+    for description in listed(table)
+]
+
+
+@pytest.mark.parametrize(("description", "contrast"), TABLE)
+def test_what_a_description_means(description, contrast):
+    assert contrast_of_series(description) == contrast
+    assert contrast_of_series(description.lower().replace(" ", "_")) == contrast
+
+
+def test_the_table_is_large():
+    assert len(TABLE) >= 120
+
+
+@pytest.mark.parametrize("agent", ["Gadavist", "MAGNEVIST 10 ml", "gd-dtpa", "7.5ml", "KM", "Yes"])
+def test_an_agent_that_is_known_enhances_a_t1_that_says_nothing(agent):
+    assert read_series("AX T1", agent) == ("t1ce", "")
+    assert read_series("AX T1 +C", agent) == ("t1ce", "")
+    assert read_series("AX T2 FLAIR", agent) == ("flair", "")  # it stands in every header
+
+
+@pytest.mark.parametrize(
+    "agent",
+    ["", " ", "NONE", "no", "No", "N/A", "n.a.", "NA", "0", "0 ml", "0.0", "none given", "-"]
+    + ["without", "w/o contrast", "No contrast", "NON CONTRAST", "unknown", "null"],
+)
+def test_a_tag_that_names_no_agent_enhances_nothing(agent):
+    assert read_series("AX T1", agent) == ("t1", "")
+    assert read_series("AX T1 W/O", agent) == ("t1", "")
+
+
+@pytest.mark.parametrize(
+    ("description", "agent", "contrast", "why"),
+    [
+        ("AX T1 PRE", "Gadavist", "t1", "they disagree"),
+        ("T1 C-", "Magnevist", "t1", "they disagree"),
+        ("AX T1 +C", "NONE", "t1ce", "they disagree"),
+        ("AX T1 POST", "0", "t1ce", "they disagree"),
+        ("AX T1", "see protocol", "t1", "not known"),
+        ("T1 PRE/POST", "", None, "at once"),
+    ],
+)
+def test_what_does_not_fit_together_is_shown(description, agent, contrast, why):
+    series = read_series(description, agent)
+    assert series.contrast == contrast
+    assert f"'{description}'" in series.doubt and f"'{agent}'" in series.doubt
+    assert why in series.doubt
