@@ -462,8 +462,8 @@ def test_contrasts_on_different_grids_are_told_apart(tmp_path):
 
     shift = np.zeros((4, 4))
     shift[0, 3] = 1
-    geometry().require_same_grid(geometry(RAS + 9e-4 * shift), ("t1", "t2"), "case-1")
-    assert "t2 lies 0.002 mm away from t1" in refused(geometry(RAS + 2e-3 * shift))
+    geometry().require_same_grid(geometry(RAS + 0.04 * shift), ("t1", "t2"), "case-1")
+    assert "t2 lies 0.1 mm away from t1" in refused(geometry(RAS + 0.1 * shift))
     assert "DATA-AFFINE" in refused(geometry(RAS @ np.diag([-1, 1, 1, 1])))
-    assert "DATA-AFFINE" in refused(geometry(oblique(0.1)))
+    assert "DATA-AFFINE" in refused(geometry(oblique(1)))
     assert "t1 is (12, 14, 10) but t2 is (12, 14, 9)" in refused(geometry(shape=(12, 14, 9)))

@@ -12,7 +12,7 @@ import gzip
 import logging
 import stat
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -40,8 +40,12 @@ SUFFIXES = (".nii.gz", ".nii")
 GZIP_START = b"\x1f"  # no NIfTI file starts so; the second byte of gzip may be what is damaged
 READABLE = {np.dtype(t) for t in ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8")}
 CANONICAL = axcodes2ornt("RAS")
-GRID_TOLERANCE = 1e-3  # mm between the corners of two contrasts of one subject
-FORM_TOLERANCE = 0.5  # mm between sform and qform; float32 quaternions alone reach 0.1
+GRID_TOLERANCE = 0.05  # voxels between the corners of two contrasts of one subject
+QUATERNION_TOLERANCE = 0.5  # voxels, where a quaternion of float32 alone says how a grid is turned
+FORM_TOLERANCE = 0.5  # mm between sform and qform
+UNITS = {1: 1000.0, 3: 0.001}  # code of xyzt_units -> mm (metres, micrometres); else mm, as in ITK
+SPATIAL_UNIT = 0x07  # bits of xyzt_units
+USUAL_SPACING = (0.05, 20.0)  # mm; a voxel of a brain scan beyond has a wrong unit or a wrong size
 GEOMETRY_FIELDS = [
     "xyzt_units",
     "qform_code",
@@ -64,7 +68,7 @@ class Geometry:
 
     Args:
         shape: voxels along the stored axes.
-        affine: (4, 4) stored voxel index to millimetres (RAS+ world).
+        affine: (4, 4) stored voxel index to millimetres (RAS+ world), whatever unit the file has.
         header: the NIfTI header of the file; only its geometry fields are ever copied.
     """
 
@@ -101,30 +105,44 @@ class Geometry:
         back = ornt_transform(CANONICAL, io_orientation(self.affine))
         return np.ascontiguousarray(apply_orientation(array, back))
 
+    @property
+    def unusual_spacing(self) -> str:
+        """What is wrong with the voxel sizes, or an empty text."""
+        least, most = USUAL_SPACING
+        if all(least <= size <= most for size in self.spacing):
+            return ""
+        sizes = " x ".join(f"{size:.3g}" for size in self.spacing)
+        return f"voxels of {sizes} mm: expected {least:g} to {most:g}; check xyzt_units and pixdim"
+
     def require_same_grid(self, other: Geometry, names: tuple[str, str], case: str | None) -> None:
-        """Refuse two contrasts that do not lie on one grid.
+        """Refuse two contrasts that do not lie on one grid, in whatever order they are stored.
 
         Raises:
-            DataError: DATA-SHAPE, or DATA-AFFINE when a corner is off by more than 1e-3 mm.
+            DataError: DATA-SHAPE, or DATA-AFFINE when a corner is off by more than a few per cent
+                of a voxel (half a voxel where one has a quaternion alone, which is that coarse).
         """
-        if self.shape != other.shape:
+        own, others = self.canonical_shape, other.canonical_shape
+        if own != others:
             raise DataError(
                 "DATA-SHAPE",
-                f"{names[0]} is {self.shape} but {names[1]} is {other.shape}; all contrasts of a "
-                "subject need one grid: resample them to one",
+                f"{names[0]} is {own} but {names[1]} is {others} (RAS axes); all contrasts of a "
+                "subject need one grid: resample them to one (dsdiff prepare --register)",
                 case,
             )
-        distance = corner_distance(self.affine, other.affine, self.shape)
-        if distance > GRID_TOLERANCE:
+        forms = [geometry.header["sform_code"] for geometry in (self, other)]
+        voxels = GRID_TOLERANCE if all(code > 0 for code in forms) else QUATERNION_TOLERANCE
+        tolerance = voxels * min(self.spacing)
+        distance = corner_distance(self.canonical_affine, other.canonical_affine, own)
+        if distance > tolerance:
             raise DataError(
                 "DATA-AFFINE",
                 f"{names[1]} lies {distance:.3g} mm away from {names[0]} at a corner (at most "
-                f"{GRID_TOLERANCE}); register the contrasts to one grid",
+                f"{tolerance:.3g}); register the contrasts to one grid (dsdiff prepare --register)",
                 case,
             )
 
 
-def corner_distance(first: np.ndarray, second: np.ndarray, shape: tuple[int, ...]) -> float:
+def corner_distance(first: np.ndarray, second: np.ndarray, shape: Sequence[int]) -> float:
     """Return the largest distance, in mm, between the corners that two affines give a grid."""
     indices = np.stack([*np.meshgrid(*[(0, n - 1) for n in shape]), np.ones((2, 2, 2))])
     offsets = ((first - second) @ indices.reshape(4, -1))[:3]
@@ -252,10 +270,12 @@ def _parse(
     stream.read(int(header["vox_offset"]) - header.sizeof_hdr)  # extensions
     payload = stream.read(size)
     if len(payload) < size or stream.read(1):
-        state = "ends too early" if len(payload) < size else "goes on"
+        state, cure = "ends too early", "copy it again"
+        if len(payload) == size:
+            state, cure = "goes on", "correct dim or datatype in its header, or save it anew"
         raise DataError(
             "DATA-CORRUPT",
-            f"{path.name} {state}: its header states {size} voxel bytes; copy it again",
+            f"{path.name} {state}: its header states {size} voxel bytes; {cure}",
             case,
         )
     return header, payload
@@ -354,7 +374,8 @@ def _checked_affine(
     cosines = affines[0][:3, :3] / np.linalg.norm(affines[0][:3, :3], axis=0)
     if np.abs(cosines.T @ cosines - np.eye(3)).max() > 1e-3:
         log.warning("%s: the axes are not at right angles; ITK refuses such files", path.name)
-    return affines[0]
+    unit = UNITS.get(int(header["xyzt_units"]) & SPATIAL_UNIT, 1.0)
+    return np.diag([unit, unit, unit, 1.0]) @ affines[0]
 
 
 def _valid_form(

@@ -140,6 +140,8 @@ def _readable(subject: Subject, layout: Layout, report: SubjectReport) -> Volume
             "voxel_mm": [round(size, 3) for size in geometry.spacing],
             "orientation": "".join(aff2axcodes(geometry.affine)),
         }
+        if geometry.unusual_spacing:
+            report.add(WARNING, "spacing", f"{name} has {geometry.unusual_spacing}")
     return volumes
 
 
