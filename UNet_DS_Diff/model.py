@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.errors import ConfigError
+from ldm.modules.diffusionmodules.blocks import Context
 from ldm.modules.diffusionmodules.multi_stream import (
     Features,
     MultiStreamUNet,
@@ -17,7 +18,6 @@ from ldm.modules.diffusionmodules.multi_stream import (
     mean_of,
 )
 from ldm.modules.diffusionmodules.openaimodel import (
-    Context,
     UNetEncoder,
     middle_block,
     with_settings,

@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ldm.modules.diffusionmodules.blocks import Context
 from ldm.modules.diffusionmodules.multi_stream import (
     Features,
     MultiStreamUNet,
     apply_to_each,
     mean_of,
 )
-from ldm.modules.diffusionmodules.openaimodel import Context, with_settings
+from ldm.modules.diffusionmodules.openaimodel import with_settings
 from ldm.modules.diffusionmodules.util import conv_nd
 from ldm.modules.squeeze_excitation import SE_Attention
 

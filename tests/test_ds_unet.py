@@ -10,7 +10,7 @@ from families import (
 
 from ldm.errors import ConfigError
 from ldm.modules.attention import SpatialTransformer
-from ldm.modules.diffusionmodules.openaimodel import AttentionBlock
+from ldm.modules.diffusionmodules.blocks import AttentionBlock
 from ldm.modules.edges import edge_map
 from ldm.util import instantiate_from_config
 from UNet_DS_Diff.model import DSUnetModel

@@ -13,8 +13,8 @@ from omegaconf import OmegaConf
 
 from ldm.errors import ConfigError
 from ldm.modules.attention import CrossAttention, SpatialTransformer
+from ldm.modules.diffusionmodules.blocks import AttentionBlock
 from ldm.modules.diffusionmodules.openaimodel import (
-    AttentionBlock,
     UNetDecoder,
     UNetEncoder,
     UNetModel,

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ldm.errors import ConfigError
+from ldm.modules.diffusionmodules.blocks import TimeEmbedding
 from ldm.modules.diffusionmodules.dit import PATCH_CONV, unpatchify
-from ldm.modules.diffusionmodules.openaimodel import TimeEmbedding
 from ldm.modules.diffusionmodules.util import check_image
 from ldm.util import instantiate_from_config, require_dims, resolve_target
 

@@ -6,12 +6,12 @@ A U-Net has the shape of a U; parallel streams stand below each other.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
 from typing import Any
 
 from ldm.plots.figures import INK, figure_bytes
-from ldm.plots.structure import ATTENDING, INPUT, Block, Structure
+from ldm.plots.structure import ATTENDING, INPUT, Structure
+from ldm.plots.structure_layout import FLAT, LEFT, LINE, TOP, WIDTH, Arrangement, Box, arrange
 
 ORANGE = "#E69F00"
 # Okabe & Ito (2008), told apart with every common colour blindness
@@ -25,229 +25,9 @@ COLOURS = {
     "embedding": ORANGE,
 }
 
-# Lengths are in points (1/72 inch), x to the right and y downwards
-WIDTH, LEFT, RIGHT, TOP = 670, 50, 52, 14
-THIN, STEP, CROSSING = 1.5, 15, 44  # gaps: within a level, to the next one, where streams meet
-BRACKET = 4.0  # between the lines of nested skips
-FLAT, LINE, FONT = 10.0, 9.0, 7.2  # height of a box without positions, of a line, of letters
-SLIM, WIDE, ROOM = 14.0, 60.0, 100.0  # width of one of many boxes, of one of few, for a name
+FONT, ROOM = 7.2, 100.0  # height of letters, width for a name, in points
 PALE = "#6b7280"
-RUN = 5  # so many equal blocks in a row become one box
 SHADOWS = (4, 2)  # of a box that stands for several
-
-
-@dataclass(eq=False)
-class _Box:
-    """A block of the picture, or a run of equal ones, and its place."""
-
-    block: Block
-    places: list[int]
-    sources: list[_Box] = field(default_factory=list)
-    column: int = 0
-    lane: int = 0
-    row: int = 0
-    x: float = 0.0  # left
-    y: float = 0.0  # centre
-    width: float = 0.0
-    height: float = 0.0
-
-    @property
-    def is_vector(self) -> bool:
-        return not self.block.size
-
-    @property
-    def right(self) -> float:
-        return self.x + self.width
-
-    @property
-    def middle(self) -> float:
-        return self.x + self.width / 2
-
-    @property
-    def top(self) -> float:
-        return self.y - self.height / 2
-
-    @property
-    def bottom(self) -> float:
-        return self.y + self.height / 2
-
-
-@dataclass
-class _Layout:
-    boxes: list[_Box]
-    announced: dict[_Box, list[_Box]]  # embeddings and contexts, and the boxes that read them
-    stages: list[list[_Box]]  # boxes side by side: one lane, one row
-    skips: dict[tuple[_Box, _Box], int]  # along a row, and their rank among nested ones
-
-    def height_of_skip(self, source: _Box, box: _Box) -> float:
-        return min(source.top, box.top) - BRACKET * (self.skips[source, box] + 1)
-
-
-def _collapse(structure: Structure) -> list[_Box]:
-    """Return the boxes: runs of equal blocks, of which each reads only the one before, as one."""
-    blocks = structure.blocks
-    vectors = {place for place, block in enumerate(blocks) if not block.size}
-    readers = [[i for i, b in enumerate(blocks) if p in b.sources] for p in range(len(blocks))]
-
-    def continues(place: int) -> bool:
-        before, block = blocks[place - 1], blocks[place]
-        same, other = (replace(b, path="", sources=(), reads=()) for b in (before, block))
-        alone = set(block.sources) - vectors == {place - 1} and readers[place - 1] == [place]
-        return same == other and alone
-
-    runs: list[list[int]] = [[0]]
-    for place in range(1, len(blocks)):
-        if place not in vectors and continues(place):
-            runs[-1].append(place)
-        else:
-            runs.append([place])
-    groups = [g for run in runs for g in ([run] if len(run) >= RUN else [[p] for p in run])]
-    boxes = [_Box(blocks[group[0]], group) for group in groups]
-    owner = {place: box for box in boxes for place in box.places}
-    for box in boxes:
-        read = {owner[s] for place in box.places for s in blocks[place].sources if s != INPUT}
-        box.sources = sorted(read - {box}, key=boxes.index)
-    return boxes
-
-
-def _arrange(boxes: list[_Box]) -> dict[_Box, list[_Box]]:
-    """Give every box column, lane and row; return embeddings and contexts that many boxes read.
-
-    Columns are depths. A box that reads the input opens a lane, a box that joins lanes takes the
-    first of them; where two boxes fall on one spot the later goes to the next lane.
-    """
-    readers = {box: [other for other in boxes if box in other.sources] for box in boxes}
-    announced = {box: readers[box] for box in boxes if _is_announced(box, readers[box])}
-    announced = dict(sorted(announced.items(), key=lambda item: not item[0].is_vector))
-    for box in announced:
-        for reader in readers[box]:
-            reader.sources.remove(box)
-        boxes.remove(box)
-    for box in boxes:
-        box.column = 1 + max((source.column for source in box.sources), default=-1)
-    for box in boxes:
-        if not box.sources:  # as late as its readers allow
-            box.column = min((r.column for r in readers[box]), default=1) - 1
-    streams = [box for box in boxes if all(source.is_vector for source in box.sources)]
-    streams.sort(key=lambda box: box.is_vector)
-    for lane, box in enumerate(streams):
-        box.lane = lane
-    taken = {(box.column, box.lane) for box in streams}
-    for box in (b for b in boxes if b not in streams):
-        box.lane = min(source.lane for source in box.sources)
-        while (box.column, box.lane) in taken:
-            box.lane += 1
-        taken.add((box.column, box.lane))
-    _assign_rows(boxes, readers)
-    return announced
-
-
-def _is_announced(box: _Box, readers: Sequence[_Box]) -> bool:
-    """Whether many boxes read an embedding, or the tokens of a context beside their own input."""
-    attending = all(
-        reader.block.kind == ATTENDING and set(reader.sources) - {box} for reader in readers
-    )
-    return len(readers) > 1 and (box.is_vector or attending and not box.sources)
-
-
-def _assign_rows(boxes: list[_Box], readers: Mapping[_Box, list[_Box]]) -> None:
-    """Rows are levels of resolution, of which only those that occur count."""
-    finest = max(box.block.side for box in boxes)
-
-    def level(box: _Box) -> int:
-        if box.is_vector:
-            return level(readers[box][0])
-        halvings = math.log2(finest / box.block.side)
-        # a sequence of tokens may hold several images and a token more
-        return math.ceil(halvings - 0.1) if len(box.block.size) == 1 else round(halvings)
-
-    levels = {box: level(box) for box in boxes}
-    rows = sorted(set(levels.values()))
-    for box in boxes:
-        box.row = rows.index(levels[box])
-
-
-def _stages(boxes: Sequence[_Box]) -> list[list[_Box]]:
-    """Return the boxes that stand side by side: one lane, row and size, each fed by the last."""
-    stages: list[list[_Box]] = []
-    for box in sorted(boxes, key=lambda b: (b.lane, b.column)):
-        flow = [source for source in box.sources if source.column == box.column - 1]
-        last = flow[0] if len(flow) == 1 else box
-        alike = (last.lane, last.row, last.block.size) == (box.lane, box.row, box.block.size)
-        if last is not box and alike:
-            stages[-1].append(box)
-        else:
-            stages.append([box])
-    return stages
-
-
-def _skips(boxes: Sequence[_Box], stages: Sequence[list[_Box]]) -> dict[tuple[_Box, _Box], int]:
-    """Return the connections along a row that pass over other boxes, ranked from inside out."""
-    firsts, lasts = [s[0] for s in stages], [s[-1] for s in stages]
-    spans = []
-    for box in boxes:
-        row = [b for b in boxes if (b.lane, b.row) == (box.lane, box.row)]
-        for source in (s for s in box.sources if s in row and box.column - s.column > 1):
-            passes = any(source.column < b.column < box.column for b in row)
-            if passes or source not in lasts or box not in firsts:
-                spans.append((source, box))
-    ranks: dict[tuple[_Box, _Box], int] = {}
-    for source, box in sorted(spans, key=lambda span: span[1].column - span[0].column):
-        inner = [
-            rank
-            for (a, b), rank in ranks.items()
-            if (a.lane, a.row) == (box.lane, box.row) and b.column >= source.column
-            if a.column <= box.column
-        ]
-        ranks[source, box] = 1 + max(inner, default=-1)
-    return ranks
-
-
-def _place_columns(layout: _Layout) -> None:
-    """Give every box its width, by channels, and its x; gaps take what the boxes leave."""
-    boxes = layout.boxes
-    columns = [[b for b in boxes if b.column == c] for c in range(max(b.column for b in boxes) + 1)]
-    widest = max(box.block.channels for box in boxes)
-    for box in boxes:
-        share = 0.5 + 0.5 * math.sqrt(box.block.channels / widest)
-        box.width = share * (2.2 if len(box.places) > 1 else 1)
-    relative = [max(box.width for box in column) for column in columns]
-    follows = {box for stage in layout.stages for box in stage[1:]}
-    gaps = []
-    for column, after in zip(columns, columns[1:], strict=False):
-        meeting = any(s.lane != b.lane for b in after for s in b.sources if s in column)
-        gaps.append(CROSSING if meeting else THIN if follows.issuperset(after) else STEP)
-    space = WIDTH - LEFT - RIGHT
-    unit = (space - sum(gaps)) / sum(relative)
-    if unit > SLIM:  # few boxes: they need not fill the page
-        unit = min(WIDE, max(SLIM, 0.6 * space / sum(relative)))
-    stretch = (space - sum(gaps) - unit * sum(relative)) / max(1, len(gaps))
-    x = float(LEFT)
-    for column, width, gap in zip(columns, relative, [*gaps, 0], strict=True):
-        for box in column:
-            box.width *= unit
-            box.x = x + (width * unit - box.width) / 2
-        x += width * unit + gap + stretch
-
-
-def _place_rows(layout: _Layout) -> None:
-    """Give every box its height, by resolution, and its y: rows below each other, then lanes."""
-    boxes = layout.boxes
-    finest, lanes = max(box.block.side for box in boxes), {box.lane for box in boxes}
-    full = 40 if len(lanes) > 3 else 52
-    for box in boxes:
-        box.height = FLAT if box.is_vector else max(8.0, full * (box.block.side / finest) ** 0.5)
-    shared = {box.row for box in boxes if box.lane}
-    lane_height = LINE + 5 + max((box.height for box in boxes if box.row in shared), default=0)
-    y = TOP + (22 if layout.announced else 0)
-    for row in range(max(box.row for box in boxes) + 1):
-        members = [box for box in boxes if box.row == row]
-        ranks = [rank for (_, box), rank in layout.skips.items() if box.row == row]
-        y += BRACKET * (max(ranks) + 2) if ranks else 0
-        tallest = max(box.height for box in members)
-        for box in members:
-            box.y = y + tallest / 2 + box.lane * lane_height
-        y += tallest + 2 * LINE
 
 
 def draw(structure: Structure, inputs: Sequence[str] = (), file_format: str = "svg") -> bytes:
@@ -262,12 +42,7 @@ def draw(structure: Structure, inputs: Sequence[str] = (), file_format: str = "s
     """
     from matplotlib.figure import Figure
 
-    boxes = _collapse(structure)
-    announced = _arrange(boxes)
-    stages = _stages(boxes)
-    layout = _Layout(boxes, announced, stages, _skips(boxes, stages))
-    _place_columns(layout)
-    _place_rows(layout)
+    layout = arrange(structure)
     canvas = Figure(facecolor="white")
     axes = canvas.add_axes((0, 0, 1, 1), xlim=(0, WIDTH))
     axes.axis("off")
@@ -344,7 +119,7 @@ def _text_width(text: str) -> float:
     return max(TextPath((0, 0), t, FONT, prop=font).get_extents().width for t in text.split("\n"))
 
 
-def _draw_flow(pen: _Pen, layout: _Layout) -> None:
+def _draw_flow(pen: _Pen, layout: Arrangement) -> None:
     for box in layout.boxes:
         for source in box.sources:
             start, end = (source.right, source.y), (box.x, box.y)
@@ -366,10 +141,10 @@ def _draw_flow(pen: _Pen, layout: _Layout) -> None:
     _draw_joins(pen, layout)
 
 
-def _draw_joins(pen: _Pen, layout: _Layout) -> None:
+def _draw_joins(pen: _Pen, layout: Arrangement) -> None:
     """Where a skip comes from several lanes at once: a line along the lanes, one for each stage."""
     stage_of = {box: number for number, stage in enumerate(layout.stages) for box in stage}
-    joined: dict[int, list[tuple[_Box, float]]] = {}
+    joined: dict[int, list[tuple[Box, float]]] = {}
     for first, box in layout.skips:
         for source in box.sources:
             if source.lane != first.lane and source.column == first.column:
@@ -389,7 +164,7 @@ def _draw_joins(pen: _Pen, layout: _Layout) -> None:
         pen.notes["streams joined"] = INK
 
 
-def _draw_box(pen: _Pen, box: _Box, with_channels: bool) -> None:
+def _draw_box(pen: _Pen, box: Box, with_channels: bool) -> None:
     colour = COLOURS[box.block.kind]
     for shift in SHADOWS if len(box.places) > 1 else ():
         pen.box(box.x + shift, box.top - shift, box.width, box.height, colour)
@@ -401,7 +176,7 @@ def _draw_box(pen: _Pen, box: _Box, with_channels: bool) -> None:
         pen.text(box.middle, box.y, f"{box.block.channels}", fontsize=FONT - 1)
 
 
-def _draw_announced(pen: _Pen, layout: _Layout, inputs: Sequence[str]) -> None:
+def _draw_announced(pen: _Pen, layout: Arrangement, inputs: Sequence[str]) -> None:
     """What several boxes read: lines to a few, a dot on each of many."""
     for number, (origin, readers) in enumerate(layout.announced.items()):
         origin.x, origin.y, origin.width, origin.height = LEFT + 105 * number, TOP, 26, FLAT
@@ -420,14 +195,14 @@ def _draw_announced(pen: _Pen, layout: _Layout, inputs: Sequence[str]) -> None:
                 pen.notes[f"receives the {word}"] = colour
 
 
-def _draw_input(pen: _Pen, box: _Box, inputs: Sequence[str], joint: str = "\n") -> None:
+def _draw_input(pen: _Pen, box: Box, inputs: Sequence[str], joint: str = "\n") -> None:
     names = [inputs[c] for c in box.block.reads if c < len(inputs)] or ["input"]
     text = "t" if box.is_vector else joint.join(dict.fromkeys(names))
     pen.line([(box.x - 14, box.y), (box.x, box.y)])
     pen.text(box.x - 17, box.y, text, ha="right", linespacing=1.25)
 
 
-def _draw_ends(pen: _Pen, layout: _Layout, structure: Structure, inputs: Sequence[str]) -> None:
+def _draw_ends(pen: _Pen, layout: Arrangement, structure: Structure, inputs: Sequence[str]) -> None:
     for box in layout.boxes:
         if INPUT in box.block.sources or (box.is_vector and not box.block.sources):
             _draw_input(pen, box, inputs)
@@ -436,7 +211,7 @@ def _draw_ends(pen: _Pen, layout: _Layout, structure: Structure, inputs: Sequenc
             pen.text(box.right + 16, box.y, "output", ha="left")
 
 
-def _draw_labels(pen: _Pen, layout: _Layout) -> None:
+def _draw_labels(pen: _Pen, layout: Arrangement) -> None:
     """Channels and size below every stage, but once where parallel stages are alike."""
     roomy = WIDTH / (1 + max(box.column for box in layout.boxes)) > ROOM
     stages = [[box] for stage in layout.stages for box in stage] if roomy else layout.stages
@@ -448,7 +223,7 @@ def _draw_labels(pen: _Pen, layout: _Layout) -> None:
         seen.add(entry)
 
 
-def _label(stage: Sequence[_Box], with_name: bool) -> str:
+def _label(stage: Sequence[Box], with_name: bool) -> str:
     """``64 → 96 @ 48×48``, and the name of a run of blocks or of a feature head."""
     channels = [box.block.channels for box in stage]
     changes = [c for i, c in enumerate(channels) if i == 0 or c != channels[i - 1]]
@@ -463,7 +238,7 @@ def _label(stage: Sequence[_Box], with_name: bool) -> str:
     return text
 
 
-def _place_label(pen: _Pen, stage: Sequence[_Box], text: str) -> None:
+def _place_label(pen: _Pen, stage: Sequence[Box], text: str) -> None:
     """Write below a stage, in the middle or to a side, where the least is in the way."""
     left, right = stage[0].x, stage[-1].right
     width, height = _text_width(text) + 2, LINE * len(text.split("\n"))
@@ -481,7 +256,7 @@ def _place_label(pen: _Pen, stage: Sequence[_Box], text: str) -> None:
     pen.text(place[0] + width / 2, place[1] + height / 2, text, **look)
 
 
-def _draw_legend(pen: _Pen, layout: _Layout) -> float:
+def _draw_legend(pen: _Pen, layout: Arrangement) -> float:
     """Explain colours and dots; return the height of the picture."""
     used = {box.block.kind for box in [*layout.boxes, *layout.announced]}
     entries = [(kind, colour, True) for kind, colour in COLOURS.items() if kind in used]

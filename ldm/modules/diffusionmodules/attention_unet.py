@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.errors import ConfigError
-from ldm.modules.diffusionmodules.openaimodel import TimeEmbedding
+from ldm.modules.diffusionmodules.blocks import TimeEmbedding
 from ldm.modules.diffusionmodules.util import (
     check_image,
     conv_nd,

@@ -12,7 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ldm.errors import ConfigError
-from ldm.modules.diffusionmodules.openaimodel import TimeEmbedding
+from ldm.modules.diffusionmodules.blocks import TimeEmbedding
 from ldm.modules.diffusionmodules.util import (
     check_image,
     checkpoint,

@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ldm.modules.diffusionmodules.blocks import TimeEmbedding
 from ldm.modules.diffusionmodules.dit import DiTBlock, position_table
 from ldm.modules.diffusionmodules.openaimodel import (
-    TimeEmbedding,
     UNetDecoder,
     UNetEncoder,
     UNetSettings,

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from ldm.errors import ConfigError
-from ldm.modules.diffusionmodules.openaimodel import Context, UNetEncoder, UNetModel
+from ldm.modules.diffusionmodules.blocks import Context
+from ldm.modules.diffusionmodules.openaimodel import UNetEncoder, UNetModel
 
 Features = dict[str, list[Tensor]]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from ldm.modules.diffusionmodules.blocks import TimeEmbedding
 from ldm.modules.diffusionmodules.dit import position_table
-from ldm.modules.diffusionmodules.openaimodel import TimeEmbedding
 from ldm.modules.diffusionmodules.util import (
     check_image,
     checkpoint,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.errors import ConfigError
+from ldm.modules.diffusionmodules.blocks import TimeEmbedding
 from ldm.modules.diffusionmodules.dit import (
     PatchEmbed,
     check_heads,
@@ -16,7 +17,6 @@ from ldm.modules.diffusionmodules.dit import (
     resize_positions,
     unpatchify,
 )
-from ldm.modules.diffusionmodules.openaimodel import TimeEmbedding
 from ldm.modules.diffusionmodules.util import check_image, checkpoint, conv_nd, refuse_unused
 
 
