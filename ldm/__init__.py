@@ -1,8 +1,8 @@
 """Latent diffusion with swappable denoising backbones for contrast-enhanced MRI synthesis."""
 
-from ldm._torchvision import define_missing_operators, torchvision_state
+from ldm._torchvision import watch_for_torchvision
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "torchvision_state"]
+__all__ = ["__version__"]
 
-define_missing_operators()
+watch_for_torchvision()

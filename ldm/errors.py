@@ -7,7 +7,10 @@ library catches :class:`DsdiffError`.
 
 from __future__ import annotations
 
+import difflib
 import sys
+from collections.abc import Collection
+from typing import Any
 
 MAX_LINE = 300
 
@@ -107,6 +110,27 @@ def as_known_error(error: BaseException) -> DsdiffError | None:
     if isinstance(error, OSError):
         return OutputError("OUT-IO", f"{error.strerror or error} ({error.filename or ''})")
     return None
+
+
+def nearest(name: str, known: Collection[str]) -> str:
+    """Return `` (nearest: 'x')`` for the known name most like ``name``, or an empty string."""
+    match = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.5)
+    return f" (nearest: '{match[0]}')" if match else ""
+
+
+def one_of(key: str, value: Any, known: Collection[Any]) -> Any:
+    """Return ``value``, which must be one of ``known``.
+
+    Args:
+        key: what the user typed before the value, such as ``data.params.axis`` or ``--noise``.
+
+    Raises:
+        ConfigError: CONFIG-VALUE with what is known.
+    """
+    if value not in known:
+        names = ", ".join(map(str, known))
+        raise ConfigError("CONFIG-VALUE", f"{key} is '{value}': give one of {names}")
+    return value
 
 
 def one_line(text: str, limit: int = MAX_LINE) -> str:

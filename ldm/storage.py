@@ -1,43 +1,71 @@
-"""Files that are never half-written: temporary in the same folder, verified, then renamed."""
+"""Files that are never half-written: all writing goes through here.
+
+A file is temporary in the same folder, readable by its owner only, flushed, and then gets its name;
+what stands there already is replaced only where :mod:`ldm.claims` permits it.
+"""
 
 from __future__ import annotations
 
-import fcntl
+import errno
 import hashlib
 import json
 import os
 import secrets
+import shutil
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from ldm.errors import BusyError, OutputError
+from ldm.claims import (
+    NO_FOLLOW,
+    TEMPORARY,
+    Claim,
+    claim,
+    folder_lock,
+    open_own,
+    permit,
+    refuse_existing,
+    sweep,
+)
+from ldm.errors import OutputError
 
-TEMPORARY = ".tmp-"
+__all__ = ["claim", "folder_lock"]  # with what is defined here
+
 CHUNK = 1 << 20
+ABANDONED_AFTER = 86400  # seconds; no folder takes a day to write
+NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP)  # of file systems without hard links
 
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, replace: bool = False) -> Iterator[Path]:
     """Yield a temporary path that becomes ``path`` when the block ends without an error.
 
-    The temporary file stands in the same folder, is flushed to the disk before the rename, and is
-    removed if anything fails; an old ``path`` stays as it was until then.
+    The temporary file stands in the same folder, can be read by its owner only, is flushed to the
+    disk before it gets its name, and is removed if anything fails; an old ``path`` stays as it was
+    until then.
+
+    Args:
+        path: where the file will be.
+        replace: also if a file stands there that is not known to be our own.
 
     Raises:
-        OutputError: OUT-IO when the system refuses to write.
+        OutputError: OUT-IO when the system refuses to write; OUT-EXISTS, OUT-INPUT, OUT-LINK.
     """
     path = Path(path)
     suffix = "".join(path.suffixes[-2:])  # writers choose the format by the ending
     temporary = path.parent / f"{TEMPORARY}{os.getpid()}-{secrets.token_hex(4)}{suffix}"
+    permitted = permit(path, replace)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        mode = _mode_of_new_file(temporary)
+        mode = _make_private(temporary)
         yield temporary
-        temporary.chmod(mode)  # some writers make files that only their owner can read
+        if not temporary.stat().st_size:
+            raise OSError(errno.ENODATA, "nothing was written")
+        temporary.chmod(mode)
         flush(temporary)
-        temporary.replace(path)
+        _publish(temporary, path, *permitted)
         flush(path.parent)
     except OSError as error:
         raise OutputError(
@@ -48,25 +76,122 @@ def atomic_path(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def _mode_of_new_file(path: Path) -> int:
-    path.touch()
-    mode = path.stat().st_mode
-    path.unlink()
+def _make_private(path: Path) -> int:
+    """Make an empty file that only its owner can read; return the mode that a new file has."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | NO_FOLLOW, 0o666)
+    mode = os.fstat(descriptor).st_mode
+    os.close(descriptor)
+    path.chmod(0o600)
     return mode
+
+
+def _publish(
+    temporary: Path, path: Path, owner: Claim | None, name: str, may_replace: bool
+) -> None:
+    """Give a complete file its name."""
+    is_new = owner is not None and not owner.owns(name)
+    if is_new:
+        owner.record(name)
+    try:
+        if may_replace:
+            temporary.replace(path)
+        else:
+            _link(temporary, path)
+    except FileExistsError:  # it came while we wrote
+        if is_new:
+            owner.record(name, done=False)
+        refuse_existing(path)
+
+
+def _link(temporary: Path, path: Path) -> None:
+    """Move a file to a name that must be free, in one step."""
+    if sys.platform == "win32":
+        temporary.rename(path)  # which never replaces there
+        return
+    try:
+        os.link(temporary, path, follow_symlinks=False)
+        temporary.unlink()
+    except OSError as error:
+        if isinstance(error, FileExistsError) or error.errno not in NO_LINKS:
+            raise
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | NO_FOLLOW))
+        temporary.replace(path)
+
+
+def rename(path: Path, new: Path) -> None:
+    """Give a file of ours another name, whose file is replaced: the generation before."""
+    owner, name, _ = permit(new, replace=True)
+    if owner is not None and not owner.owns(name):
+        owner.record(name)
+    path.replace(new)
+
+
+def remove(path: Path, replace: bool = False) -> None:
+    """Remove a file as it may be replaced: see :func:`atomic_path`."""
+    if os.path.lexists(path):
+        permit(path, replace)
+        path.unlink()
+
+
+@contextmanager
+def appending(path: Path) -> Iterator[IO[str]]:
+    """Open a text file of ours to add lines; it grows in place, so a kill may tear the last one.
+
+    Raises:
+        OutputError: OUT-EXISTS, OUT-INPUT, OUT-LINK or OUT-IO.
+    """
+    owner, name, _ = permit(path, replace=False)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = open_own(path)
+        if owner is not None and not owner.owns(name):
+            owner.record(name)
+        with os.fdopen(descriptor, "a", encoding="utf-8", newline="") as file:
+            yield file
+    except OSError as error:
+        raise OutputError("OUT-IO", f"cannot write {path.name}: {error.strerror}") from error
+
+
+@contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder that becomes ``folder``, unless that exists by then.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    temporary = folder.parent / f"{TEMPORARY}{os.getpid()}-{secrets.token_hex(4)}"
+    try:
+        temporary.mkdir(parents=True)
+        sweep(folder.parent, older_than=ABANDONED_AFTER)  # machines may share the parent
+        mode = temporary.stat().st_mode
+        temporary.chmod(0o700)
+        yield temporary
+        for path in temporary.iterdir():
+            flush(path)
+        temporary.chmod(mode)
+        temporary.rename(folder)
+        flush(folder.parent)
+    except OSError:
+        if not folder.is_dir():  # else another process was first
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def flush(path: Path) -> None:
     """Wait until the content of a file, or the names in a folder, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    if sys.platform == "win32" and path.is_dir():
+        return  # names are flushed by the system
+    descriptor = os.open(path, os.O_RDWR if sys.platform == "win32" else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as indented JSON with sorted keys, atomically."""
-    with atomic_path(path) as temporary:
+def write_json(path: Path, value: Any, replace: bool = False) -> None:
+    """Write ``value`` as indented JSON with sorted keys, see :func:`atomic_path`."""
+    with atomic_path(path, replace) as temporary:
         temporary.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
@@ -87,8 +212,9 @@ def kept(
     """
     known = read_json(path)
     if not all(known.get(key) == value for key, value in described.items()):
+        is_ours = described.keys() <= known.keys()
         known = {**described, **make()}
-        write_json(path, known)
+        write_json(path, known, replace=is_ours)
     return known
 
 
@@ -110,29 +236,3 @@ def stable_seed(*parts: Any) -> int:
     """Return a 63-bit seed that depends on ``parts`` only (``hash`` is salted per process)."""
     text = "\x1f".join(map(str, parts)).encode()
     return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 1
-
-
-@contextmanager
-def folder_lock(folder: Path) -> Iterator[None]:
-    """Hold a folder for this process; sweep the temporary files a dead owner left.
-
-    Raises:
-        BusyError: RUN-BUSY when another live process holds it.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
-    except OSError as error:
-        raise OutputError(
-            "OUT-IO", f"cannot use folder {folder.name}: {error.strerror}; choose another"
-        ) from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise BusyError(
-                "RUN-BUSY", f"{folder.name} is in use by another process: wait or choose another"
-            ) from error
-        for leftover in folder.rglob(f"{TEMPORARY}*"):
-            leftover.unlink(missing_ok=True)
-        yield

@@ -7,7 +7,6 @@ one owner; and a trust gate for configurations that come out of a model folder.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import reprlib
@@ -19,19 +18,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ldm.errors import ConfigError, UnsafeError
+from ldm.errors import ConfigError, UnsafeError, nearest
 
 # Where YAMLs of the research code look for what stands elsewhere here.
 RENAMED = {
     "Disc_diff.guided_diffusion.": "guided_diffusion.",
     "ldm.modules.losses.LPIPSWithDiscriminator": "ldm.losses.autoencoder.AutoencoderLoss",
 }
-
-
-def nearest(name: str, known: Collection[str]) -> str:
-    """Return `` (nearest: 'x')`` for the known name most like ``name``, or an empty string."""
-    match = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.5)
-    return f" (nearest: '{match[0]}')" if match else ""
 
 
 def get_obj_from_str(path: str) -> Any:

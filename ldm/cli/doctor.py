@@ -39,6 +39,7 @@ def run(args: argparse.Namespace) -> int:
     """Print versions, devices and repairs; exit 2 if something must be repaired."""
     import torch
 
+    from ldm._torchvision import torchvision_state
     from ldm.data.cache import cache_root
     from ldm.environment import device_name, installed_version, resolve_precision
 
@@ -51,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
             repairs.append(f"pip install {package}")
     if installed_version("pytorch-lightning") in STOLEN:
         repairs.append("pip install 'pytorch-lightning!=2.6.2,!=2.6.3'  # a compromised release")
-    print(f"torchvision beside torch: {ldm.torchvision_state()}")
+    print(f"torchvision beside torch: {torchvision_state()}")
     try:
         import torchvision  # noqa: F401
     except Exception as error:

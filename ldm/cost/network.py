@@ -8,7 +8,7 @@ in its forward cannot run there and is run for real.
 from __future__ import annotations
 
 import contextlib
-import resource
+import ctypes
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -114,8 +114,19 @@ def peak_memory(device: torch.device | str) -> int:
         for line in PROCESS_STATUS.read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
+    if sys.platform == "win32":
+        return _peak_working_set()
+    import resource  # Windows has none
+
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _peak_working_set() -> int:
+    """Ask Windows; PROCESS_MEMORY_COUNTERS is two numbers of 4 bytes, then sizes."""
+    counters = (ctypes.c_size_t * 9)(72)  # the first of 8 bytes holds cb, its own size, and faults
+    ctypes.windll.kernel32.K32GetProcessMemoryInfo(ctypes.c_void_p(-1), counters, 72)
+    return counters[1]
 
 
 def peak_memory_label(device: torch.device | str) -> str:

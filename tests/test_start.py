@@ -1,0 +1,62 @@
+"""The command line is there at once: help imports no library that computes, on any system."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ldm.cli.main import VERBS
+
+LATER = ("prepare", "sample", "evaluate", "sweep", "benchmark", "segment")
+HEAVY = ("torch", "numpy", "pytorch_lightning", "lightning", "monai", "matplotlib", "nibabel")
+HEAVY += ("scipy", "skimage", "omegaconf", "torchmetrics", "timm", "rich", "safetensors")
+TASKS = {"segment": ("train", "predict", "evaluate"), "diagnose": ("data", "run")}
+COMMANDS = [(), *((verb,) for verb in VERBS), *((v, t) for v, ts in TASKS.items() for t in ts)]
+COMMANDS = [command for command in COMMANDS if not {*command} & {*LATER}]
+MOST_MODULES = 300  # Python alone has 60, argparse and the packages of a verb double that
+START = """
+import json, sys
+sys.modules.update(dict.fromkeys({hidden}))  # None: an import raises ImportError
+from ldm.cli.main import main
+try:
+    main(sys.argv[1:])
+except SystemExit as stop:
+    assert stop.code == 0, stop.code
+print(json.dumps(sorted(n for n, m in sys.modules.items() if m)), file=sys.stderr)
+"""
+
+
+def started(*command: str, hidden: tuple[str, ...] = ()) -> tuple[str, set[str]]:
+    """Return what a command prints, and the modules that it imported, in a process of its own."""
+    process = subprocess.run(
+        [sys.executable, "-c", START.format(hidden=hidden), *command],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[1],
+    )
+    assert process.returncode == 0, process.stderr
+    return process.stdout, set(json.loads(process.stderr.splitlines()[-1]))
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_help_imports_nothing_heavy(command):
+    text, modules = started(*command, "--help")
+    assert "usage: dsdiff" in text
+    assert modules.isdisjoint(HEAVY)
+    assert len(modules) < MOST_MODULES
+
+
+def test_what_only_unix_has_is_not_needed_to_start():
+    every = "import ldm.config, ldm.storage, ldm.cost.network"
+    verbs = f"for verb in {list(VERBS)}: build_parser(verb)"
+    code = START.format(hidden=("fcntl", "resource")).replace("import main", "import build_parser")
+    code = code.replace("    main(sys.argv[1:])", f"    {every}\n    {verbs}")
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+
+
+def test_torchvision_is_repaired_when_it_is_looked_for():
+    script = "import sys, ldm; assert 'torch' not in sys.modules; import torchvision, torchmetrics"
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parents[1])
