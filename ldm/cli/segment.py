@@ -12,8 +12,8 @@ import numpy as np
 from ldm.cli import train
 from ldm.cli.arguments import add_model_arguments, add_subject_arguments
 from ldm.cli.main import DEBUG
-from ldm.data.brain import MASK_FILE
-from ldm.storage import atomic_path, folder_lock, sha256, write_json
+from ldm.cli.terminal import report_written, reporter
+from ldm.storage import atomic_path, folder_lock, write_json
 
 if TYPE_CHECKING:
     from ldm.data.layouts import Layout, Subject
@@ -83,7 +83,7 @@ def predict(args: argparse.Namespace) -> int:
     """Segment every subject; one that fails does not stop the others."""
     from ldm.data.layouts import detect_layout, select_subjects
     from ldm.errors import ConfigError
-    from ldm.inference.outputs import report_written, write_each
+    from ldm.inference.outputs import write_each
     from ldm.inference.segmentation import NetworkSegmenter
 
     if args.batch_size < 1:
@@ -95,7 +95,7 @@ def predict(args: argparse.Namespace) -> int:
     with folder_lock(args.output):
         options = (args.trust, args.device, args.batch_size, args.allow_missing, args.nonfinite)
         writer = LabelWriter(NetworkSegmenter(args.model, *options), args)
-        done = write_each(subjects, layout, writer.write, "segment")
+        done = write_each(subjects, layout, writer.write, reporter("segment"))
     return report_written(done, args.output)
 
 
@@ -118,16 +118,14 @@ class LabelWriter:
             DataError, NonFiniteError: the subject cannot be segmented.
             OutputError: OUT-EXISTS, OUT-IO.
         """
+        from ldm.data.layouts import LABELS
         from ldm.data.nifti import encode_volume, write_volume
-        from ldm.inference.outputs import earlier_output
+        from ldm.inference.outputs import is_written, volume_paths
 
-        path, sidecar = (self.args.output / f"{subject.id}_seg{e}" for e in (".nii.gz", ".json"))
-        read = [*self.segmenter.data.conditions, MASK_FILE]
-        contrasts = [c for c in read if c in subject.files]
-        inputs = {c: subject.files[c].sha256() for c in contrasts}
+        path, sidecar = volume_paths(self.args.output, subject.id, LABELS)
+        inputs = self.segmenter.trained.inputs(subject)
         described = {"Segmentation": True, "inputs": inputs, "request": self.request}
-        before = earlier_output(path, sidecar, described, self.args.overwrite)
-        if before and path.is_file() and sha256(path) == before["sha256"]:
+        if is_written(path, sidecar, described, self.args.overwrite):
             return False
         prepared = self.segmenter.prepare(subject, layout)
         masks = self.segmenter.masks(prepared)

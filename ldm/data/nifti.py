@@ -9,6 +9,7 @@ memory.
 from __future__ import annotations
 
 import gzip
+import io
 import logging
 import stat
 import zlib
@@ -174,7 +175,29 @@ def read_volume(
             DATA-SCALE, DATA-AFFINE or DATA-NONFINITE.
     """
     path = Path(path)
-    header, payload = _read_bytes(path, case)
+    return _validated(*_read_bytes(path, case), path, case, nonfinite, channel)
+
+
+def decode_volume(
+    content: bytes, name: str, case: str | None = None, nonfinite: str = "refuse"
+) -> Volume:
+    """Validate an uncompressed NIfTI file in memory, as :func:`read_volume` does one on the disk.
+
+    Args:
+        name: of the volume, for messages.
+    """
+    parsed = _parse(io.BytesIO(content), MAX_VOLUME_BYTES, Path(name), case)
+    return _validated(*parsed, Path(name), case, nonfinite, None)
+
+
+def _validated(
+    header: nib.Nifti1Header,
+    payload: bytes,
+    path: Path,
+    case: str | None,
+    nonfinite: str,
+    channel: int | None,
+) -> Volume:
     shape = _spatial_shape(header, path, case, channel)
     geometry = Geometry(shape, _checked_affine(header, shape, path, case), header)
     voxels = np.frombuffer(payload, header.get_data_dtype()).reshape(*shape, -1, order="F")

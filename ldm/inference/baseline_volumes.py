@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from ldm.cli.sample import write_sidecar
 from ldm.data.layouts import Subject
-from ldm.data.nifti import encode_volume, write_volume
+from ldm.data.nifti import Geometry
 from ldm.data.normalise import RobustNormaliser
 from ldm.data.prepare import load_subject, prepare_subject
 from ldm.errors import ConfigError
 from ldm.inference.baselines import fit_baseline
+from ldm.inference.outputs import SyntheticVolume
 from ldm.storage import folder_lock
 from ldm.util import instantiate_from_config
 
@@ -63,7 +63,7 @@ def _copy(subject: Subject, data: Any, output: Path) -> None:
     volume = np.where(brain, arrays[COPIED], 0).astype(np.float32)
     units = {"intensity": {"contrast": COPIED, **scale.to_dict()}, "normaliser": None}
     units["preparation"] = {"mask": rule}
-    _write(output, subject, data, encode_volume(volume, geometry), "copy_t1", units)
+    _write(output, subject, data, "copy_t1", volume, geometry, units)
 
 
 def _predict(
@@ -75,15 +75,19 @@ def _predict(
     volume = prepared.to_volume(scale.restore(model.predict(prepared)))
     units = {"intensity": {"contrast": unit, **scale.to_dict()}, "normaliser": normaliser}
     units["preparation"] = prepared.to_dict()
-    _write(output, subject, data, encode_volume(volume, prepared.geometry), name, units)
+    _write(output, subject, data, name, volume, prepared.geometry, units)
 
 
 def _write(
-    output: Path, subject: Subject, data: Any, content: bytes, name: str, units: dict[str, Any]
+    output: Path,
+    subject: Subject,
+    data: Any,
+    name: str,
+    volume: np.ndarray,
+    geometry: Geometry,
+    units: dict[str, Any],
 ) -> None:
-    """Write the sidecar, then the volume."""
-    stem = f"{subject.id}_{data.target}"
     inputs = {c: subject.files[c].sha256() for c in data.conditions}
     described = {"Synthetic": True, "request": {"baseline": name}, "inputs": inputs, **units}
-    write_sidecar(output / f"{stem}.json", described, content)
-    write_volume(output / f"{stem}.nii.gz", content, overwrite=True)
+    made = SyntheticVolume(subject.id, data.target, geometry, volume, None, described)
+    made.save(output, overwrite=True)

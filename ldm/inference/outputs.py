@@ -1,16 +1,28 @@
-"""Outputs, a subject at a time: a failure does not stop the others, nothing is overwritten."""
+"""Outputs, a subject at a time: a failure does not stop the others, nothing is overwritten.
+
+The sidecar of a volume is written before it: it says what the volume will be, so that a run that
+was killed between the two knows its own work from a stranger's.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ldm.cli.main import report_error
+import nibabel as nib
+import numpy as np
+
 from ldm.data.layouts import Layout, Subject
-from ldm.errors import DsdiffError, OutputError, PartialError, as_known_error
+from ldm.data.nifti import Geometry, encode_volume, write_volume
+from ldm.errors import DsdiffError, OutputError, as_known_error
+from ldm.storage import sha256, write_json
+
+DECISIVE = ("Synthetic", "inputs", "request")  # of a sidecar: what decides the voxels
 
 
 @dataclass
@@ -26,9 +38,9 @@ def write_each(
     subjects: Sequence[Subject],
     layout: Layout,
     write: Callable[[Subject, Layout, str], bool],
-    verb: str,
+    report: Callable[[DsdiffError], None],
 ) -> Written:
-    """Call ``write(subject, layout, title)`` for each; one that fails does not stop the others.
+    """Call ``write(subject, layout, title)`` for each; one that fails is told to ``report``.
 
     Raises:
         OutputError: the outputs cannot be written, or exist.
@@ -42,44 +54,103 @@ def write_each(
             known = as_known_error(error)
             if known is None or isinstance(known, OutputError):
                 raise
-            report_error(verb, known)
+            report(known)
             done.failures.append(known)
     return done
 
 
-def report_written(done: Written, output: Path) -> int:
-    """Print what was written; return the exit code.
+@dataclass(frozen=True)
+class SyntheticVolume:
+    """A synthetic volume of one subject and how it was made.
 
-    Raises:
-        PartialError: some subjects failed, the others did not.
+    Args:
+        id: subject.
+        target: the contrast that was synthesised.
+        geometry: where the voxels of the input lie; the output takes their place.
+        volume: (X, Y, Z) float32 in RAS+, in the units of the first input contrast.
+        spread: (X, Y, Z) standard deviation over the samples, None of a single one.
+        described: what decides the voxels, and their units.
     """
-    failed = len(done.failures)
-    print(f"written={done.new} failed={failed} skipped={done.old}: {output}")  # noqa: T201
-    if failed and done.new + done.old:
-        total = failed + done.new + done.old
-        raise PartialError("PARTIAL", f"{failed} of {total} subjects failed")
-    return done.failures[0].exit_code if failed else 0
+
+    id: str
+    target: str
+    geometry: Geometry = field(repr=False)
+    volume: np.ndarray = field(repr=False)
+    spread: np.ndarray | None = field(repr=False)
+    described: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def image(self) -> nib.Nifti1Image:
+        """The volume in memory, with the orientation and affine of the input."""
+        return self._image(self.volume)
+
+    @property
+    def std(self) -> nib.Nifti1Image | None:
+        """The standard deviation over the samples, None of a single one."""
+        return None if self.spread is None else self._image(self.spread)
+
+    @cached_property
+    def content(self) -> bytes:
+        """The volume as a ``.nii.gz`` file."""
+        return encode_volume(self.volume, self.geometry)
+
+    @property
+    def sidecar(self) -> dict[str, Any]:
+        """What is written beside the volume: model, request, inputs, units, digest."""
+        digest = hashlib.sha256(self.content).hexdigest()
+        return {**self.described, "target": self.target, "sha256": digest}
+
+    def save(self, folder: str | Path, overwrite: bool = False) -> Path:
+        """Write ``ID_TARGET.nii.gz``, ``.json`` and, of several samples, ``_std.nii.gz``.
+
+        The same volume that is there already stays as it is.
+
+        Returns:
+            The path of the volume.
+
+        Raises:
+            OutputError: OUT-EXISTS for another volume of that name, unless it may be overwritten;
+                OUT-IO.
+        """
+        path, sidecar = volume_paths(Path(folder), self.id, self.target)
+        same = {key: self.described[key] for key in DECISIVE}
+        if is_written(path, sidecar, same, overwrite):
+            return path
+        write_json(sidecar, self.sidecar)
+        spread = path.with_name(f"{self.id}_{self.target}_std.nii.gz")
+        spread.unlink(missing_ok=True)  # of another request
+        if self.spread is not None:
+            write_volume(spread, encode_volume(self.spread, self.geometry), overwrite=True)
+        write_volume(path, self.content, overwrite=True)
+        return path
+
+    def _image(self, volume: np.ndarray) -> nib.Nifti1Image:
+        image = nib.Nifti1Image.from_bytes(encode_volume(volume, self.geometry, compress=False))
+        return nib.Nifti1Image(np.array(image.dataobj), image.affine, image.header)
 
 
-def earlier_output(
-    path: Path, sidecar: Path, described: Mapping[str, Any], overwrite: bool
-) -> dict[str, Any] | None:
-    """Return the sidecar of an earlier run with the same request, or None where there is none.
+def volume_paths(folder: Path, subject: str, name: str) -> tuple[Path, Path]:
+    """Return where a volume called ``name`` and its sidecar lie."""
+    return folder / f"{subject}_{name}.nii.gz", folder / f"{subject}_{name}.json"
+
+
+def is_written(path: Path, sidecar: Path, described: Mapping[str, Any], overwrite: bool) -> bool:
+    """Return whether a volume is there, whole and as ``described``; False where it is to be made.
 
     Raises:
         OutputError: OUT-EXISTS for any other output, unless it may be overwritten.
     """
     if not path.exists() and not sidecar.exists():
-        return None
+        return False
     try:
         before = json.loads(sidecar.read_text(encoding="utf-8"))
         same = all(before[key] == described[key] for key in described) and before["sha256"]
     except (OSError, ValueError, KeyError, TypeError):
         same = False
     if same:
-        return before
+        return path.is_file() and sha256(path) == before["sha256"]
     if overwrite:
-        return None
+        return False
     raise OutputError(
         "OUT-EXISTS",
         f"{path.name} exists and is not of this model, input and settings: choose another "

@@ -13,19 +13,16 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from ldm.checkpoint import load_model
 from ldm.data.contrasts import load_labels
 from ldm.data.layouts import CONTRASTS, BraTS2021, BraTS2023, Layout, Subject, detect_layout
 from ldm.data.nifti import Geometry, encode_volume
-from ldm.data.normalise import BACKGROUND
-from ldm.data.prepare import PreparedSubject, fit_size, prepare_subject
-from ldm.data.slices import with_neighbours
+from ldm.data.prepare import PreparedSubject, fit_size
 from ldm.data.volume_file import VolumeFile
-from ldm.environment import pick_device
 from ldm.errors import CheckpointError, ConfigError, DataError, NonFiniteError
+from ldm.inference.trained import load_for_inference
+from ldm.inference.windows import Windows
 from ldm.models.segmentation import Segmentation
 from ldm.regions import ENHANCING, ENHANCING_2023, label_map, region_names
-from ldm.util import instantiate_from_config
 
 
 @dataclass(frozen=True)
@@ -69,25 +66,20 @@ class NetworkSegmenter:
         allow_missing: Sequence[str] = (),
         nonfinite: str = "refuse",
     ) -> None:
-        model, config, self.digest = load_model(path, trust)
+        trained = load_for_inference(path, trust, device)
+        model = trained.model
         if not isinstance(model, Segmentation):
             raise CheckpointError(
                 "CKPT-MISMATCH",
                 f"{path} holds a {type(model).__name__}, which segments nothing: give a run of "
                 "dsdiff segment train",
             )
-        self.data = instantiate_from_config(config["data"], where="data")
-        if allow_missing and not self.data.condition_dropout:
-            raise CheckpointError(
-                "CKPT-MISMATCH",
-                "the model was trained with every contrast: --allow-missing needs a model trained "
-                "with data.params.condition_dropout > 0",
-            )
-        self.device = torch.device(pick_device(device))
-        self.model = model.to(self.device)
+        trained.require_missing_allowed(allow_missing)
+        self.trained, self.model, self.data = trained, model, trained.data
+        self.digest = trained.digest
         self.regions: tuple[str, ...] = model.regions
         self.contrasts: tuple[str, ...] | None = tuple(self.data.conditions)
-        self.batch_size = batch_size
+        self.windows = Windows(model.window, model.neighbours, batch_size)
         self.allow_missing, self.nonfinite = allow_missing, nonfinite
 
     def __call__(self, subject: Subject, layout: Layout) -> Segmented:
@@ -101,12 +93,7 @@ class NetworkSegmenter:
         Raises:
             DataError: a contrast is missing, or cannot be used.
         """
-        data = self.data
-        return prepare_subject(
-            *(subject, layout, data.conditions, None, data.preparation),
-            self.allow_missing,
-            self.nonfinite,
-        )
+        return self.trained.prepare(subject, layout, self.allow_missing, self.nonfinite)
 
     def masks(self, prepared: PreparedSubject) -> dict[str, np.ndarray]:
         """Return the regions (S, H, W) bool, which end with the brain.
@@ -114,16 +101,14 @@ class NetworkSegmenter:
         Raises:
             NonFiniteError: NONFINITE-SAMPLE.
         """
-        own, window = prepared.brain.shape, self.model.window
-        sides = own[-len(window) :]
-        batches = [
-            fit_size(
-                self._probabilities(prepared, places).cpu().numpy(), sides, 0
-            )  # (B, R, *S), of a volume (1, R, S, H, W)
-            for places in self._batches(prepared)
-        ]
-        probability = np.concatenate(batches)
-        probability = probability[0] if len(window) == 3 else probability.swapaxes(0, 1)
+        probability = np.concatenate(
+            [
+                self.windows.cut(self._probabilities(prepared, places).cpu().numpy(), prepared)
+                for places in self.windows.batches(prepared)
+            ]
+        )  # (S, R, H, W), of a volume (1, R, S, H, W)
+        hold_volumes = self.windows.hold_volumes
+        probability = probability[0] if hold_volumes else probability.swapaxes(0, 1)
         if not np.isfinite(probability).all():
             raise NonFiniteError(
                 "NONFINITE-SAMPLE", "the network returned NaN: train it again", prepared.id
@@ -146,45 +131,28 @@ class NetworkSegmenter:
         A network of volumes sees the patch about the slice.
         """
         condition, index = self._condition(prepared, [place]), 0
-        if len(self.model.window) == 3:
+        if self.windows.hold_volumes:
             depth, slices = self.model.window[0], condition.shape[2]
             index = place + (slices - len(prepared.brain)) // 2  # fit_size pads on both sides
             start = min(max(0, index - depth // 2), slices - depth)
             condition, index = condition[:, :, start : start + depth], index - start
         maps = self.model.attention_maps(condition, self._presence(prepared)[None])
         stacks = {n: alpha[0].cpu().numpy() for n, alpha in maps.items()}  # (1, H, W)
-        if len(self.model.window) == 3:
+        if self.windows.hold_volumes:
             stacks = {n: volume[0] for n, volume in stacks.items()}  # (D, H, W)
         sides = prepared.brain.shape[1:]
         return {n: fit_size(stack[index], sides, 0) for n, stack in stacks.items()}
 
-    def _batches(self, prepared: PreparedSubject) -> list[list[int]]:
-        """Return the slices of each batch; a volume is one batch of all."""
-        count = len(prepared.brain)
-        size = count if len(self.model.window) == 3 else self.batch_size
-        return [list(range(n, min(n + size, count))) for n in range(0, count, size)]
-
     def _probabilities(self, prepared: PreparedSubject, places: Sequence[int]) -> torch.Tensor:
         condition = self._condition(prepared, places)
-        return self.model.probabilities(condition, self._presence(prepared), self.batch_size)
+        presence = self._presence(prepared)
+        return self.model.probabilities(condition, presence, self.windows.batch_size)
 
     def _condition(self, prepared: PreparedSubject, places: Sequence[int]) -> torch.Tensor:
-        """Return slices (B, M*(2n+1), H, W), or the volume (1, M, S, H, W), no side below a
-        window's.
-        """
-        window = self.model.window
-        images = prepared.slices
-        if len(window) == 3:
-            images = images.swapaxes(0, 1)[None]
-        else:
-            neighbours = self.model.neighbours
-            images = np.stack([with_neighbours(images, i, neighbours) for i in places])
-        least = np.maximum(window, images.shape[-len(window) :])
-        padded = np.ascontiguousarray(fit_size(images, least, BACKGROUND))
-        return torch.from_numpy(padded).to(self.device)
+        return self.windows.condition(prepared, places).to(self.trained.device)
 
     def _presence(self, prepared: PreparedSubject) -> torch.Tensor:
-        return torch.from_numpy(prepared.present).to(self.device)
+        return torch.from_numpy(prepared.present).to(self.trained.device)
 
 
 class CommandSegmenter:

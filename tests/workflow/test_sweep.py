@@ -97,42 +97,42 @@ def test_what_is_finished_is_not_done_again(tmp_path, swept, run_folder, patient
     assert {f.name for f in changed if f.parent.name == "ddim-3"} >= {lost.name, "cost.json"}
     assert output.joinpath("cells/ddim-3/scores.json") not in changed
 
-    from ldm.cli.sample import VolumeSampler
+    from ldm.inference.synthesis import Synthesiser
 
     def never(*args):
         raise AssertionError("sampled again")
 
-    monkeypatch.setattr(VolumeSampler, "_synthesise", never)
-    monkeypatch.setattr("ldm.cli.sweep.evaluate_folders", never)
+    monkeypatch.setattr(Synthesiser, "_synthesise", never)
+    monkeypatch.setattr("ldm.benchmark.sweep_cells.evaluate_folders", never)
     assert sweep(run_folder, patients, output) == 0
     assert state(output) == after
     assert list(table(output)) == list(table(swept))
 
 
 def test_interrupted_is_told_so(tmp_path, run_folder, patients, monkeypatch, capsys):
-    from ldm.cli.sample import VolumeSampler
+    from ldm.inference.synthesis import Synthesiser
 
     def interrupt(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(VolumeSampler, "_synthesise", interrupt)
+    monkeypatch.setattr(Synthesiser, "_synthesise", interrupt)
     assert sweep(run_folder, patients, tmp_path / "sweep") == 130
     assert "the same command goes on" in capsys.readouterr().err
     assert not list((tmp_path / "sweep").rglob("*.nii.gz"))
 
 
 def test_a_cell_that_fails_stops_no_other(tmp_path, run_folder, patients, monkeypatch, capsys):
-    from ldm.cli.sample import VolumeSampler
     from ldm.errors import NonFiniteError
+    from ldm.inference.synthesis import Synthesiser
 
-    plain = VolumeSampler._synthesise
+    plain = Synthesiser._synthesise
 
     def failing(self, *args):
         if self.request.steps == 2:
             raise NonFiniteError("NONFINITE-SAMPLE", "the network returned NaN")
         return plain(self, *args)
 
-    monkeypatch.setattr(VolumeSampler, "_synthesise", failing)
+    monkeypatch.setattr(Synthesiser, "_synthesise", failing)
     assert sweep(run_folder, patients, tmp_path / "sweep", "2,1", "ddim") == 9
     assert "1 of 2 failed: ddim-2" in capsys.readouterr().err
     rows = table(tmp_path / "sweep")

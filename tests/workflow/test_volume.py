@@ -89,7 +89,7 @@ def test_windows_at_once_change_nothing_and_their_overlap_is_an_option(
     assert sample(volume_run, patients, tmp_path / "b", "--overlap", "0.5") == 0
     assert not np.array_equal(voxels(tmp_path / "b"), voxels(one))
     assert sample(volume_run, patients, tmp_path / "c", "--overlap", "1") == 2
-    assert "--overlap is 1.0" in capsys.readouterr().err
+    assert "overlap is 1.0: give 0 to 0.9" in capsys.readouterr().err
 
 
 def test_a_model_of_slices_has_no_windows(tmp_path, run_folder, patients, capsys):

@@ -1,0 +1,138 @@
+"""The cells of a sweep: each, a sampler at a number of steps, in a folder of its own.
+
+What is finished is not done again, so that an interrupted sweep goes on with the same call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from ldm.benchmark.sweep import Cell, Quality
+from ldm.data.layouts import Layout, Subject
+from ldm.errors import CheckpointError, ConfigError, DsdiffError, OutputError, as_known_error
+from ldm.evaluation.case import TARGET
+from ldm.evaluation.folder import evaluate_folders
+from ldm.evaluation.protocol import DEFAULT
+from ldm.evaluation.scores import COPY_T1
+from ldm.inference.synthesis import Synthesiser
+from ldm.storage import kept, read_json, sha256, write_json
+
+
+def held_out(model: Path, ids: Sequence[str]) -> list[str]:
+    """Return the subjects to sweep on: those that the run never saw, else its validation's.
+
+    Empty where the run folder does not tell, or knows them all.
+    """
+    folder = model if model.is_dir() else model.parent
+    cost = read_json(folder / "cost.json")
+    train, val = (set(cost.get(f"{part}_subjects") or ()) for part in ("train", "val"))
+    unseen = [i for i in ids if i not in train | val] or [i for i in ids if i in val - train]
+    return unseen if cost else []
+
+
+@dataclass(frozen=True)
+class SweepCells:
+    """A model, patients, and the folder in which each cell leaves its volumes and scores."""
+
+    synthesiser: Synthesiser
+    reference: Path
+    layout: Layout
+    subjects: Sequence[Subject]
+    output: Path
+    references: Mapping[str, Mapping[str, str]]  # digests of all files of each patient
+    report: Callable[[DsdiffError], None]  # told of a cell that fails, while the others go on
+
+    def refuse_models_without_steps(self) -> None:
+        """Refuse a one-step regression.
+
+        Raises:
+            CheckpointError: CKPT-MISMATCH.
+        """
+        path, model = self.synthesiser.trained.path, self.synthesiser.model
+        if not model.has_reverse_steps:
+            raise CheckpointError(
+                "CKPT-MISMATCH",
+                f"{path} holds a {type(model).__name__}, which is called once whatever the "
+                "sampler: give a diffusion model",
+            )
+
+    def cell(self, name: str, steps: int, place: str) -> Cell:
+        """Return one cell, from its folder if it is finished; one that fails stops no other."""
+        folder = self.output / "cells" / f"{name}-{steps}"
+        try:
+            synthesiser = self.synthesiser.at(sampler=name, steps=steps)
+        except ConfigError as error:
+            return Cell(name, steps, problem=f"refused: {error.message}")
+        try:
+            self._sample(synthesiser, folder, f"{name} {steps} steps ({place})")
+            scores = self._scores(folder)
+        except Exception as error:
+            known = as_known_error(error)
+            if known is None or isinstance(known, OutputError):
+                raise
+            self.report(known)
+            return Cell(name, steps, synthesiser.calls, problem=f"FAILED: {known}")
+        timings = read_json(folder / "cost.json").get("subjects") or []
+        return Cell(
+            name,
+            steps,
+            synthesiser.calls,
+            quality=Quality(**scores),
+            slice_seconds=_median(t["seconds"] / t["slices"] for t in timings),
+            volume_seconds=_median(t["seconds"] for t in timings),
+        )
+
+    def baseline(self) -> Quality:
+        """Return the scores of T1 copied as T1ce."""
+        path = self.output / "copy_t1.json"
+        return Quality(**self._once(path, {"references": self.references}, {}, COPY_T1))
+
+    def settings(self) -> dict[str, Any]:
+        """Return what held for all cells."""
+        trained, request = self.synthesiser.trained, self.synthesiser.request
+        return {
+            "model digest": trained.digest,
+            "seed": request.seed,
+            "temperature": request.temperature,
+            "samples": request.samples,
+            "precision": request.precision,
+            "device": trained.device.type,
+            "batch size": request.batch_size,
+            **request.options,
+        }
+
+    def _sample(self, synthesiser: Synthesiser, folder: Path, title: str) -> None:
+        try:
+            for subject in self.subjects:
+                synthesiser.write(subject, self.layout, folder, f"{title}: {subject.id}")
+        finally:
+            if synthesiser.timings:
+                write_json(folder / "cost.json", synthesiser.cost())
+
+    def _scores(self, folder: Path) -> dict[str, Any]:
+        volumes = {s.id: sha256(folder / f"{s.id}_{TARGET}.nii.gz") for s in self.subjects}
+        described = {"volumes": volumes, "references": self.references}
+        return self._once(folder / "scores.json", described, {"cell": folder}, "cell")
+
+    def _once(
+        self, path: Path, files: Mapping[str, Any], predictions: Mapping[str, Path], row: str
+    ) -> dict[str, Any]:
+        """Return the scores in a file if they are of the same files, else evaluate."""
+
+        def evaluate() -> dict[str, Any]:
+            ids = [subject.id for subject in self.subjects]
+            told = {"baseline": not predictions, "layout": self.layout}
+            result = evaluate_folders(predictions, self.reference, ids, **told)
+            result.require_complete()
+            return {"quality": asdict(Quality.of(result, row))}
+
+        return kept(path, {**files, "protocol": DEFAULT.to_dict()}, evaluate)["quality"]
+
+
+def _median(values: Any) -> float | None:
+    listed = list(values)
+    return median(listed) if listed else None

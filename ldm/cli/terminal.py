@@ -1,0 +1,40 @@
+"""What several verbs show on the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ldm.cli.main import report_error
+from ldm.errors import DsdiffError, PartialError
+
+if TYPE_CHECKING:
+    from ldm.inference.outputs import Written
+    from ldm.progress import Item
+
+
+def show_progress(items: Iterable[Item], title: str, total: int | None = None) -> Iterable[Item]:
+    """Wrap what is worked through in a progress bar, see :class:`ldm.progress.Progress`."""
+    from rich.progress import track
+
+    return track(items, title, total, transient=True)
+
+
+def reporter(verb: str) -> Callable[[DsdiffError], None]:
+    """Return what prints the error of one subject on stderr, while the others go on."""
+    return lambda error: report_error(verb, error)
+
+
+def report_written(done: Written, output: Path) -> int:
+    """Print what was written; return the exit code.
+
+    Raises:
+        PartialError: some subjects failed, the others did not.
+    """
+    failed = len(done.failures)
+    print(f"written={done.new} failed={failed} skipped={done.old}: {output}")
+    if failed and done.new + done.old:
+        total = failed + done.new + done.old
+        raise PartialError("PARTIAL", f"{failed} of {total} subjects failed")
+    return done.failures[0].exit_code if failed else 0

@@ -1,0 +1,135 @@
+"""What is asked of a model that samples: one object for the command line and for Python."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from ldm.errors import ConfigError
+from ldm.models.diffusion.noise import NOISES
+from ldm.util import nearest
+
+PRECISIONS = ("32", "bf16")
+SAMPLER_OPTIONS = ("eta", "guidance", "rescale")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of a model; None: as its configuration says.
+
+    Args:
+        sampler, steps: see :data:`ldm.models.diffusion.samplers.SAMPLERS`.
+        eta: of DDIM: 0 deterministic to 1 as DDPM.
+        guidance, rescale: see :func:`ldm.models.diffusion.guidance.guide`.
+        seed: of the noise.
+        samples: this many are averaged, and their deviation is returned too.
+        temperature: standard deviation of the noise; 1 samples from the model, 0 gives one image
+            close to the conditional mean. None: the model's, and 1 of several samples.
+        precision: of the network: ``32`` or ``bf16``.
+        overlap: of the windows of a model of volumes, along each axis, 0 to 0.9.
+        noise: ``slice``, ``smooth`` or ``patient``, see
+            :func:`ldm.models.diffusion.noise.slice_noise`.
+        allow_missing: contrasts that may be absent (a model trained with condition_dropout).
+        nonfinite: ``refuse`` NaN and infinity in an input, or set them to ``zero``.
+        batch_size: slices, or windows of a volume, at once; changes no voxel beyond rounding.
+
+    Raises:
+        ConfigError: CONFIG-VALUE.
+    """
+
+    sampler: str | None = None
+    steps: int | None = None
+    eta: float | None = None
+    guidance: float | None = None
+    rescale: float | None = None
+    seed: int = 0
+    samples: int = 1
+    temperature: float | None = None
+    precision: str = "32"
+    overlap: float | None = None
+    noise: str = "slice"
+    allow_missing: Sequence[str] = ()
+    nonfinite: str = "refuse"
+    batch_size: int = 8
+
+    def __post_init__(self) -> None:
+        if self.overlap is not None and not 0 <= self.overlap <= 0.9:
+            raise ConfigError("CONFIG-VALUE", f"overlap is {self.overlap}: give 0 to 0.9")
+        for name in ("samples", "batch_size", "steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError("CONFIG-VALUE", f"{name} is {value}: give a whole number >= 1")
+        known = {"precision": PRECISIONS, "noise": NOISES, "nonfinite": ("refuse", "zero")}
+        for name, values in known.items():
+            if (value := getattr(self, name)) not in values:
+                raise ConfigError(
+                    "CONFIG-VALUE",
+                    f"{name} is '{value}'{nearest(value, values)}: give {', '.join(values)}",
+                )
+
+    @property
+    def options(self) -> dict[str, float]:
+        """The options of the sampler that are given."""
+        given = {name: getattr(self, name) for name in SAMPLER_OPTIONS}
+        return {name: value for name, value in given.items() if value is not None}
+
+    def changed(self, **options: Any) -> Request:
+        """Return the request with other values.
+
+        Raises:
+            ConfigError: CONFIG-UNKNOWN, CONFIG-VALUE.
+        """
+        for name in options:
+            if name not in OPTIONS:
+                raise ConfigError(
+                    "CONFIG-UNKNOWN",
+                    f"'{name}' is no option of sampling{nearest(name, OPTIONS)}: known are "
+                    f"{', '.join(OPTIONS)}",
+                )
+        return replace(self, **options)
+
+    def of(self, model: Any) -> Request:
+        """Return the request with the model's own values where none is given.
+
+        Raises:
+            ConfigError: CONFIG-VALUE for what has no meaning for the model.
+        """
+        if model.tiling and self.noise != "slice":
+            raise ConfigError(
+                "CONFIG-VALUE",
+                f"noise is {self.noise}, but this model samples whole volumes, each from one noise "
+                "volume: leave it out",
+            )
+        if not model.tiling and self.overlap is not None:
+            raise ConfigError(
+                "CONFIG-VALUE",
+                f"overlap is {self.overlap}, but this model samples slices, which have no windows: "
+                "leave it out",
+            )
+        temperature = 1.0 if self.samples > 1 else model.temperature
+        overlap = model.tiling.overlap if model.tiling else None
+        return replace(
+            self,
+            sampler=self.sampler or model.sampler,
+            steps=model.sampling_steps if self.steps is None else self.steps,
+            temperature=temperature if self.temperature is None else self.temperature,
+            overlap=overlap if self.overlap is None else self.overlap,
+        )
+
+    def to_dict(self, digest: str) -> dict[str, Any]:
+        """Return what decides the voxels, beside the input, as written in a sidecar.
+
+        Args:
+            digest: of the model's weights.
+        """
+        names = ("sampler", "steps", "seed", "samples", "temperature", "precision")
+        described = {name: getattr(self, name) for name in names}
+        described |= {"model_digest": digest, "options": self.options}
+        since = {"overlap": None, "noise": "slice"}  # written only where there is something to say
+        return described | {
+            name: value for name, none in since.items() if (value := getattr(self, name)) != none
+        }
+
+
+OPTIONS = tuple(field.name for field in fields(Request))

@@ -1,0 +1,375 @@
+"""From a trained model and a subject to its synthetic contrast.
+
+A model of slices samples slice by slice; a model of patches samples the volume as a whole, from one
+noise volume, see :class:`ldm.models.diffusion.tiling.Tiling`.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+
+from ldm.cost.network import peak_memory
+from ldm.cost.timing import measure
+from ldm.data.layouts import Layout, Subject, detect_layout, select_subjects
+from ldm.data.prepare import PreparedSubject
+from ldm.data.seen import read_seen, same_patient
+from ldm.errors import (
+    CheckpointError,
+    ConfigError,
+    DsdiffError,
+    NonFiniteError,
+    OutputError,
+    PartialError,
+    as_known_error,
+)
+from ldm.inference.given import GivenLayout, VolumeLike, given_subject
+from ldm.inference.outputs import SyntheticVolume, is_written, volume_paths
+from ldm.inference.request import OPTIONS, Request
+from ldm.inference.trained import TrainedModel, load_for_inference
+from ldm.inference.windows import Windows
+from ldm.models.diffusion.noise import KeyedNoise, slice_noise
+from ldm.modules.diffusionmodules.util import to_channels_last
+from ldm.progress import Progress, silent
+
+log = logging.getLogger(__name__)
+
+DTYPES = {"32": torch.float32, "bf16": torch.bfloat16}  # of each precision
+
+
+class Synthesiser:
+    """A trained model that gives the synthetic contrast of one subject after another.
+
+    ``Synthesiser.load("runs/mine")`` reads a run; ``synthesiser(t1=..., t2=..., flair=...)`` gives
+    one volume, ``synthesiser.volumes(FOLDER)`` those of a folder. docs/python.md shows both.
+
+    Args:
+        trained: the model.
+        request: what is asked of it.
+        progress: wraps what is worked through, as ``tqdm.auto.tqdm``; by default nothing is shown.
+
+    Raises:
+        CheckpointError: CKPT-MISMATCH for a model that does not synthesise, or that always saw a
+            contrast of ``allow_missing``. ConfigError: a request that the model cannot meet.
+    """
+
+    def __init__(
+        self, trained: TrainedModel, request: Request | None = None, progress: Progress = silent
+    ) -> None:
+        model = trained.model
+        if not hasattr(model, "synthesise"):
+            raise CheckpointError(
+                "CKPT-MISMATCH",
+                f"{trained.path} holds a {type(model).__name__}, which synthesises nothing: "
+                f"next is {model.next_command.format(run=trained.path)}",
+            )
+        self.trained, self.model, self.study = trained, model, trained.data
+        self.progress = progress
+        self._ask(request or Request())  # a wrong request is refused before any work
+        to_channels_last(model.model.to(DTYPES[self.request.precision]))
+        self.seen = read_seen(trained.folder)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        device: str = "auto",
+        trust: Collection[str] = (),
+        progress: Progress = silent,
+        **options: Any,
+    ) -> Synthesiser:
+        """Load a trained model.
+
+        Args:
+            path: run folder or model folder, or the ``model.safetensors`` in it.
+            device: ``auto``, ``cpu``, ``cuda:1``, ``mps``.
+            trust: classes accepted beside those that the shipped configurations name.
+            progress: see the class.
+            **options: what is asked of the model, see :class:`Request`.
+
+        Raises:
+            CheckpointError, UnsafeError, ConfigError: see the class, and
+                :func:`ldm.checkpoint.load_model`.
+        """
+        return cls(load_for_inference(path, trust, device), Request().changed(**options), progress)
+
+    def at(self, **options: Any) -> Synthesiser:
+        """Return this synthesiser with other options of :class:`Request`; one model for both.
+
+        Raises:
+            ConfigError: CONFIG-UNKNOWN, CONFIG-VALUE; the precision is given to :meth:`load`.
+        """
+        other = copy.copy(self)
+        other._ask(self.asked.changed(**options))
+        if other.request.precision != self.request.precision:
+            raise ConfigError(
+                "CONFIG-VALUE",
+                f"precision is {other.request.precision}, but the model was loaded in "
+                f"{self.request.precision}: give precision to Synthesiser.load",
+            )
+        return other
+
+    def _ask(self, request: Request) -> None:
+        self.trained.require_missing_allowed(request.allow_missing)
+        self.asked, self.request = request, request.of(self.model)
+        asked = (self.request.steps, self.request.sampler)
+        self.calls: int = self.model.network_calls(*asked, **self.request.options)
+        self.timings: list[dict[str, Any]] = []
+        size, neighbours = self.study.image_size, self.study.neighbours
+        self.windows = Windows(size, neighbours, request.batch_size)
+
+    def __call__(self, *, subject: str = "subject", **given: Any) -> nib.Nifti1Image:
+        """Return the synthetic volume of one subject, on the grid of its inputs.
+
+        Args:
+            subject: its name, which the noise depends on: with the id that it has in a folder, the
+                voxels are those of ``dsdiff sample`` on that folder.
+            **given: each input contrast of the model (and ``brain``, a mask, where there is one) as
+                a path, a nibabel image or ``(array, affine)``; then options of :class:`Request`.
+
+        Raises:
+            ConfigError: CONFIG-UNKNOWN for another name. DataError: an input is missing or cannot
+                be used. NonFiniteError.
+        """
+        options = {name: given.pop(name) for name in OPTIONS if name in given}
+        return self.at(**options).volume(subject, given).image
+
+    def volume(self, subject: str, contrasts: Mapping[str, VolumeLike]) -> SyntheticVolume:
+        """Return the synthetic volume of one subject with all that is known of it.
+
+        Args:
+            subject: its name, see :meth:`__call__`.
+            contrasts: contrast -> path, nibabel image or ``(array, affine)``.
+
+        Raises:
+            ConfigError, DataError, NonFiniteError: see :meth:`__call__`.
+        """
+        known = tuple(self.study.conditions)
+        return self.synthesise(
+            given_subject(subject, contrasts, known, self.request.allow_missing), GivenLayout()
+        )
+
+    def volumes(
+        self,
+        folder: str | Path,
+        subjects: Sequence[str] | None = None,
+        layout: str | Layout | None = None,
+        **options: Any,
+    ) -> Iterator[SyntheticVolume]:
+        """Yield the synthetic volume of each subject in a folder, as ``dsdiff sample`` writes it.
+
+        A subject that cannot be sampled does not stop the others: it is logged, and told at the
+        end.
+
+        Args:
+            folder: of subjects in any known layout, or a CSV.
+            subjects: only these ids.
+            layout: of the files; None: recognised.
+            **options: see :class:`Request`.
+
+        Raises:
+            DataError: there is no such subject. ConfigError: a wrong option.
+            PartialError: PARTIAL, after the last volume, where a subject failed; its own error
+                where all failed.
+        """
+        other = self.at(**options)
+        own_layout, found = detect_layout(Path(folder), layout)
+        return other._each(select_subjects(found, subjects), own_layout)
+
+    def _each(self, subjects: Sequence[Subject], layout: Layout) -> Iterator[SyntheticVolume]:
+        failures: list[DsdiffError] = []
+        for number, subject in enumerate(subjects, 1):
+            try:
+                made = self.synthesise(subject, layout, f"{subject.id} ({number}/{len(subjects)})")
+            except Exception as error:
+                known = as_known_error(error)
+                if known is None or isinstance(known, OutputError):
+                    raise
+                log.warning("%s", known)
+                failures.append(known)
+            else:
+                yield made
+        if failures and len(failures) == len(subjects):
+            raise failures[0]
+        if failures:
+            raise PartialError(
+                "PARTIAL",
+                f"{len(failures)} of {len(subjects)} subjects failed; first: {failures[0]}",
+            )
+
+    def write(
+        self, subject: Subject, layout: Layout, folder: Path, title: str, overwrite: bool = False
+    ) -> bool:
+        """Write the volume and the sidecar of a subject; return False if they exist already.
+
+        Raises:
+            DataError, NonFiniteError: the subject cannot be sampled.
+            OutputError: OUT-EXISTS, OUT-IO.
+        """
+        places = volume_paths(folder, subject.id, self.study.target)
+        if is_written(*places, self._described(subject), overwrite):
+            return False
+        self.synthesise(subject, layout, title).save(folder, overwrite=True)
+        return True
+
+    def synthesise(
+        self, subject: Subject, layout: Layout, title: str | None = None
+    ) -> SyntheticVolume:
+        """Return the synthetic volume of a subject.
+
+        Args:
+            title: of the progress.
+
+        Raises:
+            DataError, NonFiniteError: the subject cannot be sampled.
+        """
+        described = self._described(subject)
+        prepared = self._prepare(subject, layout)
+        self._warn_if_seen(subject.id, described["inputs"])
+        mean, deviation = self._synthesise(prepared, title or subject.id)
+        unit = next(c for c in self.study.conditions if c in prepared.scales)
+        scale = prepared.scales[unit]
+        described |= {
+            "intensity": {"contrast": unit, **scale.to_dict()},
+            "normaliser": self.trained.config["data"]["params"].get("normaliser_config"),
+            "preparation": prepared.to_dict(),
+        }
+        volume = prepared.to_volume(scale.restore(mean))
+        spread = None
+        if deviation is not None:
+            spread = prepared.to_volume(scale.restore_spread(mean, deviation))
+        return SyntheticVolume(
+            subject.id, self.study.target, prepared.geometry, volume, spread, described
+        )
+
+    def cost(self) -> dict[str, Any]:
+        """Return seconds and peak memory of what was sampled with this request, for a JSON file."""
+        peak = peak_memory(self.trained.device)
+        return self._described_cost() | {"peak_memory_bytes": peak, "subjects": self.timings}
+
+    def timing(self, subject: Subject, layout: Layout, repeats: int) -> dict[str, Any]:
+        """Return what sampling one subject costs once warmed up, for a JSON file.
+
+        Seconds are the median of ``repeats``; the warm-up is one batch of slices, or the volume.
+
+        Raises:
+            ConfigError: CONFIG-VALUE for less than one repeat. DataError, NonFiniteError.
+        """
+        if repeats < 1:
+            raise ConfigError("CONFIG-VALUE", f"timing is {repeats}: give a whole number >= 1")
+        prepared = self._prepare(subject, layout)
+        first = prepared
+        if not self.model.tiling:
+            batch = slice(self.request.batch_size)
+            first = replace(
+                prepared, slices=prepared.slices[batch], brain=prepared.brain[batch], seg=None
+            )
+        found = measure(
+            lambda: self._synthesise(prepared, f"timing {subject.id}"),
+            repeats,
+            self.trained.device,
+            warm_up=lambda: self._synthesise(first, "warm-up"),
+        )
+        slices, seconds = len(prepared.brain), found.median_seconds
+        timed = {"subject": subject.id, "slices": slices, "seconds": seconds}
+        return self._described_cost() | {**vars(found), "subjects": [timed]}
+
+    def _described_cost(self) -> dict[str, Any]:
+        return {
+            "device": self.trained.device.type,
+            "precision": self.request.precision,
+            "batch_size": self.request.batch_size,
+            "steps": self.request.steps,
+            "calls": self.calls,
+        }
+
+    def _described(self, subject: Subject) -> dict[str, Any]:
+        """Return what decides the voxels of a subject's volume."""
+        inputs, request = self.trained.inputs(subject), self.request.to_dict(self.trained.digest)
+        return {"Synthetic": True, "inputs": inputs, "request": request}
+
+    def _prepare(self, subject: Subject, layout: Layout) -> PreparedSubject:
+        request = self.request
+        return self.trained.prepare(subject, layout, request.allow_missing, request.nonfinite)
+
+    def _warn_if_seen(self, subject: str, inputs: Mapping[str, str]) -> None:
+        if other := same_patient(subject, inputs, self.seen):
+            named = "" if other == subject else f" (as {other})"
+            log.warning("%s was trained on%s: no test of this model", subject, named)
+
+    def _synthesise(
+        self, prepared: PreparedSubject, title: str
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return mean and standard deviation over samples (S, H, W), in [-1, 1] units."""
+        started, count = time.perf_counter(), self.request.samples
+        total = np.zeros(prepared.brain.shape)
+        squares = np.zeros_like(total)
+        draw = self._volume if self.model.tiling else self._slices
+        for sample in range(count):
+            image = draw(prepared, sample, f"{title}, sample {sample + 1}" if count > 1 else title)
+            total += image
+            squares += np.square(image, dtype=np.float64)
+        mean = total / count
+        deviation = np.sqrt(np.maximum(squares - count * mean**2, 0) / max(1, count - 1))
+        if not np.isfinite(mean).all():
+            raise NonFiniteError(
+                "NONFINITE-SAMPLE", "the network returned NaN; try --precision 32", prepared.id
+            )
+        seconds = time.perf_counter() - started
+        self.timings.append({"subject": prepared.id, "slices": len(total), "seconds": seconds})
+        return mean.astype(np.float32), deviation.astype(np.float32) if count > 1 else None
+
+    def _slices(self, prepared: PreparedSubject, sample: int, title: str) -> np.ndarray:
+        """Return one sample of every slice (S, H, W) in [-1, 1]."""
+        request, device = self.request, self.trained.device
+        present = torch.from_numpy(prepared.present).to(device)
+        batches, results = self.windows.batches(prepared), []
+        for places in self.progress(batches, title, len(batches)):
+            keys = [
+                slice_noise(request.noise, request.seed, prepared.id, i, sample) for i in places
+            ]
+            images = self.model.synthesise(
+                self.windows.condition(prepared, places).to(device),
+                present.expand(len(places), -1),
+                KeyedNoise(keys, device, request.temperature),
+                request.sampler,
+                request.steps,
+                **request.options,
+            )
+            results.append(images[:, 0].cpu().numpy())
+        return self.windows.cut(np.concatenate(results), prepared)
+
+    def _volume(self, prepared: PreparedSubject, sample: int, title: str) -> np.ndarray:
+        """Return one sample (S, H, W) in [-1, 1] of the volume, from one noise."""
+        request, device = self.request, self.trained.device
+        self.model.tiling = replace(
+            self.model.tiling, overlap=request.overlap, batch_size=request.batch_size
+        )
+        steps: Iterator[int] | None = None
+
+        def show(step: int, total: int, *_: Any) -> None:
+            nonlocal steps
+            steps = steps or iter(self.progress(range(total), title, total))
+            next(steps, None)
+
+        image = self.model.synthesise(
+            self.windows.condition(prepared, range(len(prepared.brain))).to(device),
+            torch.from_numpy(prepared.present)[None].to(device),
+            KeyedNoise([(request.seed, prepared.id, sample)], device, request.temperature),
+            request.sampler,
+            request.steps,
+            callback=show,
+            **request.options,
+        )
+        next(steps or iter(()), None)  # takes the bar away
+        return self.windows.cut(image[0, 0].cpu().numpy(), prepared)

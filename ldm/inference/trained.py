@@ -1,0 +1,98 @@
+"""A trained model with the facts of its data: loaded once for synthesis and for segmentation."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ldm.checkpoint import load_model
+from ldm.data.brain import MASK_FILE
+from ldm.data.layouts import Layout, Subject
+from ldm.data.prepare import PreparedSubject, prepare_subject
+from ldm.environment import pick_device
+from ldm.errors import CheckpointError
+from ldm.util import instantiate_from_config
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model in eval mode, on its device, and what it must be given.
+
+    Args:
+        path: run folder, or its model file.
+        model: the LightningModule.
+        digest: of its weights.
+        data: contrasts, preparation and sizes that it was trained with.
+        config: of its run.
+        device: where it runs.
+    """
+
+    path: Path
+    model: Any
+    digest: str
+    data: Any
+    config: Mapping[str, Any]
+    device: torch.device
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return self.path if self.path.is_dir() else self.path.parent
+
+    def require_missing_allowed(self, contrasts: Sequence[str]) -> None:
+        """Refuse to leave out contrasts that the model always saw.
+
+        Raises:
+            CheckpointError: CKPT-MISMATCH.
+        """
+        if contrasts and not self.data.condition_dropout:
+            raise CheckpointError(
+                "CKPT-MISMATCH",
+                "the model was trained with every contrast: --allow-missing needs a model trained "
+                "with data.params.condition_dropout > 0",
+            )
+
+    def inputs(self, subject: Subject) -> dict[str, str]:
+        """Return the digest of each file of a subject that is read.
+
+        Raises:
+            DataError: DATA-IO.
+        """
+        read = (*self.data.conditions, MASK_FILE)
+        return {c: subject.files[c].sha256() for c in read if c in subject.files}
+
+    def prepare(
+        self, subject: Subject, layout: Layout, allow_missing: Sequence[str], nonfinite: str
+    ) -> PreparedSubject:
+        """Return a subject as slices of the conditions, see :func:`ldm.data.prepare`.
+
+        Raises:
+            DataError: a contrast is missing, or cannot be used.
+        """
+        data = self.data
+        return prepare_subject(
+            *(subject, layout, data.conditions, None, data.preparation), allow_missing, nonfinite
+        )
+
+
+def load_for_inference(
+    path: str | Path, trust: Collection[str] = (), device: str = "auto"
+) -> TrainedModel:
+    """Load the model of a run or model folder onto a device.
+
+    Args:
+        path: run folder, or its ``model.safetensors``.
+        trust: classes accepted beside those that the shipped configurations name.
+        device: as ``auto``, ``cpu``, ``cuda:1``.
+
+    Raises:
+        CheckpointError, UnsafeError: see :func:`ldm.checkpoint.load_model`.
+    """
+    path, place = Path(path), torch.device(pick_device(device))
+    model, config, digest = load_model(path, trust)
+    data = instantiate_from_config(config["data"], where="data")
+    return TrainedModel(path, model.to(place), digest, data, config, place)

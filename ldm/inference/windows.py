@@ -1,0 +1,59 @@
+"""How a network sees a prepared subject: its slices in batches, or the volume as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ldm.data.normalise import BACKGROUND
+from ldm.data.prepare import PreparedSubject, fit_size
+from ldm.data.slices import with_neighbours
+
+
+@dataclass(frozen=True)
+class Windows:
+    """What a network is given of a subject.
+
+    A network of patches gets the volume at once, and lays its windows itself.
+
+    Args:
+        size: (H, W) of the slices it was trained on, (D, H, W) of the patches.
+        neighbours: slices on each side that join the conditions.
+        batch_size: slices at once.
+    """
+
+    size: tuple[int, ...]
+    neighbours: int = 0
+    batch_size: int = 8
+
+    @property
+    def hold_volumes(self) -> bool:
+        """Whether the network sees volumes."""
+        return len(self.size) == 3
+
+    def batches(self, prepared: PreparedSubject) -> list[range]:
+        """Return the slices of each batch; a volume is one batch of all."""
+        count = len(prepared.brain)
+        size = count if self.hold_volumes else self.batch_size
+        return [range(n, min(n + size, count)) for n in range(0, count, size)]
+
+    def condition(self, prepared: PreparedSubject, places: Sequence[int]) -> Tensor:
+        """Return slices (B, M*(2n+1), H, W), or the volume (1, M, S, H, W), on the CPU.
+
+        What is smaller than a window is padded with background; nothing is cut off.
+        """
+        images = prepared.slices
+        if self.hold_volumes:
+            images = images.swapaxes(0, 1)[None]
+        else:
+            images = np.stack([with_neighbours(images, i, self.neighbours) for i in places])
+        least = np.maximum(self.size, images.shape[-len(self.size) :])
+        return torch.from_numpy(np.ascontiguousarray(fit_size(images, least, BACKGROUND)))
+
+    def cut(self, images: np.ndarray, prepared: PreparedSubject) -> np.ndarray:
+        """Return images (..., *S) less what :meth:`condition` padded."""
+        return fit_size(images, prepared.brain.shape[-len(self.size) :], BACKGROUND)

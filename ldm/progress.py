@@ -1,0 +1,20 @@
+"""How long work says that it goes on: by a function that wraps what is worked through."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol, TypeVar
+
+Item = TypeVar("Item")
+
+
+class Progress(Protocol):
+    """Yields the items and shows how many are done: ``tqdm.auto.tqdm``, ``rich.progress.track``."""
+
+    def __call__(self, items: Iterable[Item], title: str, total: int | None, /) -> Iterable[Item]:
+        """Return ``items``, wrapped; ``total`` is their number."""
+
+
+def silent(items: Iterable[Item], title: str, total: int | None = None, /) -> Iterable[Item]:
+    """Show nothing."""
+    return items
