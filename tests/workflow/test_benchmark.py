@@ -212,9 +212,7 @@ def test_killed_in_training_and_in_sampling_then_resumed(
     assert (run / "checkpoints/last.ckpt").is_file() and not (run / "cost.json").is_file()
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(
-            "ldm.inference.outputs.write_volume", lambda *a, **k: (_ for _ in ()).throw(Killed)
-        )
+        patch.setattr("ldm.inference.outputs.write_volume", Mock(side_effect=Killed))
         benchmark(plan, output, *ONE_CELL)
     written = {p.name for p in (run.parent / "ddim-2/prediction").glob("Phantom*")}
     assert written == {"Phantom_0003_t1ce.json"}
