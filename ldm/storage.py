@@ -38,6 +38,13 @@ ABANDONED_AFTER = 86400  # seconds; no folder takes a day to write
 NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP)  # of file systems without hard links
 
 
+def cache_root() -> Path:
+    """Return the cache folder: ``$DSDIFF_CACHE``, or ``dsdiff`` in the user's cache folder."""
+    if folder := os.environ.get("DSDIFF_CACHE"):
+        return Path(folder)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dsdiff"
+
+
 @contextmanager
 def atomic_path(path: Path, replace: bool = False) -> Iterator[Path]:
     """Yield a temporary path that becomes ``path`` when the block ends without an error.

@@ -125,7 +125,7 @@ def test_a_mask_file_takes_precedence(tmp_path):
     with pytest.raises(DataError, match="DATA-CONSTANT case=p0: the mask file brain is empty"):
         prepared("auto")
     write_subject(tmp_path, images={"brain": mask[1:]}, contrasts=["brain"])
-    with pytest.raises(DataError, match=r"DATA-SHAPE case=p0: the image is .* but brain"):
+    with pytest.raises(DataError, match=r"DATA-SHAPE case=p0: t1 is .* but brain"):
         prepared("auto")
 
 
@@ -142,6 +142,6 @@ def test_real_stripped_patients_stay_as_they_are():
         arrays, geometry = load_contrasts(subject, layout, INPUTS)
         inputs = list(arrays.values())
         assert min(a.min() for a in inputs) < -10
-        brain, rule = subject_brain(subject, layout, inputs, geometry)
+        brain, rule = subject_brain(inputs)
         assert rule == "nonzero"
         assert np.array_equal(brain, brain_mask(inputs))

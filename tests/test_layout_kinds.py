@@ -26,10 +26,10 @@ from ldm.data.layouts import (
     build_layout,
     detect_layout,
 )
-from ldm.data.layouts.base import contrast_named
 from ldm.data.layouts.series import contrast_of_series
 from ldm.data.nifti import read_volume
 from ldm.errors import ConfigError, DataError, UnsafeError
+from ldm.study import KNOWN
 from ldm.util import refuse_untrusted_targets
 
 CHANNELS = {"channel_names": {"0": "T1", "1": "T1ce", "2": "T2", "3": "FLAIR"}}
@@ -58,7 +58,7 @@ class Hospital(Layout):
     ],
 )
 def test_names_of_the_field_mean_one_contrast(text, contrast):
-    assert contrast_named(text) == contrast
+    assert KNOWN.named(text) == contrast
 
 
 @pytest.mark.parametrize(

@@ -189,7 +189,7 @@ def test_some_input_must_exist(tmp_path, target):
         ({"seg": np.full(SHAPE, 300, np.int16)}, "DATA-LABEL case=p0: seg holds labels 300"),
         (
             {"seg": np.zeros((3, 3, 3), np.uint8)},
-            "DATA-SHAPE case=p0: the image is (12, 14, 10) but seg",
+            "DATA-SHAPE case=p0: t1 is (12, 14, 10) but seg",
         ),
     ],
 )

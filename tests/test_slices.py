@@ -16,13 +16,14 @@ from hypothesis import strategies as st
 
 from ldm.data import cache, prepare, volume_file
 from ldm.data.augmentation import SliceAugmentation
-from ldm.data.cache import CachedSubject, cache_root, cached_subject
+from ldm.data.cache import CachedSubject, cached_subject
 from ldm.data.datamodule import ContrastDataModule
 from ldm.data.layouts import detect_layout
 from ldm.data.normalise import PercentileNormaliser, RobustNormaliser
 from ldm.data.prepare import Preparation
 from ldm.data.slices import EndlessShuffle, SliceDataset, with_neighbours
 from ldm.errors import ConfigError, DataError, OutputError
+from ldm.storage import cache_root
 
 CROSSED = {"lower": 9, "upper": 8}
 AUGMENTED = {"target": "ldm.data.augmentation.SliceAugmentation", "params": {"shift": 1.0}}

@@ -40,8 +40,8 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from ldm._torchvision import torchvision_state
-    from ldm.data.cache import cache_root
     from ldm.environment import device_name, installed_version, resolve_precision
+    from ldm.storage import cache_root
 
     repairs = []
     print(f"dsdiff {ldm.__version__}, Python {platform.python_version()}, {platform.platform()}")

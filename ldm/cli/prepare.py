@@ -16,7 +16,15 @@ import numpy as np
 
 from ldm.cli.arguments import add_layout_argument
 from ldm.cli.main import report_error
-from ldm.data.manifest import FILES, Row, examine, read_manifest, state, verify, write_manifest
+from ldm.data.manifest import (
+    Row,
+    examine,
+    files_in,
+    read_manifest,
+    state,
+    verify,
+    write_manifest,
+)
 from ldm.errors import (
     ConfigError,
     DataError,
@@ -140,7 +148,8 @@ class Preparer:
         try:
             row = self.before.get(subject.id, {})
             if row.get("state") != state(subject):
-                row = examine(subject, self.data.layout, self.folder)
+                needed = (*self.data.conditions, self.data.target)
+                row = examine(subject, self.data.layout, self.folder, needed)
             brain = int(np.count_nonzero(self.data.decode(subject).open("brain")))
         except Exception as error:
             known = as_known_error(error)
@@ -163,11 +172,12 @@ def tables(rows: Sequence[Row]) -> list[Any]:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    parts = Table("Part", "Subjects", *FILES, "Brain voxels (median)", box=SIMPLE_HEAD)
+    files = files_in(rows)
+    parts = Table("Part", "Subjects", *files, "Brain voxels (median)", box=SIMPLE_HEAD)
     for part in ("train", "val", "test", ""):
         own = [row for row in rows if row["split"] == part]
         if own:
-            counts = [str(sum(bool(row.get(name)) for row in own)) for name in FILES]
+            counts = [str(sum(bool(row.get(name)) for row in own)) for name in files]
             brain = f"{median(int(row['brain_voxels']) for row in own):,.0f}"
             parts.add_row(part or "none", str(len(own)), *counts, brain)
     grids = Table("Shape", "Spacing (mm)", "Orientation", "Subjects", box=SIMPLE_HEAD)

@@ -14,10 +14,8 @@ import numpy as np
 from scipy import ndimage
 from skimage.filters import threshold_otsu
 
-from ldm.data.contrasts import load_contrasts
-from ldm.data.layouts import MASK_FILE, Layout, Subject
-from ldm.data.nifti import Geometry
 from ldm.errors import DataError
+from ldm.study import MASK_FILE
 
 MASKS = ("auto", "nonzero", "head")
 DARK = 0.1  # of the 99th percentile: air, in every contrast, is darker
@@ -25,29 +23,31 @@ AIR_SHARE = 0.2  # of the voxels that are not 0: from here on they are a whole h
 
 
 def subject_brain(
-    subject: Subject,
-    layout: Layout,
     inputs: Sequence[np.ndarray],
-    geometry: Geometry,
-    mask: str = "auto",
+    mask_file: np.ndarray | None = None,
+    rule: str = "auto",
+    case: str | None = None,
 ) -> tuple[np.ndarray, str]:
     """Return the brain (X, Y, Z) bool of a subject, and what says so.
 
     Args:
         inputs: its input contrasts, canonical.
-        geometry: of the inputs.
-        mask: ``nonzero``: any input is not 0; ``head``: see :func:`head_mask`; ``auto``: the mask
-            file of the subject if it has one, else ``head`` if :func:`is_whole_head`, else
-            ``nonzero``.
+        mask_file: the mask beside them, on their grid, if there is one.
+        rule: ``nonzero``: any input is not 0; ``head``: see :func:`head_mask`; ``auto``: the mask
+            file if there is one, else ``head`` if :func:`is_whole_head`, else ``nonzero``.
+        case: id of the subject, for messages.
 
     Raises:
-        DataError: what :func:`brain_mask` raises; DATA-SHAPE or DATA-AFFINE when the mask file lies
-            on another grid; DATA-CONSTANT when it is empty.
+        DataError: what :func:`brain_mask` raises; DATA-CONSTANT when the mask file is empty.
     """
-    nonzero = brain_mask(inputs, subject.id)
-    if mask == "auto" and MASK_FILE in subject.files:
-        return _mask_file(subject, layout, geometry), "file"
-    if mask == "head" or (mask == "auto" and is_whole_head(inputs)):
+    nonzero = brain_mask(inputs, case)
+    if rule == "auto" and mask_file is not None:
+        if not (brain := mask_file > 0.5).any():
+            raise DataError(
+                "DATA-CONSTANT", f"the mask file {MASK_FILE} is empty: repair or remove it", case
+            )
+        return brain, "file"
+    if rule == "head" or (rule == "auto" and _is_whole_head(inputs, nonzero)):
         return head_mask(inputs), "head"
     return nonzero, "nonzero"
 
@@ -74,7 +74,10 @@ def is_whole_head(inputs: Sequence[np.ndarray]) -> bool:
     Then many of the voxels that are not 0 are dark in all contrasts at once. In a brain few are:
     fluid is bright in T2, and only its rim, blurred by interpolation, is dark everywhere.
     """
-    brain = brain_mask(inputs)
+    return _is_whole_head(inputs, brain_mask(inputs))
+
+
+def _is_whole_head(inputs: Sequence[np.ndarray], brain: np.ndarray) -> bool:
     dark = reduce(np.logical_and, (_relative(array) < DARK for array in inputs))
     return bool((dark & brain).sum() > AIR_SHARE * brain.sum())
 
@@ -114,14 +117,3 @@ def _filled(mask: np.ndarray) -> np.ndarray:
         )
         mask = mask | ((outside > 0) & ~np.isin(outside, open_ones))
     return mask
-
-
-def _mask_file(subject: Subject, layout: Layout, geometry: Geometry) -> np.ndarray:
-    arrays, own = load_contrasts(subject, layout, [MASK_FILE])
-    geometry.require_same_grid(own, ("the image", MASK_FILE), subject.id)
-    brain = arrays[MASK_FILE] > 0.5
-    if not brain.any():
-        raise DataError(
-            "DATA-CONSTANT", f"the mask file {MASK_FILE} is empty: repair or remove it", subject.id
-        )
-    return brain

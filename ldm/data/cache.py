@@ -20,22 +20,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ldm.data.brain import MASK_FILE
 from ldm.data.layouts import Layout, Subject
 from ldm.data.prepare import Preparation, prepare_subject
 from ldm.errors import OutputError
-from ldm.storage import TEMPORARY, flush
+from ldm.storage import TEMPORARY, cache_root, flush
+from ldm.study import MASK_FILE
 
 FORMAT = 2
 ABANDONED_AFTER = 86400  # seconds; no entry takes a day to write
-
-
-def cache_root() -> Path:
-    """Return the cache folder: ``$DSDIFF_CACHE``, or ``dsdiff`` in the user's cache folder."""
-    if folder := os.environ.get("DSDIFF_CACHE"):
-        return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dsdiff"
-
 
 # NumPy parses a header with `ast`, which fails at random in CPython 3.11 when two threads do so at
 # once (python/cpython#106905), and subjects are decoded in threads.

@@ -9,6 +9,7 @@ import numpy as np
 from ldm.data.layouts import Layout, Subject
 from ldm.data.nifti import Geometry
 from ldm.errors import DataError
+from ldm.study import LABELS
 
 
 def load_contrasts(
@@ -46,9 +47,9 @@ def load_labels(subject: Subject, layout: Layout, geometry: Geometry) -> np.ndar
     Raises:
         DataError: what :func:`load_contrasts` raises; DATA-LABEL when a label is not in 0..255.
     """
-    arrays, own_geometry = load_contrasts(subject, layout, ["seg"])
-    geometry.require_same_grid(own_geometry, ("the image", "seg"), subject.id)
-    return _as_labels(arrays["seg"], subject)
+    labels, own_geometry = read_labels(subject, layout)
+    geometry.require_same_grid(own_geometry, ("the image", LABELS), subject.id)
+    return labels
 
 
 def read_labels(subject: Subject, layout: Layout) -> tuple[np.ndarray, Geometry]:
@@ -57,16 +58,21 @@ def read_labels(subject: Subject, layout: Layout) -> tuple[np.ndarray, Geometry]
     Raises:
         DataError: see :func:`load_labels`.
     """
-    arrays, geometry = load_contrasts(subject, layout, ["seg"])
-    return _as_labels(arrays["seg"], subject), geometry
+    arrays, geometry = load_contrasts(subject, layout, [LABELS])
+    return as_labels(arrays[LABELS], subject.id), geometry
 
 
-def _as_labels(array: np.ndarray, subject: Subject) -> np.ndarray:
+def as_labels(array: np.ndarray, case: str | None = None) -> np.ndarray:
+    """Return a segmentation as uint8.
+
+    Raises:
+        DataError: DATA-LABEL when a label is not in 0..255.
+    """
     labels = np.rint(array)
     if labels.min() < 0 or labels.max() > 255:
         raise DataError(
             "DATA-LABEL",
             f"seg holds labels {labels.min():g} to {labels.max():g}: expected 0 to 255",
-            subject.id,
+            case,
         )
     return labels.astype(np.uint8)

@@ -21,7 +21,8 @@ from ldm.data.prepare import Preparation, load_subject
 from ldm.data.slices import EndlessShuffle, PatchDataset, SliceDataset
 from ldm.data.split import split_subjects
 from ldm.errors import ConfigError, DataError
-from ldm.util import image_sides, instantiate_from_config
+from ldm.study import KNOWN, Study
+from ldm.util import instantiate_from_config
 
 
 class ContrastDataModule(pl.LightningDataModule):
@@ -29,15 +30,12 @@ class ContrastDataModule(pl.LightningDataModule):
 
     Args:
         root: folder of subjects, or CSV file.
-        conditions: input contrasts, in channel order.
-        target: contrast to synthesise; None where ``seg`` is what is learned.
+        conditions, target, image_size, neighbours: see :class:`ldm.study.Study`.
+        contrasts: {contrast: its names in files and CSV columns}, beside those that are known.
         train, val, test: ids, or a fraction (see :func:`ldm.data.split.split_subjects`).
         fold, folds: k-fold instead of a fraction.
         seed: seed of split, order and augmentation.
         axis: ``axial``, ``coronal`` or ``sagittal``.
-        image_size: side, or [H, W], that slices are cropped or padded to; of three numbers,
-            [D, H, W], the size of random patches of the volumes, D along ``axis``.
-        neighbours: slices on each side given as further conditions (2.5-D); 0 for patches.
         min_brain: least share of a (brain-cropped) slice or patch that must be brain, to train on
             it.
         batch_size: slices or patches a step and process.
@@ -58,8 +56,9 @@ class ContrastDataModule(pl.LightningDataModule):
     def __init__(
         self,
         root: str | None = None,
-        conditions: Sequence[str] = ("t1", "t2", "flair"),
-        target: str | None = "t1ce",
+        conditions: Sequence[str] = Study.conditions,
+        target: str | None = Study.target,
+        contrasts: Mapping[str, str | Sequence[str]] | None = None,
         train: list[str] | float | None = None,
         val: list[str] | float | None = 0.1,
         test: list[str] | float | None = None,
@@ -85,22 +84,17 @@ class ContrastDataModule(pl.LightningDataModule):
         super().__init__()
         _require_within("batch_size", batch_size, 1)
         _require_within("val_slices", val_slices, 1)
-        _require_within("neighbours", neighbours, 0)
         _require_within("num_workers", num_workers or 0, 0)
         _require_within("min_brain", min_brain, 0, 1)
         _require_within("condition_dropout", condition_dropout, 0, 1)
         self.root = Path(root) if root else None
+        known = KNOWN.with_own(contrasts)
+        self.study = Study(tuple(conditions), target, image_size, neighbours, known)
         self.conditions, self.target = list(conditions), target
         self.parts = {"train": train, "val": val, "test": test}
         self.fold, self.folds, self.seed = fold, folds, seed
-        self.image_size = image_sides(image_size)
-        if len(self.image_size) == 3 and neighbours:
-            raise ConfigError(
-                "CONFIG-VALUE",
-                f"data.params.neighbours is {neighbours}, but patches of volumes "
-                f"(image_size {list(self.image_size)}) hold their neighbours: give neighbours=0",
-            )
-        self.neighbours, self.min_brain = neighbours, min_brain
+        self.image_size, self.neighbours = self.study.image_size, neighbours
+        self.min_brain = min_brain
         self.batch_size, self.val_slices = batch_size, val_slices
         self.condition_dropout = condition_dropout
         self.normaliser_config = normaliser_config
@@ -130,7 +124,7 @@ class ContrastDataModule(pl.LightningDataModule):
             raise ConfigError(
                 "CONFIG-MISSING", "data.params.root is not set: give data.params.root=FOLDER"
             )
-        self.layout, subjects = detect_layout(self.root, self.layout_choice)
+        self.layout, subjects = detect_layout(self.root, self.layout_choice, self.study.contrasts)
         self.found = summary(self.layout, subjects)
         told = {part: [s.id for s in subjects.values() if s.split == part] for part in self.parts}
         listed = any(isinstance(part, Sequence) for part in self.parts.values())
@@ -230,10 +224,14 @@ class ContrastDataModule(pl.LightningDataModule):
         wanted = normaliser.to_learn([*self.conditions, self.target])
 
         def profiles(subject: Subject) -> list[np.ndarray]:
-            arrays, brain, *_ = load_subject(
+            loaded = load_subject(
                 subject, self.layout, self.conditions, self.target, self.preparation.mask
             )
-            return [normaliser.profile(arrays[c], brain, c, subject.id) for c in wanted]
+            own = (loaded.arrays[c] for c in wanted)
+            return [
+                normaliser.profile(array, loaded.brain, c, subject.id)
+                for c, array in zip(wanted, own, strict=True)
+            ]
 
         if not wanted:
             return

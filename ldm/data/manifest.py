@@ -1,6 +1,6 @@
 """The manifest of a data set: a CSV that is read as a layout, with digests and facts.
 
-Columns ``id``, ``t1``, ``t1ce``, ``t2``, ``flair``, ``seg``, ``split`` and ``site`` are those of
+Columns ``id``, those of the contrasts, ``seg``, ``brain``, ``split`` and ``site`` are those of
 :class:`ldm.data.layouts.table.SubjectTable`. Then come ``shape`` (voxels), ``spacing`` (mm),
 ``orientation`` (stored axes), ``brain_voxels``, ``labels`` of the segmentation, ``state`` (changes
 with the files' sizes and times) and ``sha256_CONTRAST``.
@@ -18,16 +18,16 @@ from typing import NamedTuple
 import nibabel as nib
 import numpy as np
 
-from ldm.data.contrasts import load_contrasts, load_labels
-from ldm.data.layouts import CONTRASTS, LABELS, MASK_FILE, Layout, Subject, SubjectTable
+from ldm.data.contrasts import as_labels, load_contrasts
+from ldm.data.layouts import Layout, Subject, SubjectTable
 from ldm.data.layouts.table import guarded, read_rows
 from ldm.data.split import patient_of
 from ldm.errors import DataError
 from ldm.storage import atomic_path
+from ldm.study import BRATS, LABELS, MASK_FILE
 
-FILES = (*CONTRASTS, LABELS, MASK_FILE)
 FACTS = ("shape", "spacing", "orientation", "brain_voxels", "labels", "state")
-COLUMNS = ("id", *FILES, "split", "site", *FACTS, *(f"sha256_{name}" for name in FILES))
+DIGEST = "sha256_"
 
 Row = dict[str, str]
 
@@ -40,17 +40,19 @@ class Leak(NamedTuple):
     reason: str
 
 
-def examine(subject: Subject, layout: Layout, folder: Path) -> Row:
-    """Read every volume of a subject; return its row, less split and brain, for ``folder``.
+def examine(subject: Subject, layout: Layout, folder: Path, needed: Sequence[str]) -> Row:
+    """Read the volumes of a subject; return its row, less split and brain, for ``folder``.
+
+    Args:
+        needed: contrasts of the study. Those of BraTS are read beside them where they exist;
+            others, which may lie on a grid of their own, are noted unread.
 
     Raises:
         DataError: a volume cannot be used.
     """
-    images = [c for c in CONTRASTS if c in subject.files]
-    _, geometry = load_contrasts(subject, layout, images)
-    labels = np.empty(0, np.uint8)
-    if LABELS in subject.files:
-        labels = np.unique(load_labels(subject, layout, geometry))
+    read = [c for c in subject.images if c in (*BRATS, *needed)]
+    arrays, geometry = load_contrasts(subject, layout, [*read, LABELS], missing=[LABELS])
+    labels = np.unique(as_labels(arrays.get(LABELS, np.zeros(1)), subject.id))
     spacing = np.linalg.norm(geometry.affine[:3, :3], axis=0)
     return {
         "id": subject.id,
@@ -61,8 +63,15 @@ def examine(subject: Subject, layout: Layout, folder: Path) -> Row:
         "orientation": "".join(nib.aff2axcodes(geometry.affine)),
         "labels": " ".join(map(str, labels[labels > 0])),
         "state": state(subject),
-        **{f"sha256_{name}": file.sha256() for name, file in subject.files.items()},
+        **{f"{DIGEST}{name}": file.sha256() for name, file in subject.files.items()},
     }
+
+
+def files_in(rows: Iterable[Row]) -> list[str]:
+    """Return the columns of the volumes: of BraTS, further contrasts, labels and mask."""
+    told = {name for row in rows for name, value in row.items() if value}
+    named = {name.removeprefix(DIGEST) for name in told if name.startswith(DIGEST)}
+    return [*BRATS, *sorted(named - {*BRATS, LABELS, MASK_FILE}), LABELS, MASK_FILE]
 
 
 def state(subject: Subject) -> str:
@@ -81,8 +90,11 @@ def write_manifest(path: Path, rows: Iterable[Row]) -> None:
     Raises:
         OutputError: OUT-IO.
     """
+    rows = list(rows)
+    files = files_in(rows)
+    columns = ("id", *files, "split", "site", *FACTS, *(f"{DIGEST}{name}" for name in files))
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
+        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
         writer.writeheader()
         for row in sorted(rows, key=lambda row: row["id"]):
             writer.writerow({column: guarded(cell) for column, cell in row.items()})
@@ -116,7 +128,7 @@ def verify(path: Path, progress: type[iter] | None = None) -> list[DataError]:
     for subject in (progress or iter)(list(subjects.values())):
         for name, file in subject.files.items():
             try:
-                if file.sha256() != rows[subject.id].get(f"sha256_{name}"):
+                if file.sha256() != rows[subject.id].get(f"{DIGEST}{name}"):
                     raise DataError(
                         "DATA-DIGEST",
                         f"{name} is not the file of the manifest: {file.name} changed; restore it, "
@@ -135,10 +147,11 @@ def image_digests(source: Path | Iterable[Subject]) -> dict[str, set[str]]:
         source: a manifest, which tells them, or subjects, whose files are then read.
     """
     if isinstance(source, Path):
-        rows = read_manifest(source).items()
-        told = {i: {row.get(f"sha256_{c}", "") for c in CONTRASTS} for i, row in rows}
+        rows = read_manifest(source)
+        images = [name for name in files_in(rows.values()) if name not in (LABELS, MASK_FILE)]
+        told = {i: {row.get(f"{DIGEST}{c}", "") for c in images} for i, row in rows.items()}
         return {i: digests - {""} for i, digests in told.items()}
-    return {s.id: {s.files[c].sha256() for c in CONTRASTS if c in s.files} for s in source}
+    return {s.id: {s.files[c].sha256() for c in s.images} for s in source}
 
 
 def leaks(

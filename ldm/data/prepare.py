@@ -9,18 +9,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from nibabel.orientations import aff2axcodes
 
 from ldm.data.brain import MASKS, subject_brain
-from ldm.data.contrasts import load_contrasts, load_labels
+from ldm.data.contrasts import as_labels, load_contrasts
 from ldm.data.layouts import Layout, Subject
 from ldm.data.nifti import Geometry
 from ldm.data.normalise import BACKGROUND, IntensityScale, Normaliser, RobustNormaliser
 from ldm.data.resample import ORDERS, Resampling
 from ldm.errors import ConfigError, DataError
+from ldm.study import LABELS, MASK_FILE
 
 MAX_VOXELS = 1 << 28  # of a resampled brain: 512 x 512 x 1024
 AXES = {"sagittal": 0, "coronal": 1, "axial": 2}  # index of the slice axis in RAS+
@@ -141,6 +142,24 @@ def bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
     return tuple(box)
 
 
+class LoadedSubject(NamedTuple):
+    """A subject as it is stored, turned to RAS+: all volumes (X, Y, Z) lie on one grid.
+
+    Args:
+        arrays: contrast -> float32 in units of the scanner.
+        brain: bool.
+        rule: what says so: ``nonzero``, ``head`` or ``file``.
+        seg: uint8 labels, or None.
+        geometry: of the input.
+    """
+
+    arrays: dict[str, np.ndarray]
+    brain: np.ndarray
+    rule: str
+    seg: np.ndarray | None
+    geometry: Geometry
+
+
 def load_subject(
     subject: Subject,
     layout: Layout,
@@ -149,23 +168,30 @@ def load_subject(
     mask: str = "auto",
     allow_missing: Sequence[str] = (),
     nonfinite: str = "refuse",
-) -> tuple[dict[str, np.ndarray], np.ndarray, str, Geometry]:
-    """Return the canonical contrasts of a subject, its brain, what says so, and its geometry.
+    with_labels: bool = False,
+) -> LoadedSubject:
+    """Return the canonical contrasts of a subject and its brain.
 
     Args:
         conditions: input contrasts; they define the brain.
         target: further contrast, or None.
         mask: see :func:`ldm.data.brain.subject_brain`.
         allow_missing: conditions that may be absent.
+        with_labels: read ``seg``, where there is one.
 
     Raises:
         DataError: the subject cannot be used; the message says why.
     """
     names = (*conditions, *([target] if target else []))
-    arrays, geometry = load_contrasts(subject, layout, names, allow_missing, nonfinite)
+    beside = [n for n, wanted in ((MASK_FILE, mask == "auto"), (LABELS, with_labels)) if wanted]
+    arrays, geometry = load_contrasts(
+        subject, layout, [*names, *beside], [*allow_missing, *beside], nonfinite
+    )
+    mask_file, seg = (arrays.pop(name, None) for name in (MASK_FILE, LABELS))
     inputs = [arrays[c] for c in conditions if c in arrays]
-    brain, rule = subject_brain(subject, layout, inputs, geometry, mask)
-    return arrays, brain, rule, geometry
+    brain, rule = subject_brain(inputs, mask_file, mask, subject.id)
+    labels = None if seg is None else as_labels(seg, subject.id)
+    return LoadedSubject(arrays, brain, rule, labels, geometry)
 
 
 def prepare_subject(
@@ -191,8 +217,15 @@ def prepare_subject(
     Raises:
         DataError: the subject cannot be used; the message says why.
     """
-    arrays, brain, rule, geometry = load_subject(
-        subject, layout, conditions, target, preparation.mask, allow_missing, nonfinite
+    arrays, brain, rule, seg, geometry = load_subject(
+        subject,
+        layout,
+        conditions,
+        target,
+        preparation.mask,
+        allow_missing,
+        nonfinite,
+        with_labels=bool(target) or with_labels,
     )
     names = (*conditions, *([target] if target else []))
     fit = preparation.normaliser.fit
@@ -200,8 +233,7 @@ def prepare_subject(
     box = bounding_box(brain)
     inside = brain[box]
     volumes = {c: arrays[c][box] for c in scales}
-    has_seg = (target or with_labels) and "seg" in subject.files
-    seg = load_labels(subject, layout, geometry)[box] if has_seg else None
+    seg = None if seg is None else seg[box]
     grid_brain, resampling = inside, _resampling(inside.shape, geometry, preparation)
     if resampling:
         volumes, grid_brain = resampling.volumes(volumes, inside), resampling.labels(inside)

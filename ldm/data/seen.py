@@ -11,11 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from ldm.data.cache import cache_root
-from ldm.data.layouts import CONTRASTS, Subject
+from ldm.data.layouts import Subject
 from ldm.data.manifest import leaks, state
 from ldm.errors import DataError
-from ldm.storage import read_json, write_json
+from ldm.storage import cache_root, read_json, write_json
+from ldm.study import LABELS, MASK_FILE
 
 SUBJECTS_FILE = "subjects.json"
 Digests = Mapping[str, Mapping[str, str]]  # subject -> contrast -> SHA-256 of its file
@@ -96,4 +96,4 @@ def refuse_leaks(held_out: Digests, seen: Digests, where: str) -> None:
 
 def _images(digests: Mapping[str, str]) -> set[str]:
     """Return the digests of the images: segmentations without a tumour are all alike."""
-    return {digest for contrast, digest in digests.items() if contrast in CONTRASTS}
+    return {digest for name, digest in digests.items() if name not in (LABELS, MASK_FILE)}

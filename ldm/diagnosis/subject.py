@@ -11,7 +11,7 @@ from nibabel.orientations import aff2axcodes
 
 from ldm.data.brain import subject_brain
 from ldm.data.contrasts import load_contrasts
-from ldm.data.layouts import CONTRASTS, MASK_FILE, Layout, Subject
+from ldm.data.layouts import Layout, Subject
 from ldm.data.nifti import Geometry
 from ldm.data.prepare import bounding_box
 from ldm.diagnosis.duplicates import perceptual_hash
@@ -26,11 +26,10 @@ from ldm.diagnosis.masks import (
 from ldm.diagnosis.registration import Shift, best_shift
 from ldm.errors import DataError
 from ldm.losses.segmentation import positive_weight
+from ldm.study import MASK_FILE
 
-AXIAL = 2
-WHOLE_VOLUME = (
-    0.95  # of the voxels: a brain that large has its skull, or a background that is not 0
-)
+# Share of the voxels: a brain that large has its skull, or a background that is not 0.
+WHOLE_VOLUME = 0.95
 Volumes = dict[str, tuple[np.ndarray, Geometry]]
 
 
@@ -101,34 +100,38 @@ def examine_subject(
         return report
     if not _on_one_grid(volumes, report):
         return report
+    geometry = next(iter(volumes.values()))[1]
     try:
-        geometry = next(iter(volumes.values()))[1]
-        brain, report.brain = subject_brain(subject, layout, list(images.values()), geometry)
+        mask_file = _mask_file(subject, layout, geometry)
+        brain, report.brain = subject_brain(list(images.values()), mask_file, case=subject.id)
     except DataError as error:
         report.add(ERROR, "empty", error.message)
         return report
     _examine_images(images, brain, report)
-    mask = volumes["seg"][0] if "seg" in volumes else None
     box = bounding_box(brain)
     if "seg" in volumes:
         mask = volumes["seg"][0]
         _examine_mask(mask, brain, box, report)
         if keep_case and report.share:
             report.case = mask_case(list(images.values()), mask, brain, box)
-    affine = next(iter(volumes.values()))[1].canonical_affine
-    _examine_registration(images, brain, affine, report)
+    _examine_registration(images, brain, geometry.canonical_affine, report)
     first = next(iter(images))
     report.hash = first, perceptual_hash(images[first][box])
     return report
 
 
+def _mask_file(subject: Subject, layout: Layout, geometry: Geometry) -> np.ndarray | None:
+    if MASK_FILE not in subject.files:
+        return None
+    arrays, own = load_contrasts(subject, layout, [MASK_FILE])
+    geometry.require_same_grid(own, ("the image", MASK_FILE), subject.id)
+    return arrays[MASK_FILE]
+
+
 def _readable(subject: Subject, layout: Layout, report: SubjectReport) -> Volumes:
     """Return (array, geometry) of each contrast that can be read."""
     volumes: Volumes = {}
-    for name in (
-        *(c for c in CONTRASTS if c in subject.files),
-        *set(subject.files) - {*CONTRASTS, MASK_FILE},
-    ):
+    for name in (n for n in subject.files if n != MASK_FILE):
         try:
             arrays, geometry = load_contrasts(subject, layout, [name])
         except DataError as error:

@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 
 from ldm.config import trusted_targets
-from ldm.data.brain import subject_brain
-from ldm.data.contrasts import load_contrasts, load_labels
+from ldm.data.contrasts import load_contrasts
 from ldm.data.layouts import Layout, Subject
 from ldm.data.nifti import read_volume
 from ldm.data.normalise import IntensityScale, Normaliser, RobustNormaliser, spread_through
+from ldm.data.prepare import load_subject
 from ldm.errors import DataError
 from ldm.util import instantiate_from_config, refuse_untrusted_targets
 
@@ -82,14 +82,12 @@ def load_case(subject: Subject, layout: Layout, mask: str = "auto") -> Case:
     Raises:
         DataError: there is no target, or a volume cannot be used.
     """
-    absent = [c for c in INPUTS if c not in subject.files]
-    arrays, geometry = load_contrasts(subject, layout, [TARGET, *INPUTS], missing=absent)
+    inputs = [c for c in INPUTS if c in subject.files] or [TARGET]
+    subject.require([TARGET], layout)
+    arrays, brain, rule, seg, geometry = load_subject(
+        subject, layout, inputs, TARGET, mask, with_labels=True
+    )
     reference = arrays.pop(TARGET)
-    inputs = list(arrays.values()) or [reference]
-    brain, rule = subject_brain(subject, layout, inputs, geometry, mask)
-    seg = None
-    if "seg" in subject.files:
-        seg = load_labels(subject, layout, geometry)
     return Case(subject.id, arrays, reference, brain, seg, geometry, rule)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ldm.data.contrasts import load_contrasts, load_labels, read_labels
-from ldm.data.layouts import CONTRASTS, Layout, Subject, detect_layout, select_subjects
+from ldm.data.layouts import Layout, Subject, detect_layout, select_subjects
 from ldm.data.nifti import Geometry
 from ldm.errors import DataError
 from ldm.evaluation.metrics import overlap
@@ -20,6 +20,7 @@ from ldm.regions import REGION_SETS, region_masks, region_title
 from ldm.report.page import Figure
 from ldm.report.tables import Cell, Table, write_csv
 from ldm.storage import write_json
+from ldm.study import BRATS
 
 METRICS = {
     "dice": "Dice",
@@ -189,7 +190,7 @@ def _picture(
 ) -> tuple[int, dict[str, Any]]:
     """Return the axial slice with most labels, with both segmentations; without an image, black."""
     index = int(((labels > 0) + 0.01 * (found > 0)).sum((0, 1)).argmax())
-    names = [c for c in CONTRASTS if c in subject.files]
+    names = [c for c in BRATS if c in subject.files]
     volumes = load_contrasts(subject, layout, names)[0] if names else {}
     shown = {name: np.rot90(volume[..., index]) for name, volume in volumes.items()}
     image = shown[names[-1]] if names else np.zeros_like(np.rot90(labels[..., index]), float)

@@ -58,7 +58,9 @@ def write_baseline(
 def _copy(subject: Subject, data: Any, output: Path) -> None:
     """Write T1 as it is, in the brain: the row that ``dsdiff evaluate`` shows."""
     mask = data.preparation.mask
-    arrays, brain, rule, geometry = load_subject(subject, data.layout, data.conditions, None, mask)
+    arrays, brain, rule, _, geometry = load_subject(
+        subject, data.layout, data.conditions, None, mask
+    )
     scale = RobustNormaliser().fit(arrays[COPIED], brain, COPIED, subject.id)
     volume = np.where(brain, arrays[COPIED], 0).astype(np.float32)
     units = {"intensity": {"contrast": COPIED, **scale.to_dict()}, "normaliser": None}

@@ -12,11 +12,11 @@ from typing import Any, TypeAlias
 import nibabel as nib
 import numpy as np
 
-from ldm.data.brain import MASK_FILE
 from ldm.data.layouts import Layout, Subject
 from ldm.data.nifti import Volume, decode_volume
 from ldm.data.volume_file import VolumeFile
 from ldm.errors import ConfigError, DataError
+from ldm.study import MASK_FILE
 from ldm.util import nearest
 
 # a path, a nibabel image, or (array, affine)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ldm.data.contrasts import load_labels
-from ldm.data.layouts import CONTRASTS, BraTS2021, BraTS2023, Layout, Subject, detect_layout
+from ldm.data.layouts import BraTS2021, BraTS2023, Layout, Subject, detect_layout
 from ldm.data.nifti import Geometry, encode_volume
 from ldm.data.prepare import PreparedSubject, fit_size
 from ldm.data.volume_file import VolumeFile
@@ -190,8 +190,7 @@ class CommandSegmenter:
             given, out = Path(temporary, "input"), Path(temporary, "output")
             (given / subject.id).mkdir(parents=True)
             out.mkdir()
-            known = [c for c in CONTRASTS if c in subject.files]
-            images = {c: subject.files[c].read(subject.id) for c in known}
+            images = {c: subject.files[c].read(subject.id) for c in subject.images}
             for contrast, image in images.items():
                 copy = given / subject.id / f"{subject.id}_{contrast}.nii.gz"
                 copy.write_bytes(encode_volume(image.array, image.geometry))

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from ldm.checkpoint import load_model
-from ldm.data.brain import MASK_FILE
 from ldm.data.layouts import Layout, Subject
 from ldm.data.prepare import PreparedSubject, prepare_subject
 from ldm.environment import pick_device
 from ldm.errors import CheckpointError
+from ldm.study import MASK_FILE
 from ldm.util import instantiate_from_config
 
 

@@ -4,7 +4,7 @@ A hospital adds its own as a subclass of :class:`Layout` that says :meth:`Layout
 ``data.params.layout=my_module.MyLayout`` (docs/data.md).
 """
 
-from ldm.data.layouts.base import CONTRASTS, LABELS, MASK_FILE, Entry, Layout, Subject, Tree
+from ldm.data.layouts.base import Entry, Layout, Subject, Tree
 from ldm.data.layouts.bids import BIDS
 from ldm.data.layouts.brats import BraTS2021, BraTS2023
 from ldm.data.layouts.dataset_json import Decathlon, NnUNet
@@ -17,10 +17,7 @@ from ldm.data.volume_file import VolumeFile
 
 __all__ = [
     "BIDS",
-    "CONTRASTS",
     "HDF5",
-    "LABELS",
-    "MASK_FILE",
     "LAYOUTS",
     "BraTS2021",
     "BraTS2023",

@@ -1,7 +1,7 @@
 """What every layout shares: names of contrasts, subjects, and the listing of a folder.
 
-Contrasts have one set of names inside: ``t1``, ``t1ce``, ``t2``, ``flair``, beside them ``seg`` and
-``brain`` (a mask). A layout maps exact names to them; nothing is matched by substring.
+Contrasts have one set of names inside, and their spellings stand in one table (:mod:`ldm.study`). A
+layout maps exact names to them; nothing is matched by substring.
 """
 
 from __future__ import annotations
@@ -18,24 +18,10 @@ from typing import NamedTuple
 from ldm.data.nifti import SUFFIXES
 from ldm.data.volume_file import VolumeFile
 from ldm.errors import DataError
+from ldm.study import KNOWN, LABELS, MASK_FILE, Contrasts
+from ldm.util import nearest
 
-CONTRASTS = ("t1", "t1ce", "t2", "flair")
-LABELS = "seg"
-MASK_FILE = "brain"  # a mask of the brain that someone else made
 MAX_ID_BYTES = 200  # leaves room for an ending within the 255 bytes of a file name
-NAMED = {  # how the field calls them, in lower case and without - _ and space
-    "t1": ("t1", "t1w", "t1n", "t1pre", "t1weighted"),
-    "t1ce": ("t1ce", "t1c", "t1gd", "t1gad", "t1wgd", "t1wce", "t1post", "ce"),
-    "t2": ("t2", "t2w", "t2weighted"),
-    "flair": ("flair", "t2f", "t2flair", "fla"),
-    LABELS: ("seg", "segmentation", "label", "labels"),
-}
-CONTRAST_OF = {name: contrast for contrast, names in NAMED.items() for name in names}
-
-
-def contrast_named(text: str) -> str | None:
-    """Return the contrast that a name of the field means, such as ``T1-Gd``, or None."""
-    return CONTRAST_OF.get("".join(c for c in text.lower() if c not in "-_ "))
 
 
 def volume_stem(name: str) -> str | None:
@@ -73,8 +59,10 @@ class Tree:
 
     @cached_property
     def volumes(self) -> list[Path]:
-        """The NIfTI files."""
-        return [path for path in self.files if path.name.endswith(SUFFIXES)]
+        """The NIfTI files, less diffusion series: their ``.bval`` lies beside them."""
+        directions = {path.with_suffix("") for path in self.files if path.suffix == ".bval"}
+        volumes = [path for path in self.files if path.name.endswith(SUFFIXES)]
+        return [p for p in volumes if p.with_name(volume_stem(p.name) or "") not in directions]
 
     @cached_property
     def folders(self) -> dict[Path, list[Path]]:
@@ -104,11 +92,20 @@ class Subject:
     def require(self, contrasts: Iterable[str], layout: Layout) -> None:
         """Raise DATA-MISSING, naming the file that was expected, unless every contrast exists."""
         for contrast in contrasts:
-            if contrast not in self.files:
-                expected = layout.file_name(self.id, contrast)
-                raise DataError(
-                    "DATA-MISSING", f"no {contrast}: expected {expected} ({layout.name})", self.id
-                )
+            if contrast in self.files:
+                continue
+            if contrast in layout.contrasts.known:
+                expected = f"expected {layout.file_name(self.id, contrast)} ({layout.name})"
+            else:
+                known = ", ".join(layout.contrasts.names)
+                expected = f"it is none of the known contrasts, {known}; name it in data.params"
+            misspelt = "" if contrast in KNOWN.known else nearest(contrast, KNOWN.names)
+            raise DataError("DATA-MISSING", f"no {contrast}{misspelt}: {expected}", self.id)
+
+    @property
+    def images(self) -> list[str]:
+        """The contrasts that exist: all but labels and mask."""
+        return [name for name in self.files if name not in (LABELS, MASK_FILE)]
 
 
 class Entry(NamedTuple):
@@ -121,9 +118,14 @@ class Entry(NamedTuple):
 
 
 class Layout:
-    """How files of subjects are named. A subclass says :meth:`parse`, or all of :meth:`find`."""
+    """How files of subjects are named. A subclass says :meth:`parse`, or all of :meth:`find`.
+
+    Attributes:
+        contrasts: what is known; a configuration may add to it before anything is found.
+    """
 
     name: str
+    contrasts: Contrasts = KNOWN
     ambiguous = "remove one, or name the files in a CSV"  # what to do about two files
 
     def parse(self, path: Path) -> tuple[str, str] | None:
@@ -169,7 +171,14 @@ class Layout:
                     f"{other.name} and {file.name} are both {contrast}: {self.ambiguous}",
                     subject,
                 )
-        return {i: Subject(i, found[i]) for i in sorted(found)}
+        places = {name: place for place, name in enumerate(self.contrasts.known)}
+        last = len(places)
+        return {
+            i: Subject(
+                i, {c: found[i][c] for c in sorted(found[i], key=lambda c: places.get(c, last))}
+            )
+            for i in sorted(found)
+        }
 
 
 def folded_id(subject: str) -> str:

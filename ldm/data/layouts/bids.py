@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from ldm.data.layouts.base import LABELS, MASK_FILE, Entry, Layout, Tree, volume_stem
+from ldm.data.layouts.base import Entry, Layout, Tree, volume_stem
 from ldm.data.volume_file import VolumeFile
+from ldm.study import LABELS, MASK_FILE
 
-SUFFIX_OF = {"T1w": "t1", "T2w": "t2", "FLAIR": "flair"}
 NO_TUMOUR = ("head", "GM", "WM", "CSF")  # labels of masks that are no segmentation
 DERIVED = (LABELS, MASK_FILE)
 NOT_RAW = ("derivatives", "sourcedata", "code")
@@ -17,10 +17,11 @@ NOT_RAW = ("derivatives", "sourcedata", "code")
 class BIDS(Layout):
     """Brain Imaging Data Structure: ``sub-XX[/ses-YY]/anat/sub-XX[_ses-YY]_T1w.nii.gz``.
 
-    ``_T1w`` with an entity ``ce-...`` (``ce-gad``) is ``t1ce``; ``_T2w`` and ``_FLAIR`` must be
-    without. Each session is a subject of its own, ``sub-XX_ses-YY``. Segmentations are ``_dseg``
-    or ``_label-NAME_mask``, the mask of the brain is ``_desc-brain_mask`` or ``_label-brain_mask``,
-    also below ``derivatives``, where images are passed over (give that folder itself to read them).
+    ``_T1w`` with an entity ``ce-...`` (``ce-gad``) is contrast-enhanced; ``_T2w``, ``_FLAIR`` and
+    ``_dwi`` must be without, and a ``_dwi`` with a ``.bval`` is no image. Each session is a subject
+    of its own, ``sub-XX_ses-YY``. Segmentations are ``_dseg`` or ``_label-NAME_mask``, the mask of
+    the brain is ``_desc-brain_mask`` or ``_label-brain_mask``, also below ``derivatives``, where
+    images are passed over (give that folder itself to read them).
 
     Args:
         select: entity -> value, to choose among several runs or acquisitions, such as
@@ -34,9 +35,7 @@ class BIDS(Layout):
         self.select = {key: str(value) for key, value in (select or {}).items()}
 
     def file_name(self, subject: str, contrast: str) -> str:  # noqa: D102
-        endings = {suffix: "_" + name for name, suffix in SUFFIX_OF.items()}
-        endings |= {"t1ce": "_ce-gad_T1w", LABELS: "_dseg"}
-        return f"anat/{subject}{endings.get(contrast, '_' + contrast)}.nii.gz"
+        return f"anat/{subject}_{self.contrasts.expected(contrast, 'bids')}.nii.gz"
 
     def find(self, tree: Tree) -> Iterator[Entry]:  # noqa: D102
         for path in tree.volumes:
@@ -48,27 +47,22 @@ class BIDS(Layout):
     def parse(self, path: Path) -> tuple[str, str] | None:  # noqa: D102
         *pairs, suffix = (volume_stem(path.name) or "").split("_")
         entities = dict(pair.partition("-")[::2] for pair in pairs)
-        contrast = _contrast(suffix, entities)
+        contrast = self._contrast(suffix, entities)
         well_formed = len(entities) == len(pairs) and all(entities.values())
         if not contrast or not well_formed or not entities.get("sub") or not self._told(entities):
             return None
         session = f"_ses-{entities['ses']}" if "ses" in entities else ""
         return f"sub-{entities['sub']}{session}", contrast
 
+    def _contrast(self, suffix: str, entities: Mapping[str, str]) -> str | None:
+        if suffix == "mask":
+            label = entities.get("label", entities.get("desc"))
+            return MASK_FILE if label == "brain" else LABELS if _is_lesion(entities) else None
+        enhanced = f"ce-gad_{suffix}" if "ce" in entities else suffix  # whatever the agent
+        return self.contrasts.endings("bids").get(enhanced)
+
     def _told(self, entities: Mapping[str, str]) -> bool:
         return all(_plain(entities.get(k, v)) == _plain(v) for k, v in self.select.items())
-
-
-def _contrast(suffix: str, entities: Mapping[str, str]) -> str | None:
-    if suffix == "mask":
-        label = entities.get("label", entities.get("desc"))
-        return MASK_FILE if label == "brain" else LABELS if _is_lesion(entities) else None
-    if suffix == "dseg":
-        return LABELS
-    contrast = SUFFIX_OF.get(suffix)
-    if "ce" in entities:
-        return "t1ce" if contrast == "t1" else None
-    return contrast
 
 
 def _is_lesion(entities: Mapping[str, str]) -> bool:

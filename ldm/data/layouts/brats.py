@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
-from ldm.data.layouts.base import CONTRASTS, LABELS, MASK_FILE, Layout, volume_stem
+from ldm.data.layouts.base import Layout, volume_stem
 
 
 class SuffixLayout(Layout):
     """Files named ID, separator, contrast, ``.nii.gz`` or ``.nii``, in any folder below a root."""
 
     separator: str
-    names: Mapping[str, str]  # contrast -> its name in this layout
+    naming: str  # of the endings, in ldm.study
 
     def file_name(self, subject: str, contrast: str) -> str:  # noqa: D102
-        return f"{subject}{self.separator}{self.names.get(contrast, contrast)}.nii.gz"
+        return f"{subject}{self.separator}{self.contrasts.expected(contrast, self.naming)}.nii.gz"
 
     def parse(self, path: Path) -> tuple[str, str] | None:  # noqa: D102
         stem = volume_stem(path.name) or ""
-        subject, separator, ending = stem.rpartition(self.separator)
-        contrast = {name: contrast for contrast, name in self.names.items()}.get(ending)
-        return (subject, contrast) if separator and subject and contrast else None
+        known = self.contrasts.endings(self.naming)
+        fitting = [e for e in known if stem.endswith(self.separator + e)]
+        ending = max(fitting, key=len, default=None)  # of an ID_b0_dwi, b0_dwi where that is known
+        subject = stem.removesuffix(f"{self.separator}{ending}")
+        return (subject, known[ending]) if ending and subject else None
 
 
 class BraTS2021(SuffixLayout):
@@ -30,7 +31,7 @@ class BraTS2021(SuffixLayout):
 
     name = "BraTS 2017-2021"
     separator = "_"
-    names = {n: n for n in (*CONTRASTS, LABELS, MASK_FILE)}  # noqa: RUF012
+    naming = "brats2021"
 
 
 class BraTS2023(SuffixLayout):
@@ -38,5 +39,4 @@ class BraTS2023(SuffixLayout):
 
     name = "BraTS 2023+"
     separator = "-"
-    names = {"t1": "t1n", "t1ce": "t1c", "t2": "t2w", "flair": "t2f"}  # noqa: RUF012
-    names |= {LABELS: LABELS, MASK_FILE: MASK_FILE}
+    naming = "brats2023"

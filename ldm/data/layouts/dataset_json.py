@@ -8,24 +8,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ldm.data.layouts.base import (
-    CONTRASTS,
-    LABELS,
-    Entry,
-    Layout,
-    Tree,
-    contrast_named,
-    volume_stem,
-)
+from ldm.data.layouts.base import Entry, Layout, Tree, volume_stem
 from ldm.data.volume_file import VolumeFile
 from ldm.errors import DataError
+from ldm.study import DECATHLON, LABELS, Contrasts
 
 IMAGES = {"imagesTr": "labelsTr", "imagesTs": "labelsTs", "imagesVal": "labelsVal"}
-DECATHLON_CHANNELS = ("flair", "t1", "t1ce", "t2")  # of Task01_BrainTumour
 NUMBERED = re.compile(r"(.+)_(\d{4})")
 
 
-def channel_contrasts(folder: Path) -> dict[int, str] | None:
+def channel_contrasts(folder: Path, contrasts: Contrasts) -> dict[int, str] | None:
     """Return the contrast of each channel that ``dataset.json`` names, or None without the file.
 
     ``channel_names`` is nnU-Net's key, ``modality`` that of its version 1 and of the Decathlon.
@@ -46,13 +38,13 @@ def channel_contrasts(folder: Path) -> dict[int, str] | None:
             f'{folder.name}/dataset.json names no channels ({error!r}): write "channel_names": '
             '{"0": "T1", "1": "T2", ...}',
         ) from error
-    named = {n: contrast_named(name) for n, name in channels.items()}
-    known = {n: contrast for n, contrast in named.items() if contrast in CONTRASTS}
+    named = {n: contrasts.named(name) for n, name in channels.items()}
+    known = {n: contrast for n, contrast in named.items() if contrast in contrasts.names}
     if not known or len(set(known.values())) < len(known):
         raise DataError(
             "DATA-LAYOUT",
             f"{folder.name}/dataset.json names the channels {', '.join(channels.values())}: "
-            f"expected each of {', '.join(CONTRASTS)} at most once; correct the names",
+            f"expected each of {', '.join(contrasts.names)} at most once; correct the names",
         )
     return known
 
@@ -73,8 +65,8 @@ class Decathlon(Layout):
             images = [p for p in paths if _subject(p) and not NUMBERED.fullmatch(_subject(p))]
             if folder.name not in IMAGES or not images:
                 continue
-            named = channel_contrasts(folder.parent)
-            channels = dict(enumerate(DECATHLON_CHANNELS)) if named is None else named
+            named = channel_contrasts(folder.parent, self.contrasts)
+            channels = dict(enumerate(DECATHLON)) if named is None else named
             for path in images:
                 for channel, contrast in channels.items():
                     yield Entry(_subject(path), contrast, VolumeFile(path, channel), folder)
@@ -107,7 +99,9 @@ class NnUNet(Layout):
             images = {path: match.groups() for path, match in numbered.items() if match}
             if not images:
                 continue
-            channels = channel_contrasts(folder) or channel_contrasts(folder.parent)
+            places = (folder, folder.parent)
+            told = (channel_contrasts(place, self.contrasts) for place in places)
+            channels = next((channels for channels in told if channels), None)
             if channels is None:
                 raise DataError(
                     "DATA-LAYOUT",

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ldm.data.layouts.base import CONTRASTS, LABELS, Entry, Layout, Subject, Tree
+from ldm.data.layouts.base import Entry, Layout, Subject, Tree
 from ldm.data.layouts.bids import BIDS
 from ldm.data.layouts.brats import BraTS2021, BraTS2023
 from ldm.data.layouts.dataset_json import Decathlon, NnUNet
@@ -17,6 +17,7 @@ from ldm.data.layouts.flat import Flat
 from ldm.data.layouts.hdf5 import HDF5
 from ldm.data.layouts.table import PARTS, SubjectTable
 from ldm.errors import ConfigError, DataError
+from ldm.study import BRATS, KNOWN, LABELS, MASK_FILE, Contrasts
 from ldm.util import get_obj_from_str, instantiate_from_config, nearest
 
 log = logging.getLogger(__name__)
@@ -62,12 +63,15 @@ def build_layout(choice: Choice) -> Layout | None:
     return instantiate_from_config(config, where="data.params.layout")
 
 
-def detect_layout(root: Path, layout: Choice = None) -> tuple[Layout, dict[str, Subject]]:
+def detect_layout(
+    root: Path, layout: Choice = None, contrasts: Contrasts = KNOWN
+) -> tuple[Layout, dict[str, Subject]]:
     """Return the layout of a folder or CSV file and its subjects.
 
     Args:
         root: a folder, or a CSV file (see :class:`ldm.data.layouts.table.SubjectTable`).
         layout: choice instead of detection, see :func:`build_layout`.
+        contrasts: what is looked for; those of a study may have names of their own.
 
     Raises:
         DataError: DATA-MISSING (no such folder), DATA-LAYOUT (no file is recognised), or what
@@ -77,19 +81,19 @@ def detect_layout(root: Path, layout: Choice = None) -> tuple[Layout, dict[str, 
     if root.is_file():
         if root.suffix.lower() != ".csv":
             raise DataError("DATA-LAYOUT", f"{root.name} is a file: give a folder, or a .csv file")
-        table = SubjectTable()
+        table = _told(SubjectTable(), contrasts)
         return table, table.read(root)
     if not root.is_dir():
         raise DataError("DATA-MISSING", f"there is no folder {root}: give the folder of subjects")
-    tree, chosen = Tree(root), build_layout(layout)
-    found = {chosen: list(chosen.find(tree))} if chosen else _candidates(tree)
+    tree, chosen = Tree(root), _told(build_layout(layout), contrasts)
+    found = {chosen: list(chosen.find(tree))} if chosen else _candidates(tree, contrasts)
     if not any(found.values()):
         names = [chosen] if chosen else [cls() for cls in LAYOUTS.values()]
         expected = ", ".join(candidate.file_name("ID", "t1") for candidate in names)
         raise DataError(
             "DATA-LAYOUT", f"no subject found: expected files like {expected}; looked in {root}"
         )
-    best = max(found, key=lambda candidate: len(_paths(found[candidate])))
+    best = max(found, key=lambda candidate: _weight(found[candidate]))
     _report_others(found, best)
     return best, best.subjects(found[best])
 
@@ -98,7 +102,8 @@ def summary(layout: Layout, subjects: Mapping[str, Subject]) -> str:
     """Return in one line what was found: layout, subjects, and how many have each contrast."""
     counts = Counter(contrast for s in subjects.values() for contrast in s.files)
     parts = Counter(s.split for s in subjects.values() if s.split)
-    found = [f"{contrast} {counts[contrast]}" for contrast in (*CONTRASTS, LABELS)]
+    shown = [c for c in layout.contrasts.names if c in BRATS or counts[c]]
+    found = [f"{contrast} {counts[contrast]}" for contrast in (*shown, LABELS)]
     split = [f"{part} {parts[part]}" for part in PARTS if parts[part]]
     number = f"{len(subjects)} subject{'s' * (len(subjects) != 1)}"
     return f"{layout.name}: {', '.join([number, *found, *split])}"
@@ -118,7 +123,14 @@ def select_subjects(subjects: Mapping[str, Subject], ids: Iterable[str] | None) 
     return [subjects[i] for i in sorted(set(ids))]
 
 
-def _candidates(tree: Tree) -> dict[Layout, list[Entry]]:
+def _told(layout: Layout | None, contrasts: Contrasts) -> Layout | None:
+    """Tell a layout what to look for."""
+    if layout is not None and contrasts is not KNOWN:
+        layout.contrasts = contrasts
+    return layout
+
+
+def _candidates(tree: Tree, contrasts: Contrasts) -> dict[Layout, list[Entry]]:
     """Return what each layout recognises; a refusal counts where no other recognises anything.
 
     Raises:
@@ -127,7 +139,7 @@ def _candidates(tree: Tree) -> dict[Layout, list[Entry]]:
     found: dict[Layout, list[Entry]] = {}
     refusals = []
     for cls in LAYOUTS.values():
-        layout = cls()
+        layout = _told(cls(), contrasts)
         try:
             if entries := list(layout.find(tree)):
                 found[layout] = entries
@@ -140,6 +152,13 @@ def _candidates(tree: Tree) -> dict[Layout, list[Entry]]:
 
 def _paths(entries: Iterable[Entry]) -> set[Path]:
     return {path for entry in entries for path in entry.file.paths}
+
+
+def _weight(entries: Iterable[Entry]) -> tuple[int, int]:
+    """Files of the contrasts that every naming has, then all: ``_dwi`` is of BIDS and of BraTS."""
+    entries = list(entries)
+    usual = [e for e in entries if e.contrast in (*BRATS, LABELS, MASK_FILE)]
+    return len(_paths(usual)), len(_paths(entries))
 
 
 def _report_others(found: Mapping[Layout, list[Entry]], best: Layout) -> None:

@@ -16,12 +16,13 @@ from typing import Any
 import nibabel as nib
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
-from ldm.data.layouts.base import LABELS, Entry, Layout, Tree, contrast_named, volume_stem
+from ldm.data.layouts.base import Entry, Layout, Tree, volume_stem
 from ldm.data.layouts.series import read_series
 from ldm.data.nifti import Volume, read_volume
 from ldm.data.volume_file import VolumeFile
 from ldm.errors import DataError
-from ldm.storage import atomic_path, sha256
+from ldm.storage import atomic_path, cache_root, sha256
+from ldm.study import LABELS
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +47,6 @@ class DicomSeries(VolumeFile):
         return tuple(files) or (self.path,)
 
     def read(self, case: str | None = None, nonfinite: str = "refuse") -> Volume:  # noqa: D102
-        from ldm.data.cache import cache_root  # which reads subjects, and so imports layouts
-
         state = repr(self.state(case)).encode()
         key = hashlib.sha256(state).hexdigest()[:16]
         converted = cache_root() / "dicom" / f"{self.path.name[:32]}-{key}.nii.gz"
@@ -97,7 +96,7 @@ class Dicom(Layout):
     def find(self, tree: Tree) -> Iterator[Entry]:  # noqa: D102
         patients = set()
         series = [(f, first) for f, paths in tree.folders.items() if (first := _first(paths))]
-        named = {folder: contrast_named(folder.name) for folder, _ in series}
+        named = {folder: self.contrasts.named(folder.name) for folder, _ in series}
         told = {(folder.parent, contrast) for folder, contrast in named.items() if contrast}
         for folder, first in series:
             contrast = named[folder] or _described(first)

@@ -7,32 +7,21 @@ from pathlib import Path
 
 from ldm.data.layouts.base import Entry, Layout, Tree, volume_stem
 
-NAMES = {
-    "t1": "t1",
-    "ce": "t1ce",
-    "t1ce": "t1ce",
-    "t2": "t2",
-    "flair": "flair",
-    "seg": "seg",
-    "mask": "seg",
-    "brain": "brain",
-}
-
 
 class Flat(Layout):
     """Folders of the DS-Diff research code: ``ID/t1.nii.gz``, ``t2``, ``flair``, ``ce``, ``seg``.
 
-    ``t1ce`` may stand for ``ce``, and ``mask`` for ``seg``; ``brain`` is a mask of the brain. A
-    ``mask`` beside a ``seg`` may be either, and is passed over.
+    The name of a contrast may stand for ``ce``, and ``mask`` for ``seg``; ``brain`` is a mask of
+    the brain. A ``mask`` beside a ``seg`` may be either, and is passed over.
     """
 
     name = "folder per patient"
 
     def file_name(self, subject: str, contrast: str) -> str:  # noqa: D102
-        return f"{subject}/{'ce' if contrast == 't1ce' else contrast}.nii.gz"
+        return f"{subject}/{self.contrasts.expected(contrast, 'flat')}.nii.gz"
 
     def parse(self, path: Path) -> tuple[str, str] | None:  # noqa: D102
-        contrast = NAMES.get(volume_stem(path.name) or "")
+        contrast = self.contrasts.endings("flat").get(volume_stem(path.name) or "")
         return (path.parent.name, contrast) if contrast else None
 
     def find(self, tree: Tree) -> Iterator[Entry]:  # noqa: D102

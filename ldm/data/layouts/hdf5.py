@@ -18,15 +18,15 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from ldm.data.layouts.base import LABELS, Entry, Layout, Tree
+from ldm.data.layouts.base import Entry, Layout, Tree
 from ldm.data.nifti import MAX_VOLUME_BYTES, Geometry, Volume, finite_values
 from ldm.data.volume_file import VolumeFile
 from ldm.errors import DataError
 from ldm.storage import sha256
+from ldm.study import BRATS, LABELS
 
 ENDINGS = (".h5", ".hdf5")
 SLICE = re.compile(r"(.+)_slice_(\d+)\.(h5|hdf5)")
-CHANNELS = ("t1", "t1ce", "t2", "flair")
 BINARY_LABELS = (1, 2, 4)  # of the three channels of a mask: core, oedema, enhancing (BraTS 2020)
 BRATS_AXES = np.diag([-1.0, -1.0, 1.0, 1.0])
 ONE_HOT = len(BINARY_LABELS)
@@ -102,12 +102,12 @@ class HDF5Stack(VolumeFile):
         if labels and data.ndim == axes - 1:
             return data[()]
         channels = data.shape[-1 if last else 0] if data.ndim == axes else 0
-        if channels != (ONE_HOT if labels else len(CHANNELS)):
+        if channels != (ONE_HOT if labels else len(BRATS)):
             raise DataError(
                 "DATA-NDIM",
                 f"{path.name} has {wanted} of shape {data.shape}: expected "
                 f"{'(H, W, channels)' if last else '(channels, H, W, D)'} with "
-                f"{len(CHANNELS)} contrasts or {ONE_HOT} labels",
+                f"{len(BRATS)} contrasts or {ONE_HOT} labels",
                 case,
             )
         if labels:
@@ -146,9 +146,9 @@ class HDF5(Layout):
 
     name = "HDF5"
 
-    def __init__(self, channels: tuple[str, ...] = CHANNELS) -> None:
-        if sorted(channels) != sorted(CHANNELS):
-            raise ValueError(f"channels {list(channels)}: give {', '.join(CHANNELS)} in some order")
+    def __init__(self, channels: tuple[str, ...] = BRATS) -> None:
+        if sorted(channels) != sorted(BRATS):
+            raise ValueError(f"channels {list(channels)}: give {', '.join(BRATS)} in some order")
         self.channels = tuple(channels)
 
     def file_name(self, subject: str, contrast: str) -> str:  # noqa: D102

@@ -7,12 +7,13 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from ldm.data.layouts.base import CONTRASTS, LABELS, MASK_FILE, Entry, Layout, Subject
+from ldm.data.layouts.base import Entry, Layout, Subject
 from ldm.data.layouts.dicom import DicomSeries
 from ldm.data.layouts.hdf5 import ENDINGS, HDF5Stack
 from ldm.data.nifti import SUFFIXES
 from ldm.data.volume_file import VolumeFile
 from ldm.errors import DataError
+from ldm.study import LABELS, MASK_FILE, Contrasts
 
 CELL = re.compile(r"(.+)#(\d+|mask)")
 PARTS = ("train", "val", "test")
@@ -32,7 +33,7 @@ def volume_at(cell: str, folder: Path) -> VolumeFile:
 
 
 class SubjectTable(Layout):
-    """A CSV file with the columns ``id``, ``t1``, ``t1ce``, ``t2``, ``flair``, ``seg``, ``brain``.
+    """A CSV file with the columns ``id``, those of the contrasts (``t1``, ...), ``seg``, ``brain``.
 
     An empty cell is a contrast that does not exist. A path is relative to the CSV file;
     ``file.nii.gz#2`` is the third volume of a 4-D file, a folder is a DICOM series. ``split``
@@ -53,8 +54,10 @@ class SubjectTable(Layout):
                 DATA-FORMAT (not a text file), DATA-IO.
         """
         rows = read_rows(path)
-        _require_columns(rows[0] if rows else {}, path)
-        subjects = self.subjects(_entries(rows, path))
+        columns = {text.lower(): name for text, name in self.contrasts.endings("csv").items()}
+        if not rows or "id" not in rows[0] or not _images(columns, rows[0]):
+            raise _no_table(rows, path, self.contrasts)
+        subjects = self.subjects(_entries(rows, path, columns))
         told = {row["id"]: row for row in rows}
         return {
             i: Subject(i, s.files, _split(told[i], path), told[i].get("site") or None)
@@ -94,20 +97,23 @@ def _without_guard(cell: str) -> str:
     return cell[1:] if cell.startswith("'") and cell[1:].startswith((*FORMULA, "'")) else cell
 
 
-def _require_columns(row: Mapping[str, str], path: Path) -> None:
-    if "id" not in row or not set(row) & set(CONTRASTS):
-        raise DataError(
-            "DATA-LAYOUT",
-            f"{path.name} has {'the columns ' + ', '.join(row) if row else 'no rows'}: expected "
-            f"id, {', '.join(CONTRASTS)}, seg, and a row a subject",
-        )
+def _images(columns: Mapping[str, str], row: Mapping[str, str]) -> set[str]:
+    return {columns[column] for column in row if column in columns} - {LABELS, MASK_FILE}
 
 
-def _entries(rows: list[dict[str, str]], path: Path) -> Iterator[Entry]:
+def _no_table(rows: list[dict[str, str]], path: Path, contrasts: Contrasts) -> DataError:
+    return DataError(
+        "DATA-LAYOUT",
+        f"{path.name} has {'the columns ' + ', '.join(rows[0]) if rows else 'no rows'}: expected "
+        f"id, {', '.join(contrasts.names)}, seg, and a row a subject",
+    )
+
+
+def _entries(rows: list[dict[str, str]], path: Path, columns: Mapping[str, str]) -> Iterator[Entry]:
     for number, row in enumerate(rows, 2):
         owner = path.with_name(f"line {number}")
-        for contrast in (*CONTRASTS, LABELS, MASK_FILE):
-            if cell := row.get(contrast):
+        for column, contrast in columns.items():
+            if cell := row.get(column):
                 yield Entry(row["id"], contrast, volume_at(cell, path.parent), owner)
 
 

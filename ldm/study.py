@@ -1,0 +1,251 @@
+"""What data, model and judge agree on: which contrast is made from which, and how each is written.
+
+The names of the contrasts stand in one table, :data:`FIELD`, from which every layout reads. Inside
+they are ``t1``, ``t1ce``, ``t2``, ``flair`` and ``dwi``; beside them lie ``seg`` (labels) and
+``brain`` (a mask). A configuration adds its own: ``data.params.contrasts: {swi: [swi, susc]}``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+from ldm.errors import ConfigError
+from ldm.util import image_sides
+
+LABELS = "seg"
+MASK_FILE = "brain"  # a mask of the brain that someone else made
+BRATS = ("t1", "t1ce", "t2", "flair")  # also the order in which HDF5 files of BraTS store them
+DECATHLON = ("flair", "t1", "t1ce", "t2")  # the order in Task01_BrainTumour
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """One kind of volume of a subject, and how people and files name it.
+
+    Args:
+        name: here, in file names of results and in CSV columns.
+        title: in captions.
+        words: further names, in lower case and without ``-``, ``_`` and spaces.
+        endings: naming (``brats2023``, ``bids``, ...) -> what ends a file name there, the usual one
+            first; where a naming is not listed, the name.
+        own: what ends a file name, or heads a CSV column, by the word of the user.
+    """
+
+    name: str
+    title: str
+    words: tuple[str, ...] = ()
+    endings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    own: tuple[str, ...] = ()
+
+    def written(self, naming: str) -> tuple[str, ...]:
+        """Return what ends a file name in a naming, the expected one first."""
+        return (*self.own, *self.endings.get(naming, (self.name,)))
+
+
+FIELD = (
+    Contrast(
+        "t1",
+        "T1",
+        ("t1w", "t1n", "t1pre", "t1weighted"),
+        {"brats2023": ("t1n",), "bids": ("T1w",)},
+    ),
+    Contrast(
+        "t1ce",
+        "T1ce",
+        ("t1c", "t1gd", "t1gad", "t1wgd", "t1wce", "t1post", "ce"),
+        {"brats2023": ("t1c",), "bids": ("ce-gad_T1w",), "flat": ("ce", "t1ce")},
+    ),
+    Contrast("t2", "T2", ("t2w", "t2weighted"), {"brats2023": ("t2w",), "bids": ("T2w",)}),
+    Contrast(
+        "flair",
+        "FLAIR",
+        ("t2f", "t2flair", "fla"),
+        {"brats2023": ("t2f",), "bids": ("FLAIR",)},
+    ),
+    Contrast("dwi", "DWI", ("trace", "b1000"), {"bids": ("dwi", "trace")}),
+    Contrast(
+        LABELS,
+        "labels",
+        ("segmentation", "label", "labels"),
+        {"bids": ("dseg",), "flat": ("seg", "mask")},
+    ),
+    Contrast(MASK_FILE, "brain mask", (), {"bids": ("desc-brain_mask",)}),
+)
+
+
+@dataclass(frozen=True)
+class Contrasts:
+    """The contrasts that are known, and their spellings."""
+
+    table: tuple[Contrast, ...] = FIELD
+
+    @cached_property
+    def known(self) -> dict[str, Contrast]:
+        """The table by name, labels and mask included."""
+        return {contrast.name: contrast for contrast in self.table}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The images: every contrast but labels and mask."""
+        return tuple(name for name in self.known if name not in (LABELS, MASK_FILE))
+
+    def title(self, name: str) -> str:
+        """Return the name for captions, such as ``T1ce``."""
+        return self.known[name].title if name in self.known else name
+
+    def named(self, text: str) -> str | None:
+        """Return the contrast that a name of the field means, such as ``T1-Gd``, or None."""
+        return self._words.get(_folded(text))
+
+    def endings(self, naming: str) -> dict[str, str]:
+        """Return {what ends a file name in a naming: contrast}."""
+        return {text: c.name for c in self.table for text in c.written(naming)}
+
+    def expected(self, name: str, naming: str) -> str:
+        """Return what usually ends the file name of a contrast in a naming, for messages."""
+        return self.known[name].written(naming)[0] if name in self.known else name
+
+    def with_own(
+        self, spellings: Mapping[str, Sequence[str]] | None = None, names: Iterable[str] = ()
+    ) -> Contrasts:
+        """Return these contrasts and further ones.
+
+        Args:
+            spellings: {contrast, known or not: how it is written}, beside the name itself.
+            names: contrasts that are written as they are called.
+
+        Raises:
+            ConfigError: CONFIG-VALUE for a name that no file can have, or a spelling that means
+                another contrast.
+        """
+        table = dict(self.known)
+        wanted = {**{n: () for n in names if n not in self.known}, **(spellings or {})}
+        for name, written in wanted.items():
+            written = (written,) if isinstance(written, str) else tuple(written)
+            for text in (name, *written):
+                self._require_free(name, text)
+            before = table.get(name) or Contrast(name, name)
+            words = (*before.words, *map(_folded, written))
+            table[name] = replace(before, words=words, own=(*written, *before.own))
+        return Contrasts(tuple(table.values()))
+
+    def _require_free(self, name: str, text: Any) -> None:
+        where = "data.params.contrasts"
+        if not re.fullmatch(r"\w[\w+.-]*", str(text)):
+            raise ConfigError(
+                "CONFIG-VALUE",
+                f"{where}: '{text}' is no part of a file name: give letters, digits, - and _",
+            )
+        meant = self.named(str(text))
+        if meant not in (None, name):
+            raise ConfigError(
+                "CONFIG-VALUE",
+                f"{where}.{name} is written '{text}', which means {meant}: leave it out, or add it "
+                f"to {meant}",
+            )
+
+    @cached_property
+    def _words(self) -> dict[str, str]:
+        return {_folded(word): c.name for c in self.table for word in (c.name, *c.words)}
+
+
+def _folded(text: str) -> str:
+    return "".join(c for c in text.lower() if c not in "-_ ")
+
+
+KNOWN = Contrasts()
+
+
+@dataclass(frozen=True)
+class Study:
+    """Which contrast is made from which, in images of which size: one owner of these facts.
+
+    The data module makes it from ``data.params``; a model gets :meth:`facts`, and repeats none.
+
+    Args:
+        conditions: input contrasts, in channel order.
+        target: contrast to synthesise; None where ``seg`` is what is learned.
+        image_size: (H, W) of slices or (D, H, W) of patches; a side means a square.
+        neighbours: slices on each side that are further conditions (2.5-D); 0 for patches.
+        contrasts: all that are known; those of the study are among them.
+
+    Raises:
+        ConfigError: CONFIG-VALUE.
+    """
+
+    conditions: tuple[str, ...] = ("t1", "t2", "flair")
+    target: str | None = "t1ce"
+    image_size: tuple[int, ...] = (192, 192)
+    neighbours: int = 0
+    contrasts: Contrasts = KNOWN
+
+    def __post_init__(self) -> None:
+        conditions = tuple(self.conditions)
+        own = (*conditions, *([self.target] if self.target else []))
+        twice = next((c for c in own if own.count(c) > 1), None)
+        if twice is not None and conditions.count(twice) < 2:
+            raise _bad(f"target is '{twice}', which is a condition too: leave it out of one")
+        if twice is not None or not conditions:
+            listed = ", ".join(conditions)
+            raise _bad(f"conditions is [{listed}]: name each contrast once, and one at least")
+        object.__setattr__(self, "conditions", conditions)
+        object.__setattr__(self, "image_size", image_sides(self.image_size))
+        object.__setattr__(self, "contrasts", self.contrasts.with_own(names=own))
+        if self.neighbours < 0:
+            raise _bad(f"neighbours is {self.neighbours}: give 0 or more")
+        if self.dims == 3 and self.neighbours:
+            raise _bad(
+                f"neighbours is {self.neighbours}, but patches of volumes "
+                f"(image_size {list(self.image_size)}) hold their neighbours: give neighbours=0"
+            )
+
+    @classmethod
+    def of(cls, params: Mapping[str, Any]) -> Study:
+        """Return the study of ``data.params``; what is not told has its default."""
+        told = {n: params[n] for n in ("conditions", "image_size", "neighbours") if n in params}
+        if "target" in params:
+            told["target"] = params["target"]
+        return cls(**told, contrasts=KNOWN.with_own(params.get("contrasts")))
+
+    @property
+    def dims(self) -> int:
+        """Spatial axes of an image."""
+        return len(self.image_size)
+
+    @property
+    def channels(self) -> int:
+        """Images that are given as conditions: contrasts times slices."""
+        return len(self.conditions) * (2 * self.neighbours + 1)
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """What a subject to train on must have; without a target, a segmentation."""
+        return (*self.conditions, self.target or LABELS)
+
+    def facts(self) -> dict[str, Any]:
+        """Return what a model is told, see :func:`ldm.util.instantiate_from_config`."""
+        return {
+            "conditions": list(self.conditions),
+            "image_size": list(self.image_size),
+            "neighbours": self.neighbours,
+        }
+
+
+def read_study(config: Mapping[str, Any]) -> Study:
+    """Return the study of a resolved configuration.
+
+    Raises:
+        ConfigError: CONFIG-MISSING without a data section, CONFIG-VALUE.
+    """
+    data = config.get("data")
+    if not isinstance(data, Mapping):
+        raise ConfigError("CONFIG-MISSING", "there is no 'data' section: give its YAML")
+    return Study.of(data.get("params") or {})
+
+
+def _bad(message: str) -> ConfigError:
+    return ConfigError("CONFIG-VALUE", f"data.params.{message}")

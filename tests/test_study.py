@@ -1,0 +1,121 @@
+"""The facts that data, model and judge share, and the one table of names they are found by."""
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from ldm.data.datamodule import ContrastDataModule
+from ldm.data.layouts import detect_layout
+from ldm.data.layouts.table import SubjectTable
+from ldm.errors import ConfigError, DataError
+from ldm.study import KNOWN, Study, read_study
+
+OWN = {"swi": ["susc", "T2star_swi"]}  # a contrast of one's own, and how its files are called
+# naming -> the file of DWI, and of the contrast above by its second spelling
+FILES = {
+    "brats2021": ("{id}/{id}_dwi.nii.gz", "{id}/{id}_T2star_swi.nii.gz"),
+    "brats2023": ("{id}/{id}-dwi.nii.gz", "{id}/{id}-T2star_swi.nii.gz"),
+    "flat": ("{id}/dwi.nii.gz", "{id}/T2star_swi.nii.gz"),
+    "bids": ("sub-{id}/dwi/sub-{id}_trace.nii.gz", "sub-{id}/anat/sub-{id}_susc.nii.gz"),
+}
+T1 = {
+    "brats2021": "{id}/{id}_t1.nii.gz",
+    "brats2023": "{id}/{id}-t1n.nii.gz",
+    "flat": "{id}/t1.nii.gz",
+    "bids": "sub-{id}/anat/sub-{id}_T1w.nii.gz",
+}
+
+
+def write(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(np.ones((4, 4, 4), np.float32), np.eye(4)), path)
+
+
+def files_in(root, contrasts=KNOWN):
+    (subject,) = detect_layout(root, contrasts=contrasts)[1].values()
+    return subject
+
+
+@pytest.mark.parametrize("naming", FILES)
+def test_dwi_and_a_contrast_of_ones_own_are_found_in_every_naming(tmp_path, naming):
+    for name in (T1[naming], *FILES[naming]):
+        write(tmp_path / name.format(id="S1"))
+    assert files_in(tmp_path).images == ["t1", "dwi"]
+    assert files_in(tmp_path, KNOWN.with_own(OWN)).images == ["t1", "dwi", "swi"]
+
+
+@pytest.mark.parametrize("naming", FILES)
+def test_the_file_that_a_message_expects_is_the_one_that_is_found(tmp_path, naming):
+    write(tmp_path / T1[naming].format(id="S1"))
+    layout, subjects = detect_layout(tmp_path)
+    ((subject, found),) = subjects.items()
+    for contrast in ("t1ce", "t2", "flair", "dwi"):
+        with pytest.raises(DataError, match=f"DATA-MISSING.*no {contrast}"):
+            found.require([contrast], layout)
+        folder = "" if naming == "bids" or naming == "flat" else f"{subject}/"
+        folder = f"{subject}/" if naming == "bids" else folder
+        write(tmp_path / f"{folder}{layout.file_name(subject, contrast)}")
+    assert files_in(tmp_path).images == ["t1", "t1ce", "t2", "flair", "dwi"]
+
+
+def test_a_table_has_a_column_for_them(tmp_path):
+    (tmp_path / "s.csv").write_text("id,t1,DWI,swi\np,a.nii.gz,b.nii.gz,c.nii.gz\n")
+    subject = files_in(tmp_path / "s.csv", KNOWN.with_own(names=["swi"]))
+    assert {c: f.path.name for c, f in subject.files.items()} == {
+        "t1": "a.nii.gz",
+        "dwi": "b.nii.gz",
+        "swi": "c.nii.gz",
+    }
+    assert SubjectTable.contrasts is KNOWN  # what one run adds is not known to the next
+
+
+def test_a_series_of_directions_is_no_image(tmp_path):
+    write(tmp_path / "sub-1/anat/sub-1_T1w.nii.gz")
+    write(tmp_path / "sub-1/dwi/sub-1_dwi.nii.gz")
+    assert files_in(tmp_path).images == ["t1", "dwi"]
+    (tmp_path / "sub-1/dwi/sub-1_dwi.bval").write_text("0 1000 1000")
+    assert files_in(tmp_path).images == ["t1"]
+
+
+def test_two_spellings_of_one_contrast_are_ambiguous(tmp_path):
+    for name in ("t1", "dwi", "adc"):
+        write(tmp_path / f"S1_{name}.nii.gz")
+    with pytest.raises(DataError, match=r"DATA-AMBIGUOUS.*both dwi"):
+        files_in(tmp_path, KNOWN.with_own({"dwi": ["adc"]}))
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        ({"swi": ["T1-Gd"]}, r"swi is written 'T1-Gd', which means t1ce"),
+        ({"swi": ["a/b"]}, r"'a/b' is no part of a file name"),
+        ({"": []}, r"'' is no part of a file name"),
+    ],
+)
+def test_a_spelling_that_no_file_can_have_is_refused(own, message):
+    with pytest.raises(ConfigError, match=message):
+        KNOWN.with_own(own)
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"target": "t1"}, r"target is 't1', which is a condition too"),
+        ({"conditions": ["t1", "t2", "t1"]}, r"conditions is \[t1, t2, t1\]"),
+        ({"conditions": []}, r"conditions is \[\]"),
+        ({"neighbours": -1}, r"neighbours is -1"),
+        ({"image_size": [8, 8, 8], "neighbours": 1}, r"neighbours is 1, but patches"),
+    ],
+)
+def test_a_study_that_makes_no_sense_is_refused(params, message):
+    for make in (lambda: Study.of(params), lambda: ContrastDataModule(**params)):
+        with pytest.raises(ConfigError, match=f"CONFIG-VALUE.*data.params.{message}"):
+            make()
+
+
+def test_the_data_module_has_the_study_of_its_configuration():
+    params = {"conditions": ["t1", "swi"], "target": None, "image_size": 8, "contrasts": OWN}
+    study = read_study({"data": {"params": params}})
+    assert study == ContrastDataModule(**params).study
+    assert study.image_size == (8, 8) and study.needed == ("t1", "swi", "seg")
+    assert Study() == ContrastDataModule().study == read_study({"data": {}})
