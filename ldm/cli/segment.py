@@ -118,9 +118,9 @@ class LabelWriter:
             DataError, NonFiniteError: the subject cannot be segmented.
             OutputError: OUT-EXISTS, OUT-IO.
         """
-        from ldm.data.layouts import LABELS
         from ldm.data.nifti import encode_volume, write_volume
         from ldm.inference.outputs import is_written, volume_paths
+        from ldm.study import LABELS
 
         path, sidecar = volume_paths(self.args.output, subject.id, LABELS)
         inputs = self.segmenter.trained.inputs(subject)
