@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -22,12 +22,12 @@ from typing import Any
 
 from ldm.benchmark.kept_scores import evaluate_once
 from ldm.benchmark.plan import GridCell, Training
-from ldm.cli.evaluate import show_progress
 from ldm.config import read_saved_config, save_config
 from ldm.data.seen import Digests, read_seen, refuse_leaks
 from ldm.errors import BusyError, OutputError, PartialError, as_known_error
 from ldm.evaluation.scores import Evaluation
 from ldm.inference.baseline_volumes import write_baseline
+from ldm.progress import Progress, silent
 from ldm.storage import folder_lock, read_json, write_json
 from ldm.util import targets_in
 
@@ -57,7 +57,9 @@ class Work:
         timing: repeats of the measurement of time; 0: none.
         layout: of ``reference``; None: recognised.
         mask: what is brain, see :func:`ldm.data.brain.subject_brain`.
-        is_quiet: several cells run at once, so their output goes to files.
+        is_quiet: nobody looks, or several cells run at once, so their output goes to files.
+        say: told what begins.
+        progress: wraps the patients that are evaluated.
     """
 
     output: Path
@@ -69,6 +71,8 @@ class Work:
     layout: Any = None
     mask: str = "auto"
     is_quiet: bool = False
+    say: Callable[[str], None] | None = None
+    progress: Progress = silent
     failed: dict[Path, str] = field(default_factory=dict)  # run folder -> reason, in this process
     children: set[subprocess.Popen] = field(default_factory=set)
 
@@ -111,12 +115,12 @@ class Work:
             except BusyError:
                 if not wait:
                     raise
-                if not said:
-                    print(f"{cell.name}: in progress in another process, waiting")  # noqa: T201
+                if not said and self.say:
+                    self.say(f"{cell.name}: in progress in another process, waiting")
                 said = True
                 time.sleep(POLL)
 
-    def scores(self, cell: GridCell, progress: Any = None) -> Evaluation:
+    def scores(self, cell: GridCell) -> Evaluation:
         """Return the scores of a sampled cell, evaluated once."""
         return evaluate_once(
             cell.prediction,
@@ -125,8 +129,13 @@ class Work:
             cell.folder / "scores.json",
             mask=self.mask,
             layout=self.layout,
-            progress=progress,
+            progress=self.patients,
         )
+
+    def patients(self, subjects: Sequence[Any]) -> Iterable[Any]:
+        """Show how many patients are evaluated, unless several cells run at once."""
+        progress = silent if self.is_quiet else self.progress
+        return progress(subjects, "Evaluating", len(subjects))
 
     def _run(self, cell: GridCell, gpu: str | None) -> None:
         with self._lock(cell.folder):
@@ -142,7 +151,7 @@ class Work:
                     reason = self._train(cell, gpu) or self._sample(cell, gpu)
                 state = "failed" if reason else "done"
                 if not reason:
-                    found = self.scores(cell, None if self.is_quiet else show_progress)
+                    found = self.scores(cell)
                     if found.failures:
                         lost = next(iter(found.failures.values()))
                         state, first = "partial", next(iter(lost.items()))
@@ -247,10 +256,8 @@ class Work:
             process.wait()
 
     def _say(self, cell: GridCell, what: str) -> None:
-        print(  # noqa: T201
-            f"\n{cell.name}: {what}" if not self.is_quiet else f"{cell.name}: {what}",
-            flush=True,
-        )
+        if self.say:
+            self.say(f"{cell.name}: {what}" if self.is_quiet else f"\n{cell.name}: {what}")
 
     def _lock(self, folder: Path) -> Any:
         return folder_lock(self.output / "locks" / folder.relative_to(self.output))

@@ -13,6 +13,7 @@ from typing import Any
 
 from ldm.cost.network import peak_memory_label
 from ldm.environment import environment
+from ldm.errors import PartialError
 from ldm.evaluation.downstream import DownstreamScores
 from ldm.evaluation.scores import COPY_T1, METRICS, Evaluation
 from ldm.plots.figures import loss_figure, scatter_figure
@@ -113,7 +114,7 @@ def mean_cost(seeds: Sequence[RowCost]) -> RowCost:
 
 
 @dataclass(frozen=True)
-class Benchmark:
+class BenchmarkResult:
     """Everything a benchmark found out.
 
     Args:
@@ -127,6 +128,8 @@ class Benchmark:
         rows: the order of the table; by default scores, then failures.
         seeds: row -> seeds that are done, of how many.
         downstream: what a segmenter finds on the synthetic T1ce.
+        problems: cell -> why it failed or is not done, also of rows that have a score.
+        cells: how many there are.
     """
 
     title: str
@@ -139,6 +142,20 @@ class Benchmark:
     rows: Sequence[str] = ()
     seeds: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     downstream: DownstreamScores | None = None
+    problems: Mapping[str, str] = field(default_factory=dict)
+    cells: int = 0
+
+    def require_complete(self) -> None:
+        """Refuse a benchmark in which a cell failed or is missing.
+
+        Raises:
+            PartialError: PARTIAL, with why.
+        """
+        if self.problems:
+            listed = "; ".join(f"{name}: {reason}" for name, reason in self.problems.items())
+            raise PartialError(
+                "PARTIAL", f"{len(self.problems)} of {self.cells} cells failed ({listed})"
+            )
 
     def write(self, output: Path) -> Path:
         """Write ``benchmark.csv``, ``.json``, ``.md``, ``.tex``, metrics and ``report.html``."""

@@ -27,7 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Make patients, then benchmark a small diffusion model against the baselines on them."""
 
-    from ldm.cli.benchmark import run_benchmark
+    from ldm.benchmark.run import Benchmark
+    from ldm.cli.benchmark import SHOWN, run_all
     from ldm.data.phantom import write_phantoms
     from ldm.errors import ConfigError
 
@@ -39,12 +40,8 @@ def run(args: argparse.Namespace) -> int:
         write_phantoms(patients, args.subjects, size=args.size)
     print("2. A small diffusion model, and the same network as one-step regression")
     overrides = [f"data.params.root={patients}", f"data.params.test=[{','.join(HELD_OUT)}]"]
-    code = run_benchmark(
-        ["configs/demo.yaml"],
-        [*overrides, *args.config],
-        args.output / "benchmark",
-        f"dsdiff demo --output {args.output}",
-    )
+    told = ("configs/demo.yaml", [*overrides, *args.config], args.output / "benchmark")
+    code = run_all(Benchmark(*told, command=f"dsdiff demo --output {args.output}", **SHOWN))
     if code == 0:
         print("\nThe same on your own patients (BraTS-like NIfTI, a folder of subjects):")
         print("  dsdiff train configs/backbone/unet.yaml data.params.root=FOLDER name=mine")

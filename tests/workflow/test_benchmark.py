@@ -19,7 +19,7 @@ import yaml
 
 from ldm.benchmark import cells
 from ldm.benchmark.cells import Stopped, Work
-from ldm.benchmark.results import Benchmark
+from ldm.benchmark.results import BenchmarkResult
 from ldm.callbacks.run import GradientGuard
 from ldm.cli.main import main
 from ldm.errors import BusyError
@@ -99,7 +99,9 @@ def calls(monkeypatch):
         return run_inside(work, folder, gpu, *arguments)
 
     monkeypatch.setattr(Work, "_dsdiff", run)
-    monkeypatch.setattr(Benchmark, "figures", lambda self: [])  # the slowest part, seen once below
+    monkeypatch.setattr(
+        BenchmarkResult, "figures", lambda self: []
+    )  # the slowest part, seen once below
     return called
 
 
@@ -126,7 +128,7 @@ def copies(monkeypatch, undisturbed):
         return 0, ""
 
     monkeypatch.setattr(Work, "_dsdiff", run)
-    monkeypatch.setattr(Benchmark, "figures", lambda self: [])
+    monkeypatch.setattr(BenchmarkResult, "figures", lambda self: [])
     return called
 
 

@@ -1,0 +1,63 @@
+"""What a finished cell of a benchmark cost: from what its processes wrote, and from its network."""
+
+from __future__ import annotations
+
+from statistics import median
+
+from ldm.benchmark.plan import GridCell, Training
+from ldm.benchmark.results import RowCost
+from ldm.callbacks.metrics_file import read_curves
+from ldm.cost.network import count_flops, count_parameters, training_flops
+from ldm.storage import read_json, write_json
+from ldm.util import instantiate_from_config
+
+
+def cell_cost(cell: GridCell) -> RowCost:
+    """Return what a finished cell cost, from what its processes wrote and from its network."""
+    training, run = cell.training, read_json(cell.training.run / "cost.json")
+    network = network_cost(training)
+    sampling = read_json(cell.folder / "timing" / "cost.json")
+    sampling = sampling or read_json(cell.prediction / "cost.json")
+    timings = sampling.get("subjects") or []
+    options = (training.config.get("lightning") or {}).get("trainer") or {}
+    images = (run.get("batch_size") or 0) * (options.get("accumulate_grad_batches") or 1)
+    steps = run.get("steps")
+    return RowCost(
+        parameters=network["parameters"],
+        flops=network["flops"],
+        calls=sampling.get("calls"),
+        train_steps=steps,
+        train_seconds=run.get("seconds"),
+        train_flops=steps and training_flops(network["flops"], images, steps),
+        slice_seconds=median(t["seconds"] / t["slices"] for t in timings) if timings else None,
+        volume_seconds=median(t["seconds"] for t in timings) if timings else None,
+        train_memory=run.get("peak_memory_bytes"),
+        sample_memory=sampling.get("peak_memory_bytes"),
+        train_batch=images or None,
+        sample_batch=sampling.get("batch_size"),
+        train_joules=run.get("energy_joules"),
+        volume_joules=sampling.get("energy_joules"),
+        no_joules=run.get("energy_reason") or sampling.get("energy_reason") or "",
+        device=run.get("device") or sampling.get("device", "cpu"),
+        precision=f"{run.get('precision', 'n/a')} / {sampling.get('precision', 'n/a')}",
+    )
+
+
+def network_cost(training: Training) -> dict[str, int]:
+    """Return parameters and FLOPs of a training's network, counted once."""
+    path = training.folder / "network.json"
+    if not (known := read_json(path)):
+        data = instantiate_from_config(training.config["data"], where="data")
+        model = instantiate_from_config(training.config["model"], where="model")
+        inputs = model.network_inputs(data)
+        known = {
+            "parameters": count_parameters(model.network),
+            "flops": count_flops(model.network, *inputs),
+        }
+        write_json(path, known)
+    return known
+
+
+def loss_curve(training: Training) -> tuple[list[int], list[float]] | None:
+    """Return the training loss of a run, if any was logged."""
+    return read_curves(training.run).get("train/loss")

@@ -1,0 +1,328 @@
+"""A benchmark: rows x space x seed x sampler x steps on the same data and budget.
+
+What is finished is not done again, so an interrupted benchmark goes on when it is run again. How a
+cell is run is in :mod:`ldm.benchmark.cells`, what the cells are in :mod:`ldm.benchmark.plan`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ldm.benchmark.cells import Stopped, Work, require_same_config, run_cells
+from ldm.benchmark.costs import cell_cost, loss_curve
+from ldm.benchmark.kept_scores import combine
+from ldm.benchmark.plan import OWN_KEYS, GridCell, Training, plan_cells, read_budget
+from ldm.benchmark.results import BenchmarkResult, mean_cost
+from ldm.config import TOP_LEVEL, merge_config, save_config
+from ldm.data.layouts import Subject
+from ldm.data.seen import Digests, inherited, read_seen, refuse_leaks, subject_digests
+from ldm.errors import ConfigError, DataError
+from ldm.evaluation.downstream import DownstreamScores, judge_once, require_target
+from ldm.evaluation.folder import picture_folders
+from ldm.evaluation.protocol import DEFAULT
+from ldm.evaluation.scores import Evaluation
+from ldm.inference.segmentation import NetworkSegmenter
+from ldm.progress import Progress, silent
+from ldm.storage import folder_lock
+from ldm.util import instantiate_from_config
+
+TIMING = 3  # repeats
+SPLIT_KEYS = ("root", "layout", "train", "val", "test", "fold", "folds", "seed")
+
+
+class Benchmark:
+    """A benchmark: its plan, its cells with their patients fixed, and the work on them.
+
+    ``Benchmark("configs/benchmark.yaml", ["data.params.root=PATIENTS"], output="out").run()``
+    trains, samples and evaluates every cell and returns the numbers. Nothing is run by the
+    constructor, which reads the plan, fixes the patients of every training and refuses leaks.
+
+    Args:
+        plan: the benchmark YAML, or several that are merged left to right.
+        overrides: ``key=value`` for all rows.
+        output: folder of the benchmark.
+        trust: classes accepted in a run folder beside those that the shipped YAMLs name.
+        command: what the user typed, for the report.
+        say: told what begins; by default nothing is said, and what the cells say goes to files.
+        progress: wraps the patients that are evaluated.
+
+    Raises:
+        ConfigError: what is wrong. DataError: LEAK; DATA-EMPTY when nobody is held out.
+        UnsafeError: UNSAFE-TARGET, a run folder names a class outside ``trust``.
+        OutputError: OUT-EXISTS, ``output`` holds the work of another configuration.
+    """
+
+    def __init__(
+        self,
+        plan: str | Path | Sequence[str | Path],
+        overrides: Sequence[str] = (),
+        output: str | Path = "benchmark",
+        *,
+        trust: Sequence[str] = (),
+        command: str = "Benchmark(...).run()",
+        say: Callable[[str], None] | None = None,
+        progress: Progress = silent,
+    ) -> None:
+        files = [plan] if isinstance(plan, str | Path) else list(plan)
+        self.described = merge_config(files, list(overrides), (*TOP_LEVEL, *OWN_KEYS))
+        self.command, self.trusted = command, trust
+        cells = plan_cells(self.described, Path(output), trust)
+        patients = Patients()
+        fixed = {t.folder: patients.fix(t) for t in trainings_of(cells) if not t.is_given}
+        self.cells: Sequence[GridCell] = [
+            replace(c, training=fixed.get(c.training.folder, c.training)) if c.training else c
+            for c in cells
+        ]
+        self.work = self._work(Path(output), fixed, say, progress)
+        self._refuse_leaks(patients)
+
+    def _work(
+        self,
+        output: Path,
+        fixed: Mapping[Path, Training],
+        say: Callable[[str], None] | None,
+        progress: Progress,
+    ) -> Work:
+        """Return what the cells share: the held-out patients are those of the first training."""
+        timing = self.described.get("timing", TIMING) or 0
+        if type(timing) is not int or timing < 0:
+            raise ConfigError("CONFIG-VALUE", f"timing is {timing}: give repeats, 0 for none")
+        first = next(iter(fixed.values()), None)
+        config = first.config["data"] if first else _data_of_given(self.cells, self.described)
+        data = instantiate_from_config(config, where="data")
+        subjects = data.find_subjects()
+        ids = data.split["test"] or data.split["val"]
+        if not ids:
+            raise DataError("DATA-EMPTY", "no subject is held out: set data.params.test or val")
+        return Work(
+            output=output,
+            reference=data.root,
+            held_out=subject_digests((subjects[i] for i in ids), data.cache),
+            train=data.split["train"],
+            data=config,
+            timing=timing,
+            layout=data.layout_choice,
+            mask=data.preparation.mask,
+            say=say,
+            progress=progress,
+        )
+
+    def _refuse_leaks(self, patients: Patients) -> None:
+        held_out = self.work.held_out
+        for training in self.trainings:
+            given = training.is_given
+            seen = read_seen(training.run) if given else patients.seen_by(training)
+            refuse_leaks(held_out, seen, training.row)
+            if not given:
+                require_same_config(training)
+        if self.described.get("segmenter"):
+            _check_segmenter(Path(self.described["segmenter"]), held_out, self.trusted)
+
+    @property
+    def trainings(self) -> list[Training]:
+        """Each training once."""
+        return trainings_of(self.cells)
+
+    def states(self) -> dict[int, tuple[str, str]]:
+        """Return number of a cell -> its state, and the reason of a failure; by number."""
+        numbered = sorted(self.cells, key=lambda cell: cell.number)
+        return {cell.number: self.work.state(cell) for cell in numbered}
+
+    def cell(self, number: int) -> GridCell:
+        """Return the cell of a number.
+
+        Raises:
+            ConfigError: CONFIG-VALUE when there is none.
+        """
+        for cell in self.cells:
+            if cell.number == number:
+                return cell
+        raise ConfigError(
+            "CONFIG-VALUE", f"--cell is {number}: give 0 to {len(self.cells) - 1}; see --plan"
+        )
+
+    def run_cell(self, number: int) -> tuple[str, str]:
+        """Run one cell, waiting for a training of it that another process does.
+
+        Returns:
+            Its state, and the reason of a failure.
+
+        Raises:
+            ConfigError: CONFIG-VALUE. Stopped: it was interrupted.
+        """
+        cell = self.cell(number)
+        self._run([cell], 1, [])
+        return self.work.state(cell)
+
+    def run(self, jobs: int | None = None) -> BenchmarkResult:
+        """Run every cell that is not done, then report.
+
+        Args:
+            jobs: cells at once, one GPU each; None: the number of GPUs, 1 on a CPU.
+
+        Raises:
+            Stopped: it was interrupted; run again, it goes on.
+        """
+        gpus = visible_gpus()
+        jobs = jobs or max(1, len(gpus))
+        self.work.is_quiet = self.work.say is None or jobs > 1
+        self._run(self.cells, jobs, gpus)
+        return self.collect()
+
+    def _run(self, cells: Sequence[GridCell], jobs: int, gpus: Sequence[str]) -> None:
+        save_config(self.described, self.work.output / "benchmark.yaml")
+        if code := run_cells(self.work, cells, jobs, gpus):
+            raise Stopped(code)
+
+    def collect(self) -> BenchmarkResult:
+        """Return the results of the cells that are done, and write the report of all.
+
+        A cell that failed, or is not done, is a failed row, and named in ``problems``.
+        """
+        with folder_lock(self.work.output / "locks" / "report"):
+            problems, partial = {}, {}
+            for cell in self.cells:
+                state, reason = self.work.state(cell)
+                if state == "partial":
+                    partial[cell.number] = reason
+                elif state != "done":
+                    problems[cell.number] = reason if state == "failed" else f"not done ({state})"
+            names = {cell.number: cell.name for cell in self.cells}
+            result = replace(
+                self._result(problems),
+                problems={names[number]: why for number, why in (problems | partial).items()},
+                cells=len(self.cells),
+            )
+            result.write(self.work.output)
+        return result
+
+    def _result(self, problems: Mapping[int, str]) -> BenchmarkResult:
+        """Return the results of the cells without a problem, one row for all seeds."""
+        rows: dict[str, list[GridCell]] = {}
+        for cell in self.cells:
+            rows.setdefault(cell.row, []).append(cell)
+        done = {row: [c for c in cells if c.number not in problems] for row, cells in rows.items()}
+        done = {row: cells for row, cells in done.items() if cells}
+        curves = {row: loss_curve(c[0].training) for row, c in done.items() if c[0].is_timed}
+        return BenchmarkResult(
+            title=str(self.described.get("name", "Benchmark")),
+            result=self._scores(done),
+            downstream=self._downstream(done),
+            costs={
+                row: mean_cost([cell_cost(cell) for cell in cells])
+                for row, cells in done.items()
+                if cells[0].training
+            },
+            curves={row: curve for row, curve in curves.items() if curve},
+            failures={
+                row: problems[cells[0].number] for row, cells in rows.items() if row not in done
+            },
+            command=self.command,
+            settings=self._settings(),
+            rows=list(rows),
+            seeds={
+                row: (len(done.get(row, [])), len(cells))
+                for row, cells in rows.items()
+                if cells[0].training
+            },
+        )
+
+    def _scores(self, done: Mapping[str, Sequence[GridCell]]) -> Evaluation:
+        """Return the scores of each row, with the pictures of its first seed."""
+        work = self.work
+        result = Evaluation(DEFAULT, subjects=sorted(work.held_out))
+        for row, cells in done.items():
+            seeds = [f"seed {c.training.seed}" if c.training else "" for c in cells]
+            runs = [work.scores(c) for c in cells]
+            combine(result, row, dict(zip(seeds, runs, strict=True)))
+        pictures = {row: cells[0].prediction for row, cells in done.items()}
+        picture_folders(result, pictures, work.reference, work.layout, work.mask)
+        return result
+
+    def _downstream(self, done: Mapping[str, Sequence[GridCell]]) -> DownstreamScores | None:
+        """Return what a segmenter finds on the synthetic T1ce of each row, if one is named."""
+        if not (segmenter := self.described.get("segmenter")):
+            return None
+        work = self.work
+        folders = {row: [c.prediction for c in cells] for row, cells in done.items()}
+        path = work.output / "downstream_kept.json"
+        told = (Path(segmenter), folders, work.reference, work.held_out, path)
+        options = {"layout": work.layout, "progress": work.patients}
+        return judge_once(*told, trusted=self.trusted, **options)
+
+    def _settings(self) -> dict[str, Any]:
+        budget = read_budget(self.described)
+        sampling = self.described.get("sampling") or {}
+        return {
+            "budget": str(budget) if budget else "as configured",
+            "seeds": ", ".join(str(s) for s in sorted({t.seed for t in self.trainings})),
+            "training subjects": len(self.work.train),
+            "sampling": ", ".join(f"{key} {value}" for key, value in sampling.items()),
+        }
+
+
+def trainings_of(cells: Sequence[GridCell]) -> list[Training]:
+    """Return each training of the cells once."""
+    return list({c.training.folder: c.training for c in cells if c.training}.values())
+
+
+def _check_segmenter(path: Path, held_out: Digests, trusted: Sequence[str]) -> None:
+    """Refuse a segmenter that cannot judge, before hours of work."""
+    require_target(NetworkSegmenter(path, trusted))
+    refuse_leaks(held_out, read_seen(path), "the segmenter")
+
+
+class Patients:
+    """The patients of every training: found once a folder, the same for all seeds."""
+
+    def __init__(self) -> None:
+        self.splits: dict[str, dict[str, list[str]]] = {}
+        self.subjects: dict[Path, tuple[Mapping[str, Subject], Path | None]] = {}
+        self.places: dict[tuple[str, str], dict[str, list[str]]] = {}
+
+    def fix(self, training: Training) -> Training:
+        """Return a training that names its patients; those of its row's first seed."""
+        place = (training.row, training.space)
+        if place not in self.places:
+            self.places[place] = self._split(training.config["data"])
+        data = training.config["data"]
+        params = {**data["params"], **self.places[place], "fold": None}
+        return replace(training, config={**training.config, "data": {**data, "params": params}})
+
+    def seen_by(self, training: Training) -> Digests:
+        """Return the digests of the files of a training's patients, and of what it builds on."""
+        params = training.config["data"]["params"]
+        subjects, cache = self.subjects[Path(params["root"])]
+        own = subject_digests((subjects[i] for i in params["train"]), cache)
+        return {**inherited(training.config["model"]), **own}
+
+    def _split(self, config: Mapping[str, Any]) -> dict[str, list[str]]:
+        params = config.get("params") or {}
+        key = json.dumps([params.get(name) for name in SPLIT_KEYS])
+        if key not in self.splits:
+            data = instantiate_from_config(config, where="data")
+            subjects = data.find_subjects()
+            self.subjects[data.root] = (subjects, data.cache)
+            self.splits[key] = data.split
+        return self.splits[key]
+
+
+def _data_of_given(cells: Sequence[GridCell], plan: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the ``data`` section of a benchmark of runs that were all trained before."""
+    config = next(cell.training.config for cell in cells if cell.training)
+    changed = {key: plan[key] for key in ("data",) if key in plan}
+    return merge_config([{"data": config["data"]}, changed])["data"]
+
+
+def visible_gpus() -> list[str]:
+    """Return what CUDA_VISIBLE_DEVICES may name here, one GPU each."""
+    if listed := os.environ.get("CUDA_VISIBLE_DEVICES"):
+        return [name.strip() for name in listed.split(",") if name.strip()]
+    return [str(number) for number in range(torch.cuda.device_count())]
