@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.cli.arguments import add_run_arguments
-from ldm.cli.train import describe, train
+from ldm.cli.train import SHOWN, describe, finish
 
 DISTILL = "configs/distill.yaml"
 
@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train the student; ``dsdiff train --resume`` continues it."""
     from ldm.checkpoint import read_run_config
+    from ldm.training import run_training
 
     folder = args.run_folder if args.run_folder.is_dir() else args.run_folder.parent
     teacher = read_run_config(folder, args.trust)
@@ -37,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         return describe(config)
     name = f"{folder.resolve().name}-distilled-{args.steps}"
-    return train(config, args.output or folder.parent / name)
+    return finish(run_training(config, args.output or folder.parent / name, **SHOWN))
 
 
 def student_config(

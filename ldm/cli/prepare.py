@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ import numpy as np
 
 from ldm.cli.arguments import add_layout_argument
 from ldm.cli.main import report_error
+from ldm.cli.terminal import show_progress
 from ldm.data.manifest import (
     Row,
     examine,
@@ -116,7 +117,9 @@ def data_module(args: argparse.Namespace) -> Any:
     files = [a for a in args.config if "=" not in a] or ["configs/base.yaml"]
     config = load_config(files, [a for a in args.config if "=" in a])
     layout = {"layout": args.layout} if args.layout else {}
-    return instantiate_from_config(config["data"], where="data", root=str(args.input), **layout)
+    data = instantiate_from_config(config["data"], where="data", root=str(args.input), **layout)
+    data.progress = show_progress
+    return data
 
 
 @dataclass
@@ -158,13 +161,6 @@ class Preparer:
             return known
         part = next((p for p, ids in self.data.split.items() if subject.id in ids), "")
         return {**row, "split": part, "brain_voxels": str(brain)}
-
-
-def show_progress(items: Iterable[Any], text: str, total: int | None = None) -> Iterable[Any]:
-    """Wrap subjects in a progress bar."""
-    from rich.progress import track
-
-    return track(items, text, total, transient=True)
 
 
 def tables(rows: Sequence[Row]) -> list[Any]:

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from rich.progress import track
 from torch.utils.data import DataLoader, Subset
 
 from ldm.data.cache import CachedSubject, cached_subject
@@ -21,6 +20,7 @@ from ldm.data.prepare import Preparation, load_subject
 from ldm.data.slices import EndlessShuffle, PatchDataset, SliceDataset
 from ldm.data.split import split_subjects
 from ldm.errors import ConfigError, DataError
+from ldm.progress import Progress, silent
 from ldm.study import KNOWN, Study
 from ldm.util import instantiate_from_config
 
@@ -111,9 +111,11 @@ class ContrastDataModule(pl.LightningDataModule):
         self.cache = Path(cache) if cache else None
         self.layout_choice = layout
         self.split: dict[str, list[str]] = {}
+        self.subjects: dict[str, Subject] = {}
+        self.progress: Progress = silent  # wraps subjects that are decoded
 
     def find_subjects(self) -> dict[str, Subject]:
-        """Return the subjects below the root, and fill ``layout``, ``found`` and ``split``.
+        """Return the subjects below the root; fill ``subjects``, ``layout``, ``found``, ``split``.
 
         A table that has a split decides it, unless parts are lists or there are folds.
 
@@ -125,7 +127,7 @@ class ContrastDataModule(pl.LightningDataModule):
                 "CONFIG-MISSING", "data.params.root is not set: give data.params.root=FOLDER"
             )
         self.layout, subjects = detect_layout(self.root, self.layout_choice, self.study.contrasts)
-        self.found = summary(self.layout, subjects)
+        self.found, self.subjects = summary(self.layout, subjects), subjects
         told = {part: [s.id for s in subjects.values() if s.split == part] for part in self.parts}
         listed = any(isinstance(part, Sequence) for part in self.parts.values())
         use_told = any(told.values()) and not listed and self.fold is None
@@ -146,7 +148,7 @@ class ContrastDataModule(pl.LightningDataModule):
         subjects = self.find_subjects()
         self.learn_normaliser(subjects)
         chosen = [subjects[i] for part in ("train", "val") for i in self.split[part]]
-        cached = {c.id: c for c in _in_threads(self.decode, chosen, "Decoding patients")}
+        cached = {c.id: c for c in self._in_threads(self.decode, chosen, "Decoding patients")}
         augmentation = None
         if self.augmentation_config:
             where = "data.params.augmentation_config"
@@ -236,7 +238,7 @@ class ContrastDataModule(pl.LightningDataModule):
         if not wanted:
             return
         training = [subjects[i] for i in self.split["train"]]
-        done = _in_threads(profiles, training, "Learning intensities")
+        done = self._in_threads(profiles, training, "Learning intensities")
         for contrast, values in zip(wanted, zip(*done, strict=True), strict=True):
             normaliser.learn(contrast, values)
 
@@ -255,11 +257,9 @@ class ContrastDataModule(pl.LightningDataModule):
             self.cache,
         )
 
-
-def _in_threads(work: Callable, subjects: Sequence[Subject], title: str) -> list[Any]:
-    with ThreadPoolExecutor(max_workers=4) as pool:  # zlib releases the interpreter lock
-        done = pool.map(work, subjects)
-        return list(track(done, title, len(subjects), transient=True))
+    def _in_threads(self, work: Callable, subjects: Sequence[Subject], title: str) -> list[Any]:
+        with ThreadPoolExecutor(max_workers=4) as pool:  # zlib releases the interpreter lock
+            return list(self.progress(pool.map(work, subjects), title, len(subjects)))
 
 
 def _require_within(name: str, value: float, least: float, most: float = math.inf) -> None:

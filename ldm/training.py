@@ -1,0 +1,271 @@
+"""Training: from a configuration to a run folder that can be resumed and sampled from."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import RichProgressBar, Timer, TQDMProgressBar
+from pytorch_lightning.loggers import TensorBoardLogger
+
+from ldm.callbacks.metrics_file import MetricsFile, read_curves
+from ldm.callbacks.run import StopOnSignal
+from ldm.checkpoint import (
+    CHECKPOINTS,
+    CONFIG_FILE,
+    MODEL_FILE,
+    AtomicCheckpointIO,
+    newest_checkpoint,
+    read_run_config,
+)
+from ldm.config import load_config, merge_overrides, save_config
+from ldm.cost.energy import EnergyMeter
+from ldm.cost.network import peak_memory
+from ldm.data.seen import inherited, read_seen, subject_digests, write_seen
+from ldm.environment import prefers_channels_last, resolve_precision
+from ldm.errors import ConfigError, OutputError
+from ldm.modules.diffusionmodules.util import to_channels_last
+from ldm.progress import Progress, silent
+from ldm.storage import folder_lock, read_json, write_json
+from ldm.util import instantiate_from_config
+
+RUNS = Path("runs")
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A run folder after training.
+
+    Args:
+        folder: the run folder, which ``Synthesiser.load`` and ``dsdiff sample`` take.
+        steps: optimizer steps that it has had in all.
+        stopped_by: number of the signal that ended the training early, or None.
+        next_command: what to do with the run on the command line.
+    """
+
+    folder: Path
+    steps: int
+    stopped_by: int | None
+    next_command: str
+
+    @property
+    def model(self) -> Path:
+        """The weights to sample with."""
+        return self.folder / MODEL_FILE
+
+    @property
+    def curves(self) -> dict[str, tuple[list[int], list[float]]]:
+        """Steps and values of each metric, such as ``train/loss``: what ``metrics.csv`` holds."""
+        return read_curves(self.folder)
+
+    @property
+    def cost(self) -> dict[str, Any]:
+        """Seconds, peak memory, energy and subjects of the training: ``cost.json``."""
+        return read_json(self.folder / "cost.json")
+
+
+def train(
+    config: str | Path | Sequence[str | Path] | None = None,
+    overrides: Sequence[str] = (),
+    output: str | Path | None = None,
+    *,
+    resume: str | Path | None = None,
+    trust: Collection[str] = (),
+    say: Callable[[str], None] | None = None,
+    progress: Progress = silent,
+) -> TrainedRun:
+    """Train a network.
+
+    Args:
+        config: YAML, or several that are merged left to right.
+        overrides: ``key=value``, such as ``data.params.root=FOLDER``.
+        output: run folder; None: ``runs/NAME``.
+        resume: run folder to continue exactly, in place of ``config``.
+        trust: classes accepted in that folder beside those that the shipped YAMLs name.
+        say: told which subjects were found.
+        progress: wraps the subjects that are decoded; given, Lightning shows its bar too.
+
+    Raises:
+        ConfigError: USAGE, and what is wrong, with its key path. DataError: a subject cannot be
+            used. OutputError: OUT-EXISTS when the folder holds a run already. NonFiniteError.
+    """
+    if resume is not None:
+        folder = Path(resume)
+        if config:
+            given = config if isinstance(config, str | Path) else config[0]
+            raise ConfigError("USAGE", f"--resume takes no YAML ({given}): the run has its own")
+        checkpoint = newest_checkpoint(folder)
+        resolved = merge_overrides(read_run_config(folder, trust), overrides)
+        return run_training(resolved, folder, checkpoint, say, progress)
+    if not config:
+        raise ConfigError(
+            "USAGE", "give a YAML such as configs/backbone/unet.yaml, or --resume RUN"
+        )
+    files = [config] if isinstance(config, str | Path) else list(config)
+    resolved = load_config(files, overrides)
+    folder = Path(output) if output else RUNS / str(resolved.get("name", "run"))
+    return run_training(resolved, folder, None, say, progress)
+
+
+def run_training(
+    config: Mapping[str, Any],
+    folder: Path,
+    checkpoint: Path | None = None,
+    say: Callable[[str], None] | None = None,
+    progress: Progress = silent,
+) -> TrainedRun:
+    """Run one training of a resolved configuration in ``folder``, from ``checkpoint`` if given.
+
+    Raises:
+        ConfigError, DataError, OutputError, NonFiniteError: see :func:`train`.
+    """
+    is_main = int(os.environ.get("LOCAL_RANK", 0)) == 0
+    if checkpoint is None and is_main and any((folder / c).exists() for c in CHECKPOINTS):
+        raise OutputError(
+            "OUT-EXISTS",
+            f"{folder} holds a run: continue it with --resume {folder}, or choose another name=",
+        )
+    data = instantiate_from_config(config["data"], where="data")
+    data.progress = progress
+    data.setup("fit")
+    if is_main and say:
+        say(data.found)
+    torch.manual_seed(config.get("seed", 0))  # the first weights
+    model = instantiate_from_config(config["model"], where="model")
+    if checkpoint is None:
+        model.check_start(data)
+    with _quiet_lightning(), folder_lock(folder) if is_main else nullcontext():
+        if is_main:
+            _write_config(folder, config, model, data)
+        trainer, stop = build_trainer(config, folder, data, progress is not silent)
+        if prefers_channels_last(trainer.precision):
+            to_channels_last(model)
+        if is_main:
+            _write_seen(folder, data, config["model"])
+        meter = EnergyMeter(trainer.strategy.root_device)
+        trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        if is_main:
+            _write_cost(folder, trainer, data, meter, checkpoint is not None, not stop.received)
+    return TrainedRun(folder, trainer.global_step, stop.received, model.next_command)
+
+
+def build_trainer(
+    config: Mapping[str, Any], folder: Path, data: Any, show: bool = True
+) -> tuple[pl.Trainer, StopOnSignal]:
+    """Return the Lightning trainer of a run and the callback that knows why it stopped."""
+    lightning = config.get("lightning") or {}
+    options = dict(lightning.get("trainer") or {})
+    options["precision"] = resolve_precision(options.get("precision", "auto"))
+    _count_in_steps(options, data)
+    stop = StopOnSignal()
+    bar = RichProgressBar() if sys.stdout.isatty() else TQDMProgressBar(50)
+    callbacks: list[Any] = [stop, *([bar] if show else [])]
+    for name, node in (lightning.get("callbacks") or {}).items():
+        if node:
+            callbacks.append(instantiate_from_config(node, where=f"lightning.callbacks.{name}"))
+    callbacks.append(Timer(options.pop("max_time", None), verbose=False))
+    tensorboard = TensorBoardLogger(folder, name="", version="tensorboard")
+    trainer = pl.Trainer(
+        **{
+            "default_root_dir": folder,
+            "logger": [MetricsFile(folder), tensorboard],
+            "callbacks": callbacks,
+            "plugins": [AtomicCheckpointIO()],
+            "check_val_every_n_epoch": None,
+            "enable_model_summary": False,
+            "enable_progress_bar": show,
+            "num_sanity_val_steps": 0,
+            "use_distributed_sampler": False,
+            **options,
+        }
+    )
+    return trainer, stop
+
+
+def _count_in_steps(options: dict[str, Any], data: Any) -> None:
+    """Translate epochs to steps (training runs in one endless pass) and validation to batches."""
+    epochs = options.pop("max_epochs", None)
+    batches = -(-len(data.train_slices) // data.batch_size)
+    accumulate = options.get("accumulate_grad_batches") or 1
+    if epochs is not None and epochs > 0:
+        options["max_steps"] = max(1, epochs * batches // accumulate)
+    if options.get("max_steps", -1) == -1 and not options.get("max_time"):
+        raise ConfigError(
+            "CONFIG-VALUE", "training has no end: give lightning.trainer.max_steps or max_time"
+        )
+    options["max_epochs"] = -1
+    if not len(data.val_dataset):
+        options["limit_val_batches"] = 0
+    options.setdefault("val_check_interval", 1000)
+
+
+def _write_config(folder: Path, config: Mapping[str, Any], model: Any, data: Any) -> None:
+    """Write the configuration, with what was learned from the training subjects."""
+    portable = dict(config)
+    for section, part in (("model", model), ("data", data)):
+        params = {**config[section].get("params", {}), **part.portable_params()}
+        portable[section] = {**config[section], "params": params}
+    save_config(portable, folder / CONFIG_FILE)
+
+
+def _write_seen(folder: Path, data: Any, model: Mapping[str, Any]) -> None:
+    before = {**inherited(model), **read_seen(folder)}  # a resumed run has no teacher any more
+    train, val = (
+        subject_digests((data.subjects[i] for i in data.split[part]), data.cache)
+        for part in ("train", "val")
+    )
+    write_seen(folder, {"train": {**before, **train}, "val": val})
+
+
+def _write_cost(
+    folder: Path,
+    trainer: pl.Trainer,
+    data: Any,
+    meter: EnergyMeter,
+    is_resumed: bool,
+    finished: bool,
+) -> None:
+    device = trainer.strategy.root_device
+    timer = next(c for c in trainer.callbacks if isinstance(c, Timer))
+    lost = "resumed: what the processes before used is not known" if is_resumed else ""
+    write_json(
+        folder / "cost.json",
+        {
+            "finished": finished,
+            "steps": trainer.global_step,
+            "seconds": round(timer.time_elapsed(), 3),  # of all processes of a resumed run
+            "energy_joules": None if is_resumed else meter.joules(),
+            "energy_reason": lost or meter.reason,
+            "batch_size": data.batch_size,
+            "precision": trainer.precision,
+            "device": device.type,
+            "peak_memory_bytes": peak_memory(device),
+            "train_subjects": data.split["train"],
+            "val_subjects": data.split["val"],
+        },
+    )
+
+
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Keep back what Lightning says of no use to the user."""
+    logger = logging.getLogger("pytorch_lightning")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        for text in (".*num_workers.*", ".*No device id.*", ".*treespec.*", ".*litlogger.*"):
+            warnings.filterwarnings("ignore", text)
+        warnings.filterwarnings("ignore", category=UserWarning, module="pytorch_lightning")
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
