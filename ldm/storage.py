@@ -6,14 +6,16 @@ what stands there already is replaced only where :mod:`ldm.claims` permits it.
 
 from __future__ import annotations
 
+import csv
 import errno
 import hashlib
 import json
+import math
 import os
 import secrets
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -200,6 +202,47 @@ def write_json(path: Path, value: Any, replace: bool = False) -> None:
     """Write ``value`` as indented JSON with sorted keys, see :func:`atomic_path`."""
     with atomic_path(path, replace) as temporary:
         temporary.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def strict_json(value: Any) -> Any:
+    """Return ``value`` in types of strict JSON: null for NaN, ``inf`` and ``-inf`` as text."""
+    if isinstance(value, Mapping):
+        return {str(key): strict_json(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [strict_json(inner) for inner in value]
+    if hasattr(value, "tolist"):  # of numpy
+        return strict_json(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else str(value)
+    return value
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Write head and rows of :func:`csv_rows`, atomically.
+
+    Raises:
+        OutputError: OUT-IO when the system refuses to write.
+    """
+    with (
+        atomic_path(path) as temporary,
+        temporary.open("w", encoding="utf-8", newline="") as file,
+    ):
+        csv.writer(file).writerows(csv_rows(columns, rows))
+
+
+def csv_rows(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[list[str]]:
+    """Head and rows for ``csv.writer``, at full precision; no cell starts a spreadsheet formula."""
+    return [[_csv_cell(cell) for cell in row] for row in (columns, *rows)]
+
+
+def _csv_cell(value: Any) -> str:
+    if not isinstance(value, str):
+        return "n/a" if value is None or value != value else str(value)
+    try:
+        float(value)
+    except ValueError:
+        return f"'{value}" if value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+    return value
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -22,9 +22,9 @@ from ldm.cost.network import count_parameters
 from ldm.data.phantom import write_phantoms
 from ldm.data.slices import EndlessShuffle, SliceDataset
 from ldm.evaluation.metrics.overlap import dice
-from ldm.evaluation.segmentation import mean_and_deviation
+from ldm.evaluation.statistics import summarise_values
 from ldm.models.segmentation import foreground_shares
-from ldm.report.tables import markdown_table
+from ldm.report.tables import Number, markdown_table
 from ldm.storage import atomic_path, read_json, write_json
 from ldm.util import instantiate_from_config
 
@@ -143,7 +143,8 @@ def table(results: dict[str, Any], steps: int, seeds: int) -> str:
         runs = [results[f"{row} / {steps} steps / seed {seed}"] for seed in range(seeds)]
         milliseconds = round(1000 / steps * float(np.median([run["seconds"] for run in runs])))
         millions = f"{runs[0]['parameters'] / 1e6:.3f}"
-        body.append([row, mean_and_deviation([r["dice"] for r in runs]), millions, milliseconds])
+        dice = summarise_values([run["dice"] for run in runs], interval=False)
+        body.append([row, Number.mean(dice.mean, dice.sd), millions, milliseconds])
     return markdown_table(["", "Dice", "parameters, M", "CPU ms a step"], body)
 
 

@@ -1,5 +1,6 @@
 """Writers of tiny patients, by nibabel: an independent hand on the other side of the border."""
 
+import json
 from collections.abc import Mapping, Sequence
 from itertools import permutations, product
 from pathlib import Path
@@ -7,6 +8,9 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+
+from ldm.evaluation.case import Case, Prediction
+from ldm.evaluation.protocol import DEFAULT, MetricProtocol, Scores, evaluate_case
 
 INPUTS = ("t1", "t2", "flair")
 SHAPE = (12, 14, 10)
@@ -99,3 +103,24 @@ def rotation(degrees: float, first: int, second: int) -> np.ndarray:
 def oblique(degrees: float = 30) -> np.ndarray:
     """Return RAS turned about two axes."""
     return rotation(degrees, 0, 1) @ rotation(degrees / 3, 1, 2) @ RAS
+
+
+def evaluate_volume(
+    prediction: np.ndarray,
+    reference: np.ndarray,
+    brain: np.ndarray,
+    labels: np.ndarray | None = None,
+    protocol: MetricProtocol = DEFAULT,
+    spread: np.ndarray | None = None,
+    samples: int | None = None,
+    perceptual: Any = None,
+) -> Scores:
+    """Judge a volume against a patient that is only arrays."""
+    case = Case("P", {}, reference, brain, labels)
+    return evaluate_case(case, Prediction(prediction, spread, samples), protocol, perceptual)
+
+
+def read_scores(path: Path) -> dict[tuple[str, str, str, str], float | str | None]:
+    """Return (row, subject, region, measure) -> value of a JSON file of scores, of one seed."""
+    table = json.loads(path.read_text(encoding="utf-8"))["scores"]
+    return {(s["row"], s["subject"], s["region"], s["measure"]): s["value"] for s in table}

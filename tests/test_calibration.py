@@ -5,6 +5,7 @@ from math import inf, isnan, sqrt
 
 import numpy as np
 import pytest
+from builders import evaluate_volume
 from scipy.stats import norm
 
 from ldm.errors import DataError
@@ -16,7 +17,7 @@ from ldm.evaluation.metrics.calibration import (
     error_to_spread,
     reliability,
 )
-from ldm.evaluation.protocol import SPREAD_METRICS, MetricProtocol, evaluate_volume
+from ldm.evaluation.protocol import SPREAD, MetricProtocol
 
 VOXELS = 200_000
 SAMPLING = 4 * sqrt(0.25 / VOXELS)  # four standard errors of a share
@@ -132,7 +133,7 @@ def patient():
 def test_regions_of_a_patient(patient):
     *volumes, spread = patient
     scores = evaluate_volume(*volumes, spread=spread)
-    assert not set(SPREAD_METRICS) & set(scores["full"])
+    assert not set(SPREAD) & set(scores["full"])
     assert scores["healthy"]["coverage_1sd"] == pytest.approx(0.683, abs=0.02)
     assert scores["healthy"]["error_to_spread"] == pytest.approx(1, abs=0.03)
     assert scores["tumour"]["coverage_2sd"] == pytest.approx(0.683, abs=0.02)
@@ -153,7 +154,7 @@ def test_calibration_has_no_unit_and_is_not_clipped(patient):
     )
     narrow = MetricProtocol(percentiles=(40, 60))  # clips four voxels of five
     clipped = evaluate_volume(*volumes, protocol=narrow, spread=spread, samples=5)
-    for name in SPREAD_METRICS:
+    for name in SPREAD:
         assert other["brain"][name] == pytest.approx(scores["brain"][name])
         assert clipped["brain"][name] == scores["brain"][name]
 
@@ -161,5 +162,5 @@ def test_calibration_has_no_unit_and_is_not_clipped(patient):
 def test_undefined_patients_have_all_names(patient):
     prediction, reference, brain, _, spread = patient
     constant = evaluate_volume(prediction, np.where(brain, 300.0, 0), brain, spread=spread)
-    assert set(SPREAD_METRICS) < set(constant["brain"])
+    assert set(SPREAD) < set(constant["brain"])
     assert all(map(isnan, constant["brain"].values()))

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from builders import evaluate_volume
 from hypothesis import given
 from hypothesis import strategies as st
 from skimage import metrics as skimage_metrics
@@ -15,7 +16,8 @@ from skimage import metrics as skimage_metrics
 from ldm.errors import ConfigError, DataError
 from ldm.evaluation.metrics.detail import flicker, hfen, sharpness
 from ldm.evaluation.metrics.similarity import mae, mean_over_slices, ms_ssim, nmi, nrmse, psnr, ssim
-from ldm.evaluation.protocol import MetricProtocol, evaluate_volume, summarise
+from ldm.evaluation.protocol import DEFAULT, MetricProtocol
+from ldm.evaluation.scores import Evaluation
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -401,6 +403,14 @@ def test_a_nan_in_the_prediction_is_not_hidden(patient):
     damaged = prediction.copy()
     damaged[16, 15, 6] = np.nan
     assert all(map(isnan, evaluate_volume(damaged, reference, brain)["brain"].values()))
+
+
+def summarise(subjects, interval=False):
+    """The statistics over patients of one row."""
+    result = Evaluation(DEFAULT, ["unet"], [f"P{number}" for number in range(len(subjects))])
+    for number, scores in enumerate(subjects):
+        result.add("unet", f"P{number}", scores)
+    return list(result.summary("unet", interval).values())
 
 
 def test_summary_counts_who_is_missing():

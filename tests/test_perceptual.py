@@ -5,11 +5,11 @@ from math import isnan
 import numpy as np
 import pytest
 import torch
+from builders import evaluate_volume
 
 from ldm.errors import CheckpointError
 from ldm.evaluation.measures import MEASURES
 from ldm.evaluation.metrics.perceptual import Perceptual, find_weights, frechet_distance
-from ldm.evaluation.protocol import evaluate_volume
 
 
 @pytest.fixture(scope="module")
@@ -69,4 +69,4 @@ def test_without_weights_there_is_a_reason(tmp_path, monkeypatch, weights):
     assert find_weights()[0].net == "squeeze"
     with pytest.raises(CheckpointError, match="CKPT-MISSING"):
         find_weights(tmp_path / "vgg16.pth")
-    assert MEASURES["lpips"].whole
+    assert MEASURES["lpips"].regions == ("full", "brain")

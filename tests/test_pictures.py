@@ -14,13 +14,7 @@ from ldm.evaluation.case import Case, Prediction
 from ldm.evaluation.protocol import DEFAULT
 from ldm.evaluation.scores import COPY_T1, Evaluation
 from ldm.plots.figures import Pane, panes_figure, pareto_front
-from ldm.report.gallery import (
-    add_to_viewer,
-    comparison_strip,
-    shown_volumes,
-    strips_figure,
-    viewer,
-)
+from ldm.report.gallery import Gallery, comparison_strip, shown_volumes
 
 
 def case(name="P1", shape=(12, 14, 10)):
@@ -40,18 +34,14 @@ def predictions(case, **errors):
 
 def evaluation(**psnr):
     """One row ``unet`` beside a copied T1, on patients with these PSNR in the brain."""
-    result = Evaluation(DEFAULT, subjects=list(psnr))
-    result.scores = {
-        "unet": {name: {"brain": {"psnr": value}} for name, value in psnr.items()},
-        COPY_T1: {name: {"brain": {"psnr": 100 - value}} for name, value in psnr.items()},
-    }
+    result, gallery = Evaluation(DEFAULT, ["unet", COPY_T1], list(psnr)), Gallery()
+    for name, value in psnr.items():
+        result.add("unet", name, {"brain": {"psnr": value}})
+        result.add(COPY_T1, name, {"brain": {"psnr": 100 - value}})
     for name in psnr:
         one = case(name)
-        shown = shown_volumes(one, predictions(one, unet=0.1, copy_T1=0.0), DEFAULT)
-        result.strips[name] = comparison_strip(one, shown)
-        result.slices[name] = one.shown_slice()
-        add_to_viewer(result, one, shown)
-    return result
+        gallery.add(result, one, predictions(one, unet=0.1, copy_T1=0.0))
+    return result, gallery
 
 
 def test_shown_volumes_share_the_window_of_the_truth_and_are_black_outside():
@@ -87,36 +77,38 @@ def test_a_strip_has_an_error_map_for_every_row_with_the_front_upwards():
 
 
 def test_worst_patients_come_first_and_the_page_says_so():
-    result = evaluation(good=30.0, failed=math.nan, bad=20.0)
-    figures = strips_figure(result, most=2)
+    result, gallery = evaluation(good=30.0, failed=math.nan, bad=20.0)
+    figures = gallery.figures(result, most=2)
     assert [f.title for f in figures] == ["Patient failed", "Patient bad"]
     assert figures[0].caption.startswith("Worst first: 1 of 3 by the mean PSNR")
     assert "(1 better ones are not shown)" in figures[1].caption
-    shown = viewer(result)
+    shown = gallery.viewer(result)
     assert [p.id for p in shown.patients] == ["failed", "bad", "good"]
     assert shown.rows == ["unet", COPY_T1]
 
 
 def test_the_viewer_keeps_to_its_budget_from_the_worst_on():
-    result = evaluation(good=30.0, bad=20.0)
-    bad = result.viewer["bad"]
-    shown = viewer(result, budget=bad.size())
+    result, gallery = evaluation(good=30.0, bad=20.0)
+    gallery.budget = gallery.viewed["bad"].size()
+    shown = gallery.viewer(result)
     assert [p.id for p in shown.patients] == ["bad"]
     assert shown.left_out == 1
-    assert viewer(result, budget=0) is None
+    gallery.budget = 0
+    assert gallery.viewer(result) is None
 
 
 def test_rows_without_room_continue_below():
     """Nine rows: seven beside the one column of T1 and real, two in a block below."""
-    result = Evaluation(DEFAULT, subjects=["P1"])
-    one = case()
+    one, gallery = case(), Gallery(budget=0)
     rows = predictions(one, **{f"row{n}": n / 20 for n in range(9)})
-    result.strips["P1"] = comparison_strip(one, shown_volumes(one, rows, DEFAULT))
-    result.scores = {row: {"P1": {"brain": {"psnr": 20.0}}} for row in rows}
-    result.slices["P1"] = 5
-    (nine,) = strips_figure(result)
-    del result.strips["P1"].predictions["row7"], result.strips["P1"].predictions["row8"]
-    (seven,) = strips_figure(result)
+    result = Evaluation(DEFAULT, list(rows), ["P1"])
+    for row in rows:
+        result.add(row, "P1", {"brain": {"psnr": 20.0}})
+    gallery.add(result, one, rows)
+    (nine,) = gallery.figures(result)
+    strip = gallery.strips["P1"].predictions
+    del strip["row7"], strip["row8"]
+    (seven,) = gallery.figures(result)
     heights = [imread(io.BytesIO(figure.image)).shape[0] for figure in (nine, seven)]
     assert heights[0] == pytest.approx(2 * heights[1], rel=0.02)
 

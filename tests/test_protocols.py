@@ -6,13 +6,14 @@ from math import isnan
 import numpy as np
 import pytest
 import torch
+from builders import evaluate_volume
 from scipy.ndimage import binary_dilation, gaussian_filter
 
 from ldm.errors import ConfigError
 from ldm.evaluation.measures import MEASURES
 from ldm.evaluation.metrics.published import brasyn_ssim, legacy_ms_ssim
 from ldm.evaluation.metrics.similarity import psnr
-from ldm.evaluation.protocol import PROTOCOLS, SPREAD_METRICS, evaluate_volume, find_protocol
+from ldm.evaluation.protocol import PROTOCOLS, SPREAD, find_protocol
 from ldm.evaluation.regions import REGIONS, Labelled
 
 
@@ -43,7 +44,8 @@ def test_every_protocol_states_what_it_uses(name):
     written = json.loads(json.dumps(protocol.to_dict()))
     assert written["name"] == name
     assert written["bounds_of"] in ("reference", "own")
-    used = {*protocol.regions, *protocol.measures, *protocol.more, "bounds", *SPREAD_METRICS}
+    used = {*protocol.regions, *protocol.measures, *protocol.more, "bounds"}
+    assert set(SPREAD) <= used or protocol.bounds_of == "own"
     assert used <= set(written["definitions"])
     assert all(written["definitions"].values())
 
@@ -55,7 +57,7 @@ def test_every_protocol_fills_its_tables_and_prefers_the_truth(patient, name):
     found, truth = scores(patient, name), scores(patient, name, patient[1])
     assert tuple(found) == protocol.regions
     for region, values in found.items():
-        assert tuple(values) == protocol.names(region)
+        assert tuple(values) == protocol.names(region, ["region", "volume"])
         for metric in (m for m in values if m != "lpips"):
             better = truth[region][metric], values[metric]
             best = MEASURES[metric].best

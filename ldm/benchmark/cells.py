@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -132,10 +132,10 @@ class Work:
             progress=self.patients,
         )
 
-    def patients(self, subjects: Sequence[Any]) -> Iterable[Any]:
-        """Show how many patients are evaluated, unless several cells run at once."""
-        progress = silent if self.is_quiet else self.progress
-        return progress(subjects, "Evaluating", len(subjects))
+    @property
+    def patients(self) -> Progress:
+        """Shows how many patients are evaluated, unless several cells run at once."""
+        return silent if self.is_quiet else self.progress
 
     def _run(self, cell: GridCell, gpu: str | None) -> None:
         with self._lock(cell.folder):

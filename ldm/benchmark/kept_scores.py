@@ -1,28 +1,27 @@
-"""Scores of a folder of predictions, kept in a file, so that no volume is evaluated twice."""
+"""Scores of a folder of predictions, kept in a file, so that no volume is judged twice."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from ldm.evaluation.folder import evaluate_folders
-from ldm.evaluation.metrics.calibration import Reliability
-from ldm.evaluation.protocol import DEFAULT, MetricProtocol
-from ldm.evaluation.scores import Evaluation
-from ldm.storage import kept, volume_digests
+from ldm.data.layouts import detect_layout, select_subjects
+from ldm.evaluation.downstream import downstream_scores
+from ldm.evaluation.folder import evaluate, find_predictions
+from ldm.evaluation.protocol import DEFAULT, DOWNSTREAM, MetricProtocol
+from ldm.evaluation.scores import FORMAT, Evaluation
+from ldm.storage import kept, strict_json, volume_digests
 
 ROW = "cell"
-KEPT = ("scores", "reliability", "failures")
-NAMES = {"nan": float("nan"), "inf": float("inf"), "-inf": float("-inf")}
+
+References = Mapping[str, Mapping[str, str]]
 
 
 def evaluate_once(
-    prediction: Path,
+    prediction: Path | None,
     reference: Path,
-    references: Mapping[str, Mapping[str, str]],
+    references: References,
     path: Path,
     protocol: MetricProtocol = DEFAULT,
     mask: str = "auto",
@@ -31,75 +30,65 @@ def evaluate_once(
     """Return the evaluation of one folder as row ROW; from ``path`` if it is of the same files.
 
     Args:
-        prediction: folder of synthetic volumes.
+        prediction: folder of synthetic volumes; None: the copied input alone, as a row of its own.
         reference: folder of real patients.
         references: the patients to compare, with the digests of their files.
-        path: JSON file that keeps the scores; every number comes back as it was, bit by bit.
-        protocol, mask, options: see :func:`ldm.evaluation.folder.evaluate_protocols`.
+        path: JSON file that keeps all scores and notes; every number comes back as it was, bit by
+            bit. One of an older format is made again.
+        protocol, mask, options: see :func:`ldm.evaluation.folder.evaluate`.
 
     Raises:
-        DataError: see :func:`ldm.evaluation.folder.evaluate_protocols`.
+        DataError: see :func:`ldm.evaluation.folder.evaluate`.
     """
-    described = _to_json(
-        {
-            "volumes": volume_digests(prediction),
-            "references": references,
-            "protocol": protocol.to_dict(),
-            "mask": mask,
-        }
-    )
+    described = {
+        "volumes": volume_digests(prediction) if prediction else {},
+        "references": dict(references),
+        "mask": mask,
+        "protocol": protocol.to_dict(),
+        "format": FORMAT,
+    }
 
-    def evaluate() -> dict[str, Any]:
-        told = {"baseline": False, "mask": mask, "viewer_bytes": 0, **options}
-        found = evaluate_folders({ROW: prediction}, reference, sorted(references), protocol, **told)
-        groups = {s: g._asdict() for s, g in found.reliability.get(ROW, {}).items()}
-        values = (found.scores[ROW], groups, found.failures.get(ROW, {}))
-        return _to_json(dict(zip(KEPT, values, strict=True)))
+    def made() -> dict[str, Any]:
+        told = {"subjects": sorted(references), "protocols": [protocol], "mask": mask, **options}
+        rows = {ROW: prediction} if prediction else {}
+        return evaluate(rows, reference, baseline=not rows, **told).to_dict()
 
-    known = kept(path, described, evaluate)
-    scores, groups, failures = (_from_json(known[key]) for key in KEPT)
-    result = Evaluation(protocol, {ROW: scores}, subjects=sorted(references))
-    result.failures = {ROW: failures} if failures else {}
-    for subject, values in groups.items():
-        arrays = (np.array(values[name]) for name in Reliability._fields)
-        result.reliability.setdefault(ROW, {})[subject] = Reliability(*arrays)
-    return result
+    return Evaluation.from_dict(protocol, kept(path, strict_json(described), made))
 
 
-def combine(result: Evaluation, row: str, runs: Mapping[str, Evaluation]) -> None:
-    """Add the evaluations of the training seeds of a row to ``result``.
+def judge_once(
+    segmenter: Path,
+    predictions: Mapping[str, Sequence[Path]],
+    reference: Path,
+    references: References,
+    path: Path,
+    trusted: Sequence[str] = (),
+    layout: Any = None,
+    **options: Any,
+) -> Evaluation:
+    """Return what a trained segmenter finds; from ``path`` if it is of the same files.
 
-    A patient is the unit of every statistic: its scores are averaged over the seeds that have one,
-    for the same patient synthesised by three trainings is not three patients.
+    Args:
+        segmenter: run of ``dsdiff segment train``.
+        predictions: row name -> folders of its training seeds.
+        reference: folder of real patients.
+        references: the patients to compare, with the digests of their files.
+        path: JSON file that keeps the scores.
+        trusted: classes accepted in the run folder beside the shipped ones.
+        layout: of ``reference``; None: recognised.
+        options: see :func:`ldm.evaluation.downstream.downstream_scores`.
     """
-    result.scores.setdefault(row, {})
-    several = len(runs) > 1
-    for seed, found in runs.items():
-        for subject, scores in found.scores[ROW].items():
-            result.add(row, subject, scores, seed if several else None)
-        for subject, reason in found.failures.get(ROW, {}).items():
-            result.fail(row, subject, f"{seed}: {reason}" if several else reason)
-    groups = [found.reliability.get(ROW, {}) for found in runs.values()]
-    for subject in sorted(set().union(*groups)):
-        fields = zip(*(g[subject] for g in groups if subject in g), strict=True)
-        mean = Reliability(*(np.mean(values, axis=0) for values in fields))
-        result.reliability.setdefault(row, {})[subject] = mean
+    from ldm.inference.segmentation import NetworkSegmenter
 
+    judge = NetworkSegmenter(segmenter, trusted)
+    volumes = {row: [volume_digests(f) for f in folders] for row, folders in predictions.items()}
+    described = {"segmenter": judge.digest, "volumes": volumes, "references": dict(references)}
 
-def _to_json(value: Any) -> Any:
-    """Return ``value`` for strict JSON: arrays as lists, NaN and infinity as text."""
-    if isinstance(value, Mapping):
-        return {str(key): _to_json(inner) for key, inner in value.items()}
-    if isinstance(value, np.ndarray | list | tuple):
-        return [_to_json(inner) for inner in value]
-    if isinstance(value, float | np.floating):
-        return float(value) if np.isfinite(value) else str(float(value))
-    return value.item() if isinstance(value, np.generic) else value
+    def judged() -> dict[str, Any]:
+        own, real = detect_layout(reference, layout)
+        chosen = select_subjects(real, sorted(references))
+        told = (judge, find_predictions(predictions), chosen, own)
+        return downstream_scores(*told, baseline=False, **options).to_dict()
 
-
-def _from_json(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _from_json(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_from_json(inner) for inner in value]
-    return NAMES.get(value, value) if isinstance(value, str) else value
+    known = kept(path, strict_json({**described, "format": FORMAT}), judged)
+    return Evaluation.from_dict(DOWNSTREAM, known)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from math import isnan
 from operator import attrgetter
 from pathlib import Path
 from statistics import median
@@ -14,19 +13,19 @@ from typing import Any
 from ldm.cost.network import peak_memory_label
 from ldm.environment import environment
 from ldm.errors import PartialError
-from ldm.evaluation.downstream import DownstreamScores
-from ldm.evaluation.scores import COPY_T1, METRICS, Evaluation
+from ldm.evaluation.measures import MEASURES
+from ldm.evaluation.scores import COPY_T1, FORMAT, Evaluation
 from ldm.plots.figures import loss_figure, scatter_figure
 from ldm.regions import region_title
-from ldm.report.gallery import spread_figure, strips_figure, viewer
+from ldm.report.gallery import Gallery, spread_figure
 from ldm.report.page import Figure, Report, Section, write_report
-from ldm.report.score_tables import BETTER
-from ldm.report.tables import Table, write_table
-from ldm.storage import write_json
+from ldm.report.score_tables import BETTER, evaluation_tables, mean_cell, segmentation_tables
+from ldm.report.tables import Cell, Number, Table, write_table
+from ldm.storage import strict_json, write_json
 
 GIB = 2**30
-REGION = "brain"  # the region of the summary table
-SUMMARY = ("psnr", "nrmse", "ssim", "ms_ssim")  # its metrics; the tables of regions hold all
+# What the summary shows of each row; the other tables hold all.
+SUMMARY = (("brain", "psnr"), ("brain", "nrmse"), ("brain", "ssim"), ("brain", "ms_ssim"))
 SEED_SPREAD, SEEDS = "sd over seeds dB", "seeds"
 
 
@@ -127,7 +126,8 @@ class BenchmarkResult:
         settings: what held for all rows.
         rows: the order of the table; by default scores, then failures.
         seeds: row -> seeds that are done, of how many.
-        downstream: what a segmenter finds on the synthetic T1ce.
+        downstream: what a segmenter finds on the synthetic volumes.
+        gallery: pictures of the patients.
         problems: cell -> why it failed or is not done, also of rows that have a score.
         cells: how many there are.
     """
@@ -141,7 +141,8 @@ class BenchmarkResult:
     settings: Mapping[str, Any] = field(default_factory=dict)
     rows: Sequence[str] = ()
     seeds: Mapping[str, tuple[int, int]] = field(default_factory=dict)
-    downstream: DownstreamScores | None = None
+    downstream: Evaluation | None = None
+    gallery: Gallery = field(default_factory=Gallery)
     problems: Mapping[str, str] = field(default_factory=dict)
     cells: int = 0
 
@@ -159,57 +160,61 @@ class BenchmarkResult:
 
     def write(self, output: Path) -> Path:
         """Write ``benchmark.csv``, ``.json``, ``.md``, ``.tex``, metrics and ``report.html``."""
-        table, cost = self.summary(), self.cost_table()
-        write_table(table, output, "benchmark")
-        write_table(cost, output, "cost")
+        write_table(self.summary(), output, "benchmark")
+        write_table(self.cost_table(), output, "cost")
         described = {
-            "columns": list(table.columns),
-            "rows": [list(row) for row in table.rows],
+            "format": FORMAT,
+            "quality": {row: self._quality(row) for row in self.result.rows},
             "costs": {row: asdict(cost) for row, cost in self.costs.items()},
             "seeds": {row: list(counts) for row, counts in self.seeds.items()},
-            "seed_spread": {
-                row: {m: self.seed_spread(row, m) for m in SUMMARY} for row in self.result.seeds
-            },
             "failures": dict(self.failures),
             "command": self.command,
             "settings": dict(self.settings),
             "environment": environment(),
         }
-        write_json(output / "benchmark.json", described)
+        write_json(output / "benchmark.json", strict_json(described))
         self.result.write(output)
         if self.downstream:
-            self.downstream.write(output)
+            self.downstream.write(output, "downstream")
         page = output / "report.html"
         write_report(self.report(), page)
         return page
 
     def order(self) -> list[str]:
         """Return the rows from top to bottom."""
-        return list(self.rows) or [*self.result.scores, *self.failures]
+        return list(self.rows) or [*self.result.rows, *self.failures]
 
     def summary(self) -> Table:
-        """Return the table: brain-masked quality, then cost."""
-        label = peak_memory_label(next((c.device for c in self.costs.values()), "cpu"))
+        """Return the table: quality, then cost."""
         further = self._further_columns()
-        columns = [
-            "backbone",
-            *(METRICS[m] for m in SUMMARY),
-            "n",
-            *further,
-            *SUMMARY_COSTS,
-        ]
-        scored = {cells[0]: cells for cells in self.result.table(REGION).rows}
-        rows: list[list[Any]] = []
+        titles = [MEASURES[measure].title for _, measure in SUMMARY]
+        rows: list[list[Cell]] = []
         for row in self.order():
-            if row in scored:
-                named = dict(zip(METRICS, scored[row][1:], strict=False))
-                quality = [*(named[m] for m in SUMMARY), scored[row][-1]]
-            else:
-                reason = self.failures.get(row, "no score")
-                quality = [f"FAILED: {reason}", *[None] * (len(SUMMARY) - 1), "0"]
             cost = self.costs.get(row)
             costs = [read(cost) if cost else None for read in SUMMARY_COSTS.values()]
-            rows.append([row, *quality, *(cell(row) for cell in further.values()), *costs])
+            more = [of(row) for of in further.values()]
+            rows.append([row, *self._quality_cells(row), *more, *costs])
+        dice = [column for column in further if column not in (SEED_SPREAD, SEEDS)]
+        return Table(
+            "Summary",
+            ["backbone", *titles, "n", *further, *SUMMARY_COSTS],
+            rows,
+            self._note(further),
+            BETTER | dict.fromkeys(dice, "higher"),
+        )
+
+    def _quality_cells(self, row: str) -> list[Cell]:
+        """Return what the summary shows of a row, or why there is nothing."""
+        found = self.result.summary(row)
+        if not found:
+            reason = f"FAILED: {self.failures.get(row, 'no score')}"
+            return [reason, *[None] * (len(SUMMARY) - 1), Number.of(0, len(self.result.subjects))]
+        counts = [s.n for (region, _), s in found.items() if region == "brain"]
+        n = Number.of(max(counts, default=0), len(self.result.subjects))
+        return [*(mean_cell(found.get(key)) for key in SUMMARY), n]
+
+    def _note(self, further: Mapping[str, Any]) -> str:
+        label = peak_memory_label(next((c.device for c in self.costs.values()), "cpu"))
         note = (
             "Mean ± standard deviation over patients, inside the brain. The reference sets the "
             "intensity bounds. FLOPs: a multiply-add counts as 2, attention as matrix products. "
@@ -221,25 +226,29 @@ class BenchmarkResult:
                 "the standard deviation of the mean over patients."
             )
         if self.downstream:
-            note += " Dice: what a segmenter finds with the synthetic T1ce, against the labels."
-        return Table(
-            "Summary",
-            columns,
-            rows,
-            note,
-            BETTER | dict.fromkeys(further.keys() - {SEED_SPREAD, SEEDS}, "higher"),
-        )
+            note += " Dice: what a segmenter finds with the synthetic volumes, against the labels."
+        return note
 
-    def _further_columns(self) -> dict[str, Callable[[str], Any]]:
+    def _further_columns(self) -> dict[str, Callable[[str], Cell]]:
         """Return the columns that only some benchmarks have: their cell in a row."""
-        columns: dict[str, Callable[[str], Any]] = {}
-        for region in self.downstream.regions if self.downstream else ():
-            metric = f"{region}_labels"
-            columns[f"{region_title(region)} Dice"] = partial(self.downstream.cell, metric=metric)
+        columns: dict[str, Callable[[str], Cell]] = {}
+        for region in self.downstream.regions() if self.downstream else ():
+            columns[f"{region_title(region)} Dice"] = partial(self._dice, region)
         if any(counts[1] > 1 for counts in self.seeds.values()):
-            columns[SEED_SPREAD] = partial(self.seed_spread, metric="psnr")
+            columns[SEED_SPREAD] = self.seed_spread
             columns[SEEDS] = self._seeds
         return columns
+
+    def _dice(self, region: str, row: str) -> Cell:
+        return mean_cell(self.downstream.summary(row).get((region, "dice")))
+
+    def _quality(self, row: str) -> list[dict[str, Any]]:
+        """Return the summary of a row in numbers, with the spread over its seeds."""
+        several = len(self.result.seeds(row)) > 1
+        return [
+            s._asdict() | ({"seed_sd": self.result.over_seeds(row, *key).sd} if several else {})
+            for key, s in self.result.summary(row).items()
+        ]
 
     def cost_table(self) -> Table:
         """Return what each row cost, with batch sizes, precision and where it ran."""
@@ -258,36 +267,34 @@ class BenchmarkResult:
             note += f" No energy: {'; '.join(reasons)}."
         return Table("Cost", ["backbone", *ALL_COSTS], rows, note)
 
-    def seed_spread(self, row: str, metric: str) -> float | None:
-        """Return the standard deviation over seeds of the mean over patients, in the brain."""
-        if row not in self.result.seeds:
-            return None
-        spread = self.result.over_seeds(row, metric, REGION).sd
-        return None if isnan(spread) else spread
+    def seed_spread(self, row: str) -> float | None:
+        """Return the standard deviation over seeds of the mean PSNR in the brain."""
+        several = len(self.result.seeds(row)) > 1
+        return self.result.over_seeds(row, "brain", "psnr").sd if several else None
 
-    def _seeds(self, row: str) -> str | None:
+    def _seeds(self, row: str) -> Cell:
         done, wanted = self.seeds.get(row, (0, 0))
-        return f"{done}/{wanted}" if wanted else None
+        return Number.of(done, wanted) if wanted else None
 
     def report(self) -> Report:
         """Return the page."""
         return Report(
             title=self.title,
             lead=(
-                f"{len(self.result.scores)} rows on {len(self.result.subjects)} held-out patients: "
+                f"{len(self.result.rows)} rows on {len(self.result.subjects)} held-out patients: "
                 f"{', '.join(self.result.subjects)}."
             ),
             tables=[
                 self.summary(),
-                *self.result.tables(),
-                *(self.downstream.tables() if self.downstream else ()),
+                *evaluation_tables(self.result),
+                *(segmentation_tables(self.downstream) if self.downstream else []),
                 self.cost_table(),
             ],
             figures=self.figures(),
             sections=[Section("Command", [self.command])],
             protocol=self.result.protocol.to_dict(),
             environment=environment() | dict(self.settings),
-            viewer=viewer(self.result),
+            viewer=self.gallery.viewer(self.result),
         )
 
     def figures(self) -> list[Figure]:
@@ -299,15 +306,15 @@ class BenchmarkResult:
             ("train_memory", "peak memory in training, bytes"),
         ):
             points = [
-                (row, getattr(cost, name), self.result.mean(row, REGION, "psnr"))
+                (row, getattr(cost, name), self.result.mean(row, "brain", "psnr"))
                 for row, cost in self.costs.items()
-                if getattr(cost, name) is not None and row in self.result.scores
+                if getattr(cost, name) is not None and row in self.result.rows
             ]
             if points:
                 image = scatter_figure(points, xlabel, "PSNR in the brain, dB")
                 caption = "Higher and further left is better."
-                if COPY_T1 in self.result.scores:
-                    caption += f" Copy T1: {self.result.mean(COPY_T1, REGION, 'psnr'):.2f} dB."
+                if COPY_T1 in self.result.rows:
+                    caption += f" Copy T1: {self.result.mean(COPY_T1, 'brain', 'psnr'):.2f} dB."
                 title = f"Quality against {xlabel.split(',')[0]}"
                 figures.append(
                     Figure(title, image, caption, f"PSNR against {xlabel} by row", False)
@@ -318,4 +325,4 @@ class BenchmarkResult:
             figures.append(
                 Figure("Training loss", image, caption, "Training loss over steps", False)
             )
-        return [*figures, *strips_figure(self.result)]
+        return [*figures, *self.gallery.figures(self.result)]

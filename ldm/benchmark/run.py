@@ -17,19 +17,19 @@ import torch
 
 from ldm.benchmark.cells import Stopped, Work, require_same_config, run_cells
 from ldm.benchmark.costs import cell_cost, loss_curve
-from ldm.benchmark.kept_scores import combine
+from ldm.benchmark.kept_scores import judge_once
 from ldm.benchmark.plan import OWN_KEYS, GridCell, Training, plan_cells, read_budget
 from ldm.benchmark.results import BenchmarkResult, mean_cost
 from ldm.config import TOP_LEVEL, merge_config, save_config
 from ldm.data.layouts import Subject
 from ldm.data.seen import Digests, inherited, read_seen, refuse_leaks, subject_digests
 from ldm.errors import ConfigError, DataError
-from ldm.evaluation.downstream import DownstreamScores, judge_once, require_target
-from ldm.evaluation.folder import picture_folders
+from ldm.evaluation.downstream import require_target
 from ldm.evaluation.protocol import DEFAULT
 from ldm.evaluation.scores import Evaluation
 from ldm.inference.segmentation import NetworkSegmenter
 from ldm.progress import Progress, silent
+from ldm.report.gallery import Gallery
 from ldm.storage import folder_lock
 from ldm.util import instantiate_from_config
 
@@ -210,10 +210,12 @@ class Benchmark:
             rows.setdefault(cell.row, []).append(cell)
         done = {row: [c for c in cells if c.number not in problems] for row, cells in rows.items()}
         done = {row: cells for row, cells in done.items() if cells}
+        result = self._scores(done)
         curves = {row: loss_curve(c[0].training) for row, c in done.items() if c[0].is_timed}
         return BenchmarkResult(
             title=str(self.described.get("name", "Benchmark")),
-            result=self._scores(done),
+            result=result,
+            gallery=self._gallery(result, done),
             downstream=self._downstream(done),
             costs={
                 row: mean_cost([cell_cost(cell) for cell in cells])
@@ -235,19 +237,24 @@ class Benchmark:
         )
 
     def _scores(self, done: Mapping[str, Sequence[GridCell]]) -> Evaluation:
-        """Return the scores of each row, with the pictures of its first seed."""
-        work = self.work
-        result = Evaluation(DEFAULT, subjects=sorted(work.held_out))
+        """Return the scores of each row, of all its seeds."""
+        result = Evaluation(DEFAULT, subjects=sorted(self.work.held_out))
         for row, cells in done.items():
-            seeds = [f"seed {c.training.seed}" if c.training else "" for c in cells]
-            runs = [work.scores(c) for c in cells]
-            combine(result, row, dict(zip(seeds, runs, strict=True)))
-        pictures = {row: cells[0].prediction for row, cells in done.items()}
-        picture_folders(result, pictures, work.reference, work.layout, work.mask)
+            for cell in cells:
+                seed = cell.training.seed if cell.training else 0
+                told = f"seed {seed}: " if len(cells) > 1 else ""
+                result.take(row, seed, self.work.scores(cell), told)
         return result
 
-    def _downstream(self, done: Mapping[str, Sequence[GridCell]]) -> DownstreamScores | None:
-        """Return what a segmenter finds on the synthetic T1ce of each row, if one is named."""
+    def _gallery(self, result: Evaluation, done: Mapping[str, Sequence[GridCell]]) -> Gallery:
+        """Return the pictures of the first seed of each row."""
+        work, gallery = self.work, Gallery()
+        pictures = {row: cells[0].prediction for row, cells in done.items()}
+        gallery.read(result, pictures, work.reference, work.layout, work.mask)
+        return gallery
+
+    def _downstream(self, done: Mapping[str, Sequence[GridCell]]) -> Evaluation | None:
+        """Return what a segmenter finds on the synthetic volumes of each row, if one is named."""
         if not (segmenter := self.described.get("segmenter")):
             return None
         work = self.work

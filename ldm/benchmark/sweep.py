@@ -3,49 +3,54 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ldm.environment import environment
-from ldm.evaluation.scores import COPY_T1, METRICS, Evaluation
+from ldm.evaluation.measures import MEASURES
+from ldm.evaluation.scores import COPY_T1, FORMAT, Evaluation, SummaryRow
 from ldm.plots.figures import lines_figure
 from ldm.report.page import Figure, Report, Section, write_report
+from ldm.report.score_tables import counted, mean_cell
+from ldm.report.tables import Cell as TableCell
 from ldm.report.tables import Table, write_table
-from ldm.storage import atomic_path, write_json
+from ldm.storage import atomic_path, strict_json, write_json
 
 # What the table shows of each region, and what the plot shows.
-SHOWN = {"brain": ("psnr", "nrmse", "ssim", "ms_ssim"), "tumour": ("psnr", "nrmse", "ssim")}
+SHOWN = (
+    *(("brain", measure) for measure in ("psnr", "nrmse", "ssim", "ms_ssim")),
+    *(("tumour", measure) for measure in ("psnr", "nrmse", "ssim")),
+)
 PANELS = (("brain", "psnr"), ("tumour", "psnr"), ("brain", "nrmse"), ("brain", "ms_ssim"))
 
 
 @dataclass(frozen=True)
 class Quality:
-    """Scores of one row: region -> metric -> value, as numbers and as ``mean ± sd``."""
+    """Scores of one row: (region, measure) -> statistics over patients."""
 
-    means: Mapping[str, Mapping[str, float | None]]
-    texts: Mapping[str, Mapping[str, str | float | None]]
-    counted: str
+    found: Mapping[tuple[str, str], SummaryRow]
+    counted: TableCell
 
     @classmethod
-    def of(cls, result: Evaluation, row: str) -> Quality:
-        """Take one row of an evaluation."""
-        means, texts, counted = {}, {}, "0"
-        for region in result.regions():
-            _, *cells, count = next(c for c in result.table(region).rows if c[0] == row)
-            texts[region] = {m: _plain(cell) for m, cell in zip(METRICS, cells, strict=True)}
-            means[region] = {m: _plain(result.mean(row, region, m)) for m in METRICS}
-            counted = count if region == "brain" else counted
-        return cls(means, texts, counted)
+    def of(cls, result: Evaluation) -> Quality:
+        """Take the only row of an evaluation."""
+        (row,) = result.rows
+        found = result.summary(row)
+        return cls(found, counted(result, found, "brain"))
 
-    def mean(self, region: str, metric: str) -> float:
+    def mean(self, region: str, measure: str) -> float:
         """Return the mean over patients; NaN where there is none."""
-        value = self.means.get(region, {}).get(metric)
-        return float("nan") if value is None else value
+        found = self.found.get((region, measure))
+        return found.mean if found else float("nan")
 
-    def cells(self) -> list[str | float | None]:
+    def cells(self) -> list[TableCell]:
         """Return the cells of the table."""
-        return [self.texts.get(r, {}).get(m) for r, metrics in SHOWN.items() for m in metrics]
+        return [mean_cell(self.found.get(key)) for key in SHOWN]
+
+    def to_dict(self) -> list[dict[str, Any]]:
+        """Return the statistics in plain types."""
+        return [summary._asdict() for summary in self.found.values()]
 
 
 @dataclass(frozen=True)
@@ -70,11 +75,16 @@ class Cell:
 
     def row(self) -> list[Any]:
         """Return the row of the table."""
-        empty = sum(map(len, SHOWN.values())) - 1
-        quality = self.quality.cells() if self.quality else [self.problem, *[None] * empty]
-        counted = self.quality.counted if self.quality else "0"
+        quality = [self.problem, *[None] * (len(SHOWN) - 1), 0]
+        if self.quality:
+            quality = [*self.quality.cells(), self.quality.counted]
         seconds = self.slice_seconds, self.volume_seconds
-        return [self.sampler, self.steps, self.calls, *quality, counted, *seconds]
+        return [self.sampler, self.steps, self.calls, *quality, *seconds]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all of it in plain types."""
+        numbers = {name: value for name, value in vars(self).items() if name != "quality"}
+        return {**numbers, "quality": self.quality.to_dict() if self.quality else None}
 
 
 @dataclass(frozen=True)
@@ -109,15 +119,16 @@ class Sweep:
         table = self.table()
         write_table(table, output, "sweep")
         described = {
-            "cells": [asdict(cell) for cell in self.cells],
-            "copy_t1": asdict(self.baseline),
+            "format": FORMAT,
+            "cells": [cell.to_dict() for cell in self.cells],
+            "baseline": self.baseline.to_dict(),
             "subjects": list(self.subjects),
             "protocol": dict(self.protocol),
             "command": self.command,
             "settings": dict(self.settings),
             "environment": environment(),
         }
-        write_json(output / "sweep.json", described)
+        write_json(output / "sweep.json", strict_json(described))
         for kind in ("svg", "png") if self.done else ():
             with atomic_path(output / f"sweep.{kind}") as temporary:
                 temporary.write_bytes(self.plot(kind))
@@ -126,7 +137,7 @@ class Sweep:
 
     def table(self) -> Table:
         """Return the table: quality in brain and tumour, then cost."""
-        quality = [f"{region} {METRICS[m]}" for region, names in SHOWN.items() for m in names]
+        quality = [f"{region} {MEASURES[m].title}" for region, m in SHOWN]
         columns = ["sampler", "steps", "calls", *quality, "n", "s a slice", "s a volume"]
         baseline = [COPY_T1, None, 0, *self.baseline.cells(), self.baseline.counted, None, None]
         note = (
@@ -138,7 +149,7 @@ class Sweep:
     def summary(self) -> Table:
         """Return the means of the plot alone, a table that fits a terminal."""
         columns = ["sampler", "steps", "calls"]
-        columns += [f"{METRICS[metric]} {region}" for region, metric in PANELS]
+        columns += [f"{MEASURES[measure].title} {region}" for region, measure in PANELS]
         rows: list[list[Any]] = []
         for cell in self.cells:
             quality = [cell.problem.partition(":")[0], *[None] * (len(PANELS) - 1)]
@@ -152,12 +163,14 @@ class Sweep:
         """Return quality against network calls as ``svg`` or ``png``, one line a sampler."""
         done = self.done
         panels = {
-            f"{METRICS[metric].replace(' dB', ', dB')} ({region})": {
-                name: [(c.calls, c.quality.mean(region, metric)) for c in done if c.sampler == name]
+            f"{MEASURES[measure].title.replace(' dB', ', dB')} ({region})": {
+                name: [
+                    (c.calls, c.quality.mean(region, measure)) for c in done if c.sampler == name
+                ]
                 for name in dict.fromkeys(cell.sampler for cell in done)
             }
-            for region, metric in PANELS
-            if any(region in cell.quality.means for cell in done)
+            for region, measure in PANELS
+            if any((region, measure) in cell.quality.found for cell in done)
         }
         return lines_figure(panels, "network calls a slice", kind)
 
@@ -176,10 +189,3 @@ class Sweep:
             protocol=dict(self.protocol),
             environment=environment() | dict(self.settings),
         )
-
-
-def _plain(value: Any) -> Any:
-    """A number as JSON knows it; None for NaN."""
-    if isinstance(value, str) or value is None:
-        return value
-    return None if value != value else float(value)

@@ -6,20 +6,17 @@ What is finished is not done again, so that an interrupted sweep goes on with th
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from ldm.benchmark.kept_scores import evaluate_once
 from ldm.benchmark.sweep import Cell, Quality
 from ldm.data.layouts import Layout, Subject
 from ldm.errors import CheckpointError, ConfigError, DsdiffError, OutputError, as_known_error
-from ldm.evaluation.case import TARGET
-from ldm.evaluation.folder import evaluate_folders
-from ldm.evaluation.protocol import DEFAULT
-from ldm.evaluation.scores import COPY_T1
 from ldm.inference.synthesis import Synthesiser
-from ldm.storage import kept, read_json, sha256, write_json
+from ldm.storage import read_json, write_json
 
 
 def held_out(model: Path, ids: Sequence[str]) -> list[str]:
@@ -69,7 +66,7 @@ class SweepCells:
             return Cell(name, steps, problem=f"refused: {error.message}")
         try:
             self._sample(synthesiser, folder, f"{name} {steps} steps ({place})")
-            scores = self._scores(folder)
+            quality = self._quality(folder / "scores.json", folder)
         except Exception as error:
             known = as_known_error(error)
             if known is None or isinstance(known, OutputError):
@@ -81,15 +78,14 @@ class SweepCells:
             name,
             steps,
             synthesiser.calls,
-            quality=Quality(**scores),
+            quality=quality,
             slice_seconds=_median(t["seconds"] / t["slices"] for t in timings),
             volume_seconds=_median(t["seconds"] for t in timings),
         )
 
     def baseline(self) -> Quality:
         """Return the scores of T1 copied as T1ce."""
-        path = self.output / "copy_t1.json"
-        return Quality(**self._once(path, {"references": self.references}, {}, COPY_T1))
+        return self._quality(self.output / "copied.json", None)
 
     def settings(self) -> dict[str, Any]:
         """Return what held for all cells."""
@@ -113,24 +109,11 @@ class SweepCells:
             if synthesiser.timings:
                 write_json(folder / "cost.json", synthesiser.cost())
 
-    def _scores(self, folder: Path) -> dict[str, Any]:
-        volumes = {s.id: sha256(folder / f"{s.id}_{TARGET}.nii.gz") for s in self.subjects}
-        described = {"volumes": volumes, "references": self.references}
-        return self._once(folder / "scores.json", described, {"cell": folder}, "cell")
-
-    def _once(
-        self, path: Path, files: Mapping[str, Any], predictions: Mapping[str, Path], row: str
-    ) -> dict[str, Any]:
-        """Return the scores in a file if they are of the same files, else evaluate."""
-
-        def evaluate() -> dict[str, Any]:
-            ids = [subject.id for subject in self.subjects]
-            told = {"baseline": not predictions, "layout": self.layout}
-            result = evaluate_folders(predictions, self.reference, ids, **told)
-            result.require_complete()
-            return {"quality": asdict(Quality.of(result, row))}
-
-        return kept(path, {**files, "protocol": DEFAULT.to_dict()}, evaluate)["quality"]
+    def _quality(self, path: Path, volumes: Path | None) -> Quality:
+        told = (volumes, self.reference, self.references, path)
+        result = evaluate_once(*told, layout=self.layout)
+        result.require_complete()
+        return Quality.of(result)
 
 
 def _median(values: Any) -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,48 +64,43 @@ def run(args: argparse.Namespace) -> int:
     """Evaluate, print the tables, write the files."""
     from rich.console import Console
 
+    from ldm.cli.terminal import show_progress
     from ldm.data.layouts import detect_layout, summary
-    from ldm.evaluation.folder import evaluate_protocols
+    from ldm.evaluation.folder import evaluate
     from ldm.evaluation.protocol import find_protocol
+    from ldm.report.gallery import Gallery
 
     protocols = [find_protocol(name) for name in dict.fromkeys(args.protocol)]
     rows = named_folders(args.prediction)
     _check_comparison(args, protocols[0], rows)
+    segmenter = _segmenter(args)
     print(summary(*detect_layout(args.reference, args.layout)), file=sys.stderr)
-    results = evaluate_protocols(
+    gallery = Gallery()
+    result = evaluate(
         rows,
         args.reference,
-        args.subjects,
-        protocols,
-        progress=show_progress,
+        subjects=args.subjects,
+        protocols=protocols,
+        segmenter=segmenter,
         lpips_weights=args.lpips_weights,
         layout=args.layout,
         mask=args.mask,
+        watch=gallery.add if args.output else None,
+        progress=show_progress,
     )
-    console = Console()
-    first = next(iter(results.values()))
-    found = first.tables(args.metric, args.region, args.against)
-    others = [
-        table
-        for result in results.values()
-        if result is not first
-        for table in result.region_tables()
-    ]
-    downstream = _downstream(args, rows)
-    judged = downstream.tables() if downstream else []
-    for table in (*found, *others, *judged):
+    tables, console = _tables(result, args), Console()
+    for table in tables:
         print_table(console, table)
     for protocol in protocols:
         console.print(f"Protocol {protocol.name}: {protocol.summary}.", style="dim")
     console.print("Definitions: docs/metrics.md", style="dim")
     if args.output:
-        for name, result in results.items():
-            result.write(args.output, "metrics" if result is first else f"metrics-{name}")
-        if downstream:
-            downstream.write(args.output)
-        write_evaluation_report(results, [*found, *others, *judged], args)
+        result.write(args.output)
+        for name, other in result.others.items():
+            other.write(args.output, name if name == "downstream" else f"metrics-{name}")
+        write_evaluation_report(result, gallery, tables, args)
         console.print(f"Written: {args.output}/metrics.csv, metrics.json, report.html")
-    return PartialError.exit_code if first.failures else 0
+    return PartialError.exit_code if result.failures else 0
 
 
 def named_folders(given: Sequence[str]) -> dict[str, list[Path]]:
@@ -137,13 +132,6 @@ def _check_comparison(args: argparse.Namespace, protocol: Any, rows: Mapping[str
         value = getattr(args, option)
         if value is not None and value not in known:
             raise ConfigError("CONFIG-VALUE", f"--{option} {value}: expected {', '.join(known)}")
-
-
-def show_progress(items: Iterable[Any]) -> Iterable[Any]:
-    """Wrap the patients in a progress bar."""
-    from rich.progress import track
-
-    return track(items, "Evaluating", transient=True)
 
 
 def print_table(console: Any, table: Any) -> None:
@@ -197,55 +185,50 @@ def add_segmenter_arguments(parser: argparse.ArgumentParser) -> None:
     add_trust_argument(parser)
 
 
-def _downstream(args: argparse.Namespace, rows: Mapping[str, Sequence[Path]]) -> Any:
-    """Return the downstream scores of the rows, or None where no segmenter is named."""
-    if not (args.segmenter or args.segmenter_command):
-        return None
-    from ldm.evaluation.downstream import downstream_scores
+def _segmenter(args: argparse.Namespace) -> Any:
+    """Return the segmenter that judges, or None where none is named."""
     from ldm.inference.segmentation import CommandSegmenter, NetworkSegmenter
 
     if args.segmenter:
-        segmenter = NetworkSegmenter(args.segmenter, args.trust)
-    else:
-        segmenter = CommandSegmenter(args.segmenter_command)
-    return downstream_scores(
-        segmenter,
-        rows,
-        args.reference,
-        args.subjects,
-        progress=show_progress,
-        layout=args.layout,
-    )
+        return NetworkSegmenter(args.segmenter, args.trust)
+    return CommandSegmenter(args.segmenter_command) if args.segmenter_command else None
+
+
+def _tables(result: Any, args: argparse.Namespace) -> list[Any]:
+    """Return what is shown: all of the first protocol, of others the regions, then downstream."""
+    from ldm.report.score_tables import evaluation_tables, region_table, segmentation_tables
+
+    tables = evaluation_tables(result, args.region, args.metric, args.against)
+    for name, other in result.others.items():
+        if name == "downstream":
+            tables += segmentation_tables(other)
+        else:
+            tables += [region_table(other, region) for region in other.regions()]
+    return tables
 
 
 def write_evaluation_report(
-    results: Mapping[str, Any], tables: Sequence[Any], args: argparse.Namespace
+    result: Any, gallery: Any, tables: Sequence[Any], args: argparse.Namespace
 ) -> None:
     """Write ``report.html`` of the evaluation."""
     from ldm.environment import environment
-    from ldm.report.gallery import spread_figure, strips_figure, viewer
+    from ldm.report.gallery import spread_figure
     from ldm.report.page import Report, Section, write_report
 
-    result = next(iter(results.values()))
     failed = sum(map(len, result.failures.values()))
     lost = f" {failed} cases failed, see the table." if failed else ""
+    described = {r.protocol.name: r.protocol.to_dict() for r in (result, *result.others.values())}
     report = Report(
         title="Synthetic against real T1ce",
         lead=f"Patients: {len(result.subjects)}; mean ± standard deviation over patients.{lost}",
         tables=tables,
-        figures=[*spread_figure(result), *strips_figure(result)],
+        figures=[*spread_figure(result), *gallery.figures(result)],
         sections=[Section("Command", [_command(args)])],
-        protocol=_described(results),
+        protocol=described if len(described) > 1 else result.protocol.to_dict(),
         environment=environment(),
-        viewer=viewer(result),
+        viewer=gallery.viewer(result),
     )
     write_report(report, args.output / "report.html")
-
-
-def _described(results: Mapping[str, Any]) -> dict[str, Any]:
-    """One protocol as it is; several by name."""
-    described = {name: result.protocol.to_dict() for name, result in results.items()}
-    return described if len(described) > 1 else next(iter(described.values()))
 
 
 def _command(args: argparse.Namespace) -> str:

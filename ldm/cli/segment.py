@@ -170,34 +170,37 @@ def evaluate(args: argparse.Namespace) -> int:
     """Evaluate, print the table, write the files."""
     from rich.console import Console
 
-    from ldm.cli.evaluate import show_progress, terminal_table
+    from ldm.cli.evaluate import print_table
+    from ldm.cli.terminal import show_progress
     from ldm.evaluation.segmentation import evaluate_segmentations
     from ldm.regions import region_names
+    from ldm.report.gallery import OverlayGallery
+    from ldm.report.score_tables import segmentation_tables
 
     regions = region_names(args.regions) if args.regions else None
-    result = evaluate_segmentations(
-        args.prediction, args.reference, args.subjects, regions, show_progress
-    )
-    console = Console()
-    console.print(terminal_table(result.table()))
-    console.print(result.table().note, style="dim")
+    gallery = OverlayGallery()
+    told = (args.prediction, args.reference, args.subjects, regions, gallery.add)
+    result = evaluate_segmentations(*told, show_progress)
+    tables, console = segmentation_tables(result), Console()
+    for table in tables:
+        print_table(console, table)
     if args.output:
-        result.write(args.output)
-        _write_report(result, args)
-        console.print(f"Written: {args.output}/segmentation.csv, segmentation.json, report.html")
+        result.write(args.output, "segmentation")
+        _write_report(tables, gallery, args)
+        print(f"Written: {args.output}/segmentation.csv, segmentation.json, report.html")
     return 0
 
 
-def _write_report(result: Any, args: argparse.Namespace) -> None:
+def _write_report(tables: Any, gallery: Any, args: argparse.Namespace) -> None:
     from ldm.environment import environment
     from ldm.report.page import Report, Section, write_report
 
     command = f"dsdiff segment evaluate --prediction {args.prediction} --reference {args.reference}"
     report = Report(
         title="Segmentation against the reference",
-        lead=f"Patients: {len(result.scores)}; mean ± standard deviation over patients.",
-        tables=[result.table()],
-        figures=result.figures(),
+        lead="Mean ± standard deviation over patients.",
+        tables=tables,
+        figures=gallery.figures(),
         sections=[Section("Command", [command])],
         environment=environment(),
     )

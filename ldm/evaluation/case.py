@@ -1,41 +1,49 @@
 """A patient of an evaluation: the real volumes, and a synthetic one in the same units.
 
 A synthetic volume is written in the units of an input contrast, which its sidecar states; the real
-T1ce has units of its own. Before comparison the prediction is brought to the units of the reference
-by the two scales (of the input, from the sidecar; of the reference, measured in its brain by the
-normaliser that the sidecar names).
+target has units of its own. Before comparison the prediction is brought to the units of the
+reference by the two scales (of the input, from the sidecar; of the reference, measured in its brain
+by the normaliser that the sidecar names).
 A volume without a sidecar is taken to be in the units of the reference already. A spread beside it
-(``ID_t1ce_std.nii.gz``, of ``dsdiff sample --samples N``) goes through the same map.
+(``ID_TARGET_std.nii.gz``, of ``dsdiff sample --samples N``) goes through the same map.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from ldm.config import trusted_targets
 from ldm.data.contrasts import load_contrasts
 from ldm.data.layouts import Layout, Subject
-from ldm.data.nifti import read_volume
+from ldm.data.nifti import Geometry, read_volume
 from ldm.data.normalise import IntensityScale, Normaliser, RobustNormaliser, spread_through
 from ldm.data.prepare import load_subject
 from ldm.errors import DataError
+from ldm.evaluation.regions import REGIONS, Labelled
 from ldm.util import instantiate_from_config, refuse_untrusted_targets
+
+if TYPE_CHECKING:
+    from ldm.evaluation.protocol import MetricProtocol
 
 log = logging.getLogger(__name__)
 
 INPUTS = ("t1", "t2", "flair")
 TARGET = "t1ce"
+Made = TypeVar("Made")
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Case:
-    """A patient to compare with: canonical volumes (X, Y, Z).
+    """A patient to compare with: canonical volumes (X, Y, Z), and what is made of them only once.
 
     Args:
         id: subject.
@@ -44,16 +52,64 @@ class Case:
         brain: as in sampling (:func:`ldm.data.brain.subject_brain`), of the input contrasts or,
             without inputs, of the reference.
         seg: tumour labels, or None.
+        geometry: of the volumes; None: voxels of 1 mm.
         mask: what said which voxels are brain.
+        target: contrast of the reference.
     """
 
     id: str
-    inputs: dict[str, np.ndarray]
+    inputs: Mapping[str, np.ndarray]
     reference: np.ndarray
     brain: np.ndarray
-    seg: np.ndarray | None
-    geometry: Any
+    seg: np.ndarray | None = None
+    geometry: Geometry | None = None
     mask: str = "nonzero"
+    target: str = TARGET
+    _made: dict[Hashable, Any] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        self.brain = np.asarray(self.brain) != 0
+
+    def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
+        """Return what ``make`` returned when it was first called for this key."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+    @property
+    def spacing(self) -> tuple[float, ...]:
+        """Size of a voxel along each axis, in mm."""
+        return tuple(self.geometry.spacing) if self.geometry else (1.0, 1.0, 1.0)
+
+    @cached_property
+    def anatomy(self) -> Labelled:
+        """Brain and labels, of which the regions are made."""
+        labels = None if self.seg is None else np.asarray(self.seg)
+        return Labelled(self.brain, labels, self.spacing)
+
+    def region(self, name: str) -> NDArray[np.bool_]:
+        """Return the mask of a region."""
+        return self.once(("region", name), lambda: REGIONS[name].mask(self.anatomy))
+
+    def bounds(self, protocol: MetricProtocol) -> tuple[float, float]:
+        """Intensities of the reference that become 0 and 1; NaN if there are no voxels."""
+        key = (protocol.percentiles, protocol.bounds_in, protocol.from_zero)
+        return self.once(key, lambda: protocol.bounds(self.reference, self.brain))
+
+    def unit(self, protocol: MetricProtocol) -> NDArray[np.float64]:
+        """The reference mapped onto [0, 1]."""
+        bounds = self.bounds(protocol)
+        return self.once(("unit", bounds), lambda: to_unit(self.reference, *bounds))
+
+    def scale(self, normaliser: Normaliser) -> IntensityScale:
+        """The scale of the reference in its brain.
+
+        Raises:
+            DataError: DATA-CONSTANT.
+        """
+        told = (self.reference, self.brain, self.target, self.id)
+        key = ("scale", repr(normaliser.to_dict()))
+        return self.once(key, lambda: normaliser.fit(*told))
 
     def shown_slice(self) -> int:
         """Return the axial slice with most tumour, or else with most brain."""
@@ -74,6 +130,11 @@ class Prediction:
     volume: np.ndarray
     spread: np.ndarray | None = None
     samples: int | None = None
+
+
+def to_unit(volume: ArrayLike, low: float, high: float) -> NDArray[np.float64]:
+    """Map intensities to [0, 1] between two bounds, and clip them."""
+    return np.clip((np.asarray(volume, np.float64) - low) / (high - low), 0, 1)
 
 
 def load_case(subject: Subject, layout: Layout, mask: str = "auto") -> Case:
@@ -149,7 +210,7 @@ def in_reference_units(
     spread: np.ndarray | None = None,
 ) -> np.ndarray:
     """Map a volume, or a ``spread`` about it, to the units of the reference, inside the brain."""
-    own = (normaliser or RobustNormaliser()).fit(case.reference, case.brain, TARGET, case.id)
+    own = case.scale(normaliser or RobustNormaliser())
 
     def mapped(values: np.ndarray) -> np.ndarray:
         return own.unstandardise(scale.standardise(values))

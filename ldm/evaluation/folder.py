@@ -2,86 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ldm.data.layouts import Layout, Subject, detect_layout, select_subjects
 from ldm.data.normalise import RobustNormaliser
 from ldm.errors import DataError, one_line
-from ldm.evaluation.case import (
-    Case,
-    Prediction,
-    in_reference_units,
-    load_case,
-    read_prediction,
-)
+from ldm.evaluation.case import Case, Prediction, in_reference_units, load_case, read_prediction
+from ldm.evaluation.downstream import downstream_scores
+from ldm.evaluation.measures import MEASURES
 from ldm.evaluation.metrics.calibration import Reliability, reliability
-from ldm.evaluation.protocol import DEFAULT, MetricProtocol, evaluate_volume
+from ldm.evaluation.protocol import DEFAULT, MetricProtocol, evaluate_case, slice_features
 from ldm.evaluation.scores import COPY_T1, Evaluation
-from ldm.report.gallery import add_to_viewer, comparison_strip, shown_volumes
-from ldm.report.viewer import PAGE_BYTES
+from ldm.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from ldm.evaluation.metrics.perceptual import Perceptual
+    from ldm.inference.segmentation import Segmenter
+
+Folders = Mapping[str, Path | Sequence[Path]]
+Watch = Callable[[Evaluation, Case, Mapping[str, Prediction]], None]
+NETWORK = ("lpips", "frechet")  # measures that need weights on disk
 
 
-def evaluate_folders(
-    predictions: Mapping[str, Path | Sequence[Path]],
+def evaluate(
+    predictions: Folders,
     reference: Path,
-    subjects: Sequence[str] | None = None,
-    protocol: MetricProtocol = DEFAULT,
-    **options: Any,
-) -> Evaluation:
-    """Compare under one protocol; arguments and errors are those of :func:`evaluate_protocols`."""
-    told = (predictions, reference, subjects, [protocol])
-    return evaluate_protocols(*told, **options)[protocol.name]
-
-
-def find_predictions(
-    predictions: Mapping[str, Path | Sequence[Path]],
-) -> dict[str, list[tuple[Layout, dict[str, Subject]]]]:
-    """Return layout and subjects of the folders of each row; several are its training seeds."""
-    listed = {row: [f] if isinstance(f, Path) else f for row, f in predictions.items()}
-    return {row: [detect_layout(folder) for folder in f] for row, f in listed.items()}
-
-
-def picture_folders(
-    result: Evaluation,
-    predictions: Mapping[str, Path],
-    reference: Path,
-    layout: Any = None,
-    mask: str = "auto",
-) -> None:
-    """Add the pictures of an evaluation whose scores are known, a row a folder of predictions."""
-    layout, real = detect_layout(reference, layout)
-    found = find_predictions(predictions)
-    for subject in result.subjects:
-        if not any(subject in scores for scores in result.scores.values()):
-            continue
-        case = load_case(real[subject], layout, mask)
-        volumes = {
-            row: read_prediction(predicted[subject], own, case)
-            for row, ((own, predicted),) in found.items()
-            if subject in result.scores[row] and subject in predicted
-        }
-        add_pictures(result, case, volumes)
-
-
-def evaluate_protocols(
-    predictions: Mapping[str, Path | Sequence[Path]],
-    reference: Path,
+    *,
     subjects: Sequence[str] | None = None,
     protocols: Sequence[MetricProtocol] = (DEFAULT,),
     baseline: bool = True,
-    progress: Any = None,
+    segmenter: Segmenter | None = None,
     lpips_weights: Path | None = None,
     layout: Any = None,
     mask: str = "auto",
-    viewer_bytes: int = PAGE_BYTES,
-) -> dict[str, Evaluation]:
-    """Compare each folder of synthetic volumes with the real patients, under each protocol.
+    watch: Watch | None = None,
+    progress: Progress = silent,
+) -> Evaluation:
+    """Compare each folder of synthetic volumes with the real patients.
 
     A patient whose files are missing or cannot be used is a failure of the row, with its reason,
     and does not stop the others.
@@ -93,150 +56,133 @@ def evaluate_protocols(
         subjects: patients to compare; None: all that any folder predicts.
         protocols: what is compared with what; each volume is read once for all.
         baseline: add the row of T1 copied as T1ce.
-        progress: wraps the list of patients, as ``rich.progress.track`` does.
+        segmenter: what finds tumours on the synthetic volumes in place of the real ones.
         lpips_weights: of the network of LPIPS; None looks where torch keeps downloads.
         layout: of ``reference``; None: recognised.
         mask: what is brain, see :func:`ldm.data.brain.subject_brain`.
-        viewer_bytes: how large the slice viewer of a page may become; 0: none.
+        watch: called with each patient's volumes, of the first seed of each row.
+        progress: shows how many patients are done.
 
     Returns:
-        name of the protocol -> its evaluation.
+        the evaluation under the first protocol; the others, and ``downstream``, are its ``others``.
 
     Raises:
-        DataError: a folder without patients, or DATA-MISSING for one that the reference lacks.
+        DataError: a folder without patients, or DATA-MISSING for one that the reference lacks;
+            DATA-SEGMENTER for a segmenter that looks at no T1ce.
         CheckpointError: CKPT-MISSING, CKPT-MISMATCH for ``lpips_weights``.
     """
     layout, real = detect_layout(reference, layout)
     folders = find_predictions(predictions)
     predicted = {i for found in folders.values() for _, known in found for i in known}
     chosen = select_subjects(real, sorted(predicted if subjects is None else set(subjects)))
-    tools = _tools(protocols, lpips_weights)
-    results = {p.name: Evaluation(p, subjects=[s.id for s in chosen]) for p in protocols}
-    for result in results.values():
-        result.scores = {row: {} for row in (*predictions, *([COPY_T1] if baseline else []))}
-        result.notes |= tools.notes if "lpips" in result.protocol.names() else {}
-    for subject in (progress or iter)(chosen):
-        shown = _evaluate_subject(subject, layout, mask, folders, list(results.values()), tools)
-        if shown:
-            add_pictures(results[protocols[0].name], *shown, viewer_bytes)
-    if baseline and not any(COPY_T1 in r for r in _rows_with_anything(results.values())):
-        for result in results.values():  # no patient has a T1
-            result.scores.pop(COPY_T1)
-    return results
+    rows, ids = [*predictions, *([COPY_T1] if baseline else [])], [s.id for s in chosen]
+    results = [Evaluation(p, list(rows), list(ids)) for p in protocols]
+    work = _Work(layout, mask, folders, results, *_network(results, lpips_weights))
+    for subject in progress(chosen, "Evaluating", len(chosen)):
+        shown = work.judge(subject, baseline)
+        if shown and watch:
+            watch(results[0], *shown)
+    work.finish()
+    first, *others = results
+    first.others = {other.protocol.name: other for other in others}
+    if segmenter:
+        told = (segmenter, folders, chosen, layout)
+        first.others["downstream"] = downstream_scores(*told, baseline, progress)
+    return first
 
 
-@dataclass(frozen=True)
-class _Tools:
-    """The network of the perceptual metrics, or why there is none."""
-
-    perceptual: Any = None
-    notes: Mapping[str, str] = field(default_factory=dict)
+def find_predictions(predictions: Folders) -> dict[str, list[tuple[Layout, dict[str, Subject]]]]:
+    """Return layout and subjects of the folders of each row; several are its training seeds."""
+    listed = {row: [f] if isinstance(f, Path) else f for row, f in predictions.items()}
+    return {row: [detect_layout(folder) for folder in f] for row, f in listed.items()}
 
 
-def _tools(protocols: Sequence[MetricProtocol], weights: Path | None) -> _Tools:
-    if not any("lpips" in protocol.names() for protocol in protocols):
-        return _Tools()
+def _network(results: Sequence[Evaluation], weights: Path | None) -> tuple[Perceptual | None]:
+    """Return the network of the perceptual measures, or note why there is none."""
+    asked = [r for r in results if set(NETWORK) & set(r.protocol.names())]
+    if not asked:
+        return (None,)
     from ldm.evaluation.metrics.perceptual import find_weights
 
     perceptual, reason = find_weights(weights)
-    return _Tools(perceptual, {"lpips": reason} if reason else {})
+    for result in asked if reason else ():
+        result.notes["lpips"] = reason
+    return (perceptual,)
 
 
-def _evaluate_subject(
-    subject: Subject,
-    layout: Layout,
-    mask: str,
-    folders: Mapping[str, Sequence[tuple[Layout, Mapping[str, Subject]]]],
-    results: Sequence[Evaluation],
-    tools: _Tools,
-) -> tuple[Case, dict[str, Prediction]] | None:
-    """Score one patient in every row and protocol, or note why not; return what to show of it."""
-    try:
-        case = load_case(subject, layout, mask)
-    except DataError as error:
-        for row, result in product(folders, results):
-            result.fail(row, subject.id, f"the real patient: {_reason(error)}")
-        return None
-    volumes: dict[str, Prediction] = {}
-    for row, found in folders.items():
-        for number, (own_layout, predicted) in enumerate(found):
-            seed = f"seed {number}" if len(found) > 1 else None
-            try:
-                if subject.id not in predicted:
-                    raise DataError("DATA-MISSING", "there is no prediction", subject.id)
-                volume = read_prediction(predicted[subject.id], own_layout, case)
-                for result in results:
-                    _score(result, row, case, volume, tools, seed)
-            except DataError as error:
-                told = f"{seed}: {_reason(error)}" if seed else _reason(error)
-                for result in results:
-                    result.fail(row, subject.id, told)
-            else:
-                volumes.setdefault(row, volume)
-    if COPY_T1 in results[0].scores and "t1" in case.inputs:
-        scale = RobustNormaliser().fit(case.inputs["t1"], case.brain, "t1", case.id)
-        volume = Prediction(in_reference_units(case.inputs["t1"], scale, case))
-        for result in results:
-            _score(result, COPY_T1, case, volume, tools)
-        volumes[COPY_T1] = volume
-    return case, volumes
+@dataclass
+class _Work:
+    """What an evaluation judges, and the features of slices that it has seen."""
 
+    layout: Layout
+    mask: str
+    folders: Mapping[str, Sequence[tuple[Layout, Mapping[str, Subject]]]]
+    results: Sequence[Evaluation]
+    perceptual: Perceptual | None
+    features: dict[tuple[int, str, int], list[tuple[NDArray, NDArray]]] = field(
+        default_factory=dict
+    )
 
-def add_pictures(
-    result: Evaluation,
-    case: Case,
-    predictions: Mapping[str, Prediction],
-    viewer_bytes: int = PAGE_BYTES,
-) -> None:
-    """Keep of a patient what a page shows."""
-    shown = shown_volumes(case, predictions, result.protocol)
-    result.slices[case.id] = case.shown_slice()
-    result.strips[case.id] = comparison_strip(case, shown)
-    if viewer_bytes:
-        add_to_viewer(result, case, shown, viewer_bytes)
+    def judge(self, subject: Subject, baseline: bool) -> tuple[Case, dict[str, Prediction]] | None:
+        """Score one patient in every row and protocol, or note why not; return what to show."""
+        try:
+            case = load_case(subject, self.layout, self.mask)
+        except DataError as error:
+            for row in self.folders:
+                self._fail(row, subject.id, f"the real patient: {_reason(error)}")
+            return None
+        volumes: dict[str, Prediction] = {}
+        for row, found in self.folders.items():
+            for seed, (layout, predicted) in enumerate(found):
+                try:
+                    if subject.id not in predicted:
+                        raise DataError("DATA-MISSING", "there is no prediction", subject.id)
+                    volume = read_prediction(predicted[subject.id], layout, case)
+                    self._score(row, seed, case, volume)
+                except DataError as error:
+                    told = f"seed {seed}: " if len(found) > 1 else ""
+                    self._fail(row, subject.id, told + _reason(error))
+                else:
+                    volumes.setdefault(row, volume)
+        if baseline and "t1" in case.inputs:
+            scale = RobustNormaliser().fit(case.inputs["t1"], case.brain, "t1", case.id)
+            volumes[COPY_T1] = Prediction(in_reference_units(case.inputs["t1"], scale, case))
+            self._score(COPY_T1, 0, case, volumes[COPY_T1])
+        return case, volumes
+
+    def finish(self) -> None:
+        """Add the measures of all slices of a row; drop the copied row if nobody has a T1."""
+        for (place, row, seed), features in self.features.items():
+            result = self.results[place]
+            whole = tuple(np.concatenate(side) for side in zip(*features, strict=True))
+            for name in result.protocol.names(levels=["slices_of_row"]):
+                for region in MEASURES[name].regions:
+                    result.add(row, "", {region: {name: MEASURES[name].of(whole)}}, seed)
+        if not any(result.found(COPY_T1) for result in self.results):
+            for result in self.results:
+                result.rows = [row for row in result.rows if row != COPY_T1]
+
+    def _fail(self, row: str, subject: str, reason: str) -> None:
+        for result in self.results:
+            result.fail(row, subject, reason)
+
+    def _score(self, row: str, seed: int, case: Case, predicted: Prediction) -> None:
+        """Add the scores of one prediction."""
+        for place, result in enumerate(self.results):
+            protocol = result.protocol
+            scores = evaluate_case(case, predicted, protocol, self.perceptual)
+            result.add(row, case.id, scores, seed)
+            if self.perceptual and protocol.names(levels=["slices_of_row"]):
+                features = slice_features(case, predicted, protocol, self.perceptual)
+                if features:
+                    self.features.setdefault((place, row, seed), []).append(features)
+            if predicted.spread is not None and protocol.names(levels=["spread"]):
+                low, high = case.bounds(protocol)
+                volumes = (predicted.volume, case.reference, predicted.spread)
+                groups = reliability(*volumes, case.brain, predicted.samples)
+                unit = Reliability(*(values / (high - low) for values in groups))
+                result.reliability[row, seed, case.id] = unit
 
 
 def _reason(error: DataError) -> str:
     return one_line(f"{error.code}: {error.message}")
-
-
-def _rows_with_anything(results: Iterable[Evaluation]) -> list[set[str]]:
-    return [{row for row, subjects in r.scores.items() if subjects} for r in results]
-
-
-def _score(
-    result: Evaluation,
-    row: str,
-    case: Case,
-    predicted: Prediction,
-    tools: _Tools,
-    seed: str | None = None,
-) -> None:
-    """Add the scores of one prediction to ``result``; those of several seeds are averaged."""
-    scores = evaluate_volume(
-        predicted.volume,
-        case.reference,
-        case.brain,
-        case.seg,
-        result.protocol,
-        spread=predicted.spread,
-        samples=predicted.samples,
-        spacing=case.geometry.spacing,
-        perceptual=tools.perceptual,
-    )
-    result.add(row, case.id, scores, seed)
-    own = result.protocol.bounds_of == "reference"  # the scale of a spread is that of the reference
-    low, high = result.protocol.bounds(case.reference, case.brain)
-    if own and tools.perceptual and high > low:
-        sides = ((predicted.volume - low) / (high - low), (case.reference - low) / (high - low))
-        content = case.brain.any(axis=(0, 1))
-        features = (
-            tools.perceptual.features(np.clip(np.where(case.brain, v, 0), 0, 1)[..., content])
-            for v in sides
-        )
-        result.features.setdefault(row, {})[case.id] = tuple(features)
-    if own and predicted.spread is not None:
-        volumes = (predicted.volume, case.reference, predicted.spread)
-        groups = reliability(*volumes, case.brain, predicted.samples)
-        unit = Reliability(*(values / (high - low) for values in groups))
-        result.reliability.setdefault(row, {})[case.id] = unit

@@ -1,109 +1,20 @@
-"""The metrics that a protocol can name, and what they share when several regions are compared."""
+"""The metrics: one table of everything that is measured, at whatever level."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from math import nan
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ldm.evaluation.metrics import detail, published
+from ldm.evaluation.metrics import calibration, detail, overlap, published
 from ldm.evaluation.metrics import similarity as metrics
+from ldm.evaluation.views import View
 
-if TYPE_CHECKING:
-    from ldm.evaluation.metrics.perceptual import Perceptual
-
-
-@dataclass(eq=False)
-class Volumes:
-    """Prediction and reference on one intensity scale, and what is computed from them only once.
-
-    Args:
-        prediction, reference: (X, Y, Z) in [0, 1].
-        content: which slices contain brain, broadcastable against the volumes.
-        axis: the axis that counts the slices.
-        perceptual: the network of LPIPS, if there is one.
-    """
-
-    prediction: NDArray[np.float64]
-    reference: NDArray[np.float64]
-    content: NDArray[np.bool_]
-    axis: int = -1
-    perceptual: Perceptual | None = None
-
-    def __post_init__(self) -> None:
-        self.pair = (self.prediction, self.reference)
-
-    @cached_property
-    def similarity(self) -> NDArray[np.float64]:
-        """SSIM at each voxel of the slices with brain, as a stack of slices."""
-        stacks = metrics.stacks(*self.pair, np.broadcast_to(self.content, self.shape), self.axis)
-        return metrics.similarity_map(*stacks, 1.0)
-
-    @cached_property
-    def similarity_3d(self) -> NDArray[np.float64] | None:
-        """SSIM with 3-D windows as a stack of slices; None if a side is below 11."""
-        if min(self.shape) < metrics.SSIM_WINDOW:
-            return None
-        return metrics.similarity_map(*metrics.stacks(*self.pair, None, self.axis), 1.0, dims=3)
-
-    @cached_property
-    def edges(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Laplacian of a Gaussian of both, as stacks of slices."""
-        x, y, _ = metrics.stacks(*self.pair, None, self.axis)
-        return detail.edges(x), detail.edges(y)
-
-    @cached_property
-    def slices(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Both with the slices only that contain brain."""
-        return tuple(np.compress(self.content.ravel(), v, self.axis) for v in self.pair)
-
-    @cached_property
-    def ms_ssim(self) -> float:
-        """MS-SSIM of the slices with brain."""
-        return metrics.ms_ssim(*self.slices, 1.0, self.axis)
-
-    @cached_property
-    def lpips(self) -> float:
-        """LPIPS of the slices with brain; NaN without a network."""
-        return self.perceptual.lpips(*self.slices, self.axis) if self.perceptual else nan
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the volumes."""
-        return self.reference.shape
-
-
-@dataclass(eq=False)
-class View:
-    """One region of two volumes."""
-
-    volumes: Volumes
-    mask: NDArray[np.bool_]
-
-    @cached_property
-    def values(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """The voxels of the region, in both volumes."""
-        return tuple(volume[self.mask] for volume in self.volumes.pair)
-
-    @cached_property
-    def changes(self) -> detail.Changes:
-        """What flicker and sharpness share."""
-        return detail.changes(*self.volumes.pair, self.mask, self.volumes.axis)
-
-    @property
-    def stack(self) -> NDArray[np.bool_]:
-        """The mask in slices with brain, as a stack of slices."""
-        return np.moveaxis(self.mask & self.volumes.content, self.volumes.axis, 0)
-
-    def of_slices(self, metric: Callable[..., float]) -> float:
-        """Mean of a voxel metric over the slices with brain."""
-        inside = self.mask & self.volumes.content
-        return metrics.mean_over_slices(metric, *self.volumes.pair, inside, self.volumes.axis)
+Level = Literal["region", "volume", "spread", "slices_of_row", "segmentation"]
 
 
 def _ssim(view: View) -> float:
@@ -120,15 +31,35 @@ def _hfen(view: View) -> float:
     return detail.relative_error(*(edges[inside] for edges in view.volumes.edges))
 
 
+def _frechet(features: tuple[NDArray, NDArray]) -> float:
+    from ldm.evaluation.metrics.perceptual import frechet_distance  # imports torch
+
+    return frechet_distance(*features)
+
+
 class Measure(NamedTuple):
-    """A metric: its column, its definition, and its value in a region."""
+    """A metric: its column, its definition, and its value.
+
+    ``of`` gets what the level says (:mod:`ldm.evaluation.views`): a ``View`` of one region
+    (``region``), of a region that holds whole slices (``volume``) or of a prediction with a spread
+    (``spread``); the features of all slices of a row, and those of the reference
+    (``slices_of_row``); the ``Masks`` of a region (``segmentation``).
+    """
 
     title: str
     definition: str
-    of: Callable[[View], float]
+    of: Callable[[Any], float]
     best: str = "high"  # or low, or one (then neither is better)
-    whole: bool = False  # of whole slices: not defined on a part of the brain
+    level: Level = "region"
+    regions: tuple[str, ...] = ()  # where it is defined; none: in each that is compared
 
+    def is_in(self, region: str) -> bool:
+        """Whether it is defined in a region."""
+        return not self.regions or region in self.regions
+
+
+WHOLE = ("full", "brain")
+INSIDE = ("brain", "tumour", "enhancing", "ring", "healthy", "rest")
 
 MEASURES = {
     "psnr": Measure(
@@ -153,7 +84,8 @@ MEASURES = {
         "2-D, five scales, Gaussian window 11x11 sigma 1.5 inside the slice, mean over slices "
         "(monai); sides < 176 padded with zeros",
         lambda v: v.volumes.ms_ssim,
-        whole=True,
+        level="volume",
+        regions=WHOLE,
     ),
     "mae": Measure(
         "MAE",
@@ -197,7 +129,16 @@ MEASURES = {
         "learned perceptual distance (Zhang et al. 2018), mean over slices; needs weights on disk",
         lambda v: v.volumes.lpips,
         "low",
-        whole=True,
+        "volume",
+        WHOLE,
+    ),
+    "frechet": Measure(
+        "Fréchet",
+        "Fréchet distance of the features of all slices of a row, in the network of LPIPS",
+        _frechet,
+        "low",
+        "slices_of_row",
+        ("brain",),
     ),
     "psnr_2d": Measure(
         "PSNR 2-D",
@@ -226,6 +167,109 @@ MEASURES = {
         "2-D, torchmetrics with mirrored borders, each volume standardised on its own to "
         "2048 ± 400 and clipped to 12 bits, data range from each pair of slices, mean over slices",
         lambda v: published.legacy_ms_ssim(*v.volumes.pair, v.volumes.axis),
-        whole=True,
+        level="volume",
+        regions=WHOLE,
+    ),
+    "coverage_1sd": Measure(
+        "Within 1 sd",
+        "share of the voxels with the reference within ± 1 standard deviation (68.3 %)",
+        lambda v: v.of_spread(partial(calibration.coverage, sigmas=1)),
+        "one",
+        "spread",
+        INSIDE,
+    ),
+    "coverage_2sd": Measure(
+        "Within 2 sd",
+        "the same for ± 2 standard deviations (95.4 %)",
+        lambda v: v.of_spread(partial(calibration.coverage, sigmas=2)),
+        "one",
+        "spread",
+        INSIDE,
+    ),
+    "calibration_error": Measure(
+        "ECE",
+        "mean of |coverage - p| over p = 0.05, 0.1, ..., 0.95",
+        lambda v: v.of_spread(calibration.calibration_error),
+        "low",
+        "spread",
+        INSIDE,
+    ),
+    "error_to_spread": Measure(
+        "Error / spread",
+        "root mean square error / root mean square spread",
+        lambda v: v.of_spread(calibration.error_to_spread),
+        "one",
+        "spread",
+        INSIDE,
+    ),
+    "dice": Measure(
+        "Dice",
+        "2 x overlap with the labels / sum of both volumes",
+        lambda m: m.against_labels(overlap.dice),
+        level="segmentation",
+    ),
+    "dice_real": Measure(
+        "Dice / real",
+        "the same against what is found with the real volume",
+        lambda m: nan if m.real is None else overlap.dice(m.found, m.real),
+        level="segmentation",
+    ),
+    "iou": Measure(
+        "IoU",
+        "overlap with the labels / union",
+        lambda m: m.against_labels(overlap.iou),
+        level="segmentation",
+    ),
+    "hd95": Measure(
+        "HD95 mm",
+        "95th percentile of the distance of the surfaces of what is found and of the labels, mm",
+        lambda m: m.against_labels(overlap.hd95, m.geometry.spacing),
+        "low",
+        "segmentation",
+    ),
+    "nsd": Measure(
+        "NSD",
+        "share of both surfaces that lies within 1 mm of the other",
+        lambda m: m.against_labels(overlap.surface_dice, m.geometry.spacing),
+        level="segmentation",
+    ),
+    "sensitivity": Measure(
+        "Sensitivity",
+        "share of the labels that is found",
+        lambda m: m.against_labels(overlap.sensitivity),
+        level="segmentation",
+    ),
+    "specificity": Measure(
+        "Specificity",
+        "share of what lies outside the labels that is left out",
+        lambda m: m.against_labels(overlap.specificity),
+        level="segmentation",
+    ),
+    "volume_ml": Measure(
+        "Found ml",
+        "volume that is found, ml",
+        lambda m: m.millilitres(m.found),
+        "one",
+        "segmentation",
+    ),
+    "labels_ml": Measure(
+        "Labels ml",
+        "volume of the labels, ml",
+        lambda m: m.millilitres(m.labels),
+        "one",
+        "segmentation",
+    ),
+    "false_ml": Measure(
+        "False ml",
+        "volume of enhancing tumour that is found in patients whose labels hold none, ml",
+        lambda m: m.false_millilitres(),
+        "low",
+        "segmentation",
+        ("et",),
     ),
 }
+
+
+def of_level(level: Level) -> tuple[str, ...]:
+    """Return the names of the measures of one level."""
+    return tuple(name for name, measure in MEASURES.items() if measure.level == level)

@@ -1,4 +1,4 @@
-"""What is compared with what: intensity mapping, regions and summary, written into every result.
+"""What is compared with what: intensity mapping, regions and measures, written into every result.
 
 A metric value means nothing without its protocol. In ``default`` the reference alone sets the
 intensity bounds, so that a prediction cannot improve its score by its own range; both volumes go
@@ -8,34 +8,28 @@ to compare with numbers that others have published.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import product
-from math import isnan, nan
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from math import nan
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ldm.errors import ConfigError
-from ldm.evaluation.measures import MEASURES, View, Volumes
-from ldm.evaluation.metrics import calibration
-from ldm.evaluation.metrics import similarity as metrics
-from ldm.evaluation.regions import REGIONS, Labelled
-from ldm.evaluation.statistics import summarise_values
+from ldm.evaluation.case import Case, Prediction, to_unit
+from ldm.evaluation.measures import MEASURES, Level, of_level
+from ldm.evaluation.metrics.similarity import same_shape
+from ldm.evaluation.regions import REGIONS
+from ldm.evaluation.views import View, Volumes
+from ldm.regions import LABELS
 
 if TYPE_CHECKING:
     from ldm.evaluation.metrics.perceptual import Perceptual
 
-Scores = dict[str, dict[str, float]]
+Scores = dict[str, dict[str, float]]  # region -> measure -> value
 
-SPREAD = {
-    "coverage_1sd": "share of the voxels with the reference within ± 1 standard deviation (68.3 %)",
-    "coverage_2sd": "the same for ± 2 standard deviations (95.4 %)",
-    "calibration_error": "mean of |coverage - p| over p = 0.05, 0.1, ..., 0.95",
-    "error_to_spread": "root mean square error / root mean square spread",
-}
-SPREAD_METRICS = tuple(SPREAD)
+SPREAD = of_level("spread")
 SPREAD_DEFINITION = (
     "standard deviation over samples, mapped like the prediction, not clipped; corrected for the "
     "number of samples (Student's t), if it is known; not in full"
@@ -49,48 +43,77 @@ BOUNDS = {
 
 
 @dataclass(frozen=True)
-class MetricProtocol:
-    """The choices that a table of metrics depends on.
+class BaseProtocol:
+    """What is measured where.
 
     Args:
-        name: name of the protocol in results and on the command line.
+        name: name in results and on the command line.
         summary: what it is for, in one line.
-        percentiles: intensities that become 0 and 1.
-        bounds_of: whose percentiles: ``reference`` (for both volumes) or each volume's ``own``.
-        bounds_in: where the percentiles are taken, ``brain`` or ``full``.
-        from_zero: the lower bound is never below 0.
-        regions: names in :data:`ldm.evaluation.regions.REGIONS`.
+        regions: that are compared, in the order of the tables.
         measures: names in :data:`ldm.evaluation.measures.MEASURES`, columns of a region's table.
-        more: further measures, which share one table.
-        axis: the axis that counts the slices.
+        more: further measures, in tables of their own.
     """
 
-    name: str = "default"
-    summary: str = "the reference sets the intensity bounds; quality by region"
-    percentiles: tuple[float, float] = (0.1, 99.9)
-    bounds_of: Literal["reference", "own"] = "reference"
-    bounds_in: Literal["brain", "full"] = "brain"
-    from_zero: bool = False
-    regions: tuple[str, ...] = ("full", "brain", "tumour", "healthy")
-    measures: tuple[str, ...] = ("psnr", "nrmse", "ssim", "ms_ssim", "mae", "flicker")
-    more: tuple[str, ...] = ("nrmse_l2", "nmi", "hfen", "sharpness", "lpips")
-    axis: int = -1
+    name: str
+    summary: str
+    regions: tuple[str, ...]
+    measures: tuple[str, ...]
+    more: tuple[str, ...] = ()
+
+    def names(self, region: str | None = None, levels: Sequence[Level] = ()) -> tuple[str, ...]:
+        """The measures, in the order of the tables.
+
+        Args:
+            region: only those that are defined there.
+            levels: only those of these levels; none: of all.
+        """
+        return tuple(
+            name
+            for name in self.measures + self.more
+            if (region is None or MEASURES[name].is_in(region))
+            and (not levels or MEASURES[name].level in levels)
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The protocol with the definitions of what it names, as plain types for JSON."""
         fields = asdict(self)
         listed = {key: list(val) if isinstance(val, tuple) else val for key, val in fields.items()}
-        definitions = {"bounds": BOUNDS[self.bounds_of]}
-        definitions |= {name: REGIONS[name].definition for name in self.regions}
-        definitions |= {name: MEASURES[name].definition for name in self.names()}
-        return {**listed, "definitions": {**definitions, "spread": SPREAD_DEFINITION, **SPREAD}}
+        return {**listed, "definitions": dict(self.definitions())}
 
-    def names(self, region: str | None = None) -> tuple[str, ...]:
-        """The measures, in the order of the tables; those defined in ``region`` if it is given."""
-        names = self.measures + self.more
-        if region is None or REGIONS[region].whole:
-            return names
-        return tuple(name for name in names if not MEASURES[name].whole)
+    def definitions(self) -> Mapping[str, str]:
+        """What each name in it means."""
+        regions = {r: _region_definition(r) for r in self.regions}
+        return regions | {name: MEASURES[name].definition for name in self.names()}
+
+
+@dataclass(frozen=True)
+class MetricProtocol(BaseProtocol):
+    """A protocol for images: the choices that a table of metrics depends on.
+
+    Args:
+        percentiles: intensities that become 0 and 1.
+        bounds_of: whose percentiles: ``reference`` (for both volumes) or each volume's ``own``.
+        bounds_in: where the percentiles are taken, ``brain`` or ``full``.
+        from_zero: the lower bound is never below 0.
+        axis: the axis that counts the slices.
+    """
+
+    name: str = "default"
+    summary: str = "the reference sets the intensity bounds; quality by region"
+    regions: tuple[str, ...] = ("full", "brain", "tumour", "healthy")
+    measures: tuple[str, ...] = ("psnr", "nrmse", "ssim", "ms_ssim", "mae", "flicker")
+    more: tuple[str, ...] = ("nrmse_l2", "nmi", "hfen", "sharpness", "lpips", "frechet", *SPREAD)
+    percentiles: tuple[float, float] = (0.1, 99.9)
+    bounds_of: Literal["reference", "own"] = "reference"
+    bounds_in: Literal["brain", "full"] = "brain"
+    from_zero: bool = False
+    axis: int = -1
+
+    def definitions(self) -> Mapping[str, str]:
+        """What each name in it means, bounds and spread included."""
+        shared = {"bounds": BOUNDS[self.bounds_of]}
+        shared |= {"spread": SPREAD_DEFINITION} if self.names(levels=["spread"]) else {}
+        return shared | super().definitions()
 
     def bounds(self, volume: ArrayLike, brain: ArrayLike) -> tuple[float, float]:
         """Intensities of ``volume`` that become 0 and 1; NaN if there are no voxels."""
@@ -112,14 +135,14 @@ PROTOCOLS = {
             summary="tumour, its enhancing part, the ring of 10 mm around it and healthy tissue",
             regions=("tumour", "enhancing", "ring", "healthy"),
             measures=("psnr", "nrmse", "ssim", "mae"),
-            more=(),
+            more=SPREAD,
         ),
         MetricProtocol(
             name="slices",
             summary="PSNR and NRMSE of 2-D slices beside 3-D ones, SSIM with 3-D windows",
             regions=("full", "brain"),
             measures=("psnr", "psnr_2d", "nrmse", "nrmse_2d", "ssim", "ssim_3d"),
-            more=(),
+            more=SPREAD,
         ),
         MetricProtocol(
             name="brasyn",
@@ -146,6 +169,22 @@ PROTOCOLS = {
 }
 
 
+SEGMENTATION = BaseProtocol(
+    "segmentation",
+    "label maps against the reference labels",
+    tuple(LABELS),
+    ("dice", "iou", "hd95", "sensitivity", "specificity"),
+    ("volume_ml", "labels_ml"),
+)
+DOWNSTREAM = BaseProtocol(
+    "downstream",
+    "what a segmenter finds with each synthetic volume in place of the real one",
+    tuple(LABELS),
+    ("dice_real", "dice", "hd95", "nsd"),
+    ("volume_ml", "labels_ml", "false_ml"),
+)
+
+
 def find_protocol(name: str) -> MetricProtocol:
     """Return a protocol by its name.
 
@@ -158,156 +197,83 @@ def find_protocol(name: str) -> MetricProtocol:
     return PROTOCOLS[name]
 
 
-def evaluate_volume(
-    prediction: ArrayLike,
-    reference: ArrayLike,
-    brain: ArrayLike,
-    tumour: ArrayLike | None = None,
+def evaluate_case(
+    case: Case,
+    prediction: Prediction,
     protocol: MetricProtocol = DEFAULT,
-    spread: ArrayLike | None = None,
-    samples: int | None = None,
-    spacing: Sequence[float] = (1.0, 1.0, 1.0),
     perceptual: Perceptual | None = None,
 ) -> Scores:
     """All metrics of one volume in every region of the protocol.
 
     Args:
-        prediction: synthetic volume (X, Y, Z), in the units of ``reference``.
-        reference: real volume (X, Y, Z).
-        brain: brain mask (X, Y, Z); by convention the voxels where any input contrast is not 0.
-        tumour: segmentation (X, Y, Z), 0 where healthy. Without it the regions that need it are
-            left out.
-        protocol: mapping, regions, metrics and slice axis.
-        spread: predicted standard deviation (X, Y, Z), in the units of ``reference``. Without it
-            there are no ``SPREAD_METRICS``.
-        samples: how many samples the spread comes from, see
-            :mod:`ldm.evaluation.metrics.calibration`.
-        spacing: size of a voxel along each axis, in mm.
+        case: the real volumes and masks. Without a segmentation the regions that need it are left
+            out.
+        prediction: synthetic volume, in the units of the reference. Without a spread there are no
+            measures of it.
+        protocol: mapping, regions, measures and slice axis.
         perceptual: the network of LPIPS, which is NaN without it.
 
     Returns:
-        ``{region: {metric: value}}``. Values that are not defined (constant reference, no brain, no
-        tumour) are NaN.
+        ``{region: {measure: value}}``. Values that are not defined (constant reference, no brain,
+        no tumour) are NaN.
 
     Raises:
         DataError: DATA-SHAPE if the shapes differ.
     """
-    anatomy = Labelled(
-        np.asarray(brain) != 0, None if tumour is None else np.asarray(tumour), spacing
-    )
-    labels = {} if tumour is None else {"segmentation": tumour}
-    metrics.same_shape(prediction=prediction, reference=reference, brain=brain, **labels)
+    labels = {} if case.seg is None else {"segmentation": case.seg}
+    same_shape(prediction=prediction.volume, reference=case.reference, brain=case.brain, **labels)
+    levels: list[Level] = ["region", "volume"]
+    levels += ["spread"] if prediction.spread is not None else []
     regions = [r for r in protocol.regions if labels or not REGIONS[r].labelled]
-    masks = {region: REGIONS[region].mask(anatomy) for region in regions}
-    scores = _scores(prediction, reference, anatomy, masks, protocol, perceptual)
-    if spread is not None and protocol.bounds_of == "reference":
-        for region in (r for r in regions if r != "full"):
-            told = (prediction, reference, spread)
-            defined = not isnan(next(iter(scores[region].values())))
-            scores[region] |= _spread_scores(*told, masks[region], samples, defined)
-    return scores
-
-
-class SummaryRow(NamedTuple):
-    """One metric in one region over all subjects."""
-
-    region: str
-    metric: str
-    mean: float
-    sd: float  # sample standard deviation over subjects; NaN for fewer than two
-    n: int  # subjects with a value
-    subjects: int  # subjects in all
-    median: float
-    low: float  # 95 % bootstrap interval of the mean; NaN unless asked for
-    high: float
-
-
-def summarise(per_subject: Sequence[Scores], interval: bool = False) -> list[SummaryRow]:
-    """Statistics over subjects, one row a region and metric.
-
-    Subjects without a value (NaN, or the region is absent) do not enter the mean, and the row says
-    so by ``n < subjects``. An infinite PSNR stays infinite.
-    """
-    rows = []
-    for region, name in product(REGIONS, (*MEASURES, *SPREAD_METRICS)):
-        found = [scores[region][name] for scores in per_subject if name in scores.get(region, {})]
-        if found:
-            s = summarise_values(found, interval=interval)
-            counts = (s.n, len(per_subject))
-            rows.append(SummaryRow(region, name, s.mean, s.sd, *counts, s.median, s.low, s.high))
-    return rows
-
-
-def average_scores(runs: Sequence[Scores]) -> Scores:
-    """Mean of each value over repeats of one patient (training seeds); NaN does not enter."""
-    regions = list(dict.fromkeys(region for run in runs for region in run))
-    averaged: Scores = {}
-    for region in regions:
-        found = [run[region] for run in runs if region in run]
-        names = dict.fromkeys(name for scores in found for name in scores)
-        averaged[region] = {
-            name: summarise_values([s[name] for s in found if name in s], interval=False).mean
-            for name in names
+    views = _views(case, prediction, regions, protocol, perceptual)
+    return {
+        region: {
+            name: MEASURES[name].of(views[region]) if views else nan
+            for name in protocol.names(region, levels)
         }
-    return averaged
+        for region in regions
+    }
 
 
-def _scores(
-    prediction: ArrayLike,
-    reference: ArrayLike,
-    anatomy: Labelled,
-    masks: dict[str, NDArray[np.bool_]],
+def slice_features(
+    case: Case, prediction: Prediction, protocol: MetricProtocol, perceptual: Perceptual
+) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+    """Features (slices, channels) of prediction and reference, of the slices with brain.
+
+    Returns:
+        None where the reference has no range.
+    """
+    views = _views(case, prediction, ["brain"], protocol, perceptual)
+    if not views:
+        return None
+    predicted, real = views["brain"].volumes.slices
+    own = case.once(("features", protocol), lambda: perceptual.features(real, protocol.axis))
+    return perceptual.features(predicted, protocol.axis), own
+
+
+def _views(
+    case: Case,
+    prediction: Prediction,
+    regions: Sequence[str],
     protocol: MetricProtocol,
     perceptual: Perceptual | None,
-) -> Scores:
-    """The measures of the protocol in each region; volumes are 0 outside the brain but in full."""
-    (low, high), own = (protocol.bounds(v, anatomy.brain) for v in (reference, prediction))
-    own = own if protocol.bounds_of == "own" else (low, high)
+) -> dict[str, View]:
+    """The regions of both volumes, 0 outside the brain but in full; none without a range."""
+    low, high = own = case.bounds(protocol)
+    if protocol.bounds_of == "own":
+        own = protocol.bounds(prediction.volume, case.brain)
     if not (high > low and own[1] > own[0]):
-        return {region: dict.fromkeys(protocol.names(region), nan) for region in masks}
-    pair = (_to_unit(prediction, *own), _to_unit(reference, low, high))
-    content = _slices_with(anatomy.brain, protocol.axis)
-    given = Volumes(*pair, content, protocol.axis, perceptual)
-    inside = given
-    if any(volume[~anatomy.brain].any() for volume in pair):  # else they share what they compute
-        cut = (np.where(anatomy.brain, volume, 0) for volume in pair)
-        inside = Volumes(*cut, content, protocol.axis, perceptual)
-    views = {r: View(given if _as_given(r, protocol) else inside, m) for r, m in masks.items()}
-    return {
-        region: {name: MEASURES[name].of(view) for name in protocol.names(region)}
-        for region, view in views.items()
-    }
+        return {}
+    pair = (to_unit(prediction.volume, *own), case.unit(protocol))
+    further = (case, prediction, protocol.axis, perceptual)
+    given = inside = Volumes(*pair, *further)
+    if any(volume[~case.brain].any() for volume in pair):  # else they share what they compute
+        inside = Volumes(*(np.where(case.brain, volume, 0) for volume in pair), *further)
+    whole = protocol.bounds_in == "full"
+    return {r: View(given if whole or r == "full" else inside, case.region(r)) for r in regions}
 
 
-def _as_given(region: str, protocol: MetricProtocol) -> bool:
-    return region == "full" or protocol.bounds_in == "full"
-
-
-def _to_unit(volume: ArrayLike, low: float, high: float) -> NDArray[np.float64]:
-    return np.clip((np.asarray(volume, np.float64) - low) / (high - low), 0, 1)
-
-
-def _slices_with(mask: NDArray[np.bool_], axis: int) -> NDArray[np.bool_]:
-    """Which slices along ``axis`` contain a voxel of ``mask``, broadcastable against it."""
-    others = tuple(other for other in range(mask.ndim) if other != axis % mask.ndim)
-    return mask.any(axis=others, keepdims=True)
-
-
-def _spread_scores(
-    prediction: ArrayLike,
-    reference: ArrayLike,
-    spread: ArrayLike,
-    mask: NDArray[np.bool_],
-    samples: int | None,
-    defined: bool,
-) -> dict[str, float]:
-    """Calibration has no unit, so that the volumes enter as they are, and nothing is clipped."""
-    if not defined:
-        return dict.fromkeys(SPREAD_METRICS, nan)
-    volumes = (prediction, reference, spread)
-    return {
-        "coverage_1sd": calibration.coverage(*volumes, 1, mask, samples),
-        "coverage_2sd": calibration.coverage(*volumes, 2, mask, samples),
-        "calibration_error": calibration.calibration_error(*volumes, mask, samples),
-        "error_to_spread": calibration.error_to_spread(*volumes, mask, samples),
-    }
+def _region_definition(region: str) -> str:
+    if region in REGIONS:
+        return REGIONS[region].definition
+    return f"labels {', '.join(map(str, LABELS[region]))}" if LABELS[region] else "any label"

@@ -63,7 +63,6 @@ class Region(NamedTuple):
     definition: str
     mask: Callable[[Labelled], NDArray[np.bool_]]
     labelled: bool = True  # needs a segmentation
-    whole: bool = False  # whole slices, for the metrics that need them
 
 
 REGIONS = {
@@ -71,9 +70,8 @@ REGIONS = {
         "all voxels as given; SSIM and MS-SSIM over the slices that contain brain",
         lambda a: np.ones(a.brain.shape, bool),
         labelled=False,
-        whole=True,
     ),
-    "brain": Region("brain mask", lambda a: a.brain, labelled=False, whole=True),
+    "brain": Region("brain mask", lambda a: a.brain, labelled=False),
     "tumour": Region("segmentation > 0 inside the brain", lambda a: a.tumour),
     "enhancing": Region(
         "enhancing tumour: label 3 where there is any (BraTS 2023 on), else label 4 (to 2021)",

@@ -1,44 +1,56 @@
-"""Scores of several rows on the same patients: their tables, and the files of results."""
+"""Scores of several rows on the same patients: a long table of numbers, and what is made of it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from math import nan
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ldm.errors import PartialError
-from ldm.evaluation.measures import MEASURES
 from ldm.evaluation.metrics.calibration import Reliability
-from ldm.evaluation.protocol import (
-    DEFAULT,
-    SPREAD_METRICS,
-    MetricProtocol,
-    Scores,
-    SummaryRow,
-    average_scores,
-    summarise,
-)
+from ldm.evaluation.protocol import BaseProtocol, Scores
 from ldm.evaluation.statistics import (
-    FEWEST_RESAMPLED,
     Comparison,
     Seeds,
     compare,
     over_seeds,
+    summarise_values,
 )
-from ldm.report import score_tables as tables
-from ldm.report.tables import Table, write_csv
-from ldm.storage import write_json
+from ldm.storage import strict_json, write_csv, write_json
 
-if TYPE_CHECKING:
-    from ldm.report.gallery import Shown
-    from ldm.report.viewer import ViewerPatient
-
+FORMAT = 2  # of the files; 1 held nested mappings, and text for what is not available
 COPY_T1 = "copy T1"
-METRICS = {name: MEASURES[name].title for name in DEFAULT.measures}
+INFINITE = {"inf": float("inf"), "-inf": float("-inf"), None: nan}
+
+
+class Score(NamedTuple):
+    """One value: a line of the long table."""
+
+    row: str
+    seed: int  # of the training; 0 where there is one
+    subject: str  # empty: of all patients together
+    region: str
+    measure: str
+    value: float  # NaN: not defined
+
+
+class SummaryRow(NamedTuple):
+    """One measure in one region over all subjects."""
+
+    region: str
+    measure: str
+    mean: float
+    sd: float  # sample standard deviation over subjects; NaN for fewer than two
+    n: int  # subjects with a value
+    subjects: int  # subjects in all
+    median: float
+    low: float  # 95 % bootstrap interval of the mean; NaN unless asked for
+    high: float
 
 
 @dataclass
@@ -47,117 +59,131 @@ class Evaluation:
 
     Args:
         protocol: what was compared with what.
-        scores: row -> subject -> region -> metric.
-        reliability: row -> subject -> spread and error in the brain, for what has a spread.
-        strips: subject -> axial slice of each volume, for reports.
-        slices: subject -> index of the axial slice shown.
+        rows: in the order of the tables.
         subjects: all patients of the comparison, those that failed too.
+        scores: the long table; pandas takes it as it is: ``DataFrame(evaluation.scores)``.
         failures: row -> subject -> why it has no score (or, of several seeds, fewer).
-        seeds: row -> training seed -> subject -> region -> metric, for rows of several trainings;
-            their ``scores`` are the means over the seeds.
-        features: row -> subject -> features of prediction and reference, for Fréchet distances.
-        notes: metric -> why it is not defined in any row.
-        viewer: subject -> volumes for the slice viewer of a page; only of the worst subjects.
+        notes: measure -> why it is not defined in any row.
+        reliability: (row, seed, subject) -> spread and error in the brain, for what has a spread.
+        others: name -> the same predictions under a further protocol.
     """
 
-    protocol: MetricProtocol
-    scores: dict[str, dict[str, Scores]] = field(default_factory=dict)
-    reliability: dict[str, dict[str, Reliability]] = field(default_factory=dict)
-    strips: dict[str, Shown] = field(default_factory=dict)
-    slices: dict[str, int] = field(default_factory=dict)
-    viewer: dict[str, ViewerPatient] = field(default_factory=dict)
+    protocol: BaseProtocol
+    rows: list[str] = field(default_factory=list)
     subjects: list[str] = field(default_factory=list)
+    scores: list[Score] = field(default_factory=list)
     failures: dict[str, dict[str, str]] = field(default_factory=dict)
-    seeds: dict[str, dict[str, dict[str, Scores]]] = field(default_factory=dict)
-    features: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
+    reliability: dict[tuple[str, int, str], Reliability] = field(default_factory=dict)
+    others: dict[str, Evaluation] = field(default_factory=dict)
+    _index: dict[str, dict[tuple[str, str], dict[str, dict[int, float]]]] = field(
+        default_factory=dict, repr=False
+    )
+    _indexed: int = field(default=0, repr=False)
 
-    def add(self, row: str, subject: str, scores: Scores, seed: str | None = None) -> None:
-        """Add the scores of a patient; those of several training seeds are averaged."""
-        if seed is not None:
-            self.seeds.setdefault(row, {}).setdefault(seed, {})[subject] = scores
-            runs = [found[subject] for found in self.seeds[row].values() if subject in found]
-            scores = average_scores(runs)
-        self.scores.setdefault(row, {})[subject] = scores
+    def add(self, row: str, subject: str, scores: Scores, seed: int = 0) -> None:
+        """Add the scores of a patient in one training of a row."""
+        self.scores += [
+            Score(row, seed, subject, region, measure, value)
+            for region, values in scores.items()
+            for measure, value in values.items()
+        ]
 
     def fail(self, row: str, subject: str, reason: str) -> None:
         """Note why a patient has no score; a second reason (another seed) is added."""
         failed = self.failures.setdefault(row, {})
         failed[subject] = "; ".join(filter(None, [failed.get(subject), reason]))
 
-    def mean(self, row: str, region: str, metric: str) -> float:
-        """Return the mean over patients; NaN where there is none."""
-        found = self.summary(row).get((region, metric))
-        return found.mean if found else nan
-
-    def values(self, metric: str, region: str) -> dict[str, dict[str, float]]:
-        """Return row -> subject -> value of one metric in one region, NaN where there is none."""
-        return {row: _values(subjects, metric, region) for row, subjects in self.scores.items()}
-
-    def comparisons(
-        self, metric: str, region: str, reference_row: str | None = None
-    ) -> list[Comparison]:
-        """Compare the rows with each other, or with one of them, on the same patients."""
-        return compare(self.values(metric, region), reference_row)
-
-    def over_seeds(self, row: str, metric: str, region: str) -> Seeds:
-        """Return what the training seed of a row changes."""
-        runs = self.seeds[row].items()
-        return over_seeds({seed: _values(found, metric, region) for seed, found in runs})
-
-    def frechet_distances(self) -> dict[str, float]:
-        """Return the distance of each row, over the slices of all its patients."""
-        from ldm.evaluation.metrics.perceptual import frechet_distance
-
-        distances = {}
-        for row, found in self.features.items():
-            pairs = [found[subject] for subject in sorted(found)]
-            distances[row] = frechet_distance(
-                *(np.concatenate(side) for side in zip(*pairs, strict=True))
-            )
-        return distances
-
-    def table(self, region: str) -> Table:
-        """Return mean ± standard deviation of each row in one region."""
-        return tables.region_table(self, region)
-
-    def region_tables(self) -> list[Table]:
-        """Return the table of each region."""
-        return [self.table(region) for region in self.regions()]
-
-    def tables(
-        self, metric: str | None = None, region: str | None = None, reference_row: str | None = None
-    ) -> list[Table]:
-        """Return the tables of the protocol, then what there is to say about differences.
+    def take(self, row: str, seed: int, found: Evaluation, told: str = "") -> None:
+        """Add the only row of another evaluation as one training of a row.
 
         Args:
-            metric, region: what the paired comparison is about; by default PSNR in the brain, or
-                what comes first in the protocol.
-            reference_row: compare the others with this row; None: each with each.
+            told: what stands before its failures, such as the seed.
         """
-        told = (metric or self.main_metric(), region or self.main_region())
-        patients = len(self.subjects)
-        found = self.region_tables()
-        found += [tables.more_table(self)] if self.protocol.more else []
-        found += [tables.interval_table(self)] if patients >= FEWEST_RESAMPLED else []
-        if patients > 1 and len(self.scores) > 1:
-            found += [tables.comparison_table(self, *told, reference_row)]
-        found += [tables.seeds_table(self, *told)] if self.seeds else []
-        found += [tables.spread_table(self)] if self.reliability else []
-        found += [tables.failure_table(self)] if self.failures else []
-        return found
+        if row not in self.rows:
+            self.rows.append(row)
+        self.scores += [score._replace(row=row, seed=seed) for score in found.scores]
+        for (_, _, subject), groups in found.reliability.items():
+            self.reliability[row, seed, subject] = groups
+        for failed in found.failures.values():
+            for subject, reason in failed.items():
+                self.fail(row, subject, told + reason)
+        self.notes |= found.notes
+
+    def found(self, row: str) -> Mapping[tuple[str, str], Mapping[str, Mapping[int, float]]]:
+        """Return (region, measure) -> subject -> seed -> value of a row."""
+        for score in self.scores[self._indexed :]:
+            values = self._index.setdefault(score.row, {}).setdefault(score[3:5], {})
+            values.setdefault(score.subject, {})[score.seed] = score.value
+        self._indexed = len(self.scores)
+        return self._index.get(row, {})
+
+    def values(self, row: str, region: str, measure: str) -> dict[str, float]:
+        """Return subject -> value, the mean over training seeds; NaN does not enter."""
+        found = self.found(row).get((region, measure), {})
+        return {subject: _mean(list(seeds.values())) for subject, seeds in found.items()}
+
+    def summary(self, row: str, interval: bool = False) -> dict[tuple[str, str], SummaryRow]:
+        """Return (region, measure) -> statistics over patients, with or without the bootstrap.
+
+        Patients without a value (NaN, or the region is absent) do not enter the mean, and the row
+        says so by ``n < subjects``. An infinite PSNR stays infinite.
+        """
+        found, rows = self.found(row), {}
+        for key in product(self.protocol.regions, self.protocol.names()):
+            if key in found:
+                values = self.values(row, *key)
+                s = summarise_values(list(values.values()), interval=interval)
+                count = 1 if list(values) == [""] else len({*self.subjects, *values})
+                rows[key] = SummaryRow(*key, s.mean, s.sd, s.n, count, s.median, s.low, s.high)
+        return rows
+
+    def mean(self, row: str, region: str, measure: str) -> float:
+        """Return the mean over patients; NaN where there is none."""
+        return _mean(list(self.values(row, region, measure).values()))
+
+    def seeds(self, row: str) -> list[int]:
+        """Return the training seeds of a row."""
+        found = self.found(row).values()
+        return sorted({n for subjects in found for seeds in subjects.values() for n in seeds})
+
+    def over_seeds(self, row: str, region: str, measure: str) -> Seeds:
+        """Return what the training seed of a row changes."""
+        found = self.found(row).get((region, measure), {})
+        runs: dict[str, dict[str, float]] = {f"seed {seed}": {} for seed in self.seeds(row)}
+        for subject, seeds in found.items():
+            for seed, value in seeds.items():
+                runs[f"seed {seed}"][subject] = value
+        return over_seeds(runs)
+
+    def comparisons(
+        self, region: str, measure: str, reference_row: str | None = None
+    ) -> list[Comparison]:
+        """Compare the rows with each other, or with one of them, on the same patients."""
+        return compare({r: self.values(r, region, measure) for r in self.rows}, reference_row)
+
+    def spread_groups(self, row: str) -> dict[str, Reliability]:
+        """Return subject -> spread and error, the mean over training seeds."""
+        groups: dict[str, list[Reliability]] = {}
+        for (own, _, subject), found in self.reliability.items():
+            if own == row:
+                groups.setdefault(subject, []).append(found)
+        return {
+            subject: Reliability(*(np.mean(side, axis=0) for side in zip(*found, strict=True)))
+            for subject, found in groups.items()
+        }
 
     def regions(self) -> list[str]:
         """Return the regions with any value, in the order of the protocol."""
-        known = {r for row in self.scores.values() for s in row.values() for r in s}
+        known = {region for row in self.rows for region, _ in self.found(row)}
         return [r for r in self.protocol.regions if r in known]
 
     def main_region(self) -> str:
         """Return the region of comparisons: the brain, or the first of the protocol."""
         return "brain" if "brain" in self.protocol.regions else self.protocol.regions[0]
 
-    def main_metric(self) -> str:
-        """Return the metric of comparisons, the first of the protocol."""
+    def main_measure(self) -> str:
+        """Return the measure of comparisons, the first of the protocol."""
         return self.protocol.measures[0]
 
     def require_complete(self) -> None:
@@ -174,71 +200,68 @@ class Evaluation:
             )
 
     def write(self, folder: Path, stem: str = "metrics") -> None:
-        """Write ``STEM.csv`` (a line a row, subject and region) and ``STEM.json``.
+        """Write the long table and the failures as ``STEM.csv``, and all as ``STEM.json``.
 
         The bytes depend on the values alone, not on the order of rows and subjects.
         """
-        names = (*self.protocol.names(), *SPREAD_METRICS)
-        lines = [
-            [row, subject, region, *(scores[region].get(name) for name in names), ""]
-            for row, subjects in sorted(self.scores.items())
-            for subject, scores in sorted(subjects.items())
-            for region in self.protocol.regions
-            if region in scores
-        ]
+        lines = [[*score, ""] for score in sorted(self.scores)]
         lines += [
-            [row, subject, "", *[None] * len(names), reason]
+            [row, None, subject, "", "", None, reason]
             for row, failed in sorted(self.failures.items())
             for subject, reason in sorted(failed.items())
         ]
-        columns = ["row", "subject", "region", *names, "failure"]
-        write_csv(folder / f"{stem}.csv", columns, lines)
-        write_json(folder / f"{stem}.json", self.to_dict())
+        write_csv(folder / f"{stem}.csv", [*Score._fields, "failure"], lines)
+        write_json(folder / f"{stem}.json", self.to_dict() | self._statistics())
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything but the pictures, as plain types for strict JSON."""
-        told = (self.main_metric(), self.main_region())
-        compared = compare(dict(sorted(self.values(*told).items())))
-        return {
-            "protocol": self.protocol.to_dict(),
-            "subjects": sorted(self.subjects),
-            "scores": strict_json(self.scores),
-            "failures": {row: dict(failed) for row, failed in self.failures.items()},
-            "notes": dict(self.notes),
-            "summary": {
-                row: [strict_json(s._asdict()) for s in self.summary(row, interval=True).values()]
-                for row in self.scores
-            },
-            "comparisons": {
-                "metric": told[0],
-                "region": told[1],
-                "pairs": [strict_json(c._asdict()) for c in compared],
-            },
-            "seeds": strict_json(self.seeds),
-            "frechet": strict_json(self.frechet_distances()),
-            "reliability": {
-                row: {s: strict_json(groups._asdict()) for s, groups in subjects.items()}
-                for row, subjects in self.reliability.items()
-            },
-        }
+        """Return what was measured, as plain types for strict JSON."""
+        reliability = [
+            dict(zip(Score._fields, key, strict=False)) | groups._asdict()
+            for key, groups in sorted(self.reliability.items())
+        ]
+        return strict_json(
+            {
+                "format": FORMAT,
+                "protocol": self.protocol.to_dict(),
+                "subjects": sorted(self.subjects),
+                "scores": [score._asdict() for score in sorted(self.scores)],
+                "failures": self.failures,
+                "notes": self.notes,
+                "reliability": reliability,
+            }
+        )
 
-    def summary(self, row: str, interval: bool = False) -> dict[tuple[str, str], SummaryRow]:
-        """Return (region, metric) -> statistics over patients, with or without the bootstrap."""
-        subjects = dict.fromkeys([*self.subjects, *self.scores[row]])
-        found = [self.scores[row].get(subject, {}) for subject in subjects]
-        return {(s.region, s.metric): s for s in summarise(found, interval)}
+    @classmethod
+    def from_dict(cls, protocol: BaseProtocol, described: Mapping[str, Any]) -> Evaluation:
+        """Return what :meth:`to_dict` described; every number is as it was, bit by bit."""
+        result = cls(protocol, subjects=list(described["subjects"]))
+        for told in described["scores"]:
+            value = told["value"]
+            told = told | {"value": value if isinstance(value, int | float) else INFINITE[value]}
+            result.scores.append(Score(**told))
+        for told in described["reliability"]:
+            groups = (np.array(told[name], float) for name in Reliability._fields)
+            result.reliability[told["row"], told["seed"], told["subject"]] = Reliability(*groups)
+        result.failures = {row: dict(failed) for row, failed in described["failures"].items()}
+        result.notes = dict(described["notes"])
+        result.rows = list(dict.fromkeys([s.row for s in result.scores] + list(result.failures)))
+        return result
+
+    def _statistics(self) -> dict[str, Any]:
+        """Return what follows from the scores."""
+        told = (self.main_region(), self.main_measure())
+        compared = compare({row: self.values(row, *told) for row in sorted(self.rows)})
+        rows = {row: self.summary(row, interval=True).values() for row in self.rows}
+        return strict_json(
+            {
+                "summary": {row: [s._asdict() for s in found] for row, found in rows.items()},
+                "comparisons": {
+                    **dict(zip(("region", "measure"), told, strict=True)),
+                    "pairs": [c._asdict() for c in compared],
+                },
+            }
+        )
 
 
-def _values(subjects: Mapping[str, Scores], metric: str, region: str) -> dict[str, float]:
-    return {s: scores.get(region, {}).get(metric, nan) for s, scores in subjects.items()}
-
-
-def strict_json(value: Any) -> Any:
-    """Return ``value`` for strict JSON: NaN and infinity become text."""
-    if isinstance(value, Mapping):
-        return {key: strict_json(inner) for key, inner in value.items()}
-    if isinstance(value, np.ndarray):
-        return [strict_json(inner) for inner in value]
-    if isinstance(value, float | np.floating) and not np.isfinite(value):
-        return "n/a" if np.isnan(value) else "inf" if value > 0 else "-inf"
-    return float(value) if isinstance(value, np.floating) else value
+def _mean(values: Sequence[float]) -> float:
+    return summarise_values(values, interval=False).mean

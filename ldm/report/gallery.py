@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import zip_longest
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ldm.data.contrasts import load_contrasts
+from ldm.data.layouts import Layout, Subject, detect_layout
 from ldm.data.prepare import bounding_box
+from ldm.evaluation.case import Case, Prediction, load_case, read_prediction
+from ldm.evaluation.folder import find_predictions
 from ldm.evaluation.protocol import MetricProtocol
 from ldm.evaluation.scores import COPY_T1, Evaluation
 from ldm.plots.figures import Pane, panes_figure, reliability_figure
+from ldm.plots.overlay import overlay_figure
+from ldm.regions import region_masks
 from ldm.report.page import Figure
 from ldm.report.tables import format_cell
 from ldm.report.viewer import (
@@ -22,13 +29,12 @@ from ldm.report.viewer import (
     MOST_PATIENTS,
     PAGE_BYTES,
     Viewer,
+    ViewerPatient,
     viewer_patient,
     within_budget,
     worst_first,
 )
-
-if TYPE_CHECKING:
-    from ldm.evaluation.case import Case, Prediction
+from ldm.study import BRATS
 
 MOST_STRIPS = 8  # patients in a page
 LINE = 8  # panes in a line of a strip
@@ -66,7 +72,7 @@ def shown_volumes(
         scaled = np.clip((volume - low) / max(high - low, 1e-12), 0, 1)
         return np.where(case.brain, scaled, 0).astype(np.float32)
 
-    low, high = protocol.bounds(case.reference, case.brain)
+    low, high = case.bounds(protocol)
     spreads = {row: p.spread for row, p in predictions.items() if p.spread is not None}
     return Shown(
         {
@@ -87,7 +93,7 @@ def comparison_strip(case: Case, volumes: Shown) -> Shown:
     def planes(group: Mapping[str, NDArray]) -> dict[str, NDArray]:
         return {name: np.rot90(volume[(*box, index)]) for name, volume in group.items()}
 
-    width, height, _ = case.geometry.spacing
+    width, height, _ = case.spacing
     return Shown(
         planes(volumes.inputs),
         planes({"": volumes.real})[""],
@@ -97,74 +103,150 @@ def comparison_strip(case: Case, volumes: Shown) -> Shown:
     )
 
 
-def add_to_viewer(result: Evaluation, case: Case, volumes: Shown, budget: int = PAGE_BYTES) -> None:
-    """Encode a patient for the slice viewer; only the worst are kept."""
-    patients = min(len(result.subjects), MOST_PATIENTS)
-    sheets = len(volumes.inputs) + 1 + len(result.scores) + len(volumes.spreads)
-    box = bounding_box(case.brain)[2]
-    index = case.shown_slice()
-    columns = [np.flatnonzero(case.brain[..., index].any(axis=1 - axis)) for axis in (0, 1)]
-    result.viewer[case.id] = viewer_patient(
-        case.id,
-        volumes.inputs,
-        volumes.real,
-        volumes.predictions,
-        case.brain,
-        case.geometry.spacing,
-        volumes.spreads,
-        {row: _psnr(result, row, case.id) for row in volumes.predictions},
-        (*(int(found.mean()) if found.size else 0 for found in columns), max(index, box.start)),
-        voxels=budget / BYTES_A_VOXEL / (patients * sheets),
-    )
-    kept = worst_first(list(result.viewer.values()), _judged(result))[:MOST_PATIENTS]
-    result.viewer = {patient.id: patient for patient in kept}
+@dataclass
+class Gallery:
+    """What a page shows of the patients of an evaluation, gathered while they are in memory.
 
+    Args:
+        budget: bytes that the slice viewer may have; 0: no viewer.
+        strips: subject -> axial slice of each volume.
+        slices: subject -> index of that slice.
+        viewed: subject -> volumes for the slice viewer; only of the worst subjects.
+    """
 
-def viewer(result: Evaluation, budget: int = PAGE_BYTES) -> Viewer | None:
-    """Return the slice viewer of an evaluation, its worst patients first; None without any."""
-    ordered = worst_first(list(result.viewer.values()), _judged(result))
-    patients = within_budget(ordered, budget)
-    rows = [row for row in result.scores if any(row in p.predictions for p in patients)]
-    return Viewer(patients, rows, len(result.subjects) - len(patients)) if patients else None
+    budget: int = PAGE_BYTES
+    strips: dict[str, Shown] = field(default_factory=dict)
+    slices: dict[str, int] = field(default_factory=dict)
+    viewed: dict[str, ViewerPatient] = field(default_factory=dict)
 
+    def add(self, result: Evaluation, case: Case, predictions: Mapping[str, Prediction]) -> None:
+        """Keep of a patient what is shown; its scores are in ``result`` already."""
+        shown = shown_volumes(case, predictions, result.protocol)
+        self.slices[case.id] = case.shown_slice()
+        self.strips[case.id] = comparison_strip(case, shown)
+        if self.budget:
+            self._view(result, case, shown)
 
-def strips_figure(result: Evaluation, most: int = MOST_STRIPS) -> list[Figure]:
-    """Return a figure a patient: inputs, real, and of each row image, error and spread."""
-    shown = sorted(result.strips, key=lambda subject: _quality(result, subject))[:most]
-    strips = [result.strips[subject] for subject in shown]
-    limits = {
-        "error": _limit([image for strip in strips for image in strip.errors().values()]),
-        "spread": _limit([image for strip in strips for image in strip.spreads.values()]),
-    }
-    return [
-        Figure(
-            f"Patient {subject}",
-            panes_figure(_lines(result, subject), limits, result.strips[subject].aspect),
-            f"{_place(place, len(shown), result)}. Axial slice {result.slices[subject]}, the one "
-            "with most tumour; the patient's left is at the left. Synthetic and real images share "
-            "one grey window, white at the 99.5th percentile of the real slice; errors one scale "
-            "over all patients, in units of the real data range.",
-            f"Inputs, real and synthetic T1ce and errors of patient {subject}",
+    def read(
+        self,
+        result: Evaluation,
+        predictions: Mapping[str, Path],
+        reference: Path,
+        layout: Any = None,
+        mask: str = "auto",
+    ) -> None:
+        """Add the patients of an evaluation whose scores are known, a row a folder."""
+        layout, real = detect_layout(reference, layout)
+        found = find_predictions(predictions)
+        scored = {(score.row, score.subject) for score in result.scores}
+        for subject in result.subjects:
+            if not any((row, subject) in scored for row in found):
+                continue
+            case = load_case(real[subject], layout, mask)
+            volumes = {
+                row: read_prediction(predicted[subject], own, case)
+                for row, ((own, predicted),) in found.items()
+                if (row, subject) in scored and subject in predicted
+            }
+            self.add(result, case, volumes)
+
+    def viewer(self, result: Evaluation) -> Viewer | None:
+        """Return the slice viewer, the worst patients first; None without any."""
+        ordered = worst_first(list(self.viewed.values()), _judged(result))
+        patients = within_budget(ordered, self.budget)
+        rows = [row for row in result.rows if any(row in p.predictions for p in patients)]
+        return Viewer(patients, rows, len(result.subjects) - len(patients)) if patients else None
+
+    def figures(self, result: Evaluation, most: int = MOST_STRIPS) -> list[Figure]:
+        """Return a figure a patient: inputs, real, and of each row image, error and spread."""
+        shown = sorted(self.strips, key=lambda subject: _quality(result, subject))[:most]
+        strips = [self.strips[subject] for subject in shown]
+        limits = {
+            "error": _limit([image for strip in strips for image in strip.errors().values()]),
+            "spread": _limit([image for strip in strips for image in strip.spreads.values()]),
+        }
+        return [
+            Figure(
+                f"Patient {subject}",
+                panes_figure(_lines(result, subject, strip), limits, strip.aspect),
+                f"{_place(place, len(shown), len(self.strips), result)}. Axial slice "
+                f"{self.slices[subject]}, the one with most tumour; the patient's left is at the "
+                "left. Synthetic and real images share one grey window, white at the 99.5th "
+                "percentile of the real slice; errors one scale over all patients, in units of "
+                "the real data range.",
+                f"Inputs, real and synthetic T1ce and errors of patient {subject}",
+            )
+            for place, (subject, strip) in enumerate(zip(shown, strips, strict=True))
+        ]
+
+    def _view(self, result: Evaluation, case: Case, volumes: Shown) -> None:
+        """Encode a patient for the slice viewer; only the worst are kept."""
+        patients = min(len(result.subjects), MOST_PATIENTS)
+        sheets = len(volumes.inputs) + 1 + len(result.rows) + len(volumes.spreads)
+        box = bounding_box(case.brain)[2]
+        index = case.shown_slice()
+        columns = [np.flatnonzero(case.brain[..., index].any(axis=1 - axis)) for axis in (0, 1)]
+        self.viewed[case.id] = viewer_patient(
+            case.id,
+            volumes.inputs,
+            volumes.real,
+            volumes.predictions,
+            case.brain,
+            case.spacing,
+            volumes.spreads,
+            {row: _psnr(result, row, case.id) for row in volumes.predictions},
+            (*(int(found.mean()) if found.size else 0 for found in columns), max(index, box.start)),
+            voxels=self.budget / BYTES_A_VOXEL / (patients * sheets),
         )
-        for place, subject in enumerate(shown)
-    ]
+        kept = worst_first(list(self.viewed.values()), _judged(result))[:MOST_PATIENTS]
+        self.viewed = {patient.id: patient for patient in kept}
 
 
-def _place(place: int, shown: int, result: Evaluation) -> str:
+@dataclass
+class OverlayGallery:
+    """Label maps on images: patient -> (axial slice, {name: image or overlay})."""
+
+    slices: dict[str, tuple[int, dict[str, Any]]] = field(default_factory=dict)
+
+    def add(
+        self, result: Evaluation, subject: Subject, layout: Layout, labels: NDArray, found: NDArray
+    ) -> None:
+        """Keep the axial slice with most labels, both segmentations on it; no image is black."""
+        index = int(((labels > 0) + 0.01 * (found > 0)).sum((0, 1)).argmax())
+        names = [c for c in BRATS if c in subject.files]
+        volumes = load_contrasts(subject, layout, names)[0] if names else {}
+        shown = {name: np.rot90(volume[..., index]) for name, volume in volumes.items()}
+        image = shown[names[-1]] if names else np.zeros_like(np.rot90(labels[..., index]), float)
+        for name, array in (("reference", labels), ("prediction", found)):
+            masks = region_masks(np.rot90(array[..., index]), result.protocol.regions)
+            shown[name] = (image, masks)
+        self.slices[subject.id] = (index, shown)
+
+    def figures(self) -> list[Figure]:
+        """Return a picture with a slice a patient, or none."""
+        shown = list(self.slices.items())[:MOST_STRIPS]
+        if not shown:
+            return []
+        titles = [f"{subject} · axial {index}" for subject, (index, _) in shown]
+        image = overlay_figure([images for _, (_, images) in shown], titles)
+        caption = "The axial slice with most of the reference."
+        return [Figure("Patients", image, caption, "Image, reference and predicted regions")]
+
+
+def _place(place: int, shown: int, all_strips: int, result: Evaluation) -> str:
     """Why this patient stands here."""
-    if not _judged(result) or len(result.strips) == 1:
+    if not _judged(result) or all_strips == 1:
         return "Brain PSNR above each image" if _judged(result) else "Inputs and real T1ce"
-    order = f"Worst first: {place + 1} of {len(result.strips)} by the mean PSNR in the brain"
-    left = len(result.strips) - shown
+    order = f"Worst first: {place + 1} of {all_strips} by the mean PSNR in the brain"
+    left = all_strips - shown
     return order + (f" ({left} better ones are not shown)" if left and place + 1 == shown else "")
 
 
-def _lines(result: Evaluation, subject: str) -> list[list[Pane | None]]:
+def _lines(result: Evaluation, subject: str, strip: Shown) -> list[list[Pane | None]]:
     """Inputs and real image in two lines, right of them the rows, each above its error and spread.
 
     Rows for which there is no room continue in lines of their own.
     """
-    strip = result.strips[subject]
     white = _limit([strip.real])  # vessels alone reach the upper bound of the protocol
     given = [Pane(name, image) for name, image in strip.inputs.items()]
     given.append(Pane("real", strip.real / white))
@@ -195,11 +277,11 @@ def _lines(result: Evaluation, subject: str) -> list[list[Pane | None]]:
 
 def _judged(result: Evaluation) -> list[str]:
     """The rows that order the patients: all but the copied T1, if there are others."""
-    return [row for row in result.scores if row != COPY_T1] or list(result.scores)
+    return [row for row in result.rows if row != COPY_T1] or list(result.rows)
 
 
 def _psnr(result: Evaluation, row: str, subject: str) -> float:
-    return result.scores.get(row, {}).get(subject, {}).get("brain", {}).get("psnr", math.nan)
+    return result.values(row, "brain", "psnr").get(subject, math.nan)
 
 
 def _quality(result: Evaluation, subject: str) -> float:
@@ -218,9 +300,8 @@ def spread_figure(result: Evaluation) -> list[Figure]:
     """Return a figure of observed error over predicted spread, or none without a spread."""
     if not result.reliability:
         return []
-    image = reliability_figure(
-        {row: list(found.values()) for row, found in result.reliability.items()}
-    )
+    groups = {row: list(result.spread_groups(row).values()) for row in result.rows}
+    image = reliability_figure({row: found for row, found in groups.items() if found})
     caption = (
         "Voxels of the brain in ten groups of equal size, ordered by their predicted spread; thin: "
         "a patient, bold: all. On the dashed line the error is as large as predicted, above it the "

@@ -2,58 +2,126 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from math import isfinite, isnan
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from math import isnan
+from typing import NamedTuple
 
 from ldm.evaluation.measures import MEASURES
-from ldm.evaluation.protocol import DEFAULT, SPREAD_METRICS, SummaryRow
-from ldm.evaluation.statistics import FEWEST, Comparison, smallest_p
-from ldm.report.tables import Cell, Table
+from ldm.evaluation.protocol import DEFAULT
+from ldm.evaluation.scores import Evaluation, SummaryRow
+from ldm.evaluation.statistics import FEWEST, FEWEST_RESAMPLED, Comparison, smallest_p
+from ldm.regions import LABELS, region_title
+from ldm.report.tables import Cell, Number, Table
 
-if TYPE_CHECKING:
-    from ldm.evaluation.scores import Evaluation
-
-SPREAD = dict(
-    zip(SPREAD_METRICS, ("Within 1 sd", "Within 2 sd", "ECE", "Error / spread"), strict=True)
-)
 BETTER = {m.title: f"{m.best}er" for m in MEASURES.values() if m.best != "one"}
 INTERVALS = 4  # measures whose intervals fit beside each other
 Summaries = Mapping[tuple[str, str], SummaryRow]
 
 
+class Group(NamedTuple):
+    """Measures that share a table, a line a row and region."""
+
+    title: str
+    levels: tuple[str, ...]
+    note: str = ""
+
+
+GROUPS = (
+    Group("Structure and detail", ("region", "volume", "slices_of_row")),
+    Group(
+        "Predicted spread",
+        ("spread",),
+        "Calibrated: 0.683 of the voxels within 1 standard deviation, 0.954 within 2, ECE 0, "
+        "error / spread 1. Less coverage and a larger ratio: overconfident.",
+    ),
+)
+EMPTY = (
+    "Nothing segmented where there is nothing scores best (Dice 1, HD95 0); one of the two alone "
+    "scores worst (Dice 0, HD95 the diagonal of the volume)."
+)
+SEGMENTED = {
+    "segmentation": ("Segmentation against the reference", EMPTY),
+    "downstream": (
+        "Segmentation with synthetic volumes",
+        "What the segmenter finds with each volume, against the reference labels and (/ real) "
+        f"against what it finds with the real one. {EMPTY}",
+    ),
+}
+VOLUMES = "False: in patients whose labels hold no enhancing tumour."
+
+
+def evaluation_tables(
+    result: Evaluation,
+    region: str | None = None,
+    measure: str | None = None,
+    reference_row: str | None = None,
+) -> list[Table]:
+    """Return the tables of the protocol, then what there is to say about differences.
+
+    Args:
+        region, measure: what the paired comparison is about; by default PSNR in the brain, or what
+            comes first in the protocol.
+        reference_row: compare the others with this row; None: each with each.
+    """
+    told = (region or result.main_region(), measure or result.main_measure())
+    patients = len(result.subjects)
+    found = [region_table(result, r) for r in result.regions()]
+    found += [group_table(result, group, result.protocol.more) for group in GROUPS]
+    found += [interval_table(result)] if patients >= FEWEST_RESAMPLED else []
+    if patients > 1 and len(result.rows) > 1:
+        found += [comparison_table(result, *told, reference_row)]
+    found += (
+        [seeds_table(result, *told)] if any(len(result.seeds(r)) > 1 for r in result.rows) else []
+    )
+    found += [failure_table(result)] if result.failures else []
+    return [table for table in found if table.rows]
+
+
+def segmentation_tables(result: Evaluation) -> list[Table]:
+    """Return agreement and volumes of what was segmented, on its own or downstream."""
+    protocol = result.protocol
+    groups = {
+        Group(SEGMENTED[protocol.name][0], ("segmentation",), SEGMENTED[protocol.name][1]): (
+            protocol.measures
+        ),
+        Group("Volumes found", ("segmentation",), VOLUMES): protocol.more,
+    }
+    return [group_table(result, group, names) for group, names in groups.items()]
+
+
 def region_table(result: Evaluation, region: str) -> Table:
     """Mean ± standard deviation of each row in one region."""
-    body = []
-    for row in result.scores:
+    names, body = result.protocol.measures, []
+    for row in result.rows:
         found = result.summary(row)
-        cells = [mean_cell(found.get((region, m))) for m in result.protocol.measures]
+        cells = [mean_cell(found.get((region, m))) for m in names]
         body.append([row, *cells, counted(result, found, region)])
-    columns = [MEASURES[m].title for m in result.protocol.measures]
+    columns = [MEASURES[m].title for m in names]
     title = titled(result, region.capitalize())
     return Table(title, ["", *columns, "n"], body, better=BETTER)
 
 
-def more_table(result: Evaluation) -> Table:
-    """The further measures of the protocol, a line a row and region."""
-    frechet = result.frechet_distances()
-    body = []
-    for row in result.scores:
+def group_table(result: Evaluation, group: Group, names: Sequence[str]) -> Table:
+    """The measures of a group, a line a row and region that has any of them."""
+    shown = [name for name in names if MEASURES[name].level in group.levels]
+    body: list[list[Cell]] = []
+    for row in result.rows:
         found = result.summary(row)
         for region in result.regions():
-            cells: list[Cell] = [mean_cell(found.get((region, m))) for m in result.protocol.more]
-            distance = frechet.get(row) if region == result.main_region() else None
-            body.append([row, region, *cells, distance, counted(result, found, region)])
-    columns = [MEASURES[m].title for m in result.protocol.more]
-    note = " ".join(result.notes.values())
-    title = titled(result, "Structure and detail")
-    return Table(title, ["", "Region", *columns, "Fréchet", "n"], body, note)
+            own = {key: s for key, s in found.items() if key[0] == region and key[1] in shown}
+            if own:
+                cells = [mean_cell(own.get((region, m))) for m in shown]
+                name = region_title(region) if region in LABELS else region
+                body.append([row, name, *cells, counted(result, own, region)])
+    columns = ["", "Region", *(MEASURES[m].title for m in shown), "n"]
+    notes = [group.note, *(n for name, n in result.notes.items() if name in shown)]
+    return Table(titled(result, group.title), columns, body, " ".join(filter(None, notes)))
 
 
 def interval_table(result: Evaluation) -> Table:
     """Median and 95 % interval of the mean of the first measures, a line a row and region."""
     shown, body = result.protocol.measures[:INTERVALS], []
-    for row in result.scores:
+    for row in result.rows:
         found = result.summary(row, interval=True)
         for region in result.regions():
             cells = [interval_cell(found.get((region, m))) for m in shown]
@@ -67,16 +135,16 @@ def interval_table(result: Evaluation) -> Table:
 
 
 def comparison_table(
-    result: Evaluation, metric: str, region: str, reference_row: str | None = None
+    result: Evaluation, region: str, measure: str, reference_row: str | None = None
 ) -> Table:
     """Differences between rows on the same patients, and what they are worth."""
-    found = result.comparisons(metric, region, reference_row)
+    found = result.comparisons(region, measure, reference_row)
     body = [
-        [c.row, c.other, str(c.n), signed(c.difference), bracket(c.low, c.high), *_tests(c)]
+        [c.row, c.other, c.n, signed(c.difference), bracket(c.low, c.high), *_tests(c)]
         for c in found
     ]
     note = (
-        f"{MEASURES[metric].title} in {region}, row minus the other on the same patients. p: "
+        f"{MEASURES[measure].title} in {region}, row minus the other on the same patients. p: "
         f"Wilcoxon signed-rank test, two-sided; Holm over {len(found)} comparisons. Effect: "
         "matched-pairs rank-biserial correlation, -1 to 1."
     )
@@ -90,36 +158,20 @@ def comparison_table(
     return Table(titled(result, "Paired comparison"), columns, body, note)
 
 
-def seeds_table(result: Evaluation, metric: str, region: str) -> Table:
+def seeds_table(result: Evaluation, region: str, measure: str) -> Table:
     """What training again with another seed changes, apart from the spread over patients."""
-    body = []
-    for row in result.seeds:
-        seeds = result.over_seeds(row, metric, region)
-        means = ", ".join(f"{number(value)}" for value in seeds.means.values())
-        body.append([row, str(len(seeds.means)), means, seeds.sd])
+    body: list[list[Cell]] = []
+    for row in result.rows:
+        if len(result.seeds(row)) > 1:
+            seeds = result.over_seeds(row, region, measure)
+            means = ", ".join(f"{number(value)}" for value in seeds.means.values())
+            body.append([row, len(seeds.means), means, seeds.sd])
     note = (
-        f"{MEASURES[metric].title} in {region}, mean over patients of each training; elsewhere the "
-        "scores of a patient are averaged over the seeds."
+        f"{MEASURES[measure].title} in {region}, mean over patients of each training; elsewhere "
+        "the scores of a patient are averaged over the seeds."
     )
     columns = ["", "Seeds", "Mean of each", "sd over seeds"]
     return Table(titled(result, "Training seeds"), columns, body, note)
-
-
-def spread_table(result: Evaluation) -> Table:
-    """How well the predicted spread covers the error, a line a row and region."""
-    body = []
-    for row in result.reliability:
-        found = result.summary(row)
-        for region in result.regions():
-            if (region, SPREAD_METRICS[0]) in found:
-                cells = [mean_cell(found[region, metric]) for metric in SPREAD_METRICS]
-                n = found[region, SPREAD_METRICS[0]].n
-                body.append([row, region, *cells, f"{n}/{len(result.subjects)}"])
-    note = (
-        "Calibrated: 0.683 of the voxels within 1 standard deviation, 0.954 within 2, ECE 0, "
-        "error / spread 1. Less coverage and a larger ratio: overconfident."
-    )
-    return Table("Predicted spread", ["", "Region", *SPREAD.values(), "n"], body, note)
 
 
 def failure_table(result: Evaluation) -> Table:
@@ -136,28 +188,26 @@ def failure_table(result: Evaluation) -> Table:
 def titled(result: Evaluation, title: str) -> str:
     """Title of a table, with the protocol unless that is the default."""
     name = result.protocol.name
-    return title if name == DEFAULT.name else f"{title} · protocol {name}"
+    return title if name in (DEFAULT.name, *SEGMENTED) else f"{title} · protocol {name}"
 
 
-def counted(result: Evaluation, found: Summaries, region: str) -> str:
+def counted(result: Evaluation, found: Summaries, region: str) -> Number:
     """Patients with a value in a region, of all."""
     most = max((s.n for (r, _), s in found.items() if r == region), default=0)
-    return f"{most}/{len(result.subjects)}"
+    return Number.of(most, len(result.subjects))
 
 
 def mean_cell(summary: SummaryRow | None) -> Cell:
-    """Mean ± standard deviation, or the mean alone where there is none."""
-    if summary is None or not isfinite(summary.mean) or isnan(summary.sd):
-        return None if summary is None else summary.mean
-    digits = _digits(summary.mean)
-    return f"{summary.mean:.{digits}f} ± {summary.sd:.{digits}f}"
+    """Mean ± standard deviation over patients."""
+    return None if summary is None else Number.mean(summary.mean, summary.sd)
 
 
 def interval_cell(summary: SummaryRow | None) -> Cell:
     """Median and interval."""
     if summary is None or isnan(summary.low):
         return None if summary is None else summary.median
-    return f"{number(summary.median)} {bracket(summary.low, summary.high)}"
+    text = f"{number(summary.median)} {bracket(summary.low, summary.high)}"
+    return Number(summary.median, text)
 
 
 def bracket(low: float, high: float) -> str | None:
@@ -167,18 +217,16 @@ def bracket(low: float, high: float) -> str | None:
 
 def number(value: float) -> str:
     """As many digits as a mean has in the tables."""
-    return "n/a" if isnan(value) else f"{value:.{_digits(value)}f}"
+    return "n/a" if isnan(value) else f"{value:.{2 if abs(value) >= 10 else 4}f}"
 
 
-def signed(value: float) -> str:
+def signed(value: float) -> Cell:
     """A difference, with its sign."""
-    return "n/a" if isnan(value) else f"{value:+.{3 if abs(value) >= 0.1 else 4}f}"
-
-
-def _digits(value: float) -> int:
-    return 2 if abs(value) >= 10 else 4
+    return Number(value, f"{value:+.{3 if abs(value) >= 0.1 else 4}f}") if value == value else None
 
 
 def _tests(comparison: Comparison) -> list[Cell]:
-    shown = [None if isnan(p) else f"{p:.3g}" for p in (comparison.p, comparison.p_holm)]
-    return [*shown, None if isnan(comparison.effect) else f"{comparison.effect:+.2f}"]
+    ps = (comparison.p, comparison.p_holm)
+    shown: list[Cell] = [None if isnan(p) else Number(p, f"{p:.3g}") for p in ps]
+    effect = comparison.effect
+    return [*shown, None if isnan(effect) else Number(effect, f"{effect:+.2f}")]

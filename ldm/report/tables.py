@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import csv
 import html
 import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
-from ldm.storage import atomic_path
-
-NUMBER_LIKE = re.compile(r"[-+]?\d|n/a$|[-+]?inf$")
-LEADING_NUMBER = re.compile(r"[-+]?(inf\b|[\d,]*\.?\d+(e[-+]?\d+)?)")
+from ldm.storage import atomic_path, write_csv
 
 LATEX = {
     **{c: f"\\{c}" for c in "&%$#_{}"},
@@ -38,7 +34,28 @@ LATEX = {
 }
 ARROWS = {"higher": r" $\uparrow$", "lower": r" $\downarrow$"}
 
-Cell = str | int | float | None
+
+class Number(NamedTuple):
+    """A number that is written in its own way, such as ``25.19 ± 1.04`` or ``3/4``."""
+
+    value: float  # what tables compare
+    text: str
+
+    @classmethod
+    def mean(cls, mean: float, sd: float) -> Number | float:
+        """Mean ± standard deviation; the mean alone, at full precision, where there is none."""
+        if math.isnan(sd) or not math.isfinite(mean):
+            return mean
+        digits = 2 if abs(mean) >= 10 else 4
+        return cls(mean, f"{mean:.{digits}f} ± {sd:.{digits}f}")
+
+    @classmethod
+    def of(cls, count: int, whole: int) -> Number:
+        """How many of how many."""
+        return cls(count, f"{count}/{whole}")
+
+
+Cell = str | int | float | Number | None
 
 
 @dataclass(frozen=True)
@@ -47,7 +64,7 @@ class Table:
 
     Args:
         better: column -> which values are better in it, where its rows compete with each other. The
-            best is set in bold. Cells such as ``25.19 ± 1.04`` count as their first number.
+            best is set in bold.
     """
 
     title: str
@@ -58,17 +75,14 @@ class Table:
 
     def numeric_columns(self) -> list[bool]:
         """Which columns hold only numbers (or ``n/a``) and are aligned to the right."""
-        texts = [[format_cell(cell) for cell in row] for row in self.rows]
-        return [
-            all(NUMBER_LIKE.match(row[index]) for row in texts)
-            for index in range(len(self.columns))
-        ]
+        places = range(len(self.columns))
+        return [not any(isinstance(row[place], str) for row in self.rows) for place in places]
 
     def best(self) -> set[tuple[int, int]]:
-        """Return (row, column) of the best cells, as printed; none where all rows are equal."""
+        """Return (row, column) of the best cells; none where all rows are equal."""
         found = set()
         for index, column in enumerate(self.columns):
-            values = [leading_number(format_cell(row[index])) for row in self.rows]
+            values = [_value(row[index]) for row in self.rows]
             known = [v for v in values if v is not None]
             if column in self.better and len(set(known)) > 1:
                 best = max(known) if self.better[column] == "higher" else min(known)
@@ -76,10 +90,10 @@ class Table:
         return found
 
 
-def leading_number(text: str) -> float | None:
-    """The number a cell starts with (``25.19 ± 1.04``, ``1,000``, ``inf``), or None."""
-    match = LEADING_NUMBER.match(text)
-    return float(match[0].replace(",", "")) if match else None
+def _value(cell: Cell) -> float | None:
+    """The number that a cell holds; None for text and what is not available."""
+    number = cell.value if isinstance(cell, Number) else cell
+    return None if isinstance(number, str) or number is None or number != number else number
 
 
 def latex_table(table: Table) -> str:
@@ -127,7 +141,8 @@ def write_table(table: Table, folder: Path, stem: str) -> None:
     Raises:
         OutputError: OUT-IO when the system refuses to write.
     """
-    write_csv(folder / f"{stem}.csv", table.columns, table.rows)
+    rows = [[c.text if isinstance(c, Number) else c for c in row] for row in table.rows]
+    write_csv(folder / f"{stem}.csv", table.columns, rows)
     texts = {"md": markdown_table(table.columns, table.rows), "tex": latex_table(table)}
     for kind, text in texts.items():
         with atomic_path(folder / f"{stem}.{kind}") as temporary:
@@ -136,6 +151,8 @@ def write_table(table: Table, folder: Path, stem: str) -> None:
 
 def format_cell(value: Cell) -> str:
     """A cell as text: four significant digits, ``n/a`` for NaN and None, ``inf`` for infinity."""
+    if isinstance(value, Number):
+        return value.text
     if value is None or value != value:
         return "n/a"
     if isinstance(value, float | np.floating):
@@ -155,31 +172,3 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> st
     aligned = Table("", columns, rows).numeric_columns()
     rule = "| " + " | ".join("---:" if numeric else "---" for numeric in aligned) + " |"
     return "\n".join([line(columns), rule, *map(line, rows)]) + "\n"
-
-
-def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
-    """Write head and rows of :func:`csv_rows`, atomically.
-
-    Raises:
-        OutputError: OUT-IO when the system refuses to write.
-    """
-    with (
-        atomic_path(path) as temporary,
-        temporary.open("w", encoding="utf-8", newline="") as file,
-    ):
-        csv.writer(file).writerows(csv_rows(columns, rows))
-
-
-def csv_rows(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> list[list[str]]:
-    """Head and rows for ``csv.writer``, at full precision; no cell starts a spreadsheet formula."""
-    return [[_csv_cell(cell) for cell in row] for row in (columns, *rows)]
-
-
-def _csv_cell(value: Cell) -> str:
-    if not isinstance(value, str):
-        return "n/a" if value is None or value != value else str(value)
-    try:
-        float(value)
-    except ValueError:
-        return f"'{value}" if value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
-    return value

@@ -1,12 +1,11 @@
 """One patient in every layout: one training example, one evaluation."""
 
-import json
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
-from builders import INPUTS, rotation
+from builders import INPUTS, read_scores, rotation
 from layout_writers import WRITERS, Head
 
 from ldm.cli.main import main
@@ -40,8 +39,8 @@ def evaluation(folder: Path, head: Head, layout: str) -> dict:
     nib.save(image, folder / f"predictions/{subject}_t1ce.nii.gz")
     arguments = ["--prediction", folder / "predictions", "--reference", root_of(folder / "data")]
     assert main(["evaluate", *map(str, arguments), "--output", str(folder / "out")]) == 0
-    scores = json.loads((folder / "out/metrics.json").read_text())["scores"]
-    return {row: by_subject[subject] for row, by_subject in scores.items()}
+    scores = read_scores(folder / "out/metrics.json")
+    return {(row, *rest): value for (row, _, *rest), value in scores.items()}
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +48,8 @@ def expected(tmp_path_factory, head) -> tuple[dict, np.ndarray]:
     """Scores and slices of the first layout."""
     folder = tmp_path_factory.mktemp("first")
     scores = evaluation(folder, head, "BraTS 2017-2021")
-    assert scores["prediction"]["tumour"]["psnr"] > scores["copy T1"]["tumour"]["psnr"]
+    own, copied = (scores[row, "tumour", "psnr"] for row in ("prediction", "copy T1"))
+    assert own > copied
     return scores, slices(folder / "data")
 
 

@@ -7,12 +7,14 @@ import shutil
 import nibabel as nib
 import numpy as np
 import pytest
+from builders import read_scores
 
 from ldm.cli.main import main
 from ldm.errors import PartialError
-from ldm.evaluation.folder import evaluate_folders
+from ldm.evaluation.folder import evaluate
 from ldm.evaluation.scores import COPY_T1
 from ldm.report.gallery import spread_figure
+from ldm.report.score_tables import evaluation_tables
 
 
 @pytest.fixture
@@ -26,12 +28,11 @@ def truth(tmp_path, patients):
 
 
 def test_the_truth_scores_perfectly(truth, patients):
-    result = evaluate_folders({"truth": truth}, patients)
-    for scores in result.scores["truth"].values():
-        for region in ("full", "brain", "tumour", "healthy"):
-            assert scores[region]["psnr"] == np.inf
-            assert scores[region]["mae"] == 0
-            assert scores[region]["ssim"] == pytest.approx(1)
+    result = evaluate({"truth": truth}, patients)
+    for region in ("full", "brain", "tumour", "healthy"):
+        for measure, perfect in (("psnr", np.inf), ("mae", 0), ("ssim", pytest.approx(1))):
+            values = result.values("truth", region, measure)
+            assert values == dict.fromkeys(("Phantom_0001", "Phantom_0002"), perfect)
     assert result.mean(COPY_T1, "tumour", "psnr") < result.mean(COPY_T1, "healthy", "psnr")
 
 
@@ -53,11 +54,11 @@ def test_units_of_the_sidecar_make_gain_and_offset_irrelevant(tmp_path, truth, p
         path.with_name(path.name.replace(".nii.gz", ".json")).write_text(
             json.dumps({"intensity": {"contrast": "t1", **numbers}})
         )
-    with_units = evaluate_folders({"scaled": truth}, patients)
+    with_units = evaluate({"scaled": truth}, patients)
     assert with_units.mean("scaled", "brain", "psnr") > 80
     for path in truth.glob("*.json"):
         path.unlink()
-    without = evaluate_folders({"scaled": truth}, patients)
+    without = evaluate({"scaled": truth}, patients)
     assert without.mean("scaled", "brain", "psnr") < 20
 
 
@@ -87,17 +88,18 @@ def test_spread_is_judged_in_the_units_of_the_reference(tmp_path, spread_out, pa
     arguments = ["--prediction", str(spread_out), "--reference", str(patients)]
     assert main(["evaluate", *arguments, "--output", str(tmp_path / "out")]) == 0
     assert "Predicted spread" in capsys.readouterr().out
-    written = json.loads((tmp_path / "out/metrics.json").read_text())
-    brain = written["scores"]["prediction"]["Phantom_0001"]["brain"]
+    scores = read_scores(tmp_path / "out/metrics.json")
+    brain = {key[3]: value for key, value in scores.items() if key[::2] == ("prediction", "brain")}
     assert brain["error_to_spread"] == pytest.approx(1, abs=0.05)  # of 9 samples: times 10/9
-    groups = written["reliability"]["prediction"]["Phantom_0001"]
+    (groups,) = json.loads((tmp_path / "out/metrics.json").read_text())["reliability"]
     np.testing.assert_allclose(groups["error"], groups["spread"], rtol=0.25)
     root_mean_square = np.sqrt(np.mean(np.square(groups["error"])))
-    assert 20 * np.log10(1 / root_mean_square) == pytest.approx(brain["psnr"], abs=0.5)  # one unit
+    assert 20 * np.log10(1 / root_mean_square) == pytest.approx(brain["psnr"], abs=0.5)
     with (tmp_path / "out/metrics.csv").open() as file:
-        shares = {(r["row"], r["region"]): r["coverage_1sd"] for r in csv.DictReader(file)}
-    assert float(shares["prediction", "brain"]) == brain["coverage_1sd"]
-    assert shares["prediction", "full"] == shares["copy T1", "brain"] == "n/a"
+        lines = [r for r in csv.DictReader(file) if r["measure"] == "coverage_1sd"]
+    shares = {(r["row"], r["region"]): float(r["value"]) for r in lines}
+    assert shares["prediction", "brain"] == brain["coverage_1sd"]
+    assert ("prediction", "full") not in shares and ("copy T1", "brain") not in shares
     page = (tmp_path / "out/report.html").read_text()
     assert "Error / spread" in page
     assert page.count("data:image/svg+xml") == 1
@@ -107,7 +109,7 @@ def test_spread_of_another_run_is_left_out(spread_out, patients):
     """One sample has no spread: the file beside it is of an earlier request."""
     path = spread_out / "Phantom_0001_t1ce.json"
     path.write_text(path.read_text().replace('"samples": 9', '"samples": 1'))
-    assert evaluate_folders({"one": spread_out}, patients).reliability == {}
+    assert evaluate({"one": spread_out}, patients).reliability == {}
 
 
 def test_files_agree_with_each_other(tmp_path, truth, patients, capsys):
@@ -117,11 +119,15 @@ def test_files_agree_with_each_other(tmp_path, truth, patients, capsys):
     assert "copy T1" in capsys.readouterr().out
     with (output / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
-    written = json.loads((output / "metrics.json").read_text())
+    written, stored = (
+        read(output / "metrics.json")
+        for read in (lambda path: json.loads(path.read_text()), read_scores)
+    )
     assert written["protocol"]["percentiles"] == [0.1, 99.9]
+    assert len(rows) == len(stored)
     for row in rows:
-        stored = written["scores"][row["row"]][row["subject"]][row["region"]]["psnr"]
-        assert float(row["psnr"]) == (np.inf if stored == "inf" else pytest.approx(stored))
+        value = stored[row["row"], row["subject"], row["region"], row["measure"]]
+        assert row["value"] == ("n/a" if value is None else str(value))
     page = (output / "report.html").read_text()
     assert "data:image/png" in page
     assert "://" not in page
@@ -131,7 +137,7 @@ def test_files_agree_with_each_other(tmp_path, truth, patients, capsys):
 def test_equal_input_gives_equal_bytes(tmp_path, truth, spread_out, patients):
     pictures = set()
     for name in ("a", "b"):
-        result = evaluate_folders({"truth": truth, "spread": spread_out}, patients)
+        result = evaluate({"truth": truth, "spread": spread_out}, patients)
         result.write(tmp_path / name)
         pictures |= {figure.image for figure in spread_figure(result)}
     assert len(pictures) == 1
@@ -170,12 +176,13 @@ def test_failed_cases_are_shown_and_counted(tmp_path, truth, patients, capsys):
     assert reasons["b"] == dict.fromkeys(
         ("Phantom_0002", "Phantom_0003"), "DATA-MISSING: there is no prediction"
     )
-    assert list(written["scores"]["a"]) == ["Phantom_0003"]
+    scored = {(score["row"], score["subject"]) for score in written["scores"]}
+    assert {subject for row, subject in scored if row == "a"} == {"Phantom_0003"}
     with (output / "metrics.csv").open() as file:
         failed = {(r["row"], r["subject"]): r for r in csv.DictReader(file) if r["failure"]}
     assert len(failed) == 4
     assert failed["a", "Phantom_0001"]["failure"] == reasons["a"]["Phantom_0001"]
-    assert failed["a", "Phantom_0001"]["psnr"] == "n/a"
+    assert failed["a", "Phantom_0001"]["value"] == "n/a"
     page = (output / "report.html").read_text()
     assert "Failed cases" in page
     assert "Phantom_0002" in page
@@ -185,10 +192,10 @@ def test_a_real_patient_that_cannot_be_read_fails_in_every_row(tmp_path, truth, 
     copied = tmp_path / "patients"
     shutil.copytree(patients, copied)
     (copied / "Phantom_0001/Phantom_0001_t2.nii.gz").write_bytes(b"not an image")
-    result = evaluate_folders({"a": truth, "b": truth}, copied)
+    result = evaluate({"a": truth, "b": truth}, copied)
     assert set(result.failures) == {"a", "b"}
     assert result.failures["b"]["Phantom_0001"].startswith("the real patient: DATA-")
-    assert list(result.scores["a"]) == ["Phantom_0002"]
+    assert list(result.values("a", "brain", "psnr")) == ["Phantom_0002"]
     with pytest.raises(PartialError, match="EVAL-FAILED.*2 could not be evaluated"):
         result.require_complete()
 
@@ -201,7 +208,7 @@ def test_rows_are_compared_patient_by_patient(tmp_path, truth, patients, capsys)
     assert "MAE in tumour" in shown
     assert "With 2 patients no p below 0.5 is possible" in shown
     written = json.loads((tmp_path / "out/metrics.json").read_text())["comparisons"]
-    assert (written["metric"], written["region"]) == ("psnr", "brain")
+    assert (written["measure"], written["region"]) == ("psnr", "brain")
     assert {(pair["row"], pair["other"]) for pair in written["pairs"]} == {(COPY_T1, "real")}
 
 
@@ -212,18 +219,19 @@ def test_folders_of_one_name_are_training_seeds(tmp_path, truth, patients):
     for i in ("Phantom_0001", "Phantom_0002"):
         shutil.copy(patients / i / f"{i}_t1.nii.gz", copied / f"{i}_t1ce.nii.gz")
     seeds = {"model": [truth, copied]}
-    result = evaluate_folders(seeds, patients)
-    alone = evaluate_folders({"model": copied}, patients)
-    for subject, scores in result.scores["model"].items():
-        expected = alone.scores["model"][subject]["brain"]["mae"] / 2  # that of the truth is 0
-        assert scores["brain"]["mae"] == pytest.approx(expected)
-    spread = result.over_seeds("model", "mae", "brain")
+    result = evaluate(seeds, patients)
+    alone = evaluate({"model": copied}, patients)
+    mae = ("model", "brain", "mae")
+    for subject, value in result.values(*mae).items():
+        expected = alone.values(*mae)[subject] / 2  # that of the truth is 0
+        assert value == pytest.approx(expected)
+    spread = result.over_seeds(*mae)
     assert spread.sd == pytest.approx(alone.mean("model", "brain", "mae") / np.sqrt(2))
-    assert "Training seeds" in [table.title for table in result.tables()]
+    assert "Training seeds" in [table.title for table in evaluation_tables(result)]
     move(copied / "Phantom_0002_t1ce.nii.gz")
-    partly = evaluate_folders(seeds, patients)
+    partly = evaluate(seeds, patients)
     assert partly.failures["model"]["Phantom_0002"].startswith("seed 1: DATA-AFFINE")
-    assert partly.scores["model"]["Phantom_0002"]["brain"]["mae"] == 0
+    assert partly.values(*mae)["Phantom_0002"] == 0
 
 
 def test_protocols_beside_each_other(tmp_path, truth, patients, capsys):
@@ -233,13 +241,10 @@ def test_protocols_beside_each_other(tmp_path, truth, patients, capsys):
     shown = capsys.readouterr().out
     assert "Ring · protocol region" in shown
     assert max(map(len, shown.splitlines())) <= 80
-    written = json.loads((output / "metrics-brasyn.json").read_text())
-    scores = written["scores"]["prediction"]["Phantom_0001"]
-    assert scores == {r: {"brasyn_ssim": pytest.approx(1)} for r in ("tumour", "rest")}
-    assert set(json.loads((output / "metrics.json").read_text())["scores"]) == {
-        "prediction",
-        COPY_T1,
-    }
+    scores = read_scores(output / "metrics-brasyn.json")
+    own = {key[2:]: value for key, value in scores.items() if key[0] == "prediction"}
+    assert own == {(r, "brasyn_ssim"): pytest.approx(1) for r in ("tumour", "rest")}
+    assert {row for row, *_ in read_scores(output / "metrics.json")} == {"prediction", COPY_T1}
     assert "protocol brasyn" in (output / "report.html").read_text()
 
 
@@ -256,9 +261,9 @@ def test_wrong_names_are_refused_before_the_work(truth, patients, capsys, option
 def test_bytes_do_not_depend_on_the_order_of_rows_and_subjects(tmp_path, truth, patients):
     rows = {"truth": truth, "again": truth}
     ids = ["Phantom_0002", "Phantom_0001"]
-    evaluate_folders(rows, patients, ids).write(tmp_path / "a")
+    evaluate(rows, patients, subjects=ids).write(tmp_path / "a")
     turned = dict(reversed(rows.items()))
-    evaluate_folders(turned, patients, ids[::-1]).write(tmp_path / "b")
+    evaluate(turned, patients, subjects=ids[::-1]).write(tmp_path / "b")
     for file in ("metrics.csv", "metrics.json"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 

@@ -12,7 +12,7 @@ from test_brain import VOXEL, whole_head
 
 from ldm.cli.main import main
 from ldm.config import read_saved_config
-from ldm.evaluation.folder import evaluate_folders
+from ldm.evaluation.folder import evaluate
 
 AFFINE = np.diag([-VOXEL, -VOXEL, VOXEL, 1.0])
 
@@ -81,11 +81,11 @@ def test_a_sample_lies_on_the_grid_of_its_input_and_air_is_zero(sampled, heads):
 
 
 def test_it_is_compared_within_the_same_mask(sampled, heads, caplog):
-    result = evaluate_folders({"row": sampled[1]}, heads[0])
+    result = evaluate({"row": sampled[1]}, heads[0])
     assert np.isfinite(result.mean("row", "brain", "psnr"))
-    assert "error_to_spread" in result.scores["row"]["Head_2"]["brain"]
+    assert "Head_2" in result.values("row", "brain", "error_to_spread")
     assert not caplog.records
-    evaluate_folders({"row": sampled[1]}, heads[0], mask="nonzero")
+    evaluate({"row": sampled[1]}, heads[0], mask="nonzero")
     assert "sampled where 'head' says brain, compared where 'nonzero'" in caplog.text
 
 

@@ -10,13 +10,15 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from builders import read_scores
 
 from ldm.checkpoint import MODEL_FILE, load_model, read_model
 from ldm.cli.main import main
 from ldm.data.contrasts import load_contrasts, load_labels
 from ldm.data.layouts import detect_layout
 from ldm.errors import ConfigError, DataError
-from ldm.evaluation.downstream import REAL, downstream_scores
+from ldm.evaluation.downstream import REAL
+from ldm.evaluation.folder import evaluate
 from ldm.evaluation.scores import COPY_T1
 from ldm.evaluation.segmentation import evaluate_segmentations
 from ldm.inference.segmentation import CommandSegmenter, NetworkSegmenter, Segmented
@@ -170,11 +172,15 @@ def test_patches_of_volumes_train_and_segment_in_windows(tmp_path, train_segment
 
 def test_the_reference_agrees_with_itself(patients):
     result = evaluate_segmentations(patients, patients)
-    assert result.regions == ("et", "tc", "wt") and len(result.scores) == 3
-    for scores in result.scores.values():
-        for values in scores.values():
-            assert values["dice"] == values["iou"] == values["sensitivity"] == 1
-            assert values["hd95"] == 0 and values["volume_ml"] == values["reference_ml"] > 0
+    assert result.protocol.regions == ("et", "tc", "wt") and len(result.subjects) == 3
+    perfect = {"dice": 1, "iou": 1, "sensitivity": 1, "hd95": 0}
+    for region in result.protocol.regions:
+        for measure, value in perfect.items():
+            assert set(result.values("prediction", region, measure).values()) == {value}
+        found, labels = (
+            result.values("prediction", region, f"{n}_ml") for n in ("volume", "labels")
+        )
+        assert found == labels and min(found.values()) > 0
 
 
 def test_volumes_are_in_millilitres(patients):
@@ -182,7 +188,7 @@ def test_volumes_are_in_millilitres(patients):
     count = (np.asarray(image.dataobj) == 4).sum()
     volume = evaluate_segmentations(patients, patients, ["Phantom_0001"])
     expected = count * np.prod(image.header.get_zooms()) / 1000
-    assert volume.scores["Phantom_0001"]["et"]["volume_ml"] == pytest.approx(expected, rel=1e-5)
+    assert volume.mean("prediction", "et", "volume_ml") == pytest.approx(expected, rel=1e-5)
 
 
 def test_tables_files_and_terminal_say_the_same(tmp_path, predicted, patients, capsys):
@@ -191,16 +197,18 @@ def test_tables_files_and_terminal_say_the_same(tmp_path, predicted, patients, c
     printed = capsys.readouterr().out
     with (tmp_path / "segmentation.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 9
-    stored = json.loads((tmp_path / "segmentation.json").read_text())["scores"]
-    dice = [float(row["dice"]) for row in rows if row["region"] == "wt"]
-    assert dice == [scores["wt"]["dice"] for _, scores in sorted(stored.items())]
-    assert f"{np.mean(dice):.3f}" in printed
+    assert len({(row["subject"], row["region"]) for row in rows}) == 9
+    stored = read_scores(tmp_path / "segmentation.json")
+    wanted = [row for row in rows if (row["region"], row["measure"]) == ("wt", "dice")]
+    dice = [float(row["value"]) for row in wanted]
+    assert dice == [stored["prediction", row["subject"], "wt", "dice"] for row in wanted]
+    assert f"{np.mean(dice):.4f}" in printed
     page = (tmp_path / "report.html").read_text()
-    assert f"{np.mean(dice):.3f} ± {np.std(dice, ddof=1):.3f}" in page
+    assert f"{np.mean(dice):.4f} ± {np.std(dice, ddof=1):.4f}" in page
     assert "data:image/png" in page
     lesion = evaluate_segmentations(predicted, patients, regions=["lesion"])
-    assert lesion.values("lesion", "dice") == pytest.approx(dice)  # the whole tumour is any label
+    whole = lesion.values("prediction", "lesion", "dice")  # the whole tumour is any label
+    assert list(whole.values()) == pytest.approx(dice)
 
 
 def test_a_folder_without_label_maps_is_refused(tmp_path, patients):
@@ -243,15 +251,16 @@ def half_enhanced(tmp_path, patients):
 
 def test_real_t1ce_scores_highest_and_t1_copied_as_t1ce_lowest(half_enhanced, patients):
     folders = {name: half_enhanced / name for name in ("weak", "real")}
-    result = downstream_scores(Enhancement(), folders, patients)
-    assert result.scores["real"] == result.scores[REAL]
-    assert result.mean(REAL, "et_real") == 1
-    for metric in ("et_real", "et_labels", "et_ml"):
-        real, weak, copied = (result.mean(row, metric) for row in (REAL, "weak", COPY_T1))
+    result = evaluate(folders, patients, segmenter=Enhancement()).others["downstream"]
+    real, truth = ([s[1:] for s in result.scores if s.row == row] for row in ("real", REAL))
+    assert repr(real) == repr(truth)
+    assert result.mean(REAL, "et", "dice_real") == 1
+    for measure in ("dice_real", "dice", "volume_ml"):
+        real, weak, copied = (result.mean(row, "et", measure) for row in (REAL, "weak", COPY_T1))
         assert real > weak > copied == 0
-    assert result.mean(COPY_T1, "wt_labels") == 1  # its outline needs no gadolinium
-    assert result.mean(COPY_T1, "wt_nsd") == 1 and result.mean(COPY_T1, "wt_hd95") == 0
-    assert result.mean(REAL, "et_hd95") < result.mean(COPY_T1, "et_hd95")
+    assert result.mean(COPY_T1, "wt", "dice") == 1  # its outline needs no gadolinium
+    assert result.mean(COPY_T1, "wt", "nsd") == 1 and result.mean(COPY_T1, "wt", "hd95") == 0
+    assert result.mean(REAL, "et", "hd95") < result.mean(COPY_T1, "et", "hd95")
 
 
 def test_false_enhancement_is_counted_where_the_labels_hold_none(half_enhanced, patients):
@@ -262,29 +271,32 @@ def test_false_enhancement_is_counted_where_the_labels_hold_none(half_enhanced, 
     image = nib.load(path)
     voxels = np.asarray(image.dataobj)
     nib.save(nib.Nifti1Image(np.where(voxels == 4, 1, voxels).astype(np.uint8), image.affine), path)
-    result = downstream_scores(Enhancement(), {"real": half_enhanced / "real"}, copy)
-    assert result.false_enhancement(REAL) == [result.scores[REAL]["Phantom_0001"]["et_ml"]]
-    assert result.false_enhancement(REAL)[0] > 0 and result.false_enhancement(COPY_T1) == [0]
-    assert result.scores[REAL]["Phantom_0001"]["et_labels"] == 0
+    rows = {"real": half_enhanced / "real"}
+    result = evaluate(rows, copy, segmenter=Enhancement()).others["downstream"]
+    false = {row: result.summary(row)["et", "false_ml"] for row in (REAL, COPY_T1)}
+    found = result.values(REAL, "et", "volume_ml")["Phantom_0001"]
+    assert false[REAL].n == 1 and false[REAL].mean == found > 0 == false[COPY_T1].mean
+    assert result.values(REAL, "et", "dice")["Phantom_0001"] == 0
 
 
 def test_evaluate_takes_a_trained_segmenter(half_enhanced, patients, segmenter_run, capsys):
     command = ["evaluate", "--reference", str(patients), "--segmenter", str(segmenter_run)]
     command += ["--prediction", str(half_enhanced / "real"), "--subjects", "Phantom_0003"]
     assert main([*command, "--output", str(half_enhanced / "out")]) == 0
-    assert "Segmentation with synthetic T1ce" in capsys.readouterr().out
-    stored = json.loads((half_enhanced / "out/downstream.json").read_text())["scores"]
-    assert stored["prediction"] == stored[REAL] and COPY_T1 in stored
+    assert "Segmentation with synthetic volumes" in capsys.readouterr().out
+    stored = read_scores(half_enhanced / "out/downstream.json")
+    own, real = ({k[1:]: v for k, v in stored.items() if k[0] == r} for r in ("prediction", REAL))
+    assert own == real
     assert "Volumes found" in (half_enhanced / "out/report.html").read_text()
     with (half_enhanced / "out/downstream.csv").open() as file:
-        assert [row["row"] for row in csv.DictReader(file)] == [REAL, "prediction", COPY_T1]
+        assert {row["row"] for row in csv.DictReader(file)} == {REAL, "prediction", COPY_T1}
 
 
 def test_a_segmenter_blind_to_t1ce_is_refused(half_enhanced, patients):
     segmenter = Enhancement()
     segmenter.contrasts = ("t1", "flair")
     with pytest.raises(DataError, match="takes t1, flair"):
-        downstream_scores(segmenter, {"real": half_enhanced / "real"}, patients)
+        evaluate({"real": half_enhanced / "real"}, patients, segmenter=segmenter)
 
 
 def copying_command(folder: Path, body: str) -> str:

@@ -5,6 +5,7 @@ import json
 import shutil
 
 import pytest
+from builders import read_scores
 
 from ldm.cli.main import main
 from ldm.storage import sha256
@@ -65,10 +66,10 @@ def test_volumes_and_scores_are_those_of_sample_and_evaluate(tmp_path, swept, ru
     assert sha256(tmp_path / name) == sha256(swept / "cells/heun-3" / name)
     folders = ["--prediction", str(tmp_path), "--reference", str(patients)]
     assert main(["evaluate", *folders, "--output", str(tmp_path / "scores")]) == 0
-    scores = json.loads((tmp_path / "scores/metrics.json").read_text())["scores"]["prediction"]
+    scores = read_scores(tmp_path / "scores/metrics.json")
     row = table(swept)["heun", "3"]
-    assert float(row["brain PSNR dB"]) == scores["Phantom_0003"]["brain"]["psnr"]
-    assert float(row["brain MS-SSIM"]) == scores["Phantom_0003"]["brain"]["ms_ssim"]
+    for column, measure in (("brain PSNR dB", "psnr"), ("brain MS-SSIM", "ms_ssim")):
+        assert float(row[column]) == scores["prediction", "Phantom_0003", "brain", measure]
 
 
 def test_plot_and_page(swept):
@@ -103,7 +104,7 @@ def test_what_is_finished_is_not_done_again(tmp_path, swept, run_folder, patient
         raise AssertionError("sampled again")
 
     monkeypatch.setattr(Synthesiser, "_synthesise", never)
-    monkeypatch.setattr("ldm.benchmark.sweep_cells.evaluate_folders", never)
+    monkeypatch.setattr("ldm.benchmark.kept_scores.evaluate", never)
     assert sweep(run_folder, patients, output) == 0
     assert state(output) == after
     assert list(table(output)) == list(table(swept))

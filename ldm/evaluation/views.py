@@ -1,0 +1,150 @@
+"""What the functions of the metrics are given: two volumes, a region of them, masks of a region."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from math import nan
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ldm.evaluation.metrics import detail
+from ldm.evaluation.metrics import similarity as metrics
+
+if TYPE_CHECKING:
+    from ldm.data.nifti import Geometry
+    from ldm.evaluation.case import Case, Prediction
+    from ldm.evaluation.metrics.perceptual import Perceptual
+
+
+@dataclass(eq=False)
+class Volumes:
+    """Prediction and reference on one intensity scale, and what is computed from them only once.
+
+    Args:
+        prediction, reference: (X, Y, Z) in [0, 1].
+        case, predicted: what they are of, in the units of the reference.
+        axis: the axis that counts the slices.
+        perceptual: the network of LPIPS, if there is one.
+    """
+
+    prediction: NDArray[np.float64]
+    reference: NDArray[np.float64]
+    case: Case
+    predicted: Prediction
+    axis: int = -1
+    perceptual: Perceptual | None = None
+
+    def __post_init__(self) -> None:
+        self.pair = (self.prediction, self.reference)
+
+    @cached_property
+    def content(self) -> NDArray[np.bool_]:
+        """Which slices contain brain, broadcastable against the volumes."""
+        others = tuple(axis for axis in range(3) if axis != self.axis % 3)
+        return self.case.brain.any(axis=others, keepdims=True)
+
+    @cached_property
+    def similarity(self) -> NDArray[np.float64]:
+        """SSIM at each voxel of the slices with brain, as a stack of slices."""
+        stacks = metrics.stacks(*self.pair, np.broadcast_to(self.content, self.shape), self.axis)
+        return metrics.similarity_map(*stacks, 1.0)
+
+    @cached_property
+    def similarity_3d(self) -> NDArray[np.float64] | None:
+        """SSIM with 3-D windows as a stack of slices; None if a side is below 11."""
+        if min(self.shape) < metrics.SSIM_WINDOW:
+            return None
+        return metrics.similarity_map(*metrics.stacks(*self.pair, None, self.axis), 1.0, dims=3)
+
+    @cached_property
+    def edges(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Laplacian of a Gaussian of both, as stacks of slices."""
+        x, y, _ = metrics.stacks(*self.pair, None, self.axis)
+        return detail.edges(x), detail.edges(y)
+
+    @cached_property
+    def slices(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Both with the slices only that contain brain."""
+        return tuple(np.compress(self.content.ravel(), v, self.axis) for v in self.pair)
+
+    @cached_property
+    def ms_ssim(self) -> float:
+        """MS-SSIM of the slices with brain."""
+        return metrics.ms_ssim(*self.slices, 1.0, self.axis)
+
+    @cached_property
+    def lpips(self) -> float:
+        """LPIPS of the slices with brain; NaN without a network."""
+        return self.perceptual.lpips(*self.slices, self.axis) if self.perceptual else nan
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the volumes."""
+        return self.reference.shape
+
+
+@dataclass(eq=False)
+class View:
+    """One region of two volumes."""
+
+    volumes: Volumes
+    mask: NDArray[np.bool_]
+
+    @cached_property
+    def values(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The voxels of the region, in both volumes."""
+        return tuple(volume[self.mask] for volume in self.volumes.pair)
+
+    @cached_property
+    def changes(self) -> detail.Changes:
+        """What flicker and sharpness share."""
+        return detail.changes(*self.volumes.pair, self.mask, self.volumes.axis)
+
+    @property
+    def stack(self) -> NDArray[np.bool_]:
+        """The mask in slices with brain, as a stack of slices."""
+        return np.moveaxis(self.mask & self.volumes.content, self.volumes.axis, 0)
+
+    def of_slices(self, metric: Callable[..., float]) -> float:
+        """Mean of a voxel metric over the slices with brain."""
+        inside = self.mask & self.volumes.content
+        return metrics.mean_over_slices(metric, *self.volumes.pair, inside, self.volumes.axis)
+
+    def of_spread(self, metric: Callable[..., float]) -> float:
+        """A metric of the spread; it has no unit, so nothing is mapped and nothing clipped."""
+        predicted = self.volumes.predicted
+        given = (predicted.volume, self.volumes.case.reference, predicted.spread)
+        return metric(*given, mask=self.mask, samples=predicted.samples)
+
+
+@dataclass(frozen=True, eq=False)
+class Masks:
+    """One region (X, Y, Z) bool of a patient, as it was segmented.
+
+    Args:
+        found: on the volume that is judged.
+        labels: of the reference labels, or None.
+        real: found on the real volume in place of the synthetic one, or None.
+    """
+
+    found: NDArray[np.bool_]
+    geometry: Geometry
+    labels: NDArray[np.bool_] | None = None
+    real: NDArray[np.bool_] | None = None
+
+    def against_labels(self, metric: Callable[..., float], *further: Any) -> float:
+        """A metric of what was found and the labels; NaN without labels."""
+        return nan if self.labels is None else metric(self.found, self.labels, *further)
+
+    def millilitres(self, mask: NDArray[np.bool_] | None) -> float:
+        """The volume of a mask; NaN for None."""
+        return nan if mask is None else float(mask.sum() * np.prod(self.geometry.spacing) / 1000)
+
+    def false_millilitres(self) -> float:
+        """The volume found where the labels hold nothing; NaN where they hold something."""
+        is_empty = self.labels is not None and not self.labels.any()
+        return self.millilitres(self.found) if is_empty else nan
