@@ -26,7 +26,8 @@ from torch import Tensor
 from ldm.config import read_saved_config, trusted_targets, validate
 from ldm.errors import CheckpointError, OutputError, UnsafeError
 from ldm.storage import atomic_path
-from ldm.util import instantiate_from_config, refuse_untrusted_targets
+from ldm.study import Study, build_model, read_study
+from ldm.util import refuse_untrusted_targets
 
 log = logging.getLogger(__name__)
 
@@ -185,7 +186,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return checkpoint.get("state_dict", checkpoint), {}
 
 
-def load_model(path: Path, trust: Collection[str] = ()) -> tuple[Any, dict[str, Any], str]:
+def load_model(path: Path, trust: Collection[str] = ()) -> tuple[Any, Study, str]:
     """Build the model of a run or model folder and load its EMA weights.
 
     Args:
@@ -193,7 +194,7 @@ def load_model(path: Path, trust: Collection[str] = ()) -> tuple[Any, dict[str, 
         trust: classes accepted beside those that the shipped configurations name.
 
     Returns:
-        The model in eval mode, its configuration, and the digest of its weights.
+        The model in eval mode, the study it was trained for, and the digest of its weights.
 
     Raises:
         CheckpointError: see :func:`read_model`; CKPT-MISMATCH. UnsafeError: UNSAFE-TARGET.
@@ -201,7 +202,8 @@ def load_model(path: Path, trust: Collection[str] = ()) -> tuple[Any, dict[str, 
     folder = path if path.is_dir() else path.parent
     tensors, metadata = read_model(folder / MODEL_FILE if path.is_dir() else path)
     config = read_run_config(folder, trust)
-    model = instantiate_from_config(config["model"], where="model")
+    study = read_study(config)
+    model = build_model(config, study)
     require_same_state(model.state_dict(), tensors, path.name)
     for fact, value in model.facts().items():
         if metadata.get(fact) != value:
@@ -211,7 +213,7 @@ def load_model(path: Path, trust: Collection[str] = ()) -> tuple[Any, dict[str, 
                 f"of its {CONFIG_FILE}: restore the file",
             )
     model.load_state_dict(tensors)
-    return model.eval().requires_grad_(False), config, metadata["sha256"]
+    return model.eval().requires_grad_(False), study, metadata["sha256"]
 
 
 def read_run_config(folder: Path, trust: Collection[str] = ()) -> dict[str, Any]:

@@ -14,10 +14,11 @@ from functools import cached_property
 from typing import Any
 
 from ldm.errors import ConfigError
-from ldm.util import image_sides
+from ldm.util import image_sides, instantiate_from_config
 
 LABELS = "seg"
 MASK_FILE = "brain"  # a mask of the brain that someone else made
+BATCH_SIZE = 4  # images a step, where nothing else is told
 BRATS = ("t1", "t1ce", "t2", "flair")  # also the order in which HDF5 files of BraTS store them
 DECATHLON = ("flair", "t1", "t1ce", "t2")  # the order in Task01_BrainTumour
 
@@ -172,6 +173,7 @@ class Study:
         image_size: (H, W) of slices or (D, H, W) of patches; a side means a square.
         neighbours: slices on each side that are further conditions (2.5-D); 0 for patches.
         contrasts: all that are known; those of the study are among them.
+        data: ``data.params``, from which the data side reads what is its own affair.
 
     Raises:
         ConfigError: CONFIG-VALUE.
@@ -182,6 +184,7 @@ class Study:
     image_size: tuple[int, ...] = (192, 192)
     neighbours: int = 0
     contrasts: Contrasts = KNOWN
+    data: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         conditions = tuple(self.conditions)
@@ -209,7 +212,7 @@ class Study:
         told = {n: params[n] for n in ("conditions", "image_size", "neighbours") if n in params}
         if "target" in params:
             told["target"] = params["target"]
-        return cls(**told, contrasts=KNOWN.with_own(params.get("contrasts")))
+        return cls(**told, contrasts=KNOWN.with_own(params.get("contrasts")), data=params)
 
     @property
     def dims(self) -> int:
@@ -245,6 +248,23 @@ def read_study(config: Mapping[str, Any]) -> Study:
     if not isinstance(data, Mapping):
         raise ConfigError("CONFIG-MISSING", "there is no 'data' section: give its YAML")
     return Study.of(data.get("params") or {})
+
+
+def build_model(config: Mapping[str, Any], study: Study | None = None) -> Any:
+    """Return the model of a resolved configuration, told the facts of its study.
+
+    Configurations of older runs repeat them under ``model.params``, with the same values.
+
+    Raises:
+        ConfigError: see :func:`ldm.util.instantiate_from_config`; CONFIG-SHAPE for another value.
+    """
+    facts = (study or read_study(config)).facts()
+    node = dict(config["model"])
+    given = dict(node.get("params") or {})
+    read = {"conditions": list, "image_size": lambda size: list(image_sides(size))}
+    repeated = [n for n in facts if n in given and read.get(n, int)(given[n]) == facts[n]]
+    node["params"] = {name: value for name, value in given.items() if name not in repeated}
+    return instantiate_from_config(node, where="model", interface=facts)
 
 
 def _bad(message: str) -> ConfigError:

@@ -36,6 +36,7 @@ from ldm.errors import ConfigError, OutputError
 from ldm.modules.diffusionmodules.util import to_channels_last
 from ldm.progress import Progress, silent
 from ldm.storage import folder_lock, read_json, write_json
+from ldm.study import build_model
 from ldm.util import instantiate_from_config
 
 RUNS = Path("runs")
@@ -140,7 +141,7 @@ def run_training(
     if is_main and say:
         say(data.found)
     torch.manual_seed(config.get("seed", 0))  # the first weights
-    model = instantiate_from_config(config["model"], where="model")
+    model = build_model(config)
     if checkpoint is None:
         model.check_start(data)
     with _quiet_lightning(), folder_lock(folder) if is_main else nullcontext():

@@ -26,6 +26,7 @@ from ldm.evaluation.statistics import summarise_values
 from ldm.models.segmentation import foreground_shares
 from ldm.report.tables import Number, markdown_table
 from ldm.storage import atomic_path, read_json, write_json
+from ldm.study import build_model
 from ldm.util import instantiate_from_config
 
 PATIENTS, SLICES, SIDE = 32, 4, 64
@@ -85,7 +86,7 @@ def measure(files: list[str], patients: Path, steps: int, seed: int) -> dict[str
     keep_most_lesion(data.train_slices)
     keep_most_lesion(data.val_dataset)
     torch.manual_seed(seed)
-    model = instantiate_from_config(config["model"])
+    model = build_model(config)
     share = foreground_shares(data.train_slices, model.regions)["lesion"]
     model.check_start(data)
     started = time.process_time()  # of one thread, whatever else the machine does

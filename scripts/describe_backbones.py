@@ -26,7 +26,8 @@ from ldm.plots.structure import trace
 from ldm.plots.structure_picture import draw
 from ldm.report.tables import markdown_table
 from ldm.storage import atomic_path
-from ldm.util import get_obj_from_str, instantiate_from_config
+from ldm.study import build_model
+from ldm.util import get_obj_from_str
 
 DOCS = Path(__file__).parents[1] / "docs"
 ADAPTER = "ldm.modules.adapter.ForeignBackbone"
@@ -121,9 +122,8 @@ class Backbone:
         """Return the network with its wrapper, a blank call of it, and the contrasts it sees."""
         size = f"data.params.image_size={SIDE}"
         config = load_config([f"configs/backbone/{self.name}.yaml"], [size])
-        model = instantiate_from_config(config["model"], where="model")
-        data = instantiate_from_config(config["data"], where="data")
-        return model.network, tuple(model.network_inputs(data)), data.conditions
+        model = build_model(config)
+        return model.network, tuple(model.network_inputs()), list(model.conditions)
 
 
 def shipped() -> dict[str, Backbone]:

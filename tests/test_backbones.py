@@ -20,6 +20,7 @@ from families import (
 from ldm.config import config_root, load_config, merge_config
 from ldm.errors import ConfigError
 from ldm.models.diffusion.noise import KeyedNoise
+from ldm.study import build_model
 from ldm.util import accepted_parameters, instantiate_from_config, resolve_target, targets_in
 
 FOLDER = config_root() / "backbone"
@@ -42,7 +43,7 @@ def build(name, size=SIZE, **params):
     """The LatentDiffusion of a tiny YAML, with ``params`` of the network changed."""
     config = configuration(name, size)
     unet_config(config)["params"].update(params)
-    return instantiate_from_config(config["model"], where="model")
+    return build_model(config)
 
 
 def file_of(name):
@@ -174,7 +175,7 @@ def test_latents_of_an_autoencoder(name):
     """The same YAML in latent space: channels, image size and streams follow the first stage."""
     config = configuration(name, (64, 96))
     config["model"]["params"]["first_stage_config"] = LATENT
-    model = instantiate_from_config(config["model"], where="model")
+    model = build_model(config)
     assert model.latent_shape == (3, 16, 24)
     check_gradients_of_a_narrow_network(model.model, call_inputs(model, (16, 24)), (3, 3, 16, 24))
 

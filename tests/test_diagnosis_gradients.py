@@ -7,7 +7,7 @@ from torch import nn
 
 from ldm.callbacks.gradients import PLACES, layers_by_depth, watch_order
 from ldm.config import config_root, load_config
-from ldm.util import instantiate_from_config
+from ldm.study import build_model
 
 TINY = sorted(path.stem for path in (config_root() / "backbone").glob("*_tiny.yaml"))
 
@@ -28,7 +28,7 @@ def places(model: nn.Module, *inputs: torch.Tensor) -> dict[str, str]:
 def test_every_backbone_has_its_four_places(name):
     """They are four layers, ordered as they run, and the time embedding is none of them."""
     config = load_config([f"configs/backbone/{name}.yaml"], ["data.params.image_size=32"])
-    model = instantiate_from_config(config["model"], where="model").model
+    model = build_model(config).model
     inputs = torch.zeros(1, 1, 32, 32), torch.tensor([5]), parity.normal("c", (1, 3, 32, 32))
     found = places(model, *inputs)
     assert tuple(found) == PLACES
@@ -38,7 +38,7 @@ def test_every_backbone_has_its_four_places(name):
 
 def test_the_places_of_a_u_net():
     config = load_config(["configs/backbone/unet_tiny.yaml"], ["data.params.image_size=32"])
-    model = instantiate_from_config(config["model"], where="model").model
+    model = build_model(config).model
     inputs = torch.zeros(1, 1, 32, 32), torch.tensor([5]), torch.zeros(1, 3, 32, 32)
     found = places(model, *inputs)
     assert found["encoder_first"] == "diffusion_model.input_blocks.0.0"

@@ -7,6 +7,7 @@ import pytest
 from ldm.benchmark.plan import plan_cells, plan_trainings, step_flops
 from ldm.cost.network import count_flops, training_flops
 from ldm.errors import ConfigError
+from ldm.study import build_model
 from ldm.util import instantiate_from_config
 
 OUT = Path("out")
@@ -94,8 +95,8 @@ def test_budget_of_flops_pays_for_whole_steps():
     """A step is three forwards, an image of the batch each."""
     training = plan_trainings(ONE, OUT)[0]
     data = instantiate_from_config(training.config["data"])
-    model = instantiate_from_config(training.config["model"])
-    forward = count_flops(model.network, *model.network_inputs(data))
+    model = build_model(training.config)
+    forward = count_flops(model.network, *model.network_inputs())
     cost = step_flops(training.config)
     assert cost == 3 * forward * data.batch_size == training_flops(forward, data.batch_size, 1)
     assert trainer({"budget": {"flops": 7.9 * cost}})["max_steps"] == 7

@@ -22,6 +22,7 @@ from ldm.importing.model import ImportMismatch, import_checkpoint, write_importe
 from ldm.importing.names import NETWORK, translate
 from ldm.importing.research_yaml import read_import_config
 from ldm.models.diffusion.schedule import NoiseSchedule
+from ldm.study import build_model
 from ldm.util import get_obj_from_str, instantiate_from_config
 
 SIZE = 32
@@ -43,7 +44,7 @@ def tiny(name, *overrides):
 
 def network_of(config, seed=0):
     """The network of a configuration with weights of its own."""
-    model = instantiate_from_config(config["model"])
+    model = build_model(config)
     network = parity.fill(model.model.diffusion_model).eval()
     with torch.no_grad():
         for parameter in network.parameters():
@@ -230,7 +231,7 @@ def test_research_yaml_and_its_latent_diffusion_checkpoint(tmp_path):
     """Network, first stage, schedule and scale come over; what has no meaning is listed."""
     config, ignored = read_import_config([research_yaml(tmp_path / "ldm.yaml")])
     assert {"model.params.monitor", "model.base_learning_rate", "data"} <= set(ignored)
-    original = instantiate_from_config(config["model"])
+    original = build_model(config)
     parity.fill(original.model)
     parity.fill(original.first_stage_model)
     assert original.schedule == NoiseSchedule("scaled_linear", 1000, 0.0015, 0.0195)

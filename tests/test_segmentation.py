@@ -17,7 +17,7 @@ from ldm.data.datamodule import ContrastDataModule
 from ldm.errors import ConfigError, DataError
 from ldm.models.segmentation import Segmentation, foreground_shares
 from ldm.regions import REGION_SETS, label_map, region_masks, region_names
-from ldm.util import instantiate_from_config
+from ldm.study import build_model
 
 UNET = {
     "target": "ldm.modules.diffusionmodules.attention_unet.AttentionUNet",
@@ -134,7 +134,7 @@ def test_shipped_configuration_is_valid(name, overlay):
     config = load_config([f"configs/segmentation/{file}.yaml" for file in files])
     assert config["data"]["params"]["target"] is None
     with torch.device("meta"):
-        model = instantiate_from_config(config["model"])
+        model = build_model(config)
     assert len(model.window) == (3 if overlay == "volume" else 2)
     assert model.regions == (("lesion",) if overlay == "lesion" else ("et", "tc", "wt"))
     assert model.decay_steps == config["lightning"]["trainer"]["max_steps"]
@@ -145,7 +145,7 @@ def test_paper_size_has_five_levels_and_four_gates():
     channels = config["model"]["params"]["unet_config"]["params"]["channels"]
     assert channels == [64, 128, 256, 512, 1024]
     with torch.device("meta"):
-        model = instantiate_from_config(config["model"])
+        model = build_model(config)
     assert sorted(model.unet.gates) == ["0", "1", "2", "3"]
 
 

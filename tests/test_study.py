@@ -4,11 +4,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from ldm.config import load_config
 from ldm.data.datamodule import ContrastDataModule
 from ldm.data.layouts import detect_layout
 from ldm.data.layouts.table import SubjectTable
 from ldm.errors import ConfigError, DataError
-from ldm.study import KNOWN, Study, read_study
+from ldm.study import KNOWN, Study, build_model, read_study
 
 OWN = {"swi": ["susc", "T2star_swi"]}  # a contrast of one's own, and how its files are called
 # naming -> the file of DWI, and of the contrast above by its second spelling
@@ -119,3 +120,31 @@ def test_the_data_module_has_the_study_of_its_configuration():
     assert study == ContrastDataModule(**params).study
     assert study.image_size == (8, 8) and study.needed == ("t1", "swi", "seg")
     assert Study() == ContrastDataModule().study == read_study({"data": {}})
+
+
+TINY = ("configs/backbone/unet_tiny.yaml", ["data.params.conditions=[t2,t1]"])
+
+
+def with_model_params(config, **params):
+    model = {**config["model"], "params": {**config["model"]["params"], **params}}
+    return {**config, "model": model}
+
+
+def test_the_facts_stand_once_in_a_configuration_and_the_model_has_them():
+    config = load_config([TINY[0]], [*TINY[1], "data.params.image_size=[16,24]"])
+    told = config["model"]["params"]
+    assert not {"conditions", "image_size", "neighbours"} & set(told)
+    model = build_model(config)
+    assert model.conditions == ("t2", "t1")
+    x_t, _, condition = model.network_inputs(3)
+    assert x_t.shape == (3, 1, 16, 24) and condition.shape == (3, 2, 16, 24)
+
+
+def test_an_older_configuration_repeats_them(tmp_path):
+    """Up to the study, run folders held the same facts under ``data`` and under ``model``."""
+    config = load_config([TINY[0]], [*TINY[1], "data.params.image_size=16"])
+    older = with_model_params(config, conditions=["t2", "t1"], image_size=16, neighbours=0)
+    assert build_model(older).state_dict().keys() == build_model(config).state_dict().keys()
+    for wrong in ({"conditions": ["t1", "t2"]}, {"image_size": 24}, {"neighbours": 1}):
+        with pytest.raises(ConfigError, match=r"CONFIG-SHAPE.*model.params.*delete the line"):
+            build_model(with_model_params(config, **wrong))

@@ -9,7 +9,7 @@ from ldm.benchmark.results import RowCost
 from ldm.callbacks.metrics_file import read_curves
 from ldm.cost.network import count_flops, count_parameters, training_flops
 from ldm.storage import read_json, write_json
-from ldm.util import instantiate_from_config
+from ldm.study import build_model
 
 
 def cell_cost(cell: GridCell) -> RowCost:
@@ -47,9 +47,8 @@ def network_cost(training: Training) -> dict[str, int]:
     """Return parameters and FLOPs of a training's network, counted once."""
     path = training.folder / "network.json"
     if not (known := read_json(path)):
-        data = instantiate_from_config(training.config["data"], where="data")
-        model = instantiate_from_config(training.config["model"], where="model")
-        inputs = model.network_inputs(data)
+        model = build_model(training.config)
+        inputs = model.network_inputs()
         known = {
             "parameters": count_parameters(model.network),
             "flops": count_flops(model.network, *inputs),

@@ -17,7 +17,8 @@ from ldm.checkpoint import CONFIG_FILE, read_run_config
 from ldm.config import load_config
 from ldm.cost.network import count_flops, training_flops
 from ldm.errors import ConfigError
-from ldm.util import instantiate_from_config, nearest, resolve_target
+from ldm.study import BATCH_SIZE, build_model, read_study
+from ldm.util import nearest, resolve_target
 
 OWN_KEYS = (
     *("rows", "spaces", "seeds", "regression_of", "baselines"),
@@ -146,13 +147,12 @@ def read_budget(plan: Mapping[str, Any]) -> Budget | None:
 
 def step_flops(config: Mapping[str, Any]) -> int:
     """Return the FLOPs of one optimizer step of a configuration."""
-    data = instantiate_from_config(config["data"], where="data")
-    model = instantiate_from_config(config["model"], where="model")
+    study = read_study(config)
+    model = build_model(config, study)
     trainer = (config.get("lightning") or {}).get("trainer") or {}
-    forward = count_flops(model.network, *model.network_inputs(data))
-    return training_flops(
-        forward, data.batch_size * (trainer.get("accumulate_grad_batches") or 1), 1
-    )
+    forward = count_flops(model.network, *model.network_inputs())
+    batch_size = study.data.get("batch_size", BATCH_SIZE)
+    return training_flops(forward, batch_size * (trainer.get("accumulate_grad_batches") or 1), 1)
 
 
 def plan_cells(

@@ -110,13 +110,13 @@ def summary(
 
 def prediction(model: Any, config: Mapping[str, Any]) -> str:
     """Return, in words, what no weight says and the YAML decides."""
-    from ldm.util import instantiate_from_config
+    from ldm.study import read_study
 
-    data = instantiate_from_config(config["data"], where="data")
-    target = data.target
+    study = read_study(config)
+    target = study.target
     if model.anchor_channels is not None:
         target = f"{model.gain:g} x ({target} - {config['model']['params']['subtract']})"
-    conditions = ", ".join(data.conditions)
+    conditions = ", ".join(study.conditions)
     return f"{model.parameterization} of {target} given {conditions} (from the YAML: check it)"
 
 

@@ -145,7 +145,7 @@ class LabelWriter:
 
         area = sum(mask.sum((1, 2)) for mask in masks.values()) + 1e-6 * prepared.brain.sum((1, 2))
         place = int(area.argmax())  # the slice with most segmented, or else with most brain
-        title = f"{prepared.id} · {self.segmenter.data.preparation.axis} {place}"
+        title = f"{prepared.id} · {self.segmenter.trained.preparation.axis} {place}"
         images = {
             name: np.rot90(prepared.slices[place, channel])
             for channel, name in enumerate(prepared.contrasts)

@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
         work.refuse_models_without_steps()
         cells = [work.cell(*pair, f"{n}/{len(wanted)}") for n, pair in enumerate(wanted, 1)]
         sweep = Sweep(
-            title=str(synthesiser.trained.config.get("name", "model")),
+            title=synthesiser.trained.folder.resolve().name,
             cells=cells,
             baseline=work.baseline(),
             subjects=[subject.id for subject in subjects],

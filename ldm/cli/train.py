@@ -69,13 +69,14 @@ def describe(config: Mapping[str, Any]) -> int:
 
     from ldm.cost.network import count_flops, count_parameters, training_memory_estimate
     from ldm.environment import resolve_precision
+    from ldm.study import build_model
     from ldm.util import instantiate_from_config
 
     data = instantiate_from_config(config["data"], where="data")
-    model = instantiate_from_config(config["model"], where="model")
-    network, inputs = model.network, model.network_inputs(data)
+    model = build_model(config)
+    network, inputs = model.network, model.network_inputs()
     flops = count_flops(network, *inputs)
-    memory = training_memory_estimate(network, *model.network_inputs(data, data.batch_size))
+    memory = training_memory_estimate(network, *model.network_inputs(data.batch_size))
     print(OmegaConf.to_yaml(OmegaConf.create(dict(config))))
     backbone = getattr(network, "diffusion_model", network)
     print(f"backbone            {type(backbone).__name__}")

@@ -15,13 +15,12 @@ from torch.utils.data import DataLoader, Subset
 
 from ldm.data.cache import CachedSubject, cached_subject
 from ldm.data.layouts import Subject, detect_layout, summary
-from ldm.data.normalise import build_normaliser
 from ldm.data.prepare import Preparation, load_subject
 from ldm.data.slices import EndlessShuffle, PatchDataset, SliceDataset
 from ldm.data.split import split_subjects
 from ldm.errors import ConfigError, DataError
 from ldm.progress import Progress, silent
-from ldm.study import KNOWN, Study
+from ldm.study import BATCH_SIZE, KNOWN, Study
 from ldm.util import instantiate_from_config
 
 
@@ -69,7 +68,7 @@ class ContrastDataModule(pl.LightningDataModule):
         image_size: int | list[int] = 192,
         neighbours: int = 0,
         min_brain: float = 0.1,
-        batch_size: int = 4,
+        batch_size: int = BATCH_SIZE,
         val_slices: int = 8,
         condition_dropout: float = 0.0,
         spacing: Sequence[float] | None = None,
@@ -98,13 +97,9 @@ class ContrastDataModule(pl.LightningDataModule):
         self.batch_size, self.val_slices = batch_size, val_slices
         self.condition_dropout = condition_dropout
         self.normaliser_config = normaliser_config
-        self.preparation = Preparation(
-            build_normaliser(normaliser_config, [*self.conditions, target]),
-            axis,
-            spacing and tuple(map(float, spacing)),
-            interpolation,
-            mask,
-        )
+        told = {"axis": axis, "spacing": spacing, "interpolation": interpolation, "mask": mask}
+        told["normaliser_config"] = normaliser_config
+        self.preparation = Preparation.of(self.study, told)
         self.augmentation_config = augmentation_config
         on_accelerator = torch.accelerator.is_available()
         self.num_workers = (4 if on_accelerator else 0) if num_workers is None else num_workers

@@ -18,10 +18,16 @@ from ldm.data.brain import MASKS, subject_brain
 from ldm.data.contrasts import as_labels, load_contrasts
 from ldm.data.layouts import Layout, Subject
 from ldm.data.nifti import Geometry
-from ldm.data.normalise import BACKGROUND, IntensityScale, Normaliser, RobustNormaliser
+from ldm.data.normalise import (
+    BACKGROUND,
+    IntensityScale,
+    Normaliser,
+    RobustNormaliser,
+    build_normaliser,
+)
 from ldm.data.resample import ORDERS, Resampling
 from ldm.errors import ConfigError, DataError
-from ldm.study import LABELS, MASK_FILE
+from ldm.study import LABELS, MASK_FILE, Study
 
 MAX_VOXELS = 1 << 28  # of a resampled brain: 512 x 512 x 1024
 AXES = {"sagittal": 0, "coronal": 1, "axial": 2}  # index of the slice axis in RAS+
@@ -62,6 +68,23 @@ class Preparation:
                 f"data.params.spacing is {list(self.spacing)}: give mm to the right, to the front "
                 "and up, as [1, 1, 1], or null",
             )
+
+    @classmethod
+    def of(cls, study: Study, params: Mapping[str, Any] | None = None) -> Preparation:
+        """Return the preparation of a study.
+
+        Args:
+            params: ``data.params``; None: those that the study was read from.
+
+        Raises:
+            ConfigError: CONFIG-VALUE, or the normaliser cannot be built.
+        """
+        params = study.data if params is None else params
+        told = {n: params[n] for n in ("axis", "interpolation", "mask") if n in params}
+        if spacing := params.get("spacing"):
+            told["spacing"] = tuple(map(float, spacing))
+        contrasts = [*study.conditions, study.target]
+        return cls(build_normaliser(params.get("normaliser_config"), contrasts), **told)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the choices, for a cache key."""

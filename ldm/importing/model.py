@@ -26,7 +26,7 @@ from ldm.importing.names import LIT_EMA, NETWORK, Fit, Translated, fit_shapes, h
 from ldm.models.diffusion.noise import KeyedNoise
 from ldm.models.diffusion.schedule import NoiseSchedule
 from ldm.storage import folder_lock, sha256
-from ldm.util import instantiate_from_config
+from ldm.study import Study, build_model, read_study
 
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-8}  # public code keeps its schedule in float32
 
@@ -90,13 +90,13 @@ def import_checkpoint(
             CKPT-NONFINITE. ConfigError: the model cannot be built.
     """
     content = read_public_checkpoint(path)
-    model = instantiate_from_config(config["model"], where="model")
-    data = instantiate_from_config(config["data"], where="data")
-    require_usable(model, data)
+    study = read_study(config)
+    model = build_model(config, study)
+    require_usable(model, study)
     own = model.state_dict()
     selected = _select(content, own, weights, path.name)
     fit = fit_shapes(selected.weights, own, model.latent_shape[0])
-    report = _report(path, model, data.conditions, fit, selected)
+    report = _report(path, model, study.conditions, fit, selected)
     _require_fit(own, fit.weights, report)
     _require_finite(fit.weights, path.name)
     report.schedule_confirmed = require_same_schedule(content, model.schedule)
@@ -156,17 +156,16 @@ def require_free(folder: Path, overwrite: bool) -> None:
         )
 
 
-def require_usable(model: Any, data: Any) -> None:
-    """Sample one slice of ``data`` in one step, as ``dsdiff sample`` would, with any weights.
+def require_usable(model: Any, study: Study) -> None:
+    """Sample one slice of the study in one step, as ``dsdiff sample`` would, with any weights.
 
     Raises:
         CheckpointError: CKPT-UNSUPPORTED for a network that needs a context or a class, or whose
             images do not have one channel.
     """
-    size = data.image_size
-    contrasts = len(data.conditions)
-    condition = torch.zeros(1, contrasts * (2 * data.neighbours + 1), *size)
-    presence = torch.ones(1, contrasts, dtype=torch.bool)
+    size = study.image_size
+    condition = torch.zeros(1, study.channels, *size)
+    presence = torch.ones(1, len(study.conditions), dtype=torch.bool)
     problem = None
     try:
         noise = KeyedNoise([(0,)], "cpu")

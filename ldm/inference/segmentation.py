@@ -75,10 +75,10 @@ class NetworkSegmenter:
                 "dsdiff segment train",
             )
         trained.require_missing_allowed(allow_missing)
-        self.trained, self.model, self.data = trained, model, trained.data
+        self.trained, self.model = trained, model
         self.digest = trained.digest
         self.regions: tuple[str, ...] = model.regions
-        self.contrasts: tuple[str, ...] | None = tuple(self.data.conditions)
+        self.contrasts: tuple[str, ...] | None = trained.study.conditions
         self.windows = Windows(model.window, model.neighbours, batch_size)
         self.allow_missing, self.nonfinite = allow_missing, nonfinite
 

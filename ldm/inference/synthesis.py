@@ -72,7 +72,7 @@ class Synthesiser:
                 f"{trained.path} holds a {type(model).__name__}, which synthesises nothing: "
                 f"next is {model.next_command.format(run=trained.path)}",
             )
-        self.trained, self.model, self.study = trained, model, trained.data
+        self.trained, self.model, self.study = trained, model, trained.study
         self.progress = progress
         self._ask(request or Request())  # a wrong request is refused before any work
         to_channels_last(model.model.to(DTYPES[self.request.precision]))
@@ -154,7 +154,7 @@ class Synthesiser:
         Raises:
             ConfigError, DataError, NonFiniteError: see :meth:`__call__`.
         """
-        known = tuple(self.study.conditions)
+        known = self.study.conditions
         return self.synthesise(
             given_subject(subject, contrasts, known, self.request.allow_missing), GivenLayout()
         )
@@ -241,7 +241,7 @@ class Synthesiser:
         scale = prepared.scales[unit]
         described |= {
             "intensity": {"contrast": unit, **scale.to_dict()},
-            "normaliser": self.trained.config["data"]["params"].get("normaliser_config"),
+            "normaliser": self.study.data.get("normaliser_config"),
             "preparation": prepared.to_dict(),
         }
         volume = prepared.to_volume(scale.restore(mean))

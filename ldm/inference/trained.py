@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,10 @@ import torch
 
 from ldm.checkpoint import load_model
 from ldm.data.layouts import Layout, Subject
-from ldm.data.prepare import PreparedSubject, prepare_subject
+from ldm.data.prepare import Preparation, PreparedSubject, prepare_subject
 from ldm.environment import pick_device
 from ldm.errors import CheckpointError
-from ldm.study import MASK_FILE
-from ldm.util import instantiate_from_config
+from ldm.study import MASK_FILE, Study
 
 
 @dataclass(frozen=True)
@@ -26,16 +25,16 @@ class TrainedModel:
         path: run folder, or its model file.
         model: the LightningModule.
         digest: of its weights.
-        data: contrasts, preparation and sizes that it was trained with.
-        config: of its run.
+        study: what it was trained for.
+        preparation: how a subject becomes its slices.
         device: where it runs.
     """
 
     path: Path
     model: Any
     digest: str
-    data: Any
-    config: Mapping[str, Any]
+    study: Study
+    preparation: Preparation
     device: torch.device
 
     @property
@@ -49,7 +48,7 @@ class TrainedModel:
         Raises:
             CheckpointError: CKPT-MISMATCH.
         """
-        if contrasts and not self.data.condition_dropout:
+        if contrasts and not self.study.data.get("condition_dropout"):
             raise CheckpointError(
                 "CKPT-MISMATCH",
                 "the model was trained with every contrast: --allow-missing needs a model trained "
@@ -62,7 +61,7 @@ class TrainedModel:
         Raises:
             DataError: DATA-IO.
         """
-        read = (*self.data.conditions, MASK_FILE)
+        read = (*self.study.conditions, MASK_FILE)
         return {c: subject.files[c].sha256() for c in read if c in subject.files}
 
     def prepare(
@@ -73,9 +72,14 @@ class TrainedModel:
         Raises:
             DataError: a contrast is missing, or cannot be used.
         """
-        data = self.data
         return prepare_subject(
-            *(subject, layout, data.conditions, None, data.preparation), allow_missing, nonfinite
+            subject,
+            layout,
+            self.study.conditions,
+            None,
+            self.preparation,
+            allow_missing,
+            nonfinite,
         )
 
 
@@ -93,6 +97,5 @@ def load_for_inference(
         CheckpointError, UnsafeError: see :func:`ldm.checkpoint.load_model`.
     """
     path, place = Path(path), torch.device(pick_device(device))
-    model, config, digest = load_model(path, trust)
-    data = instantiate_from_config(config["data"], where="data")
-    return TrainedModel(path, model.to(place), digest, data, config, place)
+    model, study, digest = load_model(path, trust)
+    return TrainedModel(path, model.to(place), digest, study, Preparation.of(study), place)

@@ -46,8 +46,8 @@ class RunModule(pl.LightningModule):
         """The network whose parameters and FLOPs are the model's."""
         raise NotImplementedError
 
-    def network_inputs(self, data: Any, batch: int = 1) -> Sequence[Tensor]:
-        """Return blank inputs of ``network`` for the images of a data module."""
+    def network_inputs(self, batch: int = 1) -> Sequence[Tensor]:
+        """Return blank inputs of ``network`` for a batch of the images that it was built for."""
         raise NotImplementedError
 
     def check_start(self, data: Any) -> None:

@@ -14,7 +14,8 @@ from ldm.errors import ConfigError
 from ldm.losses.autoencoder import AutoencoderLoss
 from ldm.models.base import Config, RunModule
 from ldm.modules.diffusionmodules.util import crop_to, pad_to_multiple
-from ldm.util import instantiate_from_config
+from ldm.study import Study
+from ldm.util import image_sides, instantiate_from_config
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +27,7 @@ class FirstStageTraining(RunModule):
         autoencoder_config: ``target`` / ``params`` of an autoencoder with ``encode``, ``decode``,
             ``forward`` and ``downsampling`` as :class:`ldm.models.autoencoder.AutoencoderKL` has.
         lossconfig: ``target`` / ``params`` of :class:`ldm.losses.autoencoder.AutoencoderLoss`.
+        conditions, image_size: see :class:`ldm.study.Study`; with the target, they are learned.
         scale_slices: slices, spread evenly over the training patients, on which the scale of the
             latents is measured at each save.
         optimizer_config, warmup_steps, seed: see :class:`RunModule`.
@@ -40,6 +42,8 @@ class FirstStageTraining(RunModule):
         self,
         autoencoder_config: Config,
         lossconfig: Config | None = None,
+        conditions: Sequence[str] = Study.conditions,
+        image_size: int | list[int] = 192,
         scale_slices: int = 64,
         optimizer_config: Config | None = None,
         warmup_steps: int = 100,
@@ -53,6 +57,7 @@ class FirstStageTraining(RunModule):
             lossconfig or {"target": "ldm.losses.autoencoder.AutoencoderLoss"},
             where="model.params.lossconfig",
         )
+        self.images, self.image_size = len(conditions) + 1, image_sides(image_size)
         self.scale_slices = scale_slices
 
     @property
@@ -60,9 +65,9 @@ class FirstStageTraining(RunModule):
         """The autoencoder."""
         return self.autoencoder
 
-    def network_inputs(self, data: Any, batch: int = 1) -> Sequence[Tensor]:
+    def network_inputs(self, batch: int = 1) -> Sequence[Tensor]:
         """Return blank images (B * contrasts, 1, H, W): the contrasts of ``batch`` slices."""
-        images = torch.zeros(batch * (len(data.conditions) + 1), 1, *data.image_size)
+        images = torch.zeros(batch * self.images, 1, *self.image_size)
         return (self.padded(images),)
 
     def check_start(self, data: Any) -> None:
@@ -71,10 +76,10 @@ class FirstStageTraining(RunModule):
         Raises:
             ConfigError: CONFIG-VALUE.
         """
-        if len(data.image_size) != 2:
+        if len(self.image_size) != 2:
             raise ConfigError(
                 "CONFIG-VALUE",
-                f"data.params.image_size is {list(data.image_size)}, but the first stage is "
+                f"data.params.image_size is {list(self.image_size)}, but the first stage is "
                 "trained on slices: give a side, or [height, width]",
             )
         if self.loss.perceptual_name != "LPIPS":

@@ -114,10 +114,10 @@ class Segmentation(RunModule):
         """Number that must divide the sizes of what the network sees."""
         return getattr(self.unet, "size_divisor", 1)
 
-    def network_inputs(self, data: Any, batch: int = 1) -> Sequence[Tensor]:
+    def network_inputs(self, batch: int = 1) -> Sequence[Tensor]:
         """Return blank images (B, C, *S)."""
         channels = len(self.conditions) * (2 * self.neighbours + 1)
-        images = torch.zeros(batch, channels, *data.image_size)
+        images = torch.zeros(batch, channels, *self.window)
         return (pad_to_multiple(images, self.size_divisor),)
 
     def check_start(self, data: Any) -> None:

@@ -9,9 +9,10 @@ import pytest
 import torch
 import yaml
 
-from ldm.checkpoint import MODEL_FILE, load_model, read_model
+from ldm.checkpoint import MODEL_FILE, load_model, read_model, read_run_config
 from ldm.cli.main import main
 from ldm.models.first_stage import all_images
+from ldm.study import build_model
 from ldm.util import instantiate_from_config
 
 TINY = [
@@ -66,9 +67,9 @@ def latent_diffusion(autoencoder):
 @torch.no_grad()
 def test_training_improves_the_reconstruction(autoencoder):
     """Slices of the validation patient, against the autoencoder that it started from."""
-    trained, config, _ = load_model(autoencoder)
+    trained, config = load_model(autoencoder)[0], read_run_config(autoencoder)
     torch.manual_seed(config["seed"])
-    first = instantiate_from_config(config["model"]).eval()
+    first = build_model(config).eval()
     data = instantiate_from_config(config["data"])
     data.setup("fit")
     images = torch.cat([data.val_dataset[i]["target"] for i in range(len(data.val_dataset))])
@@ -96,7 +97,7 @@ def test_losses_are_logged_by_component_from_their_start_on(autoencoder):
 
 def test_scale_factor_is_measured_on_the_averaged_weights(autoencoder):
     """1 / standard deviation of the latents of training slices, stored beside the weights."""
-    model, config, _ = load_model(autoencoder)
+    model, config = load_model(autoencoder)[0], read_run_config(autoencoder)
     data = instantiate_from_config(config["data"])
     data.setup("fit")
     slices = [data.train_slices[i] for i in range(len(data.train_slices))]

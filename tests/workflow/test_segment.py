@@ -12,7 +12,7 @@ import pytest
 import torch
 from builders import read_scores
 
-from ldm.checkpoint import MODEL_FILE, load_model, read_model
+from ldm.checkpoint import MODEL_FILE, load_model, read_model, read_run_config
 from ldm.cli.main import main
 from ldm.data.contrasts import load_contrasts, load_labels
 from ldm.data.layouts import detect_layout
@@ -66,7 +66,7 @@ def test_training_draws_what_is_segmented_and_where_the_gates_are_open(segmenter
 
 
 def test_saved_configuration_states_the_measured_weights(segmenter_run):
-    model, config, _ = load_model(segmenter_run)
+    model, config = load_model(segmenter_run)[0], read_run_config(segmenter_run)
     weights = config["model"]["params"]["loss_config"]["params"]["pos_weight"]
     assert len(weights) == 3 and min(weights) > 1
     assert weights[0] > weights[2]  # enhancing tumour is rarer than the whole

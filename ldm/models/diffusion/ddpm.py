@@ -250,6 +250,8 @@ class LatentDiffusion(RunModule):
                 "CONFIG-VALUE",
                 f"model.params.subtract is '{subtract}': expected one of {', '.join(conditions)}",
             )
+        self.conditions, self.image_size = tuple(conditions), image_sides(image_size)
+        self.slices = 2 * neighbours + 1
         self.parameterization = parameterization
         self.loss = POINTWISE_LOSSES[loss_type]
         self.schedule: Schedule = instantiate_from_config(
@@ -311,10 +313,10 @@ class LatentDiffusion(RunModule):
         return self.model
 
     @torch.no_grad()
-    def network_inputs(self, data: Any, batch: int = 1) -> Sequence[Tensor]:
+    def network_inputs(self, batch: int = 1) -> Sequence[Tensor]:
         """Return blank (x_t, t, condition) as ``model`` takes them."""
-        contrasts = len(data.conditions)
-        images = torch.zeros(batch, contrasts * (2 * data.neighbours + 1), *data.image_size)
+        contrasts = len(self.conditions)
+        images = torch.zeros(batch, contrasts * self.slices, *self.image_size)
         condition = self.encode_condition(images, torch.ones(batch, contrasts, dtype=torch.bool))
         return (
             torch.zeros(batch, *self.latent_shape),

@@ -18,6 +18,7 @@ from ldm.models.diffusion.gaussian import q_sample, split_output, target_of, to_
 from ldm.models.diffusion.path import Denoise, Level, levels_of
 from ldm.models.diffusion.samplers import ddim
 from ldm.models.diffusion.schedule import Schedule
+from ldm.study import read_study
 from ldm.util import instantiate_from_config, targets_in
 
 SPACING = "trailing"  # what sampling uses where nothing else is asked for
@@ -69,11 +70,13 @@ class Teacher:
 
     Attributes:
         config: ``target`` / ``params`` of the model, None if there is no teacher.
+        facts: of the study, where the configuration does not tell them.
         model: the model in eval mode, None before there are weights.
     """
 
-    def __init__(self, config: Config | None = None, model: LatentDiffusion | None = None) -> None:
-        self.config, self.model = config, model
+    def __init__(self, config: Config | None = None, facts: Config | None = None) -> None:
+        self.config, self.facts = config, facts or {}
+        self.model: LatentDiffusion | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Teacher:
         return self
@@ -84,7 +87,11 @@ class Teacher:
         Raises:
             CheckpointError: CKPT-MISMATCH for a model without steps, or weights of another.
         """
-        model = instantiate_from_config(self.config, where="model.params.teacher_config")
+        told = self.config.get("params") or {}
+        facts = {name: value for name, value in self.facts.items() if name not in told}
+        model = instantiate_from_config(
+            self.config, where="model.params.teacher_config", interface=facts
+        )
         if not isinstance(model, LatentDiffusion) or not model.has_reverse_steps:
             raise CheckpointError(
                 "CKPT-MISMATCH",
@@ -145,7 +152,8 @@ class Distillation(LatentDiffusion):
             raise _bad_value(f"substeps is {substeps}, visited {visited}: give >= 1 and 0 to 1")
         step_path(self.schedule, self.sampling_steps, substeps, 0)  # refuses what has no grid
         self.substeps, self.visited = substeps, visited
-        self.teacher = Teacher(teacher_config)
+        facts = ("conditions", "image_size", "neighbours")
+        self.teacher = Teacher(teacher_config, {n: params[n] for n in facts if n in params})
         if teacher is not None:
             # what the user's configuration names is trusted, and it names the same network
             self.follow(Path(teacher), targets_in({"unet_config": unet_config, **params}))
@@ -154,7 +162,14 @@ class Distillation(LatentDiffusion):
         """Take the teacher of a run folder, and its weights to start from."""
         if self.teacher.config is None:
             folder = path if path.is_dir() else path.parent
-            self.teacher.config = portable_teacher(read_run_config(folder, trust)["model"])
+            config = read_run_config(folder, trust)
+            self.teacher.config = portable_teacher(config["model"])
+            if (told := read_study(config).conditions) != self.conditions:
+                raise CheckpointError(
+                    "CKPT-MISMATCH",
+                    f"{path} was given {', '.join(told)}, this model {', '.join(self.conditions)}: "
+                    "leave out data.params.conditions",
+                )
         self.teacher.load(read_weights(path)[0], path.name)
         model = self.teacher.model
         for name in SHARED:
