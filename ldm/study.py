@@ -34,6 +34,7 @@ class Contrast:
         endings: naming (``brats2023``, ``bids``, ...) -> what ends a file name there, the usual one
             first; where a naming is not listed, the name.
         own: what ends a file name, or heads a CSV column, by the word of the user.
+        native: the contrast that this one is after an agent was given.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Contrast:
     words: tuple[str, ...] = ()
     endings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     own: tuple[str, ...] = ()
+    native: str | None = None
 
     def written(self, naming: str) -> tuple[str, ...]:
         """Return what ends a file name in a naming, the expected one first."""
@@ -59,6 +61,7 @@ FIELD = (
         "T1ce",
         ("t1c", "t1gd", "t1gad", "t1wgd", "t1wce", "t1post", "ce"),
         {"brats2023": ("t1c",), "bids": ("ce-gad_T1w",), "flat": ("ce", "t1ce")},
+        native="t1",
     ),
     Contrast("t2", "T2", ("t2w", "t2weighted"), {"brats2023": ("t2w",), "bids": ("T2w",)}),
     Contrast(
@@ -223,6 +226,20 @@ class Study:
     def channels(self) -> int:
         """Images that are given as conditions: contrasts times slices."""
         return len(self.conditions) * (2 * self.neighbours + 1)
+
+    @property
+    def native(self) -> str | None:
+        """The condition that an agent turns into the target, as T1 into T1ce; None: there is none.
+
+        Healthy tissue is alike in both, so their difference is what a network has to learn.
+        """
+        known = self.contrasts.known.get(self.target or "")
+        return known.native if known and known.native in self.conditions else None
+
+    @property
+    def source(self) -> str:
+        """The condition that the copying baseline shows as the target."""
+        return self.native or self.conditions[0]
 
     @property
     def needed(self) -> tuple[str, ...]:

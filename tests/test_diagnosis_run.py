@@ -5,7 +5,8 @@ import pytest
 
 from ldm.diagnosis.causes import CAUSES, rate_between
 from ldm.diagnosis.curves import Curve, plateau_start
-from ldm.diagnosis.run import RunDiagnosis, RunFacts
+from ldm.diagnosis.facts import RunFacts
+from ldm.diagnosis.run import RunDiagnosis
 
 STEPS = np.arange(0, 1000, 10)
 FALL = 2 * np.exp(-STEPS / 150) + 0.1

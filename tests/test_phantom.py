@@ -26,10 +26,13 @@ from ldm.data.phantom.geometry import (
 )
 from ldm.data.phantom.signal import (
     CONTRASTS,
+    DWI_TE,
+    DWI_TR,
     INDEX,
     RELAXIVITY,
     TISSUES,
     Protocol,
+    diffusion_weighted,
     inversion_recovery,
     null_time,
     scan,
@@ -342,6 +345,24 @@ def digests(folder: Path) -> dict[str, str]:
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*.nii.gz"))
     }
+
+
+class TestDiffusion:
+    """The trace image is optional; where it is made, the other volumes stay what they were."""
+
+    def test_it_leaves_the_other_contrasts_as_they_are(self, patients):
+        more = make_patient(SIZE, 0, 1, dwi=True)
+        assert tuple(more.contrasts) == (*CONTRASTS, "dwi")
+        for name in CONTRASTS:
+            np.testing.assert_array_equal(more.contrasts[name], patients[1].contrasts[name])
+
+    def test_fluid_is_dark_and_grey_matter_brighter_than_white(self):
+        t1, t2, adc = ([getattr(t, n) for t in TISSUES.values()] for n in ("t1", "t2", "adc"))
+        pd = np.array([t.pd for t in TISSUES.values()])
+        echo = spin_echo(pd, np.array(t1), np.array(t2), DWI_TR, DWI_TE)
+        signal = dict(zip(TISSUES, diffusion_weighted(echo, np.array(adc)), strict=True))
+        assert signal["csf"] < signal["white_matter"] < signal["grey_matter"] < signal["tumour"]
+        assert diffusion_weighted(echo, 0.0) == pytest.approx(echo)
 
 
 class TestFiles:

@@ -122,6 +122,20 @@ def test_the_data_module_has_the_study_of_its_configuration():
     assert Study() == ContrastDataModule().study == read_study({"data": {}})
 
 
+@pytest.mark.parametrize(
+    ("target", "conditions", "native", "source"),
+    [
+        ("t1ce", ["t2", "t1"], "t1", "t1"),
+        ("t1ce", ["t2", "dwi"], None, "t2"),
+        ("flair", ["t2", "t1", "t1ce"], None, "t2"),
+        (None, ["t1", "t1ce"], None, "t1"),
+    ],
+)
+def test_only_an_enhanced_contrast_has_a_native_one(target, conditions, native, source):
+    study = Study(tuple(conditions), target)
+    assert (study.native, study.source) == (native, source)
+
+
 TINY = ("configs/backbone/unet_tiny.yaml", ["data.params.conditions=[t2,t1]"])
 
 

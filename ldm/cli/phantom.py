@@ -14,6 +14,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--size", type=int, default=128, help="voxels across, 32 to 240 (default: 128)"
     )
     parser.add_argument("--seed", type=int, default=0, help="which patients (default: 0)")
+    parser.add_argument(
+        "--dwi", action="store_true", help="a diffusion-weighted image (_dwi) of each too"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace existing subjects")
 
 
@@ -30,6 +33,7 @@ def run(args: argparse.Namespace) -> int:
             args.subjects,
             size=args.size,
             seed=args.seed,
+            dwi=args.dwi,
             overwrite=args.overwrite,
             progress=lambda done, total: progress.update(task, completed=done, total=total),
         )

@@ -1,6 +1,6 @@
 """The causes that a diagnosis of a run knows: a function each, in :data:`CAUSES`.
 
-A cause takes what is known of a run and returns a :class:`ldm.diagnosis.run.Cause`, or None. Its
+A cause takes what is known of a run and returns a :class:`ldm.diagnosis.facts.Cause`, or None. Its
 score says how sure it is: from 0.5 on it is taken for real; what masks and configuration prove
 stands above what only a curve suggests. A further cause is a function and a line in the list.
 """
@@ -11,9 +11,9 @@ from collections.abc import Callable
 
 import numpy as np
 
+from ldm.diagnosis.facts import STALLED_FALL, VALIDATION, Cause, RunFacts
 from ldm.diagnosis.findings import WARNING
 from ldm.diagnosis.masks import SMALL_SHARE
-from ldm.diagnosis.run import STALLED_FALL, VALIDATION, Cause, RunFacts
 from ldm.losses.segmentation import positive_weight
 
 RATE = "model.params.optimizer_config.params.lr"

@@ -19,6 +19,7 @@ from ldm.diagnosis.masks import SMALL_SHARE, MaskFit, fit_of_masks
 from ldm.diagnosis.subject import SubjectReport, examine_subject
 from ldm.errors import ConfigError
 from ldm.losses.segmentation import positive_weight
+from ldm.study import BRATS, KNOWN, LABELS, MASK_FILE, Study
 
 MOST_CASES = 24  # subjects whose masks are compared with each other
 UNLIKE_SCALE = 20  # times larger or smaller than the median of the subjects
@@ -101,10 +102,11 @@ def diagnose_data(
     Raises:
         DataError: there is no subject at all, or the split cannot be made.
     """
-    layout, found = detect_layout(root, layout)
+    study = Study.of(data_params) if data_params else None
+    layout, found = detect_layout(root, layout, study.contrasts if study else KNOWN)
     subjects = list(found.values())
     split = _split(list(found), data_params)
-    required = _required(subjects, data_params)
+    required = list(study.needed) if study else _had_by_most(subjects)
     chosen = _spread(subjects, limit)
     compared = {s.id for s in _spread([s for s in chosen if "seg" in s.files], MOST_CASES)}
 
@@ -128,12 +130,10 @@ def _split(ids: list[str], params: Mapping[str, Any] | None) -> dict[str, list[s
     return split_subjects(ids, **given) if given else {}
 
 
-def _required(subjects: list[Subject], params: Mapping[str, Any] | None) -> list[str]:
-    """Return the contrasts that each subject needs."""
-    if params and params.get("conditions"):
-        return [*params["conditions"], params.get("target") or "seg"]  # segmenters have no target
+def _had_by_most(subjects: list[Subject]) -> list[str]:
     counts = Counter(name for subject in subjects for name in subject.files)
-    return [name for name, count in counts.items() if count > len(subjects) / 2]
+    usual = (*BRATS, LABELS, MASK_FILE)
+    return [name for name, count in counts.items() if count > len(subjects) / 2 and name in usual]
 
 
 def _spread(subjects: list[Subject], most: int | None) -> list[Subject]:

@@ -14,8 +14,9 @@ from ldm.data.layouts import Layout, Subject
 from ldm.data.prepare import bounding_box
 from ldm.diagnosis.curves import plateau_start
 from ldm.diagnosis.data import DataDiagnosis
+from ldm.diagnosis.facts import LOSS, VALIDATION
 from ldm.diagnosis.findings import NOTE
-from ldm.diagnosis.run import LOSS, VALIDATION, RunDiagnosis
+from ldm.diagnosis.run import RunDiagnosis
 from ldm.errors import DataError
 from ldm.plots.figures import COLOURS, GRID, STRIP_BACKGROUND, figure_bytes
 from ldm.storage import atomic_path

@@ -26,7 +26,7 @@ from ldm.diagnosis.masks import (
 from ldm.diagnosis.registration import Shift, best_shift
 from ldm.errors import DataError
 from ldm.losses.segmentation import positive_weight
-from ldm.study import MASK_FILE
+from ldm.study import BRATS, LABELS, MASK_FILE
 
 # Share of the voxels: a brain that large has its skull, or a background that is not 0.
 WHOLE_VOLUME = 0.95
@@ -94,7 +94,7 @@ def examine_subject(
         if name not in subject.files:
             expected = layout.file_name(subject.id, name)
             report.add(ERROR, "missing", f"{name} is missing: expected {expected}")
-    volumes = _readable(subject, layout, report)
+    volumes = _readable(subject, layout, required, report)
     images = {name: array for name, (array, _) in volumes.items() if name != "seg"}
     if not images:
         return report
@@ -128,10 +128,15 @@ def _mask_file(subject: Subject, layout: Layout, geometry: Geometry) -> np.ndarr
     return arrays[MASK_FILE]
 
 
-def _readable(subject: Subject, layout: Layout, report: SubjectReport) -> Volumes:
-    """Return (array, geometry) of each contrast that can be read."""
+def _readable(
+    subject: Subject, layout: Layout, required: Sequence[str], report: SubjectReport
+) -> Volumes:
+    """Return (array, geometry) of each contrast that can be read.
+
+    Those beyond BraTS that are not required are left out: their grid may be their own.
+    """
     volumes: Volumes = {}
-    for name in (n for n in subject.files if n != MASK_FILE):
+    for name in (n for n in subject.files if n in (*BRATS, LABELS, *required) and n != MASK_FILE):
         try:
             arrays, geometry = load_contrasts(subject, layout, [name])
         except DataError as error:

@@ -48,7 +48,7 @@ class Patient:
     protocol: Protocol
 
 
-def make_patient(size: int, seed: int, index: int = 0) -> Patient:
+def make_patient(size: int, seed: int, index: int = 0, dwi: bool = False) -> Patient:
     """Draw patient ``index`` of ``seed``.
 
     Args:
@@ -56,6 +56,7 @@ def make_patient(size: int, seed: int, index: int = 0) -> Patient:
             shape is (size, size, 155 / 240 size), the BraTS field of view.
         seed: non-negative; patients of different seeds are unrelated.
         index: number of the patient.
+        dwi: a diffusion-weighted image (``dwi``) too; it changes no other volume.
 
     Raises:
         ConfigError: CONFIG-VALUE, if a number is out of range.
@@ -67,7 +68,8 @@ def make_patient(size: int, seed: int, index: int = 0) -> Patient:
     anatomy = build_anatomy(rng, size)
     texture = SmoothField(rng, 5.0)(anatomy.points)
     individual = rng.standard_normal(len(TISSUES))
-    ideal = signals(anatomy.fractions, anatomy.gadolinium, texture, individual, protocol)
+    told = (anatomy.fractions, anatomy.gadolinium, texture, individual)
+    ideal = signals(*told, protocol, dwi)
     scanned = scan(rng, ideal, anatomy.points)
     return Patient(
         contrasts={name: anatomy.volume(values) for name, values in scanned.items()},
@@ -100,6 +102,7 @@ def write_phantoms(
     subjects: int,
     size: int = 128,
     seed: int = 0,
+    dwi: bool = False,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[str]:
@@ -110,6 +113,7 @@ def write_phantoms(
         subjects: number of patients.
         size: width of the volumes in voxels, see :func:`make_patient`.
         seed: the same seed and size write the same bytes.
+        dwi: write ``_dwi`` too.
         overwrite: replace the files of subjects that exist.
         progress: called with (written, total) after every subject.
 
@@ -131,7 +135,7 @@ def write_phantoms(
             "choose an empty folder or pass --overwrite",
         )
     for index, name in enumerate(names):
-        write_patient(output / name, make_patient(size, seed, index))
+        write_patient(output / name, make_patient(size, seed, index, dwi))
         if progress:
             progress(index + 1, subjects)
     return names

@@ -19,6 +19,7 @@ names its sources. They are:
 
 Tumour, oedema and gliosis vary widely between studies and patients: their values are round numbers
 from within the published spread (T1 1.2-2 s, T2 110-250 ms at 3 T), and patients vary around them.
+So are all diffusion coefficients.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ import numpy as np
 from ldm.data.phantom.geometry import SmoothField
 
 CONTRASTS = ("t1", "t1ce", "t2", "flair")
+DIFFUSION = "dwi"
+B_VALUE, DWI_TR, DWI_TE = 1.0, 6000.0, 80.0  # 1e3 s/mm2, ms
 RELAXIVITY = 4.5e-3  # r1 of gadobutrol in blood at 3 T, 1/(mM ms); Shen 2015
 
 Values = float | np.ndarray
@@ -43,6 +46,7 @@ class Tissue:
     Attributes:
         spread: relative standard deviation of T1 and T2, inside a patient and between patients.
         spin_echo: part of the spin-echo signal that remains in flowing blood (flow void).
+        adc: mean apparent diffusion coefficient in 1e-3 mm2/s.
     """
 
     t1: float
@@ -51,22 +55,30 @@ class Tissue:
     pd: float
     spread: float = 0.025
     spin_echo: float = 1.0
+    adc: float = 0.8
 
 
 TISSUES = {
-    "white_matter": Tissue(850, 72, 47, 0.69),  # Wansapura, Stanisz, Wright; water Oros-Peusquens
-    "grey_matter": Tissue(1450, 95, 52, 0.83),  # between Wansapura and Wright; T2 Stanisz
-    "deep_grey": Tissue(
-        1340, 78, 45, 0.80
-    ),  # Wright (putamen, caudate); T2 between GM and pallidum
-    "pallidum": Tissue(1080, 39, 26, 0.76),  # T2 and T2* Gelman; T1 chosen between WM and putamen
-    "csf": Tissue(4300, 1900, 1000, 1.00, 0.0),  # PMC10696635; T2* matters little at a short TE
+    "white_matter": Tissue(
+        850, 72, 47, 0.69, adc=0.70
+    ),  # Wansapura, Stanisz, Wright; water Oros-Peusquens
+    "grey_matter": Tissue(1450, 95, 52, 0.83, adc=0.85),  # between Wansapura and Wright; T2 Stanisz
+    # Wright (putamen, caudate); T2 between GM and pallidum
+    "deep_grey": Tissue(1340, 78, 45, 0.80, adc=0.75),
+    "pallidum": Tissue(
+        1080, 39, 26, 0.76, adc=0.75
+    ),  # T2 and T2* Gelman; T1 chosen between WM and putamen
+    "csf": Tissue(
+        4300, 1900, 1000, 1.00, 0.0, adc=3.0
+    ),  # PMC10696635; T2* matters little at a short TE
     "blood": Tissue(1900, 275, 40, 0.80, 0.0, 0.1),  # Stanisz; water and flow void chosen
-    "choroid": Tissue(1700, 180, 60, 0.88),  # chosen: blood-rich tissue bathed in CSF
-    "gliosis": Tissue(1200, 115, 70, 0.80, 0.05),  # age-related white matter lesions
-    "oedema": Tissue(1550, 165, 100, 0.86, 0.06),
-    "tumour": Tissue(1600, 135, 80, 0.87, 0.10),  # solid part: the enhancing rim, if it enhances
-    "necrosis": Tissue(2400, 270, 150, 0.94, 0.10),
+    "choroid": Tissue(1700, 180, 60, 0.88, adc=1.3),  # chosen: blood-rich tissue bathed in CSF
+    "gliosis": Tissue(1200, 115, 70, 0.80, 0.05, adc=1.0),  # age-related white matter lesions
+    "oedema": Tissue(1550, 165, 100, 0.86, 0.06, adc=1.5),
+    "tumour": Tissue(
+        1600, 135, 80, 0.87, 0.10, adc=1.1
+    ),  # solid part: the enhancing rim, if it enhances
+    "necrosis": Tissue(2400, 270, 150, 0.94, 0.10, adc=2.2),
 }
 INDEX = {name: i for i, name in enumerate(TISSUES)}
 
@@ -89,6 +101,11 @@ def spoiled_gradient_echo(
     """Steady state of a spoiled gradient echo (Ernst and Anderson 1966); ``flip`` in degrees."""
     e1, alpha = np.exp(-tr / t1), np.radians(flip)
     return pd * np.sin(alpha) * (1 - e1) / (1 - np.cos(alpha) * e1) * np.exp(-te / t2_star)
+
+
+def diffusion_weighted(spin_echo: Values, adc: Values) -> Values:
+    """Spin echo after diffusion gradients of :data:`B_VALUE` (Stejskal and Tanner 1965)."""
+    return spin_echo * np.exp(-B_VALUE * adc)
 
 
 def null_time(t1: float, tr: float) -> float:
@@ -130,6 +147,7 @@ def signals(
     texture: np.ndarray,
     individual: np.ndarray,
     protocol: Protocol,
+    dwi: bool = False,
 ) -> dict[str, np.ndarray]:
     """Return the signal of every contrast, without noise, in units of fully relaxed water.
 
@@ -139,8 +157,10 @@ def signals(
         texture: deviation of T1 and T2 (N,) inside this patient, in units of each tissue's spread.
         individual: deviation of this patient's tissues (len(TISSUES),), in the same units.
         protocol: sequence settings.
+        dwi: of a trace image, too.
     """
-    total = {name: np.zeros(fractions.shape[1], dtype=np.float32) for name in CONTRASTS}
+    names = (*CONTRASTS, *([DIFFUSION] if dwi else []))
+    total = {name: np.zeros(fractions.shape[1], dtype=np.float32) for name in names}
     p = protocol
     ti = null_time(TISSUES["csf"].t1, p.flair_tr)
     for row, (name, tissue) in enumerate(TISSUES.items()):
@@ -160,6 +180,9 @@ def signals(
         total["t2"][here] += weight * spin_echo(pd, t1, t2, p.t2_tr, p.t2_te)
         flair = inversion_recovery(pd, t1, t2, p.flair_tr, p.flair_te, ti)
         total["flair"][here] += weight * flair
+        if dwi:
+            echo = spin_echo(pd, t1, t2, DWI_TR, DWI_TE)
+            total[DIFFUSION][here] += weight * diffusion_weighted(echo, tissue.adc)
     return {name: np.abs(signal) for name, signal in total.items()}
 
 
