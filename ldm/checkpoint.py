@@ -216,6 +216,15 @@ def load_model(path: Path, trust: Collection[str] = ()) -> tuple[Any, Study, str
     return model.eval().requires_grad_(False), study, metadata["sha256"]
 
 
+def study_of(path: Path, trust: Collection[str] = ()) -> Study:
+    """Return the study of a run folder or model file, whose weights are not read.
+
+    Raises:
+        CheckpointError, UnsafeError, ConfigError: see :func:`read_run_config`.
+    """
+    return read_study(read_run_config(path if path.is_dir() else path.parent, trust))
+
+
 def read_run_config(folder: Path, trust: Collection[str] = ()) -> dict[str, Any]:
     """Return the configuration of a run folder after the trust gate.
 

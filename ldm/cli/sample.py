@@ -79,12 +79,14 @@ def add_volume_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Sample every subject; one that fails does not stop the others."""
+    from ldm.checkpoint import study_of
     from ldm.data.layouts import Layout, Subject, detect_layout, select_subjects, summary
     from ldm.inference.outputs import write_each
     from ldm.storage import folder_lock, write_json
 
     request(args)  # a wrong one is refused before the folder is listed
-    layout, found = detect_layout(args.input, args.layout)
+    contrasts = study_of(args.model, args.trust).contrasts
+    layout, found = detect_layout(args.input, args.layout, contrasts)
     print(summary(layout, found), file=sys.stderr)
     subjects = select_subjects(found, args.subjects)
     with folder_lock(args.output):

@@ -81,6 +81,7 @@ def _add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
 
 def predict(args: argparse.Namespace) -> int:
     """Segment every subject; one that fails does not stop the others."""
+    from ldm.checkpoint import study_of
     from ldm.data.layouts import detect_layout, select_subjects
     from ldm.errors import ConfigError
     from ldm.inference.outputs import write_each
@@ -90,7 +91,8 @@ def predict(args: argparse.Namespace) -> int:
         raise ConfigError(
             "CONFIG-VALUE", f"--batch-size is {args.batch_size}: give a whole number >= 1"
         )
-    layout, found = detect_layout(args.input, args.layout)
+    contrasts = study_of(args.model, args.trust).contrasts
+    layout, found = detect_layout(args.input, args.layout, contrasts)
     subjects = select_subjects(found, args.subjects)
     with folder_lock(args.output):
         options = (args.trust, args.device, args.batch_size, args.allow_missing, args.nonfinite)

@@ -11,6 +11,7 @@ import sys
 
 from ldm.benchmark.sweep import Sweep
 from ldm.benchmark.sweep_cells import SweepCells, held_out
+from ldm.checkpoint import study_of
 from ldm.cli.evaluate import terminal_table
 from ldm.cli.sample import add_volume_arguments, load_synthesiser
 from ldm.cli.terminal import reporter
@@ -50,7 +51,8 @@ def run(args: argparse.Namespace) -> int:
     for name in args.sampler:
         get_sampler(name)
     wanted = [(name, steps) for name in args.sampler for steps in args.steps]
-    layout, found = detect_layout(args.input, args.layout)
+    contrasts = study_of(args.model, args.trust).contrasts
+    layout, found = detect_layout(args.input, args.layout, contrasts)
     ids = args.subjects or held_out(args.model, sorted(found))
     if not ids:
         print(

@@ -183,7 +183,7 @@ class Synthesiser:
                 where all failed.
         """
         other = self.at(**options)
-        own_layout, found = detect_layout(Path(folder), layout)
+        own_layout, found = detect_layout(Path(folder), layout, self.study.contrasts)
         return other._each(select_subjects(found, subjects), own_layout)
 
     def _each(self, subjects: Sequence[Subject], layout: Layout) -> Iterator[SyntheticVolume]:

@@ -1,0 +1,144 @@
+"""Any contrast from any others, by two overrides: the whole chain on phantoms.
+
+FLAIR from the other three, T1ce from T1, T2 and a diffusion-weighted image, and T1ce from a
+contrast that nobody knows, spelled as its files are.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from ldm.checkpoint import load_model, read_run_config, study_of
+from ldm.cli.main import main
+from ldm.data.layouts import detect_layout
+from ldm.data.phantom import write_phantoms
+from ldm.inference.synthesis import Synthesiser
+
+from .conftest import TINY
+
+OWN = "data.params.contrasts={swan: [SWAN_min, susc]}"
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A study, and what it needs on the command line."""
+
+    target: str
+    conditions: tuple[str, ...]
+    anchor: str | None
+    more: tuple[str, ...] = ()
+
+    @property
+    def overrides(self) -> list[str]:
+        conditions = f"data.params.conditions=[{','.join(self.conditions)}]"
+        return [f"data.params.target={self.target}", conditions, *self.more]
+
+
+CHAINS = {
+    "flair": Chain("flair", ("t1", "t2", "t1ce"), None),
+    "dwi": Chain("t1ce", ("t1", "t2", "dwi"), "t1"),
+    "own": Chain("t1ce", ("swan", "t2"), None, (OWN,)),
+}
+
+
+@pytest.fixture(scope="module")
+def patients(tmp_path_factory):
+    """Three phantoms with five contrasts; DWI has a second copy under a name of the hospital."""
+    folder = tmp_path_factory.mktemp("five")
+    write_phantoms(folder, 3, size=32, seed=0, dwi=True)
+    for path in folder.rglob("*_dwi.nii.gz"):
+        image = nib.load(path)
+        turned = nib.Nifti1Image(np.asarray(image.dataobj)[::-1].copy(), image.affine)
+        nib.save(turned, path.with_name(path.name.replace("_dwi", "_SWAN_min")))
+    return folder
+
+
+@pytest.fixture(scope="module", params=CHAINS)
+def chain(request):
+    return CHAINS[request.param]
+
+
+@pytest.fixture(scope="module")
+def run(chain, patients, tmp_path_factory):
+    """A run of two steps on Phantom_0001 and 2, validated on 3."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    split = ["data.params.train=[Phantom_0001,Phantom_0002]", "data.params.val=[Phantom_0003]"]
+    split += [f"data.params.root={patients}", "lightning.trainer.max_steps=2"]
+    assert main(["train", *TINY, *split, *chain.overrides, "--output", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def predictions(run, patients, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("predictions")
+    given = ["--input", str(patients), "--subjects", "Phantom_0003", "--output", str(folder)]
+    assert main(["sample", str(run), *given]) == 0
+    return folder
+
+
+def described(run: Path, tmp_path: Path) -> list[str]:
+    """Return ``--config`` with the configuration of a run."""
+    return ["--config", str(run / "config.yaml")]
+
+
+def test_the_model_has_the_facts_of_the_study(chain, run):
+    model, study, _ = load_model(run)
+    assert (study.target, study.conditions) == (chain.target, chain.conditions)
+    assert model.conditions == chain.conditions
+    anchored = model.anchor_channels
+    where = None if anchored is None else chain.conditions[anchored.start]
+    assert where == chain.anchor
+
+
+def test_the_folder_is_diagnosed_for_this_study(chain, run, patients, tmp_path, capsys):
+    arguments = [*described(run, tmp_path), "--output", str(tmp_path)]
+    assert main(["diagnose", "data", str(patients), *arguments]) == 0
+    subjects = json.loads((tmp_path / "diagnosis.json").read_text())["subjects"]
+    assert {*chain.conditions, chain.target} <= set(subjects[0]["contrasts"])
+
+
+def test_a_missing_contrast_is_named_by_its_file(chain, run, patients, tmp_path, capsys):
+    folder = tmp_path / "patients"
+    write_phantoms(folder, 1, size=32, seed=0)
+    (folder / "Phantom_0001/Phantom_0001_t2.nii.gz").unlink()
+    given = ["--input", str(folder), "--output", str(tmp_path / "out")]
+    assert main(["sample", str(run), *given]) == 3
+    missing = {"swan": "SWAN_min", "dwi": "dwi"}.get(chain.conditions[0], "t2")
+    assert f"expected Phantom_0001_{missing}.nii.gz" in capsys.readouterr().err
+
+
+def test_a_manifest_has_a_column_for_each_contrast(chain, run, patients, tmp_path):
+    split = ["data.params.train=[Phantom_0001,Phantom_0002]", "data.params.val=[Phantom_0003]"]
+    config = ["--config", "configs/base.yaml", *split, *chain.overrides]
+    assert main(["prepare", str(patients), *config, "--output", str(tmp_path)]) == 0
+    (subject, *_) = detect_layout(tmp_path / "manifest.csv", contrasts=study_of(run).contrasts)[
+        1
+    ].values()
+    assert {*chain.conditions, chain.target, "seg"} <= set(subject.files)
+    assert main(["prepare", "--verify", str(tmp_path / "manifest.csv")]) == 0
+
+
+def test_the_volume_is_named_by_the_target_and_lies_on_its_grid(chain, predictions, patients):
+    made = nib.load(predictions / f"Phantom_0003_{chain.target}.nii.gz")
+    real = nib.load(patients / f"Phantom_0003/Phantom_0003_{chain.target}.nii.gz")
+    assert made.shape == real.shape
+    np.testing.assert_allclose(made.affine, real.affine)
+    sidecar = json.loads((predictions / f"Phantom_0003_{chain.target}.json").read_text())
+    assert set(sidecar["inputs"]) == set(chain.conditions)
+    assert sidecar["intensity"]["contrast"] == chain.conditions[0]
+
+
+def test_python_samples_the_same_volume(chain, run, predictions, patients):
+    (made,) = Synthesiser.load(run, device="cpu").volumes(patients, subjects=["Phantom_0003"])
+    written = nib.load(predictions / f"Phantom_0003_{chain.target}.nii.gz")
+    np.testing.assert_array_equal(made.image.get_fdata(), written.get_fdata())
+
+
+def test_the_run_folder_says_the_facts_once(chain, run):
+    config = read_run_config(run)
+    assert config["data"]["params"]["conditions"] == list(chain.conditions)
+    assert not {"conditions", "image_size", "neighbours", "target"} & set(config["model"]["params"])
