@@ -175,6 +175,7 @@ class Study:
         target: contrast to synthesise; None where ``seg`` is what is learned.
         image_size: (H, W) of slices or (D, H, W) of patches; a side means a square.
         neighbours: slices on each side that are further conditions (2.5-D); 0 for patches.
+        covariates: columns of a table that are numbers of a patient, such as ``age``.
         contrasts: all that are known; those of the study are among them.
         data: ``data.params``, from which the data side reads what is its own affair.
 
@@ -186,6 +187,7 @@ class Study:
     target: str | None = "t1ce"
     image_size: tuple[int, ...] = (192, 192)
     neighbours: int = 0
+    covariates: tuple[str, ...] = ()
     contrasts: Contrasts = KNOWN
     data: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
@@ -199,6 +201,7 @@ class Study:
             listed = ", ".join(conditions)
             raise _bad(f"conditions is [{listed}]: name each contrast once, and one at least")
         object.__setattr__(self, "conditions", conditions)
+        object.__setattr__(self, "covariates", tuple(self.covariates))
         object.__setattr__(self, "image_size", image_sides(self.image_size))
         object.__setattr__(self, "contrasts", self.contrasts.with_own(names=own))
         if self.neighbours < 0:
@@ -212,9 +215,8 @@ class Study:
     @classmethod
     def of(cls, params: Mapping[str, Any]) -> Study:
         """Return the study of ``data.params``; what is not told has its default."""
-        told = {n: params[n] for n in ("conditions", "image_size", "neighbours") if n in params}
-        if "target" in params:
-            told["target"] = params["target"]
+        own = ("conditions", "target", "image_size", "neighbours", "covariates")
+        told = {name: params[name] for name in own if name in params}
         return cls(**told, contrasts=KNOWN.with_own(params.get("contrasts")), data=params)
 
     @property
@@ -252,6 +254,7 @@ class Study:
             "conditions": list(self.conditions),
             "image_size": list(self.image_size),
             "neighbours": self.neighbours,
+            "covariates": list(self.covariates),
         }
 
 
@@ -278,8 +281,9 @@ def build_model(config: Mapping[str, Any], study: Study | None = None) -> Any:
     facts = (study or read_study(config)).facts()
     node = dict(config["model"])
     given = dict(node.get("params") or {})
-    read = {"conditions": list, "image_size": lambda size: list(image_sides(size))}
-    repeated = [n for n in facts if n in given and read.get(n, int)(given[n]) == facts[n]]
+    read = {"conditions": list, "covariates": list, "neighbours": int}
+    read["image_size"] = lambda size: list(image_sides(size))
+    repeated = [n for n in facts if n in given and read[n](given[n]) == facts[n]]
     node["params"] = {name: value for name, value in given.items() if name not in repeated}
     return instantiate_from_config(node, where="model", interface=facts)
 

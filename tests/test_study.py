@@ -162,3 +162,32 @@ def test_an_older_configuration_repeats_them(tmp_path):
     for wrong in ({"conditions": ["t1", "t2"]}, {"image_size": 24}, {"neighbours": 1}):
         with pytest.raises(ConfigError, match=r"CONFIG-SHAPE.*model.params.*delete the line"):
             build_model(with_model_params(config, **wrong))
+
+
+def test_numbers_of_a_patient_travel_in_the_batch(brats_folder, tmp_path):
+    """A column is a number, an empty cell is not known; what is no number is refused."""
+
+    def module(ages):
+        lines = [f"{i},{brats_folder}/{i}/{i}_t1.nii.gz,{a},3" for i, a in ages.items()]
+        (tmp_path / "s.csv").write_text("\n".join(["id,t1,Age,field", *lines]))
+        return ContrastDataModule(
+            str(tmp_path / "s.csv"),
+            conditions=["t1"],
+            target=None,
+            covariates=["Age", "field"],
+            image_size=16,
+            val=None,
+            num_workers=0,
+            min_brain=0.0,
+            cache=str(tmp_path / "cache"),
+        )
+
+    data = module({"p0": 63.5, "p1": ""})
+    data.setup("fit")
+    assert data.study.facts()["covariates"] == ["Age", "field"]
+    seen = {}
+    for item in (data.train_slices[i] for i in range(len(data.train_slices))):
+        seen[item["subject"]] = item["covariates"].tolist()
+    assert seen["p0"] == [63.5, 3.0] and np.isnan(seen["p1"][0]) and seen["p1"][1] == 3.0
+    with pytest.raises(DataError, match=r"DATA-FORMAT case=p1: age is 'old'"):
+        module({"p0": 1, "p1": "old"}).setup("fit")

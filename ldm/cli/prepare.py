@@ -151,8 +151,7 @@ class Preparer:
         try:
             row = self.before.get(subject.id, {})
             if row.get("state") != state(subject):
-                needed = (*self.data.conditions, self.data.target)
-                row = examine(subject, self.data.layout, self.folder, needed)
+                row = examine(subject, self.data.layout, self.folder, self.data.study)
             brain = int(np.count_nonzero(self.data.decode(subject).open("brain")))
         except Exception as error:
             known = as_known_error(error)
@@ -160,7 +159,8 @@ class Preparer:
                 raise
             return known
         part = next((p for p, ids in self.data.split.items() if subject.id in ids), "")
-        return {**row, "split": part, "brain_voxels": str(brain)}
+        told = {name: subject.columns.get(name, "") for name in self.data.study.covariates}
+        return {**row, **told, "split": part, "brain_voxels": str(brain)}
 
 
 def tables(rows: Sequence[Row]) -> list[Any]:

@@ -29,7 +29,7 @@ class ContrastDataModule(pl.LightningDataModule):
 
     Args:
         root: folder of subjects, or CSV file.
-        conditions, target, image_size, neighbours: see :class:`ldm.study.Study`.
+        conditions, target, image_size, neighbours, covariates: see :class:`ldm.study.Study`.
         contrasts: {contrast: its names in files and CSV columns}, beside those that are known.
         train, val, test: ids, or a fraction (see :func:`ldm.data.split.split_subjects`).
         fold, folds: k-fold instead of a fraction.
@@ -57,6 +57,7 @@ class ContrastDataModule(pl.LightningDataModule):
         root: str | None = None,
         conditions: Sequence[str] = Study.conditions,
         target: str | None = Study.target,
+        covariates: Sequence[str] = (),
         contrasts: Mapping[str, str | Sequence[str]] | None = None,
         train: list[str] | float | None = None,
         val: list[str] | float | None = 0.1,
@@ -88,7 +89,7 @@ class ContrastDataModule(pl.LightningDataModule):
         _require_within("condition_dropout", condition_dropout, 0, 1)
         self.root = Path(root) if root else None
         known = KNOWN.with_own(contrasts)
-        self.study = Study(tuple(conditions), target, image_size, neighbours, known)
+        self.study = Study(conditions, target, image_size, neighbours, covariates, known)
         self.conditions, self.target = list(conditions), target
         self.parts = {"train": train, "val": val, "test": test}
         self.fold, self.folds, self.seed = fold, folds, seed
@@ -194,6 +195,8 @@ class ContrastDataModule(pl.LightningDataModule):
         condition_dropout: float = 0.0,
     ) -> SliceDataset:
         dataset = SliceDataset if len(self.image_size) == 2 else PatchDataset
+        names = self.study.covariates
+        numbers = {s.id: self.subjects[s.id].numbers(names) for s in subjects} if names else None
         return dataset(
             subjects,
             self.image_size,
@@ -202,6 +205,7 @@ class ContrastDataModule(pl.LightningDataModule):
             condition_dropout,
             augmentation,
             has_target=self.target is not None,
+            covariates=numbers,
         )
 
     def _loader(self, dataset: Any, sampler: Any = None) -> DataLoader:

@@ -24,7 +24,7 @@ from ldm.data.layouts.table import guarded, read_rows
 from ldm.data.split import patient_of
 from ldm.errors import DataError
 from ldm.storage import atomic_path
-from ldm.study import BRATS, LABELS, MASK_FILE
+from ldm.study import BRATS, LABELS, MASK_FILE, Study
 
 FACTS = ("shape", "spacing", "orientation", "brain_voxels", "labels", "state")
 DIGEST = "sha256_"
@@ -40,17 +40,17 @@ class Leak(NamedTuple):
     reason: str
 
 
-def examine(subject: Subject, layout: Layout, folder: Path, needed: Sequence[str]) -> Row:
+def examine(subject: Subject, layout: Layout, folder: Path, study: Study) -> Row:
     """Read the volumes of a subject; return its row, less split and brain, for ``folder``.
 
     Args:
-        needed: contrasts of the study. Those of BraTS are read beside them where they exist;
-            others, which may lie on a grid of their own, are noted unread.
+        study: what the subject is for. Its contrasts are read, and those of BraTS beside them where
+            they exist; others, which may lie on a grid of their own, are noted unread.
 
     Raises:
         DataError: a volume cannot be used.
     """
-    read = [c for c in subject.images if c in (*BRATS, *needed)]
+    read = [c for c in subject.images if c in (*BRATS, *study.needed)]
     arrays, geometry = load_contrasts(subject, layout, [*read, LABELS], missing=[LABELS])
     labels = np.unique(as_labels(arrays.get(LABELS, np.zeros(1)), subject.id))
     spacing = np.linalg.norm(geometry.affine[:3, :3], axis=0)
@@ -92,7 +92,8 @@ def write_manifest(path: Path, rows: Iterable[Row]) -> None:
     """
     rows = list(rows)
     files = files_in(rows)
-    columns = ("id", *files, "split", "site", *FACTS, *(f"{DIGEST}{name}" for name in files))
+    columns = ["id", *files, "split", "site", *FACTS, *(f"{DIGEST}{name}" for name in files)]
+    columns += sorted({name for row in rows for name in row} - {*columns})  # covariates
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
         writer.writeheader()

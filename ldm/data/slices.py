@@ -46,6 +46,7 @@ class SliceDataset(Dataset):
         condition_dropout: probability with which each contrast is dropped (one always stays).
         augmentation: callable on the item with ``set_random_state(seed)``, as in monai.
         has_target: whether the last channel is the target.
+        covariates: id -> numbers of a patient, which join the item as ``covariates`` (K,) float32.
 
     Indexing with an int gives the plain slice; with ``(index, seed)`` it is augmented from
     ``seed``, so that the result does not depend on the worker that makes it.
@@ -60,8 +61,9 @@ class SliceDataset(Dataset):
         condition_dropout: float = 0.0,
         augmentation: Callable | None = None,
         has_target: bool = True,
+        covariates: Mapping[str, Sequence[float]] | None = None,
     ) -> None:
-        self.has_target = has_target
+        self.has_target, self.covariates = has_target, covariates
         self.subjects = list(subjects)
         self.image_size = image_size
         self.min_brain = max(min_brain, 1e-9)
@@ -100,12 +102,11 @@ class SliceDataset(Dataset):
         if seed is not None:
             presence = self._drop(presence, np.random.default_rng(seed))
             images = self._augment(images, seed)
-        return {
-            **images,
-            "presence": presence,
-            "subject": self.subjects[number].id,
-            "slice": place,
-        }
+        subject = self.subjects[number].id
+        item = {**images, "presence": presence, "subject": subject, "slice": place}
+        if self.covariates is not None:
+            item["covariates"] = torch.tensor(self.covariates[subject])
+        return item
 
     def _places_of(self, number: int) -> list[int]:
         """Return the places in a subject that are examples."""
@@ -154,7 +155,8 @@ class PatchDataset(SliceDataset):
     Where a subject is smaller than a patch, background is around it.
 
     Args:
-        subjects, condition_dropout, augmentation, has_target: see :class:`SliceDataset`.
+        subjects, condition_dropout, augmentation, has_target, covariates: see
+            :class:`SliceDataset`.
         image_size: (D, H, W) of a patch.
         min_brain: least share of (what a subject fills of) a patch that must be brain.
         neighbours: 0.

@@ -11,6 +11,7 @@ from ldm.data.manifest import examine
 from ldm.data.nifti import encode_volume, read_volume
 from ldm.diagnosis.data import diagnose_data
 from ldm.errors import DataError
+from ldm.study import Study
 
 SHAPE = (240, 220, 100)  # a large grid: errors of an angle grow with it
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -119,7 +120,7 @@ def test_the_manifest_states_micrometres_in_millimetres(tmp_path):
     nib.save(nib.Nifti1Image(head_image(), affine), path)
     edit_header(path, xyzt_units=3)
     layout, subjects = detect_layout(tmp_path)
-    assert examine(subjects["p"], layout, tmp_path)["spacing"] == "5x5x5"
+    assert examine(subjects["p"], layout, tmp_path, Study())["spacing"] == "5x5x5"
 
 
 def test_diagnosis_finds_them_too(tmp_path):

@@ -82,12 +82,37 @@ class Subject:
         files: contrast -> file.
         split: ``train``, ``val`` or ``test`` where a table says so.
         site: hospital or scanner where a table says so.
+        columns: the whole row of the table.
     """
 
     id: str
     files: Mapping[str, VolumeFile] = field(repr=False)
     split: str | None = None
     site: str | None = None
+    columns: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    def numbers(self, names: Iterable[str]) -> tuple[float, ...]:
+        """Return columns of the table as numbers; an empty cell is NaN, not known.
+
+        Raises:
+            DataError: DATA-MISSING without such a column, DATA-FORMAT for a cell of text.
+        """
+        return tuple(self._number(name.lower(), self.columns) for name in names)
+
+    def _number(self, name: str, row: Mapping[str, str]) -> float:
+        if name not in row:
+            raise DataError(
+                "DATA-MISSING",
+                f"no {name}{nearest(name, row)}: data.params.covariates are columns of a CSV of "
+                "subjects; give one as data.params.root",
+                self.id,
+            )
+        try:
+            return float(row[name] or "nan")
+        except ValueError as error:
+            raise DataError(
+                "DATA-FORMAT", f"{name} is '{row[name]}': give a number, or leave it empty", self.id
+            ) from error
 
     def require(self, contrasts: Iterable[str], layout: Layout) -> None:
         """Raise DATA-MISSING, naming the file that was expected, unless every contrast exists."""

@@ -60,7 +60,7 @@ class SubjectTable(Layout):
         subjects = self.subjects(_entries(rows, path, columns))
         told = {row["id"]: row for row in rows}
         return {
-            i: Subject(i, s.files, _split(told[i], path), told[i].get("site") or None)
+            i: Subject(i, s.files, _split(told[i], path), told[i].get("site") or None, told[i])
             for i, s in subjects.items()
         }
 
