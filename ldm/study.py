@@ -20,6 +20,7 @@ LABELS = "seg"
 MASK_FILE = "brain"  # a mask of the brain that someone else made
 BATCH_SIZE = 4  # images a step, where nothing else is told
 BRATS = ("t1", "t1ce", "t2", "flair")  # also the order in which HDF5 files of BraTS store them
+T1_WEIGHTED = ("t1", "t1ce")  # white matter is the brightest large tissue
 DECATHLON = ("flair", "t1", "t1ce", "t2")  # the order in Task01_BrainTumour
 
 

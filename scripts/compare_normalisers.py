@@ -1,4 +1,4 @@
-"""What a normaliser makes of T1 and T1ce, and how well T1 copied as T1ce then scores.
+"""What a normaliser makes of T1 before and after the agent, and how well the one scores as other.
 
 ``python scripts/compare_normalisers.py PICTURE.png NAME=FOLDER [NAME=FOLDER ...]`` prints the table
 of docs/preprocessing.md over all patients and draws the histograms of the first two of the first
@@ -28,6 +28,7 @@ from ldm.evaluation.protocol import DEFAULT
 from ldm.plots.figures import COLOURS
 from ldm.report.tables import markdown_table
 from ldm.storage import atomic_path
+from ldm.study import KNOWN
 
 MAKERS: dict[str, Callable[[], Normaliser]] = {
     "robust (default)": RobustNormaliser,
@@ -54,9 +55,9 @@ def learned(make: Callable[[], Normaliser], others: Sequence[Case]) -> Normalise
 
 
 def copy_score(case: Case, normaliser: Normaliser) -> tuple[float, float, float]:
-    """Return, of T1 copied as T1ce: PSNR in the brain, share clipped, inter-quartile range.
+    """Return, of T1 copied as target: PSNR in the brain, share clipped, inter-quartile range.
 
-    The share (per mille) and the range are those of T1ce in the brain, the range of 2 units.
+    The share (per mille) and the range are those of the target in the brain, the range of 2 units.
     """
     scale = normaliser.fit(case.inputs["t1"], case.brain, "t1", case.id)
     copied = in_reference_units(case.inputs["t1"], scale, case, normaliser)
@@ -93,7 +94,7 @@ def compare(folders: dict[str, Path]) -> tuple[str, list[Case]]:
 
 
 def draw_histograms(cases: Sequence[Case], path: Path) -> None:
-    """Draw T1 and T1ce of each patient, as stored and under each normaliser."""
+    """Draw T1 and target of each patient, as stored and under each normaliser."""
     from matplotlib.figure import Figure
 
     canvas = Figure(figsize=(13, 2.2 * len(cases) + 0.5), layout="constrained")
@@ -102,7 +103,7 @@ def draw_histograms(cases: Sequence[Case], path: Path) -> None:
         axis.set_title(name, fontsize=9)
     for line, case in zip(axes, cases, strict=True):
         others = [c for c in cases if c is not case]
-        volumes = {"T1": case.inputs["t1"], "T1ce": case.reference}
+        volumes = {"T1": case.inputs["t1"], KNOWN.title(TARGET): case.reference}
         for axis, name in zip(line, ["as stored", *SHOWN], strict=True):
             for index, (label, volume) in enumerate(volumes.items()):
                 values = volume[case.brain]

@@ -2,8 +2,8 @@
 
 MR intensities have no unit, so each volume is brought to its own scale. A normaliser measures the
 brain; :class:`IntensityScale` is the map that follows and its inverse. The default is median and
-inter-quartile range: healthy tissue then agrees between T1 and T1ce, because vessels and the tumour
-rim, which only T1ce shows, do not set the scale. Effects: ``docs/preprocessing.md``.
+inter-quartile range: healthy tissue then agrees before and after an agent, because vessels and the
+tumour rim, which the agent shows, do not set the scale. Effects: ``docs/preprocessing.md``.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from scipy.ndimage import gaussian_filter1d
 from scipy.signal import find_peaks
 
 from ldm.errors import ConfigError, DataError
+from ldm.study import T1_WEIGHTED
 from ldm.util import instantiate_from_config, nearest
 
 BACKGROUND = -1.0
@@ -220,7 +221,7 @@ class WhiteStripeNormaliser(Normaliser):
         self,
         tau: float = 0.05,
         smoothing: float = 0.02,
-        last_peak: Sequence[str] = ("t1", "t1ce"),
+        last_peak: Sequence[str] = T1_WEIGHTED,
         lower: float = -120.0,
         upper: float = 240.0,
     ) -> None:

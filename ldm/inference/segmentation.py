@@ -159,7 +159,7 @@ class CommandSegmenter:
     """Any program: ``command {input} {output}``, run once a patient, without a shell.
 
     ``{input}`` is a folder with the contrasts of one patient in the BraTS 2021 layout
-    (``ID/ID_t1ce.nii.gz`` ...), ``{output}`` an empty folder for ``ID_seg.nii.gz`` or
+    (``ID/ID_t1.nii.gz`` ...), ``{output}`` an empty folder for ``ID_seg.nii.gz`` or
     ``ID.nii.gz``.
 
     Args:

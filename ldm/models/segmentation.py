@@ -18,6 +18,7 @@ from ldm.modules.adapter import CONSTRUCTOR_NAMES, under_every_name
 from ldm.modules.diffusionmodules.util import crop_to, pad_to_multiple
 from ldm.modules.gates import resize
 from ldm.regions import region_masks, region_names
+from ldm.study import BRATS
 from ldm.util import (
     accepted_parameters,
     image_sides,
@@ -61,7 +62,7 @@ class Segmentation(RunModule):
         self,
         unet_config: Config,
         regions: str | list[str] = "tumour",
-        conditions: Sequence[str] = ("t1", "t1ce", "t2", "flair"),
+        conditions: Sequence[str] = BRATS,
         image_size: int | list[int] = 192,
         neighbours: int = 0,
         loss_config: Config | None = None,

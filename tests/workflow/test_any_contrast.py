@@ -18,8 +18,6 @@ from ldm.data.layouts import detect_layout
 from ldm.data.phantom import write_phantoms
 from ldm.inference.synthesis import Synthesiser
 
-from .conftest import TINY
-
 OWN = "data.params.contrasts={swan: [SWAN_min, susc]}"
 
 
@@ -46,7 +44,7 @@ CHAINS = {
 
 
 @pytest.fixture(scope="module")
-def patients(tmp_path_factory):
+def five(tmp_path_factory):
     """Three phantoms with five contrasts; DWI has a second copy under a name of the hospital."""
     folder = tmp_path_factory.mktemp("five")
     write_phantoms(folder, 3, size=32, seed=0, dwi=True)
@@ -63,19 +61,18 @@ def chain(request):
 
 
 @pytest.fixture(scope="module")
-def run(chain, patients, tmp_path_factory):
+def run(chain, five, train, tmp_path_factory):
     """A run of two steps on Phantom_0001 and 2, validated on 3."""
     folder = tmp_path_factory.mktemp("runs") / "run"
-    split = ["data.params.train=[Phantom_0001,Phantom_0002]", "data.params.val=[Phantom_0003]"]
-    split += [f"data.params.root={patients}", "lightning.trainer.max_steps=2"]
-    assert main(["train", *TINY, *split, *chain.overrides, "--output", str(folder)]) == 0
+    more = [f"data.params.root={five}", "lightning.trainer.max_steps=2"]
+    assert train(folder, *more, *chain.overrides) == 0
     return folder
 
 
 @pytest.fixture(scope="module")
-def predictions(run, patients, tmp_path_factory):
+def predictions(run, five, tmp_path_factory):
     folder = tmp_path_factory.mktemp("predictions")
-    given = ["--input", str(patients), "--subjects", "Phantom_0003", "--output", str(folder)]
+    given = ["--input", str(five), "--subjects", "Phantom_0003", "--output", str(folder)]
     assert main(["sample", str(run), *given]) == 0
     return folder
 
@@ -94,14 +91,14 @@ def test_the_model_has_the_facts_of_the_study(chain, run):
     assert where == chain.anchor
 
 
-def test_the_folder_is_diagnosed_for_this_study(chain, run, patients, tmp_path, capsys):
+def test_the_folder_is_diagnosed_for_this_study(chain, run, five, tmp_path, capsys):
     arguments = [*described(run, tmp_path), "--output", str(tmp_path)]
-    assert main(["diagnose", "data", str(patients), *arguments]) == 0
+    assert main(["diagnose", "data", str(five), *arguments]) == 0
     subjects = json.loads((tmp_path / "diagnosis.json").read_text())["subjects"]
     assert {*chain.conditions, chain.target} <= set(subjects[0]["contrasts"])
 
 
-def test_a_missing_contrast_is_named_by_its_file(chain, run, patients, tmp_path, capsys):
+def test_a_missing_contrast_is_named_by_its_file(chain, run, five, tmp_path, capsys):
     folder = tmp_path / "patients"
     write_phantoms(folder, 1, size=32, seed=0)
     (folder / "Phantom_0001/Phantom_0001_t2.nii.gz").unlink()
@@ -111,10 +108,10 @@ def test_a_missing_contrast_is_named_by_its_file(chain, run, patients, tmp_path,
     assert f"expected Phantom_0001_{missing}.nii.gz" in capsys.readouterr().err
 
 
-def test_a_manifest_has_a_column_for_each_contrast(chain, run, patients, tmp_path):
+def test_a_manifest_has_a_column_for_each_contrast(chain, run, five, tmp_path):
     split = ["data.params.train=[Phantom_0001,Phantom_0002]", "data.params.val=[Phantom_0003]"]
     config = ["--config", "configs/base.yaml", *split, *chain.overrides]
-    assert main(["prepare", str(patients), *config, "--output", str(tmp_path)]) == 0
+    assert main(["prepare", str(five), *config, "--output", str(tmp_path)]) == 0
     (subject, *_) = detect_layout(tmp_path / "manifest.csv", contrasts=study_of(run).contrasts)[
         1
     ].values()
@@ -122,9 +119,9 @@ def test_a_manifest_has_a_column_for_each_contrast(chain, run, patients, tmp_pat
     assert main(["prepare", "--verify", str(tmp_path / "manifest.csv")]) == 0
 
 
-def test_the_volume_is_named_by_the_target_and_lies_on_its_grid(chain, predictions, patients):
+def test_the_volume_is_named_by_the_target_and_lies_on_its_grid(chain, predictions, five):
     made = nib.load(predictions / f"Phantom_0003_{chain.target}.nii.gz")
-    real = nib.load(patients / f"Phantom_0003/Phantom_0003_{chain.target}.nii.gz")
+    real = nib.load(five / f"Phantom_0003/Phantom_0003_{chain.target}.nii.gz")
     assert made.shape == real.shape
     np.testing.assert_allclose(made.affine, real.affine)
     sidecar = json.loads((predictions / f"Phantom_0003_{chain.target}.json").read_text())
@@ -132,8 +129,8 @@ def test_the_volume_is_named_by_the_target_and_lies_on_its_grid(chain, predictio
     assert sidecar["intensity"]["contrast"] == chain.conditions[0]
 
 
-def test_python_samples_the_same_volume(chain, run, predictions, patients):
-    (made,) = Synthesiser.load(run, device="cpu").volumes(patients, subjects=["Phantom_0003"])
+def test_python_samples_the_same_volume(chain, run, predictions, five):
+    (made,) = Synthesiser.load(run, device="cpu").volumes(five, subjects=["Phantom_0003"])
     written = nib.load(predictions / f"Phantom_0003_{chain.target}.nii.gz")
     np.testing.assert_array_equal(made.image.get_fdata(), written.get_fdata())
 

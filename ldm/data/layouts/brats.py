@@ -26,8 +26,8 @@ class SuffixLayout(Layout):
 
 
 class BraTS2021(SuffixLayout):
-    """BraTS 2017-2021: ``ID_t1.nii.gz``, ``ID_t1ce``, ``ID_t2``, ``ID_flair``, ``ID_seg``;
-    ``ID_brain`` where there is a mask of the brain."""
+    """BraTS 2017-2021: ``ID_t1.nii.gz``, ``ID_t2``, ``ID_flair``, ``ID_seg``, ...; ``ID_brain``
+    where there is a mask of the brain."""
 
     name = "BraTS 2017-2021"
     separator = "_"

@@ -81,14 +81,14 @@ class DicomSeries(VolumeFile):
 class Dicom(Layout):
     """``ID/SERIES/*.dcm``: series named as a contrast, or recognised by their description.
 
-    A series folder ``t1``, ``T1ce``, ``t2``, ``flair`` is what it says; another is read from
+    A series folder named as a contrast (``t1``, ``T1-Gd``) is what it says; another is read from
     ``SeriesDescription`` and ``ContrastBolusAgent`` of its first file, and passed over if they
     name no contrast. ``ID/seg.nii.gz`` is the segmentation, on the grid of the series with axes to
     the left, to the back and to the head (as ITK writes DICOM). Needs ``dsdiff[dicom]``.
     """
 
     name = "DICOM"
-    ambiguous = "name the folder of the right one t1, t1ce, t2 or flair, or give a CSV"
+    ambiguous = "name the folder of the right one as the contrast, or give a CSV"
 
     def file_name(self, subject: str, contrast: str) -> str:  # noqa: D102
         return f"{subject}/{contrast}/*.dcm"
