@@ -248,3 +248,9 @@ def image_sides(size: int | Sequence[int]) -> tuple[int, ...]:
             "[slices, height, width]",
         )
     return sides
+
+
+def evenly_spread(most: int, total: int) -> list[int]:
+    """Return at most so many indices below ``total``, each in the middle of an equal share."""
+    count = min(most, total)
+    return [int((place + 0.5) * total / count) for place in range(count)]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldm.cli.arguments import add_layout_argument
 from ldm.cli.main import DEBUG
+from ldm.cli.terminal import show_progress
 
 if TYPE_CHECKING:
     from ldm.diagnosis.data import DataDiagnosis
@@ -96,13 +96,6 @@ def diagnose_training(args: argparse.Namespace) -> int:
             temporary.write_bytes(run_picture(diagnosis))
         print(f"Written: {args.output}/diagnosis.json, diagnosis.png")
     return 0
-
-
-def show_progress(items: Iterable[Any], total: int) -> Iterable[Any]:
-    """Wrap the subjects in a progress bar."""
-    from rich.progress import track
-
-    return track(items, "Examining patients", total, transient=True)
 
 
 def show_data(diagnosis: DataDiagnosis) -> None:

@@ -102,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
 
 def verify_manifest(path: Path) -> int:
     """Compare files with digests; report each that differs."""
-    problems = verify(path, lambda subjects: show_progress(subjects, "Verifying"))
+    problems = verify(path, show_progress)
     for problem in problems:
         report_error("prepare", problem)
     print(f"{path}: {f'{len(problems)} files differ' if problems else 'every file is as it was'}")

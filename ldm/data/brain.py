@@ -47,8 +47,11 @@ def subject_brain(
                 "DATA-CONSTANT", f"the mask file {MASK_FILE} is empty: repair or remove it", case
             )
         return brain, "file"
-    if rule == "head" or (rule == "auto" and _is_whole_head(inputs, nonzero)):
-        return head_mask(inputs), "head"
+    if rule == "nonzero":
+        return nonzero, rule
+    sizes = [_relative(array) for array in inputs]
+    if rule == "head" or _is_dark(sizes, nonzero):
+        return _head(sizes), "head"
     return nonzero, "nonzero"
 
 
@@ -74,12 +77,7 @@ def is_whole_head(inputs: Sequence[np.ndarray]) -> bool:
     Then many of the voxels that are not 0 are dark in all contrasts at once. In a brain few are:
     fluid is bright in T2, and only its rim, blurred by interpolation, is dark everywhere.
     """
-    return _is_whole_head(inputs, brain_mask(inputs))
-
-
-def _is_whole_head(inputs: Sequence[np.ndarray], brain: np.ndarray) -> bool:
-    dark = reduce(np.logical_and, (_relative(array) < DARK for array in inputs))
-    return bool((dark & brain).sum() > AIR_SHARE * brain.sum())
+    return _is_dark([_relative(array) for array in inputs], brain_mask(inputs))
 
 
 def head_mask(inputs: Sequence[np.ndarray]) -> np.ndarray:
@@ -88,7 +86,16 @@ def head_mask(inputs: Sequence[np.ndarray]) -> np.ndarray:
     Otsu's threshold (1979) on the mean of the smoothed contrasts, then the largest component with
     its holes filled. The neck opens the head downwards, so holes are filled slice by slice too.
     """
-    image = ndimage.gaussian_filter(np.mean([_relative(a) for a in inputs], axis=0), 1.0)
+    return _head([_relative(array) for array in inputs])
+
+
+def _is_dark(sizes: Sequence[np.ndarray], brain: np.ndarray) -> bool:
+    dark = reduce(np.logical_and, (size < DARK for size in sizes))
+    return bool((dark & brain).sum() > AIR_SHARE * brain.sum())
+
+
+def _head(sizes: Sequence[np.ndarray]) -> np.ndarray:
+    image = ndimage.gaussian_filter(np.mean(sizes, axis=0), 1.0)
     bright = image > threshold_otsu(image) if np.ptp(image) else image > 0
     opened = _filled(ndimage.binary_opening(bright))
     labels, _ = ndimage.label(opened if opened.any() else bright)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
 from ldm.data.cache import CachedSubject, cached_subject
 from ldm.data.layouts import Subject, detect_layout, summary
@@ -21,7 +21,7 @@ from ldm.data.split import split_subjects
 from ldm.errors import ConfigError, DataError
 from ldm.progress import Progress, silent
 from ldm.study import BATCH_SIZE, KNOWN, Study
-from ldm.util import instantiate_from_config
+from ldm.util import evenly_spread, instantiate_from_config
 
 
 class ContrastDataModule(pl.LightningDataModule):
@@ -184,14 +184,13 @@ class ContrastDataModule(pl.LightningDataModule):
         """Return a few slices spread over the validation subjects, in one order."""
         if not len(self.val_dataset):
             return []
-        count = min(self.val_slices, len(self.val_dataset))
-        places = ((np.arange(count) + 0.5) * len(self.val_dataset) / count).astype(int)
-        return self._loader(Subset(self.val_dataset, places.tolist()))
+        places = evenly_spread(self.val_slices, len(self.val_dataset))
+        return self._loader(Subset(self.val_dataset, places))
 
     def _dataset(
         self,
         subjects: Sequence[CachedSubject],
-        augmentation: Any = None,
+        augmentation: Callable | None = None,
         condition_dropout: float = 0.0,
     ) -> SliceDataset:
         dataset = SliceDataset if len(self.image_size) == 2 else PatchDataset
@@ -208,7 +207,7 @@ class ContrastDataModule(pl.LightningDataModule):
             covariates=numbers,
         )
 
-    def _loader(self, dataset: Any, sampler: Any = None) -> DataLoader:
+    def _loader(self, dataset: Dataset, sampler: Sampler | None = None) -> DataLoader:
         return DataLoader(
             dataset,
             batch_size=self.batch_size,

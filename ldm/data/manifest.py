@@ -23,6 +23,7 @@ from ldm.data.layouts import Layout, Subject, SubjectTable
 from ldm.data.layouts.table import guarded, read_rows
 from ldm.data.split import patient_of
 from ldm.errors import DataError
+from ldm.progress import Progress, silent
 from ldm.storage import atomic_path
 from ldm.study import BRATS, LABELS, MASK_FILE, Study
 
@@ -115,18 +116,18 @@ def read_manifest(path: Path) -> dict[str, Row]:
     return {row["id"]: row for row in rows}
 
 
-def verify(path: Path, progress: type[iter] | None = None) -> list[DataError]:
+def verify(path: Path, progress: Progress = silent) -> list[DataError]:
     """Compare every file that a manifest names with its digest; return what differs.
 
     Args:
-        progress: wraps the list of subjects, as ``rich.progress.track`` does.
+        progress: wraps the list of subjects.
 
     Raises:
         DataError: the manifest cannot be read.
     """
     rows, subjects = read_manifest(path), SubjectTable().read(path)
     problems = []
-    for subject in (progress or iter)(list(subjects.values())):
+    for subject in progress(list(subjects.values()), "Verifying", len(subjects)):
         for name, file in subject.files.items():
             try:
                 if file.sha256() != rows[subject.id].get(f"{DIGEST}{name}"):

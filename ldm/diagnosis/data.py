@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ldm.data.layouts import Layout, Subject, detect_layout
+from ldm.data.layouts import Choice, Layout, Subject, detect_layout
 from ldm.data.split import split_subjects
 from ldm.diagnosis.duplicates import alike, equal_files
 from ldm.diagnosis.findings import ERROR, NOTE, WARNING, Finding, by_severity
@@ -19,13 +19,12 @@ from ldm.diagnosis.masks import SMALL_SHARE, MaskFit, fit_of_masks
 from ldm.diagnosis.subject import SubjectReport, examine_subject
 from ldm.errors import ConfigError
 from ldm.losses.segmentation import positive_weight
+from ldm.progress import Progress, silent
 from ldm.study import BRATS, KNOWN, LABELS, MASK_FILE, Study
 
 MOST_CASES = 24  # subjects whose masks are compared with each other
 UNLIKE_SCALE = 20  # times larger or smaller than the median of the subjects
 READERS = 4
-
-Progress = Callable[[Iterable[Any], int], Iterable[Any]]
 
 
 @dataclass
@@ -87,8 +86,8 @@ def diagnose_data(
     root: Path,
     data_params: Mapping[str, Any] | None = None,
     limit: int | None = None,
-    progress: Progress = lambda items, total: items,
-    layout: Any = None,
+    progress: Progress = silent,
+    layout: Choice = None,
 ) -> DataDiagnosis:
     """Examine the subjects below a folder, and compare them.
 
@@ -96,7 +95,7 @@ def diagnose_data(
         data_params: ``data.params`` of a configuration: which contrasts are needed, and the split
             across which nothing may occur twice. None: what most subjects have is needed.
         limit: examine at most so many, spread evenly; files are compared for all.
-        progress: wraps the subjects (and their number) while they are examined.
+        progress: wraps the subjects while they are examined.
         layout: see :func:`ldm.data.layouts.detect_layout`; None: recognised.
 
     Raises:
@@ -114,7 +113,8 @@ def diagnose_data(
         return examine_subject(subject, layout, required, subject.id in compared)
 
     with ThreadPoolExecutor(READERS) as pool:
-        reports = list(progress(pool.map(examine, chosen), len(chosen)))
+        done = pool.map(examine, chosen)
+        reports = list(progress(done, "Examining patients", len(chosen)))
     diagnosis = DataDiagnosis(root, layout, found, reports, split=split)
     diagnosis.mask_fit = fit_of_masks({r.id: r.case for r in reports if r.case})
     own = [finding for report in reports for finding in report.findings]

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from ldm.callbacks.gradients import BUCKETS
+from ldm.data.layouts import Choice
 from ldm.diagnosis.causes import CAUSES
 from ldm.diagnosis.curves import plateau_start
-from ldm.diagnosis.data import Progress, data_params, diagnose_data
+from ldm.diagnosis.data import data_params, diagnose_data
 from ldm.diagnosis.facts import Cause, RunFacts, read_facts
 from ldm.errors import DataError
+from ldm.progress import Progress, silent
 
 EXAMINED = 24  # subjects of a run's data that are read
 
@@ -86,8 +88,8 @@ def diagnose_run(
     folder: Path,
     with_data: bool = True,
     root: Path | None = None,
-    progress: Progress = lambda items, total: items,
-    layout: Any = None,
+    progress: Progress = silent,
+    layout: Choice = None,
 ) -> RunDiagnosis:
     """Rank the likely causes of trouble of a run from its configuration, metrics and data.
 

@@ -27,9 +27,8 @@ from ldm.errors import CheckpointError, UnsafeError
 # Keys under which checkpoints keep the weights, and their moving average; the first one counts.
 RAW_KEYS = ("state_dict", "model", "module", "model_state_dict")
 EMA_KEYS = ("ema", "model_ema", "ema_model", "ema_state_dict", "state_dict_ema")
-LEGACY_HEAD = (
-    b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save before 1.6, and still optional
-)
+# torch.save before 1.6, and still optional
+LEGACY_HEAD = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
 
 class Inert:

@@ -83,7 +83,10 @@ def translate_research_yaml(config: Mapping[str, Any]) -> tuple[dict[str, Any], 
         "parameterization": left.pop("parameterization", "eps"),
         "scale_factor": float(left.pop("scale_factor", 1.0)),
         "loss_type": _known_loss(left.pop("loss_type", "l2")),
-        **{"subtract": None, "gain": 1.0, "sparsity": 0.0, "temperature": 1.0},
+        "subtract": None,
+        "gain": 1.0,
+        "sparsity": 0.0,
+        "temperature": 1.0,
     }
     run = {"model": {"target": "ldm.models.diffusion.ddpm.LatentDiffusion", "params": params}}
     if "image_size" in left:

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,7 +14,7 @@ from ldm.losses.autoencoder import AutoencoderLoss
 from ldm.models.base import Config, RunModule
 from ldm.modules.diffusionmodules.util import crop_to, pad_to_multiple
 from ldm.study import Study
-from ldm.util import image_sides, instantiate_from_config
+from ldm.util import evenly_spread, image_sides, instantiate_from_config
 
 log = logging.getLogger(__name__)
 
@@ -114,8 +113,7 @@ class FirstStageTraining(RunModule):
     def measure(self, data: Any) -> dict[str, Any]:
         """Return the scale of the latents, and the patients that the weights have seen."""
         slices = data.train_slices
-        count = min(self.scale_slices, len(slices))
-        places = ((np.arange(count) + 0.5) * len(slices) / count).astype(int)
+        places = evenly_spread(self.scale_slices, len(slices))
         batches = ({k: slices[i][k][None] for k in ("condition", "target")} for i in places)
         return {
             "scale_factor": self.scale_factor(all_images(batch) for batch in batches),

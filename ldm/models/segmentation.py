@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from monai.inferers.utils import sliding_window_inference
 from torch import Tensor, nn
@@ -21,6 +20,7 @@ from ldm.regions import region_masks, region_names
 from ldm.study import BRATS
 from ldm.util import (
     accepted_parameters,
+    evenly_spread,
     image_sides,
     instantiate_from_config,
     require_dims,
@@ -269,10 +269,8 @@ class Segmentation(RunModule):
 
 def foreground_shares(slices: Any, regions: Sequence[str]) -> dict[str, float]:
     """Return the share of voxels of each region in the examples of a data set, evenly sampled."""
-    count = min(len(slices), MEASURED_SLICES)
-    places = ((np.arange(count) + 0.5) * len(slices) / count).astype(int)
     totals, voxels = dict.fromkeys(regions, 0), 0
-    for place in places.tolist():
+    for place in evenly_spread(MEASURED_SLICES, len(slices)):
         labels = slices[place]["seg"]
         voxels += labels.numel()
         for region, mask in region_masks(labels, regions).items():

@@ -8,7 +8,14 @@ from ldm.data.layouts.base import Entry, Layout, Subject, Tree
 from ldm.data.layouts.bids import BIDS
 from ldm.data.layouts.brats import BraTS2021, BraTS2023
 from ldm.data.layouts.dataset_json import Decathlon, NnUNet
-from ldm.data.layouts.detect import LAYOUTS, build_layout, detect_layout, select_subjects, summary
+from ldm.data.layouts.detect import (
+    LAYOUTS,
+    Choice,
+    build_layout,
+    detect_layout,
+    select_subjects,
+    summary,
+)
 from ldm.data.layouts.dicom import Dicom, DicomSeries
 from ldm.data.layouts.flat import Flat
 from ldm.data.layouts.hdf5 import HDF5, HDF5Stack
@@ -21,6 +28,7 @@ __all__ = [
     "LAYOUTS",
     "BraTS2021",
     "BraTS2023",
+    "Choice",
     "Decathlon",
     "Dicom",
     "DicomSeries",

@@ -171,7 +171,9 @@ def _report_others(found: Mapping[Layout, list[Entry]], best: Layout) -> None:
             log.warning(
                 "files that %s recognises too: %d; read as %s. To choose: --layout or "
                 "data.params.layout",
-                *(layout.name, shared, best.name),
+                layout.name,
+                shared,
+                best.name,
             )
         if left := len(other - own):
             log.warning("files left out, because they are of %s: %d", layout.name, left)
