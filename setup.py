@@ -22,7 +22,7 @@ setup(
         *(f"ldm.{folder.replace('/', '.')}" for folder in CONFIGS),
     ],
     package_dir={f"ldm.{folder.replace('/', '.')}": folder for folder in CONFIGS},
-    package_data={"": ["*.yaml"], "ldm.report": ["templates/*"]},
+    package_data={"": ["*.yaml"], "ldm": ["py.typed"], "ldm.report": ["templates/*"]},
     entry_points={"console_scripts": ["dsdiff = ldm.cli.main:main"]},
     install_requires=[
         "torch>=2.10",  # below, weights_only loading can be bypassed (CVE-2025-32434, -2026-24747)
@@ -47,7 +47,7 @@ setup(
         "hdf5": ["h5py"],
         "dicom": ["pydicom", "dicom2nifti"],
         "test": [
-            *("pytest", "hypothesis", "ruff", "pytorch-msssim", "SimpleITK"),
+            *("pytest", "hypothesis", "ruff", "mypy", "pytorch-msssim", "SimpleITK"),
             *("diffusers", "segmentation_models_pytorch"),  # networks that shipped YAMLs adapt
             *("h5py", "pydicom", "dicom2nifti"),
         ],

@@ -236,7 +236,8 @@ def _write_cost(
     finished: bool,
 ) -> None:
     device = trainer.strategy.root_device
-    timer = next(c for c in trainer.callbacks if isinstance(c, Timer))
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it
+    timer = next(c for c in callbacks if isinstance(c, Timer))
     lost = "resumed: what the processes before used is not known" if is_resumed else ""
     write_json(
         folder / "cost.json",

@@ -211,7 +211,8 @@ class Benchmark:
         done = {row: [c for c in cells if c.number not in problems] for row, cells in rows.items()}
         done = {row: cells for row, cells in done.items() if cells}
         result = self._scores(done)
-        curves = {row: loss_curve(c[0].training) for row, c in done.items() if c[0].is_timed}
+        timed = {row: c[0].training for row, c in done.items() if c[0].is_timed}
+        curves = {row: loss_curve(training) for row, training in timed.items() if training}
         return BenchmarkResult(
             title=str(self.described.get("name", "Benchmark")),
             result=result,

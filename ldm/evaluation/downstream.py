@@ -79,13 +79,13 @@ def downstream_scores(
         ]
         if baseline and "t1" in subject.files:
             candidates.append((COPY_T1, 0, subject.files["t1"]))
-        truth = segmenter(subject, layout)
+        truth = segmenter.segment(subject, layout)
         told = (segmenter.regions, DOWNSTREAM, _labels(subject, layout, truth), truth.labels)
         result.add(REAL, subject.id, score_regions(truth.labels, truth.geometry, *told))
         for row, seed, file in candidates:
             swapped = Subject(subject.id, {**subject.files, TARGET: file})
             with suppress(DataError):
-                found = segmenter(swapped, layout)
+                found = segmenter.segment(swapped, layout)
                 scores = score_regions(found.labels, found.geometry, *told)
                 result.add(row, subject.id, scores, seed)
     return result

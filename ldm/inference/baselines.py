@@ -6,7 +6,7 @@ gives the target of another patient on the grid of its slices.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations_with_replacement
 
 import numpy as np
@@ -118,7 +118,7 @@ def thumbnail(slices: np.ndarray) -> np.ndarray:
     return centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)
 
 
-FITTED = {
+FITTED: dict[str, Callable[[], ContrastRegression | NearestPatient]] = {
     "linear": lambda: ContrastRegression(1),
     "quadratic": lambda: ContrastRegression(2),
     "nearest": NearestPatient,

@@ -15,9 +15,8 @@ import numpy as np
 from ldm.data.layouts import Layout, Subject
 from ldm.data.nifti import Volume, decode_volume
 from ldm.data.volume_file import VolumeFile
-from ldm.errors import ConfigError, DataError
+from ldm.errors import ConfigError, DataError, nearest
 from ldm.study import MASK_FILE
-from ldm.util import nearest
 
 # a path, a nibabel image, or (array, affine)
 VolumeLike: TypeAlias = "str | Path | nib.spatialimages.SpatialImage | tuple[Any, Any]"

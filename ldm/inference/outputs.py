@@ -82,12 +82,12 @@ class SyntheticVolume:
     @property
     def image(self) -> nib.Nifti1Image:
         """The volume in memory, with the orientation and affine of the input."""
-        return self._image(self.volume)
+        return as_image(self.volume, self.geometry)
 
     @property
     def std(self) -> nib.Nifti1Image | None:
         """The standard deviation over the samples, None of a single one."""
-        return None if self.spread is None else self._image(self.spread)
+        return None if self.spread is None else as_image(self.spread, self.geometry)
 
     @cached_property
     def content(self) -> bytes:
@@ -124,9 +124,12 @@ class SyntheticVolume:
         write_volume(path, self.content, overwrite=True)
         return path
 
-    def _image(self, volume: np.ndarray) -> nib.Nifti1Image:
-        image = nib.Nifti1Image.from_bytes(encode_volume(volume, self.geometry, compress=False))
-        return nib.Nifti1Image(np.array(image.dataobj), image.affine, image.header)
+
+def as_image(volume: np.ndarray, geometry: Geometry, dtype: type = np.float32) -> nib.Nifti1Image:
+    """Return a canonical array as the image that :func:`encode_volume` writes, in memory."""
+    content = encode_volume(volume, geometry, compress=False, dtype=dtype)
+    image = nib.Nifti1Image.from_bytes(content)
+    return nib.Nifti1Image(np.array(image.dataobj), image.affine, image.header)
 
 
 def volume_paths(folder: Path, subject: str, name: str) -> tuple[Path, Path]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from numbers import Integral
 from typing import Any
 
-from ldm.errors import ConfigError
+from ldm.errors import ConfigError, nearest
 from ldm.models.diffusion.noise import NOISES
-from ldm.util import nearest
 
 PRECISIONS = ("32", "bf16")
 SAMPLER_OPTIONS = ("eta", "guidance", "rescale")
@@ -56,10 +56,17 @@ class Request:
     def __post_init__(self) -> None:
         if self.overlap is not None and not 0 <= self.overlap <= 0.9:
             raise ConfigError("CONFIG-VALUE", f"overlap is {self.overlap}: give 0 to 0.9")
-        for name in ("samples", "batch_size", "steps"):
+        for name in ("samples", "batch_size", "steps", "seed"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError("CONFIG-VALUE", f"{name} is {value}: give a whole number >= 1")
+            if value is None and name == "steps":
+                continue
+            least = "" if name == "seed" else " >= 1"
+            if not isinstance(value, Integral) or (least and value < 1):
+                raise ConfigError("CONFIG-VALUE", f"{name} is {value}: give a whole number{least}")
+            object.__setattr__(self, name, int(value))  # of numpy too, for JSON
+        missing = self.allow_missing
+        listed = (missing,) if isinstance(missing, str) else tuple(missing)
+        object.__setattr__(self, "allow_missing", listed)
         known = {"precision": PRECISIONS, "noise": NOISES, "nonfinite": ("refuse", "zero")}
         for name, values in known.items():
             if (value := getattr(self, name)) not in values:

@@ -8,8 +8,9 @@ import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+import nibabel as nib
 import numpy as np
 import torch
 
@@ -19,6 +20,8 @@ from ldm.data.nifti import Geometry, encode_volume
 from ldm.data.prepare import PreparedSubject, fit_size
 from ldm.data.volume_file import VolumeFile
 from ldm.errors import CheckpointError, ConfigError, DataError, NonFiniteError
+from ldm.inference.given import GivenLayout, VolumeLike, given_subject
+from ldm.inference.outputs import as_image
 from ldm.inference.trained import load_for_inference
 from ldm.inference.windows import Windows
 from ldm.models.segmentation import Segmentation
@@ -32,6 +35,11 @@ class Segmented:
     labels: np.ndarray
     geometry: Geometry
 
+    @property
+    def image(self) -> nib.Nifti1Image:
+        """The labels in memory, with the orientation and affine of the input."""
+        return as_image(self.labels, self.geometry, np.uint8)
+
 
 class Segmenter(Protocol):
     """What downstream scores ask of a segmenter."""
@@ -39,12 +47,12 @@ class Segmenter(Protocol):
     regions: tuple[str, ...]
     contrasts: tuple[str, ...] | None  # that it looks at; None: not known
 
-    def __call__(self, subject: Subject, layout: Layout) -> Segmented:
+    def segment(self, subject: Subject, layout: Layout) -> Segmented:
         """Segment a patient from the files of its contrasts."""
 
 
 class NetworkSegmenter:
-    """A model of ``dsdiff segment train``.
+    """A model of ``dsdiff segment train``; ``from ldm import Segmenter`` gives it.
 
     Args:
         path: run folder, or its ``model.safetensors``.
@@ -59,7 +67,7 @@ class NetworkSegmenter:
 
     def __init__(
         self,
-        path: Path,
+        path: str | Path,
         trust: Collection[str] = (),
         device: str = "auto",
         batch_size: int = 8,
@@ -82,7 +90,28 @@ class NetworkSegmenter:
         self.windows = Windows(model.window, model.neighbours, batch_size)
         self.allow_missing, self.nonfinite = allow_missing, nonfinite
 
-    def __call__(self, subject: Subject, layout: Layout) -> Segmented:
+    @classmethod
+    def load(cls, path: str | Path, **options: Any) -> NetworkSegmenter:
+        """Return the segmenter of a run folder; options are those of the class."""
+        return cls(path, **options)
+
+    def __call__(self, *, subject: str = "subject", **contrasts: VolumeLike) -> nib.Nifti1Image:
+        """Return the label map of one subject, on the grid of its inputs.
+
+        Args:
+            subject: its name, for messages.
+            **contrasts: each contrast that the model takes (and ``brain``, a mask, where there is
+                one) as a path, a nibabel image or ``(array, affine)``.
+
+        Raises:
+            ConfigError: CONFIG-UNKNOWN for another name. DataError: an input is missing or cannot
+                be used. NonFiniteError.
+        """
+        known = self.contrasts or ()
+        given = given_subject(subject, contrasts, known, self.allow_missing)
+        return self.segment(given, GivenLayout()).image
+
+    def segment(self, subject: Subject, layout: Layout) -> Segmented:
         """Segment a patient from the files of its contrasts."""
         prepared = self.prepare(subject, layout)
         return self.labels(prepared, self.masks(prepared), layout)
@@ -179,7 +208,7 @@ class CommandSegmenter:
         self.command, self.regions = shlex.split(command), region_names(regions)
         self.contrasts: tuple[str, ...] | None = None
 
-    def __call__(self, subject: Subject, layout: Layout) -> Segmented:
+    def segment(self, subject: Subject, layout: Layout) -> Segmented:
         """Run the command on a patient.
 
         Raises:

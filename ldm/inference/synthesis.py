@@ -37,7 +37,7 @@ from ldm.inference.outputs import SyntheticVolume, is_written, volume_paths
 from ldm.inference.request import OPTIONS, Request
 from ldm.inference.trained import TrainedModel, load_for_inference
 from ldm.inference.windows import Windows
-from ldm.models.diffusion.noise import KeyedNoise, slice_noise
+from ldm.models.diffusion.noise import Key, KeyedNoise, slice_noise
 from ldm.modules.diffusionmodules.util import to_channels_last
 from ldm.progress import Progress, silent
 
@@ -329,6 +329,11 @@ class Synthesiser:
         self.timings.append({"subject": prepared.id, "slices": len(total), "seconds": seconds})
         return mean.astype(np.float32), deviation.astype(np.float32) if count > 1 else None
 
+    def _noise(self, keys: Sequence[Key | Mapping[Key, float]]) -> KeyedNoise:
+        temperature = self.request.temperature
+        assert temperature is not None  # Request.of has the model's
+        return KeyedNoise(keys, self.trained.device, temperature)
+
     def _slices(self, prepared: PreparedSubject, sample: int, title: str) -> np.ndarray:
         """Return one sample of every slice (S, H, W) in [-1, 1]."""
         request, device = self.request, self.trained.device
@@ -341,7 +346,7 @@ class Synthesiser:
             images = self.model.synthesise(
                 self.windows.condition(prepared, places).to(device),
                 present.expand(len(places), -1),
-                KeyedNoise(keys, device, request.temperature),
+                self._noise(keys),
                 request.sampler,
                 request.steps,
                 **request.options,
@@ -365,7 +370,7 @@ class Synthesiser:
         image = self.model.synthesise(
             self.windows.condition(prepared, range(len(prepared.brain))).to(device),
             torch.from_numpy(prepared.present)[None].to(device),
-            KeyedNoise([(request.seed, prepared.id, sample)], device, request.temperature),
+            self._noise([(request.seed, prepared.id, sample)]),
             request.sampler,
             request.steps,
             callback=show,

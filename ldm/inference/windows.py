@@ -51,7 +51,8 @@ class Windows:
             images = images.swapaxes(0, 1)[None]
         else:
             images = np.stack([with_neighbours(images, i, self.neighbours) for i in places])
-        least = np.maximum(self.size, images.shape[-len(self.size) :])
+        own = images.shape[-len(self.size) :]
+        least = [max(pair) for pair in zip(self.size, own, strict=True)]
         return torch.from_numpy(np.ascontiguousarray(fit_size(images, least, BACKGROUND)))
 
     def cut(self, images: np.ndarray, prepared: PreparedSubject) -> np.ndarray:

@@ -226,7 +226,7 @@ class Enhancement:
     regions = ("et", "tc", "wt")
     contrasts = ("t1", "t1ce")
 
-    def __call__(self, subject, layout):
+    def segment(self, subject, layout):
         images, geometry = load_contrasts(subject, layout, ["t1", "t1ce"])
         labels = load_labels(subject, layout, geometry)
         brain = images["t1"] != 0
@@ -314,7 +314,9 @@ def test_any_command_segments(tmp_path, patients):
         f"shutil.copy(f'{patients}/{{case}}/{{case}}_seg.nii.gz', out)"
     )
     layout, subjects = detect_layout(patients)
-    segmented = CommandSegmenter(copying_command(tmp_path, body))(subjects["Phantom_0002"], layout)
+    segmented = CommandSegmenter(copying_command(tmp_path, body)).segment(
+        subjects["Phantom_0002"], layout
+    )
     expected = load_labels(subjects["Phantom_0002"], layout, segmented.geometry)
     assert np.array_equal(segmented.labels, expected) and expected.any()
 
@@ -327,6 +329,6 @@ def test_any_command_segments(tmp_path, patients):
 def test_a_command_that_fails_is_named(tmp_path, patients, body, words):
     layout, subjects = detect_layout(patients)
     with pytest.raises(DataError, match=words):
-        CommandSegmenter(copying_command(tmp_path, body))(subjects["Phantom_0001"], layout)
+        CommandSegmenter(copying_command(tmp_path, body)).segment(subjects["Phantom_0001"], layout)
     with pytest.raises(ConfigError, match="expected {input} and {output}"):
         CommandSegmenter("segment everything")
