@@ -8,7 +8,7 @@ they are ``t1``, ``t1ce``, ``t2``, ``flair`` and ``dwi``; beside them lie ``seg`
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -282,6 +282,7 @@ def build_model(config: Mapping[str, Any], study: Study | None = None) -> Any:
     facts = (study or read_study(config)).facts()
     node = dict(config["model"])
     given = dict(node.get("params") or {})
+    read: dict[str, Callable[[Any], Any]]
     read = {"conditions": list, "covariates": list, "neighbours": int}
     read["image_size"] = lambda size: list(image_sides(size))
     repeated = [n for n in facts if n in given and read[n](given[n]) == facts[n]]

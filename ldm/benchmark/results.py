@@ -14,7 +14,7 @@ from ldm.cost.network import peak_memory_label
 from ldm.environment import environment
 from ldm.errors import PartialError
 from ldm.evaluation.measures import MEASURES
-from ldm.evaluation.scores import COPY_T1, FORMAT, Evaluation
+from ldm.evaluation.scores import COPY_T1, FORMAT, Evaluation, Score
 from ldm.plots.figures import loss_figure, scatter_figure
 from ldm.regions import region_title
 from ldm.report.gallery import Gallery, spread_figure
@@ -145,6 +145,11 @@ class BenchmarkResult:
     gallery: Gallery = field(default_factory=Gallery)
     problems: Mapping[str, str] = field(default_factory=dict)
     cells: int = 0
+
+    @property
+    def scores(self) -> list[Score]:
+        """The long table of all numbers; ``pandas.DataFrame`` takes it as it is."""
+        return self.result.scores
 
     def require_complete(self) -> None:
         """Refuse a benchmark in which a cell failed or is missing.

@@ -12,7 +12,6 @@ from typing import Any
 from ldm.cli.arguments import add_layout_argument, add_trust_argument
 from ldm.errors import ConfigError, PartialError
 
-ROW = "prediction"
 REPEATED = ("metric", "region", "against", "lpips_weights", "segmenter", "segmenter_command")
 
 
@@ -109,6 +108,8 @@ def named_folders(given: Sequence[str]) -> dict[str, list[Path]]:
     Raises:
         ConfigError: CONFIG-VALUE for a name or a folder that is empty.
     """
+    from ldm.evaluation.folder import ROW
+
     rows: dict[str, list[Path]] = {}
     for text in given:
         name, equals, folder = text.partition("=")

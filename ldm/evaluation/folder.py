@@ -17,7 +17,13 @@ from ldm.evaluation.case import Case, Prediction, in_reference_units, load_case,
 from ldm.evaluation.downstream import downstream_scores
 from ldm.evaluation.measures import MEASURES
 from ldm.evaluation.metrics.calibration import Reliability, reliability
-from ldm.evaluation.protocol import DEFAULT, MetricProtocol, evaluate_case, slice_features
+from ldm.evaluation.protocol import (
+    DEFAULT,
+    MetricProtocol,
+    evaluate_case,
+    find_protocol,
+    slice_features,
+)
 from ldm.evaluation.scores import COPY_T1, Evaluation
 from ldm.progress import Progress, silent
 
@@ -25,20 +31,22 @@ if TYPE_CHECKING:
     from ldm.evaluation.metrics.perceptual import Perceptual
     from ldm.inference.segmentation import Segmenter
 
-Folders = Mapping[str, Path | Sequence[Path]]
+Place = str | Path
+Folders = Mapping[str, Place | Sequence[Place]]
 Watch = Callable[[Evaluation, Case, Mapping[str, Prediction]], None]
+ROW = "prediction"  # of a folder without a name
 NETWORK = ("lpips", "frechet")  # measures that need weights on disk
 
 
 def evaluate(
-    predictions: Folders,
-    reference: Path,
+    predictions: Place | Folders,
+    reference: Place,
     *,
     subjects: Sequence[str] | None = None,
-    protocols: Sequence[MetricProtocol] = (DEFAULT,),
+    protocols: Sequence[MetricProtocol | str] = (DEFAULT,),
     baseline: bool = True,
-    segmenter: Segmenter | None = None,
-    lpips_weights: Path | None = None,
+    segmenter: Segmenter | Place | None = None,
+    lpips_weights: Place | None = None,
     layout: Any = None,
     mask: str = "auto",
     watch: Watch | None = None,
@@ -51,12 +59,13 @@ def evaluate(
 
     Args:
         predictions: row name -> folder of ``ID_t1ce.nii.gz``; several folders are the training
-            seeds of one row.
+            seeds of one row. One folder alone is the row ROW.
         reference: folder, or CSV, of real subjects in any known layout.
         subjects: patients to compare; None: all that any folder predicts.
-        protocols: what is compared with what; each volume is read once for all.
+        protocols: what is compared with what, or its name; each volume is read once for all.
         baseline: add the row of T1 copied as T1ce.
-        segmenter: what finds tumours on the synthetic volumes in place of the real ones.
+        segmenter: what finds tumours on the synthetic volumes in place of the real ones, or its
+            run folder.
         lpips_weights: of the network of LPIPS; None looks where torch keeps downloads.
         layout: of ``reference``; None: recognised.
         mask: what is brain, see :func:`ldm.data.brain.subject_brain`.
@@ -71,12 +80,16 @@ def evaluate(
             DATA-SEGMENTER for a segmenter that looks at no T1ce.
         CheckpointError: CKPT-MISSING, CKPT-MISMATCH for ``lpips_weights``.
     """
-    layout, real = detect_layout(reference, layout)
+    asked = [find_protocol(p) if isinstance(p, str) else p for p in protocols]
+    segmenter = _loaded(segmenter)
+    layout, real = detect_layout(Path(reference), layout)
+    if isinstance(predictions, str | Path):
+        predictions = {ROW: predictions}
     folders = find_predictions(predictions)
     predicted = {i for found in folders.values() for _, known in found for i in known}
     chosen = select_subjects(real, sorted(predicted if subjects is None else set(subjects)))
     rows, ids = [*predictions, *([COPY_T1] if baseline else [])], [s.id for s in chosen]
-    results = [Evaluation(p, list(rows), list(ids)) for p in protocols]
+    results = [Evaluation(p, list(rows), list(ids)) for p in asked]
     work = _Work(layout, mask, folders, results, *_network(results, lpips_weights))
     for subject in progress(chosen, "Evaluating", len(chosen)):
         shown = work.judge(subject, baseline)
@@ -93,11 +106,19 @@ def evaluate(
 
 def find_predictions(predictions: Folders) -> dict[str, list[tuple[Layout, dict[str, Subject]]]]:
     """Return layout and subjects of the folders of each row; several are its training seeds."""
-    listed = {row: [f] if isinstance(f, Path) else f for row, f in predictions.items()}
-    return {row: [detect_layout(folder) for folder in f] for row, f in listed.items()}
+    listed = {row: [f] if isinstance(f, str | Path) else f for row, f in predictions.items()}
+    return {row: [detect_layout(Path(folder)) for folder in f] for row, f in listed.items()}
 
 
-def _network(results: Sequence[Evaluation], weights: Path | None) -> tuple[Perceptual | None]:
+def _loaded(segmenter: Segmenter | Place | None) -> Segmenter | None:
+    if not isinstance(segmenter, str | Path):
+        return segmenter
+    from ldm.inference.segmentation import NetworkSegmenter
+
+    return NetworkSegmenter(segmenter)
+
+
+def _network(results: Sequence[Evaluation], weights: Place | None) -> tuple[Perceptual | None]:
     """Return the network of the perceptual measures, or note why there is none."""
     asked = [r for r in results if set(NETWORK) & set(r.protocol.names())]
     if not asked:
@@ -119,7 +140,7 @@ class _Work:
     folders: Mapping[str, Sequence[tuple[Layout, Mapping[str, Subject]]]]
     results: Sequence[Evaluation]
     perceptual: Perceptual | None
-    features: dict[tuple[int, str, int], list[tuple[NDArray, NDArray]]] = field(
+    features: dict[tuple[int, str, int], list[tuple[NDArray[Any], NDArray[Any]]]] = field(
         default_factory=dict
     )
 
@@ -170,6 +191,7 @@ class _Work:
         """Add the scores of one prediction."""
         for place, result in enumerate(self.results):
             protocol = result.protocol
+            assert isinstance(protocol, MetricProtocol)
             scores = evaluate_case(case, predicted, protocol, self.perceptual)
             result.add(row, case.id, scores, seed)
             if self.perceptual and protocol.names(levels=["slices_of_row"]):

@@ -65,14 +65,15 @@ class Synthesiser:
     def __init__(
         self, trained: TrainedModel, request: Request | None = None, progress: Progress = silent
     ) -> None:
-        model = trained.model
-        if not hasattr(model, "synthesise"):
+        model, target = trained.model, trained.study.target
+        if target is None or not hasattr(model, "synthesise"):
             raise CheckpointError(
                 "CKPT-MISMATCH",
                 f"{trained.path} holds a {type(model).__name__}, which synthesises nothing: "
                 f"next is {model.next_command.format(run=trained.path)}",
             )
         self.trained, self.model, self.study = trained, model, trained.study
+        self.target = target
         self.progress = progress
         self._ask(request or Request())  # a wrong request is refused before any work
         to_channels_last(model.model.to(DTYPES[self.request.precision]))
@@ -216,7 +217,7 @@ class Synthesiser:
             DataError, NonFiniteError: the subject cannot be sampled.
             OutputError: OUT-EXISTS, OUT-IO.
         """
-        places = volume_paths(folder, subject.id, self.study.target)
+        places = volume_paths(folder, subject.id, self.target)
         if is_written(*places, self._described(subject), overwrite):
             return False
         self.synthesise(subject, layout, title).save(folder, overwrite=True)
@@ -249,7 +250,7 @@ class Synthesiser:
         if deviation is not None:
             spread = prepared.to_volume(scale.restore_spread(mean, deviation))
         return SyntheticVolume(
-            subject.id, self.study.target, prepared.geometry, volume, spread, described
+            subject.id, self.target, prepared.geometry, volume, spread, described
         )
 
     def cost(self) -> dict[str, Any]:
