@@ -37,9 +37,9 @@ class Chain:
 
 
 CHAINS = {
-    "flair": Chain("flair", ("t1", "t2", "t1ce"), None),
+    "flair": Chain("flair", ("t1", "t2", "t1ce"), "t1"),
     "dwi": Chain("t1ce", ("t1", "t2", "dwi"), "t1"),
-    "own": Chain("t1ce", ("swan", "t2"), None, (OWN,)),
+    "own": Chain("t1ce", ("swan", "t2"), None, (OWN, "model.params.subtract=null")),
 }
 
 
