@@ -11,8 +11,9 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 
-from ldm.checkpoint import load_model, read_run_config, study_of
+from ldm.checkpoint import MODEL_FILE, load_model, read_model, read_run_config, study_of
 from ldm.cli.main import main
 from ldm.data.layouts import detect_layout
 from ldm.data.phantom import write_phantoms
@@ -139,3 +140,27 @@ def test_the_run_folder_says_the_facts_once(chain, run):
     config = read_run_config(run)
     assert config["data"]["params"]["conditions"] == list(chain.conditions)
     assert not {"conditions", "image_size", "neighbours", "target"} & set(config["model"]["params"])
+
+
+def test_an_imported_model_has_the_study_of_its_yaml(chain, run, five, tmp_path, capsys):
+    weights = {name: value.clone() for name, value in read_model(run / MODEL_FILE)[0].items()}
+    torch.save({"state_dict": weights}, tmp_path / "last.ckpt")
+    config = ["--config", str(run / "config.yaml")]
+    arguments = [str(tmp_path / "last.ckpt"), *config, "--output", str(tmp_path / "model")]
+    assert main(["import", *arguments]) == 0
+    given = ", ".join(chain.conditions)
+    assert f"given {given} (from the YAML" in " ".join(capsys.readouterr().out.split())
+    assert study_of(tmp_path / "model") == study_of(run)
+
+
+def test_a_segmenter_takes_the_same_contrasts(chain, five, train_segmenter, tmp_path):
+    """What is learned is ``seg``, so the target of the study joins the contrasts."""
+    inputs = f"data.params.conditions=[{','.join((*chain.conditions, chain.target))}]"
+    own = [word for word in chain.more if "contrasts" in word]
+    more = [f"data.params.root={five}", "lightning.trainer.max_steps=2", inputs, *own]
+    folder = tmp_path / "segmenter"
+    assert train_segmenter(folder, *more) == 0
+    given = ["--input", str(five), "--subjects", "Phantom_0003", "--output", str(tmp_path / "out")]
+    assert main(["segment", "predict", str(folder), *given]) == 0
+    sidecar = json.loads((tmp_path / "out/Phantom_0003_seg.json").read_text())
+    assert set(sidecar["inputs"]) == {*chain.conditions, chain.target}
