@@ -240,15 +240,9 @@ def prepare_subject(
     Raises:
         DataError: the subject cannot be used; the message says why.
     """
+    told = (conditions, target, preparation.mask, allow_missing, nonfinite)
     arrays, brain, rule, seg, geometry = load_subject(
-        subject,
-        layout,
-        conditions,
-        target,
-        preparation.mask,
-        allow_missing,
-        nonfinite,
-        with_labels=bool(target) or with_labels,
+        subject, layout, *told, with_labels=bool(target) or with_labels
     )
     names = (*conditions, *([target] if target else []))
     fit = preparation.normaliser.fit
@@ -257,17 +251,10 @@ def prepare_subject(
     inside = brain[box]
     volumes = {c: arrays[c][box] for c in scales}
     seg = None if seg is None else seg[box]
-    grid_brain, resampling = inside, _resampling(inside.shape, geometry, preparation)
+    grid_brain, resampling = inside, _resampling(inside, geometry, preparation, subject.id)
     if resampling:
         volumes, grid_brain = resampling.volumes(volumes, inside), resampling.labels(inside)
         seg = None if seg is None else resampling.labels(seg)
-        if not grid_brain.any():
-            raise DataError(
-                "DATA-CONSTANT",
-                f"no brain is left at a spacing of {list(preparation.spacing)} mm: give a finer "
-                "data.params.spacing",
-                subject.id,
-            )
 
     def cut(volume: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(np.moveaxis(volume, AXES[preparation.axis], 0))
@@ -291,11 +278,12 @@ def prepare_subject(
 
 
 def _resampling(
-    shape: Sequence[int], geometry: Geometry, preparation: Preparation
+    inside: np.ndarray, geometry: Geometry, preparation: Preparation, case: str
 ) -> Resampling | None:
+    """Return the way to the voxels that are asked for, of which some are brain."""
     if preparation.spacing is None:
         return None
-    own = geometry.spacing
+    shape, own = inside.shape, geometry.spacing
     plan = Resampling.plan(shape, own, preparation.spacing, preparation.interpolation)
     if plan and math.prod(plan.grid) > MAX_VOXELS:
         raise DataError(
@@ -303,6 +291,14 @@ def _resampling(
             f"a brain of {' x '.join(f'{n * s:.0f}' for n, s in zip(shape, own, strict=True))} mm "
             f"would have {math.prod(plan.grid):.1e} voxels, at most {MAX_VOXELS:.1e} are read: "
             "give a coarser data.params.spacing",
+            case,
+        )
+    if plan and not plan.labels(inside).any():
+        raise DataError(
+            "DATA-CONSTANT",
+            f"no brain is left at a spacing of {list(preparation.spacing)} mm: give a finer "
+            "data.params.spacing",
+            case,
         )
     return plan
 
