@@ -1,5 +1,7 @@
 """The facts that data, model and judge share, and the one table of names they are found by."""
 
+import json
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -68,6 +70,16 @@ def test_a_table_has_a_column_for_them(tmp_path):
         "swi": "c.nii.gz",
     }
     assert SubjectTable.contrasts is KNOWN  # what one run adds is not known to the next
+
+
+def test_a_channel_is_named_as_people_write_it(tmp_path):
+    """In dataset.json of nnU-Net, as in the name of a DICOM folder, the spelling is free."""
+    for number in range(3):
+        write(tmp_path / f"imagesTr/p_{number:04d}.nii.gz")
+    names = {"0": "T1", "1": "Trace", "2": "T2-star SWI"}
+    (tmp_path / "dataset.json").write_text(json.dumps({"channel_names": names}))
+    assert files_in(tmp_path).images == ["t1", "dwi"]
+    assert files_in(tmp_path, KNOWN.with_own(OWN)).images == ["t1", "dwi", "swi"]
 
 
 def test_a_series_of_directions_is_no_image(tmp_path):
