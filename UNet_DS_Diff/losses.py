@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.errors import ConfigError
+from ldm.losses.prediction import PredictedBatch
 from ldm.modules.diffusionmodules.multi_stream import Features
 
 TERMS = {
@@ -85,6 +86,8 @@ class Disentanglement(nn.Module):
         content_style, style_anatomy_lesion: weights of the terms; a term of weight 0 is left out.
     """
 
+    needs_features = True
+
     def __init__(self, content_style: float = 1.0, style_anatomy_lesion: float = 1.0) -> None:
         super().__init__()
         self.weights = {
@@ -92,8 +95,8 @@ class Disentanglement(nn.Module):
             "style_anatomy_lesion": style_anatomy_lesion,
         }
 
-    def forward(self, features: Features) -> dict[str, Tensor]:
-        """Return the weighted terms of features ``{kind: [(B, C, *S)] a stream}``.
+    def forward(self, prediction: PredictedBatch) -> dict[str, Tensor]:
+        """Return the weighted terms of the features ``{kind: [(B, C, *S)] a stream}``.
 
         Raises:
             ConfigError: CONFIG-VALUE when the backbone gives no such features.
@@ -101,7 +104,7 @@ class Disentanglement(nn.Module):
         terms = {}
         for term, weight in self.weights.items():
             if weight:
-                views, labels = labelled_views(features, TERMS[term])
+                views, labels = labelled_views(prediction.features, TERMS[term])
                 with torch.autocast(views.device.type, enabled=False):
                     terms[term] = weight * self.compare(views, labels)
         return terms

@@ -17,15 +17,11 @@ from ldm.modules.diffusionmodules.multi_stream import (
     apply_to_each,
     mean_of,
 )
-from ldm.modules.diffusionmodules.openaimodel import (
-    UNetEncoder,
-    middle_block,
-    with_settings,
-)
+from ldm.modules.diffusionmodules.openaimodel import UNetEncoder, UNetModel, middle_block
 from ldm.modules.diffusionmodules.util import conv_nd, normalization, to_tokens
 from ldm.modules.edges import check_kind, edge_map
 from ldm.modules.squeeze_excitation import SE_Attention
-from ldm.util import nearest
+from ldm.util import nearest, shows
 
 ENCODER_OF_ROLE = {"anatomy": "a", "anatomy_lesion": "al", "lesion": "l"}
 KINDS = ("content", "style", "anatomy", "lesion")
@@ -50,7 +46,6 @@ class FeatureHead(nn.Module):
         return self.conv_2(x + self.conv_1(x))  # (B, C / 2, *S)
 
 
-@with_settings
 class DSUnetModel(MultiStreamUNet):
     """Four-stream U-Net that separates style from content, and anatomy from lesion (DS-Diff).
 
@@ -79,6 +74,7 @@ class DSUnetModel(MultiStreamUNet):
         ConfigError: CONFIG-VALUE or CONFIG-SHAPE for roles or options that do not fit.
     """
 
+    @shows(UNetModel)
     def __init__(
         self,
         *,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.errors import ConfigError
-from ldm.modules.diffusionmodules.multi_stream import Features
+from ldm.losses.prediction import PredictedBatch
 
 
 def pairwise_distance(maps: list[Tensor]) -> Tensor:
@@ -24,19 +24,22 @@ class CommonDistinctLoss(nn.Module):
     """Distance of the common features over distance of the distinct ones (Mao et al. 2023).
 
     Args:
-        weight: of the term ``common_distinct``, which ``forward(features)`` returns.
+        weight: of the term ``common_distinct``.
     """
+
+    needs_features = True
 
     def __init__(self, weight: float = 1.0) -> None:
         super().__init__()
         self.weight = weight
 
-    def forward(self, features: Features) -> dict[str, Tensor]:
+    def forward(self, prediction: PredictedBatch) -> dict[str, Tensor]:
         """Return the weighted term of features ``{common, distinct: [(B, C, *S)] a stream}``.
 
         Raises:
             ConfigError: CONFIG-VALUE when the backbone gives no such features.
         """
+        features = prediction.features
         if not {"common", "distinct"} <= features.keys():
             raise ConfigError(
                 "CONFIG-VALUE",

@@ -15,12 +15,11 @@ from ldm.modules.diffusionmodules.multi_stream import (
     apply_to_each,
     mean_of,
 )
-from ldm.modules.diffusionmodules.openaimodel import with_settings
 from ldm.modules.diffusionmodules.util import conv_nd
 from ldm.modules.squeeze_excitation import SE_Attention
+from ldm.util import shows
 
 
-@with_settings
 class UNet_disc_Model(MultiStreamUNet):  # noqa: N801 - the public name
     """U-Net with one encoder a contrast, common and distinct heads (Mao et al. 2023, DisC-Diff).
 
@@ -39,6 +38,7 @@ class UNet_disc_Model(MultiStreamUNet):  # noqa: N801 - the public name
         **settings: see :class:`MultiStreamUNet` and :class:`UNetModel`.
     """
 
+    @shows(MultiStreamUNet)
     def __init__(
         self,
         *,

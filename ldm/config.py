@@ -43,6 +43,7 @@ LIGHTNING = ("trainer", "callbacks")
 MAX_BYTES = 256_000  # a thousand subjects by name take 30 kB; a YAML bomb takes more
 MAX_DEPTH = 50
 UNREADABLE = (yaml.YAMLError, OmegaConfBaseException, ValueError)  # 0b_ is a ValueError to PyYAML
+MODELS, RENAMED_PARAMS = "ldm.models.", {"bound": "objective"}  # of runs before there was another
 PLAIN_REFERENCE = re.compile(r"\$\{[\w.\[\]-]+\}")
 
 
@@ -152,7 +153,20 @@ def read_saved_config(path: Path) -> dict[str, Any]:
 
     It names no ``base``: merging another ``target`` over one imports it, before the trust gate.
     """
-    return merge_config([_plain(read_yaml(path))])
+    return _with_current_names(merge_config([_plain(read_yaml(path))]))
+
+
+def _with_current_names(node: Any) -> Any:
+    """Return a saved configuration with the parameters of models by the names of today."""
+    if isinstance(node, list):
+        return [_with_current_names(value) for value in node]
+    if not isinstance(node, Mapping):
+        return node
+    node = {key: _with_current_names(value) for key, value in node.items()}
+    params = node.get("params")
+    if str(node.get("target")).startswith(MODELS) and isinstance(params, dict):
+        node["params"] = {RENAMED_PARAMS.get(key, key): value for key, value in params.items()}
+    return node
 
 
 def merge_overrides(config: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:

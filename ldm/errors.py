@@ -125,11 +125,13 @@ def one_of(key: str, value: Any, known: Collection[Any]) -> Any:
         key: what the user typed before the value, such as ``data.params.axis`` or ``--noise``.
 
     Raises:
-        ConfigError: CONFIG-VALUE with what is known.
+        ConfigError: CONFIG-VALUE with what is known, and the nearest of it.
     """
     if value not in known:
         names = ", ".join(map(str, known))
-        raise ConfigError("CONFIG-VALUE", f"{key} is '{value}': give one of {names}")
+        raise ConfigError(
+            "CONFIG-VALUE", f"{key} is '{value}': give one of {names}{nearest(value, known)}"
+        )
     return value
 
 

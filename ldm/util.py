@@ -11,6 +11,7 @@ import importlib
 import inspect
 import reprlib
 import sys
+import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib.machinery import PathFinder
 from importlib.util import find_spec
@@ -20,11 +21,21 @@ from typing import Any
 
 from ldm.errors import ConfigError, UnsafeError, nearest
 
-# Where YAMLs of the research code look for what stands elsewhere here.
+# Where YAMLs of the research code, and saved runs, look for what stands elsewhere here.
 RENAMED = {
     "Disc_diff.guided_diffusion.": "guided_diffusion.",
     "ldm.modules.losses.LPIPSWithDiscriminator": "ldm.losses.autoencoder.AutoencoderLoss",
+    "ldm.models.diffusion.ddpm.OneStepRegression": (
+        "ldm.models.diffusion.regression.OneStepRegression"
+    ),
 }
+
+
+def current_path(path: str) -> str:
+    """Return where the class of a dotted path stands today, see :data:`RENAMED`."""
+    for old, new in RENAMED.items():
+        path = new + path.removeprefix(old) if str(path).startswith(old) else path
+    return path
 
 
 def get_obj_from_str(path: str) -> Any:
@@ -36,8 +47,7 @@ def get_obj_from_str(path: str) -> Any:
         ConfigError: CONFIG-TARGET; the sentence says whether the module does not exist, exists but
             fails to import, or lacks the attribute.
     """
-    for old, new in RENAMED.items():
-        path = new + path.removeprefix(old) if str(path).startswith(old) else path
+    path = current_path(path)
     module_name, _, attribute = str(path).rpartition(".")
     if not module_name:
         raise ConfigError("CONFIG-TARGET", f"target '{path}' is no dotted path: give module.Class")
@@ -95,6 +105,33 @@ def accepted_parameters(cls: Callable) -> tuple[dict[str, inspect.Parameter], bo
     }
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     return named, takes_any
+
+
+def shows(*owners: Callable) -> Callable[[Callable], Callable]:
+    """Show in the signature of a constructor the keywords that its ``**settings`` stands for.
+
+    They are the parameters of ``owners``, which it hands them to (see :func:`taken`), so that a
+    misspelt key of a YAML is refused with its nearest name and a wrong type with the right one.
+    """
+
+    def decorate(init: Callable) -> Callable:
+        own = [p for p in inspect.signature(init).parameters.values() if p.kind != p.VAR_KEYWORD]
+        shown = {p.name: p for p in own}
+        for owner in owners:
+            hints = typing.get_type_hints(owner.__init__ if isinstance(owner, type) else owner)
+            for name, p in inspect.signature(owner).parameters.items():
+                hint = hints.get(name, p.annotation)
+                shown.setdefault(name, p.replace(kind=p.KEYWORD_ONLY, annotation=hint))
+        init.__signature__ = inspect.Signature(list(shown.values()))
+        return init
+
+    return decorate
+
+
+def taken(settings: dict[str, Any], owner: Callable) -> dict[str, Any]:
+    """Take out of ``settings`` what the parameters of ``owner`` are called."""
+    names = inspect.signature(owner).parameters
+    return {name: settings.pop(name) for name in names if name in settings}
 
 
 def resolve_target(config: Mapping[str, Any], where: str = "config") -> type:
@@ -230,7 +267,7 @@ def refuse_untrusted_targets(config: Any, trusted: Collection[str], source: str)
         UnsafeError: UNSAFE-TARGET.
     """
     for target in targets_in(config):
-        if target not in trusted:
+        if current_path(target) not in trusted:
             raise UnsafeError(
                 "UNSAFE-TARGET",
                 f"{source} names the class '{target}', which is not one of this project's; "

@@ -12,7 +12,8 @@ REPO = Path(__file__).parents[1]
 PACKAGES = ("ldm", "guided_diffusion", "UNet_DS_Diff")
 FAMILIES = ("guided_diffusion", "UNet_DS_Diff")
 LIBRARY = ("ldm.modules", "ldm.models", "ldm.data", "ldm.evaluation", "ldm.losses", "ldm.cli")
-NETWORKS_MAY = ("torch", "einops", "timm", "numpy", "ldm.modules", "ldm.errors", "ldm.util.nearest")
+NETWORKS_MAY = ("torch", "einops", "timm", "numpy", "ldm.modules", "ldm.errors")
+NETWORKS_MAY += ("ldm.util.nearest", "ldm.util.shows")
 ADAPTER = REPO / "ldm/modules/adapter.py"  # builds the foreign network that a YAML names
 
 # package -> what it must not import; `ldm.cli` is the only part that may know all others.

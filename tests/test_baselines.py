@@ -9,7 +9,7 @@ from builders import write_subject
 from ldm.data.layouts import detect_layout
 from ldm.data.prepare import Preparation, prepare_subject
 from ldm.errors import DataError
-from ldm.inference.baselines import ContrastRegression, NearestPatient, fit_baseline, polynomial
+from ldm.inference.baselines import ContrastRegression, NearestPatient, design_matrix, fit_baseline
 
 
 @dataclass
@@ -49,7 +49,7 @@ def as_prepared(prepared, entry):
 def test_streamed_fit_equals_least_squares_on_all_voxels(degree):
     entries = [patient(f"p{n}", seed=n) for n in range(3)]
     voxels = np.concatenate([np.moveaxis(e.slices, 1, -1)[e.brain] for e in entries])
-    design = polynomial(voxels[:, :3], degree)
+    design = design_matrix(voxels[:, :3], degree)
     expected = np.linalg.lstsq(design, voxels[:, 3].astype(np.float64), rcond=None)[0]
     found = ContrastRegression(degree).fit(entries).coefficients
     assert design.shape[1] == {1: 4, 2: 10}[degree]

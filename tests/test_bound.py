@@ -7,20 +7,18 @@ import torch
 from scipy.stats import norm
 
 from ldm.errors import ConfigError
-from ldm.losses.pointwise import l1
-from ldm.models.diffusion.bound import (
-    LOSSES,
+from ldm.models.diffusion.gaussian import PARAMETERISATIONS, q_sample
+from ldm.models.diffusion.process import OBJECTIVES, GaussianProcess, Noised
+from ldm.models.diffusion.schedule import FlowSchedule, NoiseSchedule
+from ldm.models.diffusion.variational_bound import (
     bound_term,
-    diffusion_loss,
     discretised_log_likelihood,
     normal_kl,
     prior_term,
 )
-from ldm.models.diffusion.gaussian import PARAMETERISATIONS, p2_weight, q_sample, target_of
-from ldm.models.diffusion.schedule import FlowSchedule, NoiseSchedule
 
-LINEAR = NoiseSchedule()
-ZERO_SNR = NoiseSchedule(zero_terminal_snr=True)
+LINEAR = NoiseSchedule("linear")
+ZERO_SNR = NoiseSchedule("linear", zero_terminal_snr=True)
 
 
 def item_for_each_timestep(schedule=LINEAR):
@@ -30,6 +28,10 @@ def item_for_each_timestep(schedule=LINEAR):
     eps = torch.randn(shape, generator=generator).double()
     t = torch.arange(len(schedule))
     return x_0, eps, q_sample(x_0, t, eps, schedule), t
+
+
+def loss_of(process, output, noised):
+    return process.loss(process.estimate(output, noised.x_t, noised.t), noised)
 
 
 def test_kl_of_normals_equals_torch():
@@ -57,15 +59,16 @@ def test_the_decoder_is_the_normal_mass_of_a_bin():
 
 
 @pytest.mark.parametrize(
-    "schedule", [LINEAR, FlowSchedule(), NoiseSchedule(zero_terminal_snr=True)]
+    "schedule", [LINEAR, FlowSchedule(), NoiseSchedule("linear", zero_terminal_snr=True)]
 )
 def test_a_perfect_prediction_costs_nothing_but_the_first_bin(schedule):
     x_0, eps, x_t, t = item_for_each_timestep(schedule)
     for kind in ("x0", "v", "flow"):
-        output = target_of(kind, x_0, eps, t, schedule)
-        terms = bound_term(kind, output, x_0, x_t, t, schedule)
+        process = GaussianProcess(schedule, kind, objective="mse", loss_type="l2")
+        output = process.target(x_0, eps, t)
+        terms = bound_term(process.x_0(output, x_t, t), None, x_0, x_t, t, schedule)
         torch.testing.assert_close(terms[1:], torch.zeros(999).double(), rtol=0, atol=1e-9)
-        loss = diffusion_loss("mse", kind, output, x_0, eps, t, schedule)
+        loss = loss_of(process, output, Noised(x_0, eps, t, x_t))
         assert loss["loss"].abs().max() == 0
     # the mass of N(0, exp(log beta~_1)) within half a bin of 2/255
     mass = 2 * norm.cdf(1 / 255 / math.sqrt(beta_tilde(schedule, 1))) - 1
@@ -82,7 +85,8 @@ def beta_tilde(schedule, t):
 def test_the_bound_weighs_an_error_of_eps_as_in_ho_et_al():
     """Eq. 12: beta^2 / (2 beta~ (1 - beta) (1 - alphas_cumprod)) times the squared error."""
     x_0, eps, x_t, t = item_for_each_timestep()
-    terms = bound_term("eps", eps + 0.1, x_0, x_t, t, LINEAR)
+    predicted = GaussianProcess(LINEAR, "eps").x_0(eps + 0.1, x_t, t)
+    terms = bound_term(predicted, None, x_0, x_t, t, LINEAR)
     beta, left = LINEAR.betas, 1 - LINEAR.alphas_cumprod
     variance = beta * (1 - LINEAR.alphas_cumprod_prev) / left
     expected = beta**2 / (2 * variance * (1 - beta) * left) * 0.1**2 / math.log(2)
@@ -100,15 +104,17 @@ def test_prior_term_by_hand():
 
 @pytest.mark.parametrize("kind", PARAMETERISATIONS)
 def test_beside_a_squared_error_the_bound_trains_the_variance_only(kind):
-    x_0, eps, _, t = (each[::100] for each in item_for_each_timestep())
+    x_0, eps, x_t, t = (each[::100] for each in item_for_each_timestep())
+    noised = Noised(x_0, eps, t, x_t)
     output = torch.zeros(10, 4, 3, 3, dtype=torch.float64, requires_grad=True)
 
     def gradient(name):
-        losses = diffusion_loss(name, kind, output, x_0, eps, t, LINEAR, "learned_range")
+        process = GaussianProcess(LINEAR, kind, "learned_range", name, "l2")
+        losses = loss_of(process, output, noised)
         return torch.autograd.grad(losses["loss"].sum(), output)[0].chunk(2, dim=1)
 
     of_prediction, of_variance = gradient("hybrid")
-    error = -target_of(kind, x_0, eps, t, LINEAR)
+    error = -GaussianProcess(LINEAR, kind).target(x_0, eps, t)
     torch.testing.assert_close(of_prediction, 2 * error / error[0].numel(), rtol=1e-9, atol=1e-12)
     of_prediction_in_kl, of_variance_in_kl = gradient("kl")
     torch.testing.assert_close(of_variance, of_variance_in_kl, rtol=1e-9, atol=1e-12)
@@ -116,41 +122,35 @@ def test_beside_a_squared_error_the_bound_trains_the_variance_only(kind):
 
 
 def test_losses_relate_as_their_names_say():
-    schedule = NoiseSchedule(timesteps=250)
+    schedule = NoiseSchedule("linear", timesteps=250)
     x_0, eps, x_t, t = item_for_each_timestep(schedule)
-    output = torch.cat([eps + 0.1, torch.zeros_like(eps)], dim=1)
-    arguments = "eps", output, x_0, eps, t, schedule, "learned_range"
-    loss = {name: diffusion_loss(name, *arguments) for name in LOSSES}
-    bound = bound_term("eps", output, x_0, x_t, t, schedule, "learned_range")
+    noised, values = Noised(x_0, eps, t, x_t), torch.zeros_like(eps)
+    output = torch.cat([eps + 0.1, values], dim=1)
+
+    def of(name, variance="learned_range"):
+        return GaussianProcess(schedule, "eps", variance, name, "l2")
+
+    loss = {name: loss_of(of(name), output, noised) for name in OBJECTIVES}
+    predicted = of("mse").x_0(eps + 0.1, x_t, t)
+    bound = bound_term(predicted, values, x_0, x_t, t, schedule, "learned_range")
     for name, of_bound in (("kl", 1), ("rescaled_kl", 250), ("mse", 1), ("rescaled_mse", 0.25)):
         torch.testing.assert_close(loss[name]["vb"], of_bound * bound)
         assert torch.equal(loss[name]["loss"], loss[name].get("fit", 0) + loss[name]["vb"])
     assert torch.equal(loss["hybrid"]["loss"], loss["rescaled_mse"]["loss"])
     torch.testing.assert_close(loss["mse"]["fit"], torch.full((250,), 0.01).double())
-    fixed = diffusion_loss("mse", "eps", eps + 0.1, x_0, eps, t, schedule)
+    fixed = loss_of(of("mse", "fixed_small"), eps + 0.1, noised)
     assert set(fixed) == {"loss", "fit"}
 
 
 def test_the_error_may_be_another_and_weighted():
     x_0, eps, x_t, t = item_for_each_timestep()
-    loss = diffusion_loss(
-        "mse",
-        "eps",
-        eps + 0.1,
-        x_0,
-        eps,
-        t,
-        LINEAR,
-        pointwise=l1,
-        weight=p2_weight("eps", x_t, t, LINEAR),
-    )
+    process = GaussianProcess(LINEAR, "eps", objective="mse", loss_type="l1", loss_weight="p2")
+    loss = loss_of(process, eps + 0.1, Noised(x_0, eps, t, x_t))
     torch.testing.assert_close(loss["loss"], 0.1 / (1 + LINEAR.snr), rtol=1e-9, atol=0)
 
 
 def test_losses_that_cannot_be_are_refused():
-    x = torch.zeros(1, 1, 2, 2)
-    arguments = "eps", x, x, x, torch.tensor([0]), LINEAR
-    with pytest.raises(ConfigError, match="'vlb'; expected one of mse, rescaled_mse, hybrid"):
-        diffusion_loss("vlb", *arguments)
+    with pytest.raises(ConfigError, match="'vlb': give one of mse, rescaled_mse, hybrid"):
+        GaussianProcess(LINEAR, "eps", objective="vlb")
     with pytest.raises(ConfigError, match="'hybrid' with variance 'fixed_small'"):
-        diffusion_loss("hybrid", *arguments)
+        GaussianProcess(LINEAR, "eps", objective="hybrid")

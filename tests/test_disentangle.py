@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from guided_diffusion.losses import CommonDistinctLoss
 from guided_diffusion.unet import UNet_disc_Model
 from ldm.errors import ConfigError
+from ldm.losses.prediction import PredictedBatch
 from UNet_DS_Diff.losses import (
     ContrastiveDisentanglement,
     DistanceDisentanglement,
@@ -26,6 +27,11 @@ from UNet_DS_Diff.model import DSUnetModel
 KINDS = {"style": 3, "content": 3, "anatomy": 2, "lesion": 2}
 FORMS = {"distance": DistanceDisentanglement, "contrastive_t005": ContrastiveDisentanglement}
 EVERY_FORM = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+
+
+def of_features(features):
+    """A prediction whose features alone are looked at."""
+    return PredictedBatch(None, None, None, None, features)
 
 
 def random_features(batch=3, kinds=KINDS, seed=""):
@@ -58,7 +64,7 @@ with np.load(Path(__file__).parent / "reference" / "mathematics.npz") as arrays:
 @pytest.mark.parametrize("key", REFERENCE)
 def test_reference(key):
     _, form, term = key.split("/")
-    value = FORMS[form]()(random_features())[term]
+    value = FORMS[form]()(of_features(random_features()))[term]
     torch.testing.assert_close(value.item(), REFERENCE[key], rtol=1e-5, atol=0)
 
 
@@ -77,7 +83,7 @@ def test_labels_say_which_views_agree():
 
 
 def test_distance_is_zero_for_ideal_features_and_a_ratio_of_counts_for_equidistant_ones():
-    terms = DistanceDisentanglement()(ideal_features())
+    terms = DistanceDisentanglement()(of_features(ideal_features()))
     assert {name: value.item() for name, value in terms.items()} == {
         "content_style": 0,
         "style_anatomy_lesion": 0,
@@ -120,7 +126,9 @@ def test_scale_and_order_of_samples_and_streams_change_nothing(form, batch, scal
         kind: [scale * maps[i][samples] for i in order.sample(range(len(maps)), len(maps))]
         for kind, maps in features.items()
     }
-    torch.testing.assert_close(form()(changed), form()(features), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        form()(of_features(changed)), form()(of_features(features)), rtol=1e-4, atol=1e-5
+    )
 
 
 @EVERY_FORM
@@ -130,7 +138,7 @@ def test_descent_disentangles(form):
     optimizer = torch.optim.Adam(leaves, lr=0.05)
     for _ in range(60):
         optimizer.zero_grad()
-        sum(form()(features).values()).backward()
+        sum(form()(of_features(features)).values()).backward()
         optimizer.step()
 
     def similarity(a, b):
@@ -148,7 +156,7 @@ def test_descent_disentangles(form):
 @pytest.mark.parametrize("features", [random_features(1), ideal_features()], ids=["one", "equal"])
 def test_gradient_is_finite_for_one_sample_and_for_equal_views(form, features):
     features = {k: [m.clone().requires_grad_() for m in maps] for k, maps in features.items()}
-    loss = sum(form()(features).values())
+    loss = sum(form()(of_features(features)).values())
     loss.backward()
     assert loss.isfinite()
     assert all(m.grad.isfinite().all() for maps in features.values() for m in maps)
@@ -157,20 +165,22 @@ def test_gradient_is_finite_for_one_sample_and_for_equal_views(form, features):
 @EVERY_FORM
 def test_weights_scale_the_terms_and_zero_leaves_one_out(form):
     features = random_features()
-    full = form()(features)
-    assert form(content_style=0.5, style_anatomy_lesion=0)(features) == {
+    full = form()(of_features(features))
+    assert form(content_style=0.5, style_anatomy_lesion=0)(of_features(features)) == {
         "content_style": 0.5 * full["content_style"]
     }
     without = {"content": features["content"], "style": features["style"]}
-    assert form(style_anatomy_lesion=0)(without) == {"content_style": full["content_style"]}
+    assert form(style_anatomy_lesion=0)(of_features(without)) == {
+        "content_style": full["content_style"]
+    }
 
 
 @EVERY_FORM
 def test_autocast_does_not_round_the_comparison(form):
     features = {k: [m.bfloat16() for m in maps] for k, maps in random_features().items()}
-    exact = form()({k: [m.float() for m in maps] for k, maps in features.items()})
+    exact = form()(of_features({k: [m.float() for m in maps] for k, maps in features.items()}))
     with torch.autocast("cpu", torch.bfloat16):
-        rounded = form()(features)
+        rounded = form()(of_features(features))
     torch.testing.assert_close(rounded, exact, rtol=0, atol=0)
 
 
@@ -186,18 +196,18 @@ def test_common_distinct_against_its_definition():
             for kind, m in features.items()
         }
         expected += distance["common"] / distance["distinct"] / 2
-    value = CommonDistinctLoss(weight=3.0)(features)["common_distinct"]
+    value = CommonDistinctLoss(weight=3.0)(of_features(features))["common_distinct"]
     torch.testing.assert_close(value, 3 * expected)
 
 
 def test_common_distinct_is_zero_exactly_if_the_common_features_agree():
     features = random_features(kinds={"common": 4, "distinct": 4})
     agreeing = {**features, "common": [features["common"][0].clone().requires_grad_()] * 4}
-    value = CommonDistinctLoss()(agreeing)["common_distinct"]
+    value = CommonDistinctLoss()(of_features(agreeing))["common_distinct"]
     assert value.item() == 0
     value.backward()
     assert agreeing["common"][0].grad.isfinite().all()
-    assert CommonDistinctLoss()(features)["common_distinct"] > 0.5
+    assert CommonDistinctLoss()(of_features(features))["common_distinct"] > 0.5
 
 
 # ---- with their networks -------------------------------------------------------------------------
@@ -224,7 +234,7 @@ def test_loss_alone_trains_the_encoders_and_heads(network, loss, shared):
     model = parity.fill(network(**SMALL)).eval()
     x, timesteps = parity.normal("x", (3, 4, 8, 8)), torch.tensor([10, 310, 610])
     _, features = model.forward_with_features(x, timesteps)
-    sum(loss()(features).values()).backward()
+    sum(loss()(of_features(features)).values()).backward()
     reached = {n for n, p in model.named_parameters() if p.grad is not None and p.grad.abs().max()}
     expected = {n for n, _ in model.named_parameters() if n.startswith((*shared, "time_embed"))}
     assert expected <= reached
@@ -236,4 +246,4 @@ def test_loss_alone_trains_the_encoders_and_heads(network, loss, shared):
 )
 def test_features_of_another_backbone_are_refused(loss):
     with pytest.raises(ConfigError, match="the backbone gives \\['bottleneck'\\]"):
-        loss()({"bottleneck": [torch.zeros(2, 3)]})
+        loss()(of_features({"bottleneck": [torch.zeros(2, 3)]}))

@@ -13,14 +13,15 @@ from ldm.config import save_config
 from ldm.errors import CheckpointError, ConfigError
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.models.diffusion.distillation import Distillation, step_path, student_target
-from ldm.models.diffusion.gaussian import PARAMETERISATIONS, target_of, to_eps, to_x_0
+from ldm.models.diffusion.gaussian import PARAMETERISATIONS
 from ldm.models.diffusion.noise import KeyedNoise
+from ldm.models.diffusion.process import GaussianProcess
 from ldm.models.diffusion.samplers import ddim
 from ldm.models.diffusion.schedule import FlowSchedule, NoiseSchedule, sampling_timesteps
 
 SCHEDULES = {
-    "linear": NoiseSchedule(),
-    "zero_snr": NoiseSchedule(zero_terminal_snr=True),
+    "linear": NoiseSchedule("linear"),
+    "zero_snr": NoiseSchedule("linear", zero_terminal_snr=True),
     "flow": FlowSchedule(),
 }
 ALLOWED = [
@@ -33,7 +34,7 @@ ALLOWED = [
 
 @pytest.mark.parametrize("steps", [1, 3, 4, 7])
 def test_the_teachers_path_passes_the_timesteps_that_sampling_uses(steps):
-    schedule = NoiseSchedule()
+    schedule = NoiseSchedule("linear")
     paths = [step_path(schedule, steps, 12, step) for step in range(steps)]
     assert [path[0] for path in paths] == sampling_timesteps(schedule, steps).tolist()
     assert all(first[-1] == second[0] for first, second in pairwise(paths))
@@ -51,10 +52,12 @@ def test_a_student_on_target_lands_where_the_teacher_does(kind, name, step):
     x_t = torch.linspace(-2, 2, 9, dtype=torch.float64).view(-1, 1)
     t = torch.full((9,), path[0])
     x_0 = student_target(teacher, x_t, schedule, path)
-    output = target_of(kind, x_0, to_eps("x0", x_0, x_t, t, schedule), t, schedule)
+    output = GaussianProcess(schedule, kind).target(
+        x_0, GaussianProcess(schedule, "x0").eps(x_0, x_t, t), t
+    )
 
     def student(x, t):
-        return to_x_0(kind, output, x, t, schedule)
+        return GaussianProcess(schedule, kind).x_0(output, x, t)
 
     one = ddim(student, x_t, schedule, [path[0], path[-1]])
     many = ddim(teacher, x_t, schedule, path)
@@ -65,7 +68,7 @@ def test_a_student_on_target_lands_where_the_teacher_does(kind, name, step):
 
 def test_the_target_stays_within_the_teachers_predictions():
     """It is a mean of them, so that a clipped teacher has a student within the range of images."""
-    schedule, seen = NoiseSchedule(), []
+    schedule, seen = NoiseSchedule("linear"), []
 
     def teacher(x, t):
         seen.append(torch.tanh(3 * x))
@@ -101,6 +104,10 @@ PARAMS = {
     "threshold": "none",
     "temperature": 1.0,
     "sampling_steps": 2,
+    "subtract": None,
+    "gain": 1.0,
+    "sparsity": 0.0,
+    "loss_type": "l2",
 }
 
 
@@ -160,7 +167,8 @@ def test_a_student_of_gaussian_data_has_the_teachers_mean_and_deviation(teacher,
         return [at_mean.item(), (one_off - at_mean).item()]
 
     def student(x, t):
-        return model.denoiser(torch.zeros(2, 3, 1, 1))(x.view(2, 1, 1, 1), t).view(2, 1)
+        denoise = model.denoiser({"condition": torch.zeros(2, 3, 1, 1)})
+        return denoise(x.view(2, 1, 1, 1), t).view(2, 1)
 
     exact = exact_denoiser(gaussian_1d(), model.schedule)
     expected = mean_and_std(exact, 20)
@@ -269,7 +277,7 @@ def test_what_cannot_be_distilled_is_refused(teacher, change, message):
 
 
 def test_a_regression_has_no_steps_to_distil(tmp_path):
-    from ldm.models.diffusion.ddpm import OneStepRegression
+    from ldm.models.diffusion.regression import OneStepRegression
 
     target = "ldm.models.diffusion.ddpm.OneStepRegression"
     path = write_run(tmp_path / "run", OneStepRegression(**PARAMS), target)

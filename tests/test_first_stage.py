@@ -9,12 +9,13 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from test_autoencoder import DDCONFIG
-from test_latent_diffusion import batch, noise, probe
+from test_latent_diffusion import batch, noise, plain, probe
 
 from ldm.checkpoint import save_model
 from ldm.errors import CheckpointError, ConfigError
 from ldm.models.autoencoder import AutoencoderKL
-from ldm.models.diffusion.ddpm import LatentDiffusion, OneStepRegression
+from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.models.diffusion.regression import OneStepRegression
 from ldm.models.first_stage import FirstStageTraining, all_images
 from ldm.util import instantiate_from_config
 
@@ -48,8 +49,9 @@ def trained(tmp_path):
 
 def latent(scale_factor=None, path=None, cls=LatentDiffusion, **params):
     first = {**AUTOENCODER, "params": {**AUTOENCODER["params"], "ckpt_path": path and str(path)}}
-    return cls(
+    return plain(
         probe(**params.pop("probe", {})),
+        cls,
         first_stage_config=first,
         scale_factor=scale_factor,
         **params,
@@ -133,7 +135,7 @@ def test_scale_is_applied_once_and_inverted_once(trained, size):
     path, autoencoder = trained
     model = latent(0.25, path)
     images = parity.normal("x", (2, 2, *size)).clamp(-1, 1)
-    latents = model.encode(images)
+    latents = model.space.encode(images)
     padded = torch.nn.functional.pad(images, (0, size[1] % 2, 0, size[0] % 2), mode="replicate")
     for contrast in range(2):
         single = padded[:, contrast : contrast + 1]
@@ -141,7 +143,7 @@ def test_scale_is_applied_once_and_inverted_once(trained, size):
         own = latents[:, 3 * contrast : 3 * contrast + 3]
         torch.testing.assert_close(own, 0.25 * means, rtol=1e-4, atol=1e-5)
         expected = autoencoder.decode(means)[..., : size[0], : size[1]]
-        torch.testing.assert_close(model.decode(own, size), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(model.space.decode(own, size), expected, rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
@@ -150,7 +152,7 @@ def test_a_network_that_returns_zero_gives_the_reconstruction_of_the_subtracted_
     data = batch(size=(8, 8))
     for cls in (LatentDiffusion, OneStepRegression):
         model = latent(0.5, path, cls, subtract="t2", gain=2.0, image_size=8)
-        model.model.forward = lambda x_t, t, condition: torch.zeros_like(x_t)
+        model.model.forward = lambda x_t, *given: torch.zeros_like(x_t)
         image = model.synthesise(data["condition"], data["presence"], noise())
         expected = autoencoder(data["condition"][:, 1:2], sample_posterior=False)[0].clamp(-1, 1)
         torch.testing.assert_close(image, expected, rtol=1e-4, atol=1e-4)
@@ -171,10 +173,10 @@ def test_first_stage_is_frozen_and_never_in_training_mode(trained):
 def test_saved_configuration_needs_no_file(trained):
     """What a run saves builds the same model, with the scale, but without the path."""
     model = latent(0.3, trained[0])
-    again = LatentDiffusion(probe(), **model.portable_params())
+    again = plain(probe(), **model.portable_params())
     assert str(trained[0]) not in str(model.portable_params())
     assert again.state_dict().keys() == model.state_dict().keys()
-    assert again.scale_factor == 0.3 and again.facts() == model.facts()
+    assert again.space.scale_factor == 0.3 and again.facts() == model.facts()
 
 
 def data_module(**changes):
@@ -188,7 +190,7 @@ def test_training_does_not_start_without_weights_or_scale(trained):
     with pytest.raises(ConfigError, match=r"model\.params\.scale_factor"):
         latent(None, trained[0]).check_start(data_module())
     latent(1.0, trained[0]).check_start(data_module())
-    LatentDiffusion(probe()).check_start(data_module())
+    plain(probe()).check_start(data_module())
 
 
 def test_patients_that_the_first_stage_has_seen_are_reported(tmp_path, trained, caplog):
@@ -203,7 +205,7 @@ def test_patients_that_the_first_stage_has_seen_are_reported(tmp_path, trained, 
 @pytest.mark.parametrize("autocast", [False, True])
 def test_cached_latents_are_those_of_encoding(trained, autocast):
     """Slices come back in other batches and with other contrasts absent."""
-    cached, plain = (latent(0.5, trained[0], cache_latents=c).train() for c in (True, False))
+    cached, encoded = (latent(0.5, trained[0], cache_latents=c).train() for c in (True, False))
     data = batch(size=(8, 8), items=3) | {
         "subject": ["p", "p", "q"],
         "slice": torch.tensor([3, 4, 3]),
@@ -215,11 +217,11 @@ def test_cached_latents_are_those_of_encoding(trained, autocast):
             part["presence"] = part["presence"].clone()
             part["presence"][absent] = False
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            results = zip(cached.encode_batch(part), plain.encode_batch(part), strict=True)
+            (given, x_0), (images, target) = (m.encode_batch(part) for m in (cached, encoded))
         tolerance = 0.05 if autocast else 1e-3
-        for found, expected in results:
+        for found, expected in ((given["condition"], images["condition"]), (x_0, target)):
             torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
-    assert len(cached.latent_cache.slices) == 3
+    assert len(cached.space.cache.slices) == 3
 
 
 @torch.no_grad()

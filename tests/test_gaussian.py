@@ -14,23 +14,18 @@ from ldm.losses.pointwise import POINTWISE_LOSSES, charbonnier
 from ldm.models.diffusion.gaussian import (
     LOSS_WEIGHTS,
     PARAMETERISATIONS,
-    check_parameterisation,
-    min_snr_weight,
     p2_weight,
     p_posterior,
     posterior_coefficients,
     q_posterior,
     q_sample,
     split_output,
-    target_of,
-    to_eps,
-    to_x_0,
-    truncated_snr_weight,
 )
+from ldm.models.diffusion.process import GaussianProcess
 from ldm.models.diffusion.schedule import FlowSchedule, NoiseSchedule
 
-LINEAR = NoiseSchedule()
-FROM_NOISE = {"zero_snr": NoiseSchedule(zero_terminal_snr=True), "flow": FlowSchedule()}
+LINEAR = NoiseSchedule("linear")
+FROM_NOISE = {"zero_snr": NoiseSchedule("linear", zero_terminal_snr=True), "flow": FlowSchedule()}
 from_noise = pytest.mark.parametrize("schedule", FROM_NOISE.values(), ids=FROM_NOISE)
 every_kind = pytest.mark.parametrize("kind", PARAMETERISATIONS)
 
@@ -61,41 +56,43 @@ def test_forward_process_has_the_moments_of_a_gaussian():
 def test_every_parameterisation_gives_back_data_and_noise(kind, name):
     schedule = NoiseSchedule(name)
     x_0, eps, t, x_t = every_timestep(schedule)
-    output = target_of(kind, x_0, eps, t, schedule)
-    torch.testing.assert_close(to_x_0(kind, output, x_t, t, schedule), x_0, rtol=0, atol=1e-12)
-    torch.testing.assert_close(to_eps(kind, output, x_t, t, schedule), eps, rtol=0, atol=1e-12)
+    output = GaussianProcess(schedule, kind).target(x_0, eps, t)
+    torch.testing.assert_close(
+        GaussianProcess(schedule, kind).x_0(output, x_t, t), x_0, rtol=0, atol=1e-12
+    )
+    torch.testing.assert_close(
+        GaussianProcess(schedule, kind).eps(output, x_t, t), eps, rtol=0, atol=1e-12
+    )
 
 
 @from_noise
 @pytest.mark.parametrize("kind", ["x0", "v", "flow"])
 def test_parameterisations_that_know_x_0_in_pure_noise(kind, schedule):
     x_0, eps, t, x_t = every_timestep(schedule)
-    output = target_of(kind, x_0, eps, t, schedule)
-    torch.testing.assert_close(to_x_0(kind, output, x_t, t, schedule), x_0, rtol=0, atol=1e-12)
-    torch.testing.assert_close(to_eps(kind, output, x_t, t, schedule), eps, rtol=0, atol=1e-12)
+    output = GaussianProcess(schedule, kind).target(x_0, eps, t)
+    torch.testing.assert_close(
+        GaussianProcess(schedule, kind).x_0(output, x_t, t), x_0, rtol=0, atol=1e-12
+    )
+    torch.testing.assert_close(
+        GaussianProcess(schedule, kind).eps(output, x_t, t), eps, rtol=0, atol=1e-12
+    )
 
 
 @from_noise
 def test_eps_is_refused_where_the_path_starts_in_pure_noise(schedule):
     """There eps is x_t itself and says nothing of x_0 (Lin et al. 2023)."""
-    x = torch.zeros(1, 1)
-    for use in (
-        lambda: check_parameterisation("eps", schedule),
-        lambda: target_of("eps", x, x, torch.tensor([0]), schedule),
-        lambda: to_x_0("eps", x, x, torch.tensor([0]), schedule),
-    ):
-        with pytest.raises(ConfigError, match="'eps' .* pure noise.*; expected v, x0 or flow"):
-            use()
+    with pytest.raises(ConfigError, match="'eps' .* pure noise.*; expected v, x0 or flow"):
+        GaussianProcess(schedule, "eps")
 
 
 @pytest.mark.parametrize(("kind", "tolerance"), [("v", 1e-6), ("eps", 1e-5), ("x0", 1e-5)])
 def test_round_trips_in_float32(kind, tolerance):
     """Relative to alpha and sigma, by which x_0 from eps, and eps from x_0, must divide."""
     x_0, eps, t, x_t = every_timestep(dtype=torch.float32)
-    output = target_of(kind, x_0, eps, t, LINEAR)
+    output = GaussianProcess(LINEAR, kind).target(x_0, eps, t)
     alpha, sigma = LINEAR.at(t, x_t)
-    data_error = alpha * (to_x_0(kind, output, x_t, t, LINEAR) - x_0)
-    noise_error = sigma * (to_eps(kind, output, x_t, t, LINEAR) - eps)
+    data_error = alpha * (GaussianProcess(LINEAR, kind).x_0(output, x_t, t) - x_0)
+    noise_error = sigma * (GaussianProcess(LINEAR, kind).eps(output, x_t, t) - eps)
     assert data_error.abs().max() < tolerance
     assert noise_error.abs().max() < tolerance
 
@@ -107,7 +104,9 @@ def test_v_is_the_velocity_on_the_circle_of_alpha_and_sigma():
     phi, step = torch.atan2(sigma, alpha), 1e-6
     ahead, behind = (torch.cos(p) * x_0 + torch.sin(p) * eps for p in (phi + step, phi - step))
     velocity = (ahead - behind) / (2 * step)
-    torch.testing.assert_close(target_of("v", x_0, eps, t, LINEAR), velocity, rtol=0, atol=1e-8)
+    torch.testing.assert_close(
+        GaussianProcess(LINEAR, "v").target(x_0, eps, t), velocity, rtol=0, atol=1e-8
+    )
 
 
 def test_flow_is_the_velocity_on_the_straight_path():
@@ -117,14 +116,14 @@ def test_flow_is_the_velocity_on_the_straight_path():
     inner = slice(1, 99)
     ahead = q_sample(x_0[inner], t[inner] + 1, eps[inner], schedule)
     behind = q_sample(x_0[inner], t[inner] - 1, eps[inner], schedule)
-    velocity = target_of("flow", x_0, eps, t, schedule)[inner]
+    velocity = GaussianProcess(schedule, "flow").target(x_0, eps, t)[inner]
     torch.testing.assert_close(velocity, (ahead - behind) * 50, rtol=0, atol=1e-10)
 
 
 def test_an_unknown_parameterisation_is_refused():
-    x = torch.zeros(1, 1)
-    with pytest.raises(ConfigError, match="'epsilon'; expected one of eps, x0, v, flow"):
-        to_x_0("epsilon", x, x, torch.tensor([0]), LINEAR)
+    message = r"parameterization is 'epsilon': give one of eps, x0, v, flow \(nearest: 'eps'\)"
+    with pytest.raises(ConfigError, match=message):
+        GaussianProcess(LINEAR, "epsilon")
 
 
 def test_posterior_is_the_product_of_prior_and_likelihood():
@@ -171,7 +170,7 @@ def test_min_snr_weights_by_hand():
     assert snr[0] > 5 > snr[-1]  # both sides of the minimum are met
     x = torch.zeros(1000, 1, 2, 2, dtype=torch.float64)
     for kind, divisor in (("x0", torch.ones_like(snr)), ("eps", snr), ("v", snr + 1)):
-        weight = min_snr_weight(kind, x, t, LINEAR)
+        weight = GaussianProcess(LINEAR, kind, loss_weight="min_snr").weight(x, t)
         assert weight.shape == (1000, 1, 1, 1)
         torch.testing.assert_close(weight.flatten(), snr.clamp(max=5) / divisor, rtol=1e-10, atol=0)
 
@@ -185,10 +184,10 @@ def test_p2_weights_by_hand():
         ("x0", snr / (1 + snr)),
         ("v", snr / (1 + snr) ** 2),
     ):
-        weight = p2_weight(kind, x, t, LINEAR)
+        weight = GaussianProcess(LINEAR, kind, loss_weight="p2").weight(x, t)
         torch.testing.assert_close(weight.flatten(), expected, rtol=1e-10, atol=0)
-    milder = p2_weight("eps", x, t, LINEAR, gamma=0.5, k=2.0)
-    torch.testing.assert_close(milder.flatten(), (2 + snr) ** -0.5, rtol=1e-10, atol=0)
+    milder = p2_weight(snr, gamma=0.5, k=2.0) / snr  # of an error of eps
+    torch.testing.assert_close(milder, (2 + snr) ** -0.5, rtol=1e-10, atol=0)
 
 
 def test_truncated_snr_weights_by_hand():
@@ -196,23 +195,24 @@ def test_truncated_snr_weights_by_hand():
     t, x = torch.arange(1000), torch.zeros(1000, 1, dtype=torch.float64)
     snr = LINEAR.snr
     for kind, divisor in (("x0", torch.ones_like(snr)), ("eps", snr), ("v", snr + 1)):
-        weight = truncated_snr_weight(kind, x, t, LINEAR)
+        weight = GaussianProcess(LINEAR, kind, loss_weight="truncated_snr").weight(x, t)
         expected = snr.clamp(min=1) / divisor
         torch.testing.assert_close(weight.flatten(), expected, rtol=1e-10, atol=0)
 
 
-@pytest.mark.parametrize("weight", LOSS_WEIGHTS.values(), ids=LOSS_WEIGHTS)
+@pytest.mark.parametrize("weight", LOSS_WEIGHTS)
 @pytest.mark.parametrize("schedule", [LINEAR, *FROM_NOISE.values()])
 def test_weights_of_one_error_agree_between_parameterisations(weight, schedule):
     """The weighted squared error is that of x_0, whichever output the error was made in."""
     x_0, eps, t, x_t = every_timestep(schedule)
     wrong = x_0 + 0.1
-    expected = weight("x0", x_t, t, schedule) * (wrong - x_0) ** 2
+    of_x_0 = GaussianProcess(schedule, "x0", loss_weight=weight)
+    expected = of_x_0.weight(x_t, t) * (wrong - x_0) ** 2
     assert torch.isfinite(expected).all()
     for kind in ("v", "flow"):
-        target = target_of(kind, x_0, eps, t, schedule)
-        output = target_of(kind, wrong, to_eps("x0", wrong, x_t, t, schedule), t, schedule)
-        error = weight(kind, x_t, t, schedule) * (output - target) ** 2
+        process = GaussianProcess(schedule, kind, loss_weight=weight)
+        output = process.target(wrong, of_x_0.eps(wrong, x_t, t), t)
+        error = process.weight(x_t, t) * (output - process.target(x_0, eps, t)) ** 2
         torch.testing.assert_close(error, expected, rtol=1e-6, atol=1e-12)
 
 
@@ -243,7 +243,7 @@ def test_a_learned_variance_is_the_second_half_of_the_channels():
     assert split_output(output, "fixed_small") == (output, None)
     with pytest.raises(ConfigError, match="returns 3 channels; expected two for each channel"):
         split_output(output[:, :3], "learned")
-    with pytest.raises(ConfigError, match="'small'; expected one of fixed_small, fixed_large"):
+    with pytest.raises(ConfigError, match="'small': give one of fixed_small, fixed_large"):
         split_output(output, "small")
 
 

@@ -4,12 +4,12 @@ import pytest
 import torch
 from oracles import GaussianData, exact_denoiser
 
-from ldm.models.diffusion.gaussian import target_of, to_eps, to_x_0
 from ldm.models.diffusion.guidance import THRESHOLDS, dynamic_threshold, guide
+from ldm.models.diffusion.process import GaussianProcess
 from ldm.models.diffusion.samplers import ddim
 from ldm.models.diffusion.schedule import NoiseSchedule
 
-LINEAR = NoiseSchedule()
+LINEAR = NoiseSchedule("linear")
 X = torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(0)).double()
 T = torch.tensor([10, 500, 900])
 
@@ -44,12 +44,16 @@ def test_guided_outputs_and_guided_x_0_are_the_same(kind):
     def output_of(denoise):
         def output(x, t):
             x_0 = denoise(x, t)
-            return target_of(kind, x_0, to_eps("x0", x_0, x, t, LINEAR), t, LINEAR)
+            return GaussianProcess(LINEAR, kind).target(
+                x_0, GaussianProcess(LINEAR, "x0").eps(x_0, x, t), t
+            )
 
         return output
 
     output = guide(output_of(with_condition), output_of(without), 4.0)(X, T)
-    torch.testing.assert_close(to_x_0(kind, output, X, T, LINEAR), guided(4.0), rtol=0, atol=1e-10)
+    torch.testing.assert_close(
+        GaussianProcess(LINEAR, kind).x_0(output, X, T), guided(4.0), rtol=0, atol=1e-10
+    )
 
 
 def test_rescaling_brings_the_spread_of_each_item_back():

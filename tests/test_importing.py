@@ -235,7 +235,7 @@ def test_research_yaml_and_its_latent_diffusion_checkpoint(tmp_path):
     parity.fill(original.model)
     parity.fill(original.first_stage_model)
     assert original.schedule == NoiseSchedule("scaled_linear", 1000, 0.0015, 0.0195)
-    assert (original.parameterization, original.scale_factor) == ("eps", 0.5)
+    assert (original.process.parameterization, original.space.scale_factor) == ("eps", 0.5)
     assert original.latent_shape == (3, 16, 16) and config["data"]["params"]["image_size"] == 32
     state = {**original.state_dict(), "alphas_cumprod": original.schedule.alphas_cumprod.float()}
     state["first_stage_model.loss.logvar"] = torch.zeros(())

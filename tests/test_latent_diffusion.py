@@ -1,12 +1,26 @@
 """The training module: what is diffused, what the backbone is told, and where precision ends."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 
 from ldm.errors import ConfigError
-from ldm.models.diffusion.ddpm import DiffusionWrapper, LatentDiffusion, OneStepRegression
+from ldm.losses.prediction import PredictedBatch
+from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.models.diffusion.noise import KeyedNoise
+from ldm.models.diffusion.process import GaussianProcess
+from ldm.models.diffusion.regression import OneStepRegression
+from ldm.models.diffusion.wrapper import DiffusionWrapper
+
+# Neither anchor nor further loss: what these tests look at by itself.
+PLAIN = {"subtract": None, "gain": 1.0, "sparsity": 0.0, "loss_type": "l2"}
+PLAIN |= {"temperature": 1.0, "sampling_steps": 20}
+
+
+def plain(unet_config, cls=LatentDiffusion, **params):
+    return cls(unet_config, **{**PLAIN, **params})
 
 
 class Probe(nn.Module):
@@ -47,7 +61,7 @@ def noise(items=2):
 def test_a_network_that_returns_zero_copies_the_subtracted_contrast():
     data = batch()
     for cls in (LatentDiffusion, OneStepRegression):
-        model = cls(probe(), subtract="t1", gain=5.0)
+        model = plain(probe(), cls, subtract="t1", gain=5.0)
         image = model.synthesise(data["condition"], data["presence"], noise())
         torch.testing.assert_close(image, data["condition"][:, :1])
 
@@ -55,26 +69,26 @@ def test_a_network_that_returns_zero_copies_the_subtracted_contrast():
 @pytest.mark.parametrize("neighbours", [0, 1])
 def test_subtraction_takes_the_contrast_of_the_slice_itself(neighbours):
     """The subtracted channel is the named contrast of the middle slice; the map is invertible."""
-    model = LatentDiffusion(probe(), neighbours=neighbours, subtract="t2", gain=3.0)
+    model = plain(probe(), neighbours=neighbours, subtract="t2", gain=3.0)
     condition = torch.randn(2, 3 * (2 * neighbours + 1), 4, 4)
     target = torch.randn(2, 1, 4, 4)
-    x_0 = model.to_data(target, condition)
+    told = {"condition": condition, "presence": torch.ones(2, 3, dtype=torch.bool)}
+    given = model.given(condition, told)
+    x_0 = model.space.to_data(target, given)
     torch.testing.assert_close(x_0, (target - condition[:, 3 * neighbours + 1, None]) * 3)
-    torch.testing.assert_close(model.from_data(x_0, condition), target)
+    torch.testing.assert_close(model.space.from_data(x_0, given), target)
 
 
 @pytest.mark.parametrize("kind", ["x0", "eps", "v"])
 def test_loss_of_the_exact_prediction_is_zero(kind):
     """A backbone that knows the answer has no loss, whatever it is asked to predict."""
-    from ldm.models.diffusion.gaussian import target_of
-
     data = batch()
-    model = LatentDiffusion(probe(), parameterization=kind, loss_type="l2")
+    model = plain(probe(), parameterization=kind, loss_type="l2")
     torch.manual_seed(1)
     t = torch.randint(len(model.schedule), (2,))
     eps = torch.randn(data["target"].shape)
-    answer = target_of(kind, data["target"], eps, t, model.schedule)
-    model.model.forward = lambda x_t, t, condition: answer
+    answer = GaussianProcess(model.schedule, kind).target(data["target"], eps, t)
+    model.model.forward = lambda *inputs: answer
     torch.manual_seed(1)
     assert model.batch_loss(data)["loss"].item() == pytest.approx(0, abs=1e-10)
 
@@ -82,11 +96,13 @@ def test_loss_of_the_exact_prediction_is_zero(kind):
 @pytest.mark.parametrize(("sparsity", "quantile"), [(0.0, 0.5), (0.4, 0.3)])
 def test_sparsity_moves_the_median_to_a_quantile_nearer_to_zero(sparsity, quantile):
     """The constant that minimises |r - c| + sparsity |c| over r >= 0 is that quantile of r."""
-    model = OneStepRegression(probe(), sparsity=sparsity, loss_type="l1")
+    model = plain(probe(), OneStepRegression, sparsity=sparsity, loss_type="l1")
     r = torch.rand(1, 1, 1, 20001, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     constants = torch.linspace(0.2, 0.6, 41, dtype=torch.float64)
     losses = [
-        model.total_loss(model.loss(c.expand_as(r), r).mean(), c.expand_as(r), {})["loss"]
+        model.total_loss(
+            model.process.error(c.expand_as(r), r).mean(), PredictedBatch(c.expand_as(r), r, r, r)
+        )["loss"]
         for c in constants
     ]
     best = constants[torch.stack(losses).argmin()]
@@ -94,12 +110,12 @@ def test_sparsity_moves_the_median_to_a_quantile_nearer_to_zero(sparsity, quanti
 
 
 def test_backbone_is_told_its_channels_and_a_contradiction_is_refused():
-    model = LatentDiffusion(probe(), conditions=["t1", "t2"], neighbours=1)
+    model = plain(probe(), conditions=["t1", "t2"], neighbours=1)
     assert model.model.diffusion_model.channels == (7, 1)
     with pytest.raises(ConfigError, match="CONFIG-SHAPE"):
-        LatentDiffusion(probe(in_channels=3))
-    with pytest.raises(ConfigError, match="expected one of t1, t2"):
-        LatentDiffusion(probe(), conditions=["t1", "t2"], subtract="flair")
+        plain(probe(in_channels=3))
+    with pytest.raises(ConfigError, match="give one of t1, t2"):
+        plain(probe(), conditions=["t1", "t2"], subtract="flair")
 
 
 def test_sizes_are_padded_for_the_backbone_and_cropped_back():
@@ -120,10 +136,10 @@ def test_precision_of_the_backbone_ends_at_the_wrapper():
 
 
 def test_absent_contrast_is_zero_whatever_its_channel_held():
-    model = LatentDiffusion(probe())
+    model = plain(probe())
     data = batch()
     data["presence"][0, 1] = False
-    encoded = model.encode_condition(data["condition"], data["presence"])
+    encoded = model.space.encode_condition(data["condition"], data["presence"])
     assert (encoded[0, 1] == 0).all()
     torch.testing.assert_close(encoded[1], data["condition"][1])
 
@@ -139,7 +155,7 @@ def test_every_option_is_checked():
     names = ("parameterization", "loss_type", "sampler", "conditioning_key")
     for wrong in ({name: "nothing of the kind"} for name in names):
         with pytest.raises(ConfigError):
-            LatentDiffusion(probe(), **wrong)
+            plain(probe(), **wrong)
 
 
 # ---- losses of features --------------------------------------------------------------------------
@@ -155,11 +171,14 @@ class Disentangler(Probe):
 class Agreement(nn.Module):
     """A loss of features: the mean distance of the two, weighted."""
 
+    needs_features = True
+
     def __init__(self, weight: float):
         super().__init__()
         self.weight = weight
 
-    def forward(self, features):
+    def forward(self, prediction):
+        features = prediction.features
         distance = (features["one"][0] - features["two"][0]).abs().mean()
         return {"agreement": self.weight * distance}
 
@@ -167,7 +186,7 @@ class Agreement(nn.Module):
 def with_feature_loss(cls=LatentDiffusion, network="Disentangler", **params):
     losses = {"own": {"target": f"{__name__}.Agreement", "params": {"weight": 0.3}}, "off": None}
     unet_config = {"target": f"{__name__}.{network}", "params": {"weight": 0.5}}
-    return cls(unet_config, loss_config=losses, **params)
+    return plain(unet_config, cls, loss_config=losses, **params)
 
 
 @pytest.mark.parametrize("cls", [LatentDiffusion, OneStepRegression])
@@ -186,15 +205,15 @@ def test_losses_of_features_are_added_by_name(cls):
 def test_losses_of_features_train_the_backbone_and_do_not_change_its_prediction():
     data, key = batch(), noise()
     model = with_feature_loss()
-    plain = LatentDiffusion(probe(weight=0.5))
-    for both in (model, plain):
+    other = plain(probe(weight=0.5))
+    for both in (model, other):
         torch.manual_seed(0)
         both.batch_loss(data)["loss"].backward()
-    weights = [both.model.diffusion_model.weight for both in (model, plain)]
+    weights = [both.model.diffusion_model.weight for both in (model, other)]
     assert weights[0].grad != weights[1].grad
-    images = [m.synthesise(data["condition"], data["presence"], key) for m in (model, plain)]
+    images = [m.synthesise(data["condition"], data["presence"], key) for m in (model, other)]
     assert images[0].shape == images[1].shape
-    assert set(model.state_dict()) == set(plain.state_dict())
+    assert set(model.state_dict()) == set(other.state_dict())
 
 
 def test_a_backbone_without_features_refuses_their_losses():
@@ -208,7 +227,7 @@ def test_features_of_a_batch_do_not_depend_on_its_order():
     turned = {k: v[::-1] if isinstance(v, list) else v.flip(0) for k, v in data.items()}
     one, other = model.features(data)["one"][0], model.features(turned)["one"][0]
     assert torch.equal(one, other.flip(0))
-    assert LatentDiffusion(probe()).features(data) == {}
+    assert plain(probe()).features(data) == {}
 
 
 # ---- how the backbone gets the conditions --------------------------------------------------------
@@ -234,7 +253,7 @@ class Listener(nn.Module):
 )
 def test_conditions_arrive_as_channels_as_tokens_or_as_a_vector(key, channels, encoded):
     """The network is built for what it gets, and an absent contrast is absent there too."""
-    model = LatentDiffusion({"target": f"{__name__}.Listener"}, conditioning_key=key)
+    model = plain({"target": f"{__name__}.Listener"}, conditioning_key=key)
     data, network = batch((16, 20)), model.model.diffusion_model
     data["presence"][:, 2] = False
     model.synthesise(data["condition"], data["presence"], noise(), steps=1)
@@ -282,7 +301,7 @@ ZERO_SNR = {
 
 
 def process(cls=LatentDiffusion, **params):
-    return cls({"target": f"{__name__}.Doubling"}, **params)
+    return plain({"target": f"{__name__}.Doubling"}, cls, **params)
 
 
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large", "learned", "learned_range"])
@@ -347,6 +366,246 @@ def test_guidance_needs_a_model_that_saw_no_conditions():
     torch.testing.assert_close(*images)  # this backbone does not look at the conditions
     model.train()
     torch.manual_seed(0)
-    dropped = model.drop(torch.ones(200, 3, 2, 2)).flatten(1)
+    dropped = model.drop({"condition": torch.ones(200, 3, 2, 2)})["condition"].flatten(1)
     assert set(dropped.sum(1).tolist()) == {0.0, 12.0}
-    assert torch.equal(model.eval().drop(torch.ones(5, 3, 2, 2)), torch.ones(5, 3, 2, 2))
+    given = {"condition": torch.ones(5, 3, 2, 2)}
+    assert model.eval().drop(given) is given
+
+
+# ---- losses of images, other conditions, names of before -----------------------------------------
+
+
+class EdgeLoss(nn.Module):
+    """A loss of one's own on predicted images: a class, and a line of YAML."""
+
+    def forward(self, prediction):
+        difference = prediction.image - prediction.batch["target"]
+        return {"edges": difference.diff(dim=-1).abs().mean()}
+
+
+@pytest.mark.parametrize("cls", [LatentDiffusion, OneStepRegression])
+def test_a_loss_of_ones_own_sees_predicted_and_true_images(cls):
+    """A network that returns 0 predicts the subtracted contrast."""
+    losses = {"own": {"target": f"{__name__}.EdgeLoss"}}
+    model = plain(probe(), cls, loss_config=losses, subtract="t1", gain=5.0)
+    data = batch()
+    losses = model.batch_loss(data)
+    expected = (data["condition"][:, :1] - data["target"]).diff(dim=-1).abs().mean()
+    torch.testing.assert_close(losses["edges"], expected)
+    torch.testing.assert_close(losses["loss"], losses["fit"] + losses["edges"])
+
+
+def test_numbers_of_a_patient_are_a_condition_by_yaml():
+    """Age, as the network's ``y``: known or not, in training and in sampling."""
+    model = plain(
+        {"target": f"{__name__}.Listener"},
+        conditioning_key="concat-adm",
+        covariates=["age", "field_strength"],
+        cond_stage_config={
+            "target": "ldm.modules.condition.CovariateVector",
+            "params": {"width": 16, "mean": {"age": 60.0}, "std": {"age": 15.0}},
+        },
+        drop_all=1.0,
+    )
+    data, network = batch(), model.model.diffusion_model
+    with pytest.raises(ConfigError, match=r"give data\.params\.covariates"):
+        model.batch_loss(data)
+    data["covariates"] = torch.tensor([[75.0, torch.nan], [60.0, 3.0]])
+    model.eval().batch_loss(data)
+    told = network.seen["y"]
+    assert told.shape == (2, 16)
+    assert network.seen["x"].shape[1] == network.told["x"] == 4
+    assert not torch.equal(told[0], told[1])
+    model.synthesise(
+        data["condition"],
+        data["presence"],
+        noise(),
+        steps=1,
+        others={"covariates": data["covariates"]},
+    )
+    assert torch.equal(network.seen["y"], told)
+    model.train().batch_loss(data)  # every item loses all of its conditions
+    unknown = model.model.cond_stage_model(torch.full((1, 2), torch.nan))
+    torch.testing.assert_close(network.seen["y"], unknown.expand(2, -1))
+    assert (network.seen["x"][:, 1:] == 0).all()
+
+
+def test_a_saved_run_of_before_is_read_by_its_old_names(tmp_path):
+    from ldm.checkpoint import read_run_config
+    from ldm.config import save_config
+    from ldm.util import instantiate_from_config
+
+    old = {
+        "target": "ldm.models.diffusion.ddpm.OneStepRegression",
+        "params": {"unet_config": probe(), "bound": "mse"},
+    }
+    data = {"target": "ldm.data.datamodule.ContrastDataModule", "params": {}}
+    save_config({"model": old, "data": data}, tmp_path / "config.yaml")
+    config = read_run_config(tmp_path, trust=[f"{__name__}.Probe"])
+    assert config["model"]["params"]["objective"] == "mse"
+    assert type(instantiate_from_config(config["model"])) is OneStepRegression
+
+
+# ---- the posterior mean --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["x0", "v", "flow"])
+def test_temperature_0_is_one_call_whatever_sampler_and_steps(kind):
+    """The posterior mean has no steps: from x_T = 0 at the last timestep to the data."""
+    model = process(parameterization=kind, schedule_config=FLOW, mean_share=0.5)
+    calls, network = [], model.model.forward
+    model.model.forward = lambda *inputs: calls.append(inputs) or network(*inputs)
+    data, still = batch(), KeyedNoise([(0, 0), (0, 1)], "cpu", temperature=0.0)
+    images = [
+        model.synthesise(data["condition"], data["presence"], still, sampler, steps)
+        for sampler, steps in (("ddim", 1), ("ddim", 10), ("ddpm", 4), ("heun", 3), ("unipc_2", 50))
+    ]
+    assert len(calls) == len(images)
+    assert all((x_t == 0).all() and (t == 999).all() for x_t, t, *_ in calls)
+    for image in images[1:]:
+        torch.testing.assert_close(image, images[0])
+    assert model.network_calls(10, temperature=0.0) == 1
+    assert model.network_calls(10, temperature=1.0) == 10
+
+
+@pytest.mark.parametrize("loss_type", ["l1", "l2"])
+def test_a_model_whose_every_item_learns_the_mean_is_the_one_step_regression(loss_type):
+    """The same loss, the same gradient, the same image."""
+    data, grads, images = batch(), [], []
+    for cls, share in ((LatentDiffusion, {"mean_share": 1.0}), (OneStepRegression, {})):
+        model = plain(
+            probe(weight=0.3, channel=1), cls, loss_type=loss_type, subtract="t2", **share
+        )
+        losses = model.batch_loss(data)
+        losses["loss"].backward()
+        grads.append([losses["loss"].detach(), model.model.diffusion_model.weight.grad])
+        still = KeyedNoise([(0, 0), (0, 1)], "cpu", temperature=0.0)
+        images.append(model.synthesise(data["condition"], data["presence"], still))
+    torch.testing.assert_close(grads[0], grads[1])
+    torch.testing.assert_close(images[0], images[1])
+
+
+def test_a_share_of_each_batch_learns_the_mean():
+    """Its items stand at x_T = 0, their loss is the error of x_0; the others are noised data."""
+    model = process(
+        parameterization="v", schedule_config=FLOW, mean_share=0.5, loss_weight="min_snr"
+    )
+    seen, network = {}, model.model.forward
+
+    def record(x_t, t, *given):
+        seen.update(x_t=x_t, t=t)
+        return network(x_t, t, *given)
+
+    model.model.forward = record
+    data = batch(items=4)
+    losses = model.train().batch_loss(data)
+    assert (seen["x_t"][:2] == 0).all() and (seen["t"][:2] == 999).all()
+    assert (seen["x_t"][2:] != 0).all()
+    assert len(model.last_fit[0]) == 2  # the mean is no timestep of the process
+    of_means = data["target"][:2].square().flatten(1).mean(dim=1)  # this network returns x_t
+    torch.testing.assert_close(losses["loss"], torch.cat([of_means, model.last_fit[1]]).mean())
+    torch.manual_seed(0)
+    counts = [process(mean_share=0.25).process.mean_items(2) for _ in range(200)]
+    assert set(counts) == {0, 1}
+    assert sum(counts) / 400 == pytest.approx(0.25, abs=0.05)
+
+
+def test_eps_has_no_mean_to_learn():
+    with pytest.raises(ConfigError, match="mean_share is 0.5 with parameterization 'eps'"):
+        process(parameterization="eps", mean_share=0.5)
+
+
+# ---- anchors -------------------------------------------------------------------------------------
+
+
+ANCHORS = "ldm.models.diffusion.anchors"
+
+
+def patients(count=6):
+    """Slices whose target is a known polynomial of the contrasts, with a border of background."""
+    items = []
+    for number in range(count):
+        data = batch((8, 8), 1)
+        condition = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(number)) - 0.5
+        t1, t2, flair = condition
+        target = 0.1 + 0.5 * t1 - 0.2 * flair + 0.3 * t1 * t2 - 0.1 * flair**2
+        brain = torch.zeros(1, 8, 8, dtype=torch.bool)
+        brain[:, 1:7, 1:7] = True
+        images = torch.where(brain, torch.stack([*condition, target]), -1.0)
+        items.append({"condition": images[:3], "target": images[3:], "brain": brain})
+        items[-1]["presence"] = data["presence"][0]
+    return items
+
+
+def of_patients(items):
+    split = {"train": ["a"], "val": [], "test": []}
+    return SimpleNamespace(train_slices=items, split=split, augmentation_config=None)
+
+
+def residual(anchor, unet_config=None, **params):
+    return plain(unet_config or probe(), anchor_config=anchor, gain=4.0, **params)
+
+
+def test_the_residual_to_the_regression_is_what_it_does_not_explain():
+    """Fitted on the training patients when a training starts; its coefficients are weights."""
+    model = residual({"target": f"{ANCHORS}.RegressionAnchor"})
+    items = patients()
+    model.check_start(of_patients(items))
+    data = {name: torch.stack([item[name] for item in items]) for name in items[0]}
+    _, x_0 = model.encode_batch(data)
+    assert x_0.abs().max() < 1e-4
+    image = model.synthesise(
+        data["condition"], data["presence"], KeyedNoise([(i,) for i in range(6)], "cpu", 0.0)
+    )
+    torch.testing.assert_close(image, data["target"], rtol=0, atol=1e-5)
+    again = residual({"target": f"{ANCHORS}.RegressionAnchor"})
+    again.load_state_dict(model.state_dict())
+    torch.testing.assert_close(again.encode_batch(data)[1], x_0)
+
+
+@pytest.mark.parametrize("first", [LatentDiffusion, OneStepRegression])
+def test_a_flow_starts_at_the_mean_of_a_trained_run(tmp_path, first):
+    """Posterior-Mean Rectified Flow by YAML: the first model is frozen, and saved with the second.
+
+    The second needs no run folder any more, and a network that returns 0 gives the first's mean.
+    """
+    from ldm.checkpoint import save_model
+    from ldm.config import save_config
+
+    mean = plain(probe(weight=0.5, channel=1), first, subtract="t1", mean_share=1.0)
+    params = {"unet_config": probe(channel=1), "subtract": "t1", "gain": 1.0, "sparsity": 0.0}
+    target = f"{first.__module__}.{first.__name__}"
+    data = {"target": "ldm.data.datamodule.ContrastDataModule", "params": {}}
+    save_config(
+        {"model": {"target": target, "params": params}, "data": data}, tmp_path / "config.yaml"
+    )
+    save_model(tmp_path, mean.state_dict(), mean.facts())
+    config = {
+        "target": f"{ANCHORS}.ModelAnchor",
+        "params": {"path": str(tmp_path), "trust": [f"{__name__}.Probe"]},
+    }
+    flow = {"parameterization": "flow", "schedule_config": FLOW}
+    zero = {"target": f"{__name__}.Listener"}
+    model = residual(config, zero, **flow).train()
+    assert not model.anchor.model.training
+    assert not any(p.requires_grad for p in model.anchor.parameters())
+    told = batch()
+    still = KeyedNoise([(0, 0), (0, 1)], "cpu", temperature=0.0)
+    expected = mean.synthesise(told["condition"], told["presence"], still)
+    given, x_0 = model.encode_batch(told)
+    torch.testing.assert_close(x_0, 4 * (told["target"] - expected))
+    model.batch_loss(told)["loss"].backward()
+    image = model.synthesise(told["condition"], told["presence"], still)
+    torch.testing.assert_close(image, expected)
+    portable = model.portable_params()["anchor_config"]
+    assert str(tmp_path) not in str(portable)
+    again = residual(portable, zero, **flow)
+    again.load_state_dict(model.state_dict())
+    torch.testing.assert_close(again.encode_batch(told)[1], x_0)
+
+
+def test_an_anchor_that_cannot_be_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="subtract is 't1' beside an anchor_config"):
+        residual({"target": f"{ANCHORS}.RegressionAnchor"}, subtract="t1")
+    with pytest.raises(ConfigError, match="which model is the anchor"):
+        residual({"target": f"{ANCHORS}.ModelAnchor"})

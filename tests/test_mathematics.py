@@ -12,17 +12,18 @@ import numpy as np
 import pytest
 import torch
 from oracles import even_in_lambda, toy, toy_denoiser
-from test_disentangle import FORMS, random_features
+from test_disentangle import FORMS, of_features, random_features
 
-from ldm.models.diffusion.bound import diffusion_loss, prior_term
-from ldm.models.diffusion.gaussian import p_posterior, q_posterior, q_sample, to_x_0
+from ldm.models.diffusion.gaussian import p_posterior, q_posterior, q_sample
+from ldm.models.diffusion.process import GaussianProcess
 from ldm.models.diffusion.samplers import ddim, dpmpp_2m, plms
 from ldm.models.diffusion.schedule import NoiseSchedule, betas, respace, sampling_timesteps
+from ldm.models.diffusion.variational_bound import prior_term
 from ldm.modules.diffusionmodules.util import timestep_embedding
 
 REFERENCE = dict(np.load(Path(__file__).parent / "reference" / "mathematics.npz"))
 INPUTS = ("x_T", "x_0", "noise", "t")
-LINEAR = NoiseSchedule()
+LINEAR = NoiseSchedule("linear")
 LATENT = NoiseSchedule("scaled_linear")  # what latent-diffusion calls "linear"
 KINDS = {"EPSILON": "eps", "START_X": "x0"}
 KEYS = []  # (pattern of a key, function of its parts)
@@ -159,7 +160,7 @@ def posterior(part):
 def reverse_step(mean, part):
     x_t, t = noisy(), given("t")
     prediction, values = toy_with_variance(x_t, t).chunk(2, dim=1)
-    x_0 = to_x_0(KINDS[mean], prediction, x_t, t, LINEAR).clamp(-1, 1)
+    x_0 = GaussianProcess(LINEAR, KINDS[mean]).x_0(prediction, x_t, t).clamp(-1, 1)
     mean, log_variance = p_posterior(x_0, values, x_t, t, LINEAR, "learned_range")
     return {
         "mean": mean,
@@ -171,9 +172,11 @@ def reverse_step(mean, part):
 
 @reproduces("guided_losses/{mean}/{loss}/{part}")
 def training_loss(mean, loss, part):
-    output = toy_with_variance(noisy(), given("t"))
-    arguments = output, given("x_0"), given("noise"), given("t"), LINEAR, "learned_range"
-    return diffusion_loss(loss.lower(), KINDS[mean], *arguments)[{"mse": "fit"}.get(part, part)]
+    process = GaussianProcess(LINEAR, KINDS[mean], "learned_range", loss.lower(), "l2")
+    noised = process.noisy(given("x_0"), given("t"), given("noise"))
+    output = toy_with_variance(noised.x_t, noised.t)
+    losses = process.loss(process.estimate(output, noised.x_t, noised.t), noised)
+    return losses[{"mse": "fit"}.get(part, part)]
 
 
 @reproduces("guided_prior_bpd")
@@ -186,4 +189,4 @@ def prior():
 
 @reproduces("disentangle/{form}/{term}")
 def disentanglement(form, term):
-    return FORMS[form]()(random_features())[term]
+    return FORMS[form]()(of_features(random_features()))[term]

@@ -18,7 +18,8 @@ from oracles import (
 from scipy.integrate import quad
 
 from ldm.errors import ConfigError
-from ldm.models.diffusion.gaussian import PARAMETERISATIONS, target_of, to_eps, to_x_0
+from ldm.models.diffusion.gaussian import PARAMETERISATIONS
+from ldm.models.diffusion.process import GaussianProcess
 from ldm.models.diffusion.samplers import (
     SAMPLERS,
     ddim,
@@ -30,10 +31,10 @@ from ldm.models.diffusion.samplers import (
 from ldm.models.diffusion.schedule import FlowSchedule, NoiseSchedule, sampling_timesteps
 from ldm.models.diffusion.solvers import _exponential_weights
 
-LINEAR = NoiseSchedule()
+LINEAR = NoiseSchedule("linear")
 SCHEDULES = {
     "linear": LINEAR,
-    "zero_snr": NoiseSchedule(zero_terminal_snr=True),
+    "zero_snr": NoiseSchedule("linear", zero_terminal_snr=True),
     "flow": FlowSchedule(),
 }
 every_sampler = pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
@@ -211,14 +212,14 @@ def test_euler_follows_the_velocity_of_a_flow():
     expected = x
     for time in (1.0, 0.75, 0.5, 0.25):
         t = torch.full((9,), round(1000 * time) - 1)
-        velocity = target_of("flow", *both(denoise, expected, t, flow), t, flow)
+        velocity = GaussianProcess(flow, "flow").target(*both(denoise, expected, t, flow), t)
         expected = expected - 0.25 * velocity
     torch.testing.assert_close(euler(denoise, x, flow, 4), expected, rtol=0, atol=1e-12)
 
 
 def both(denoise, x, t, schedule):
     x_0 = denoise(x, t)
-    return x_0, to_eps("x0", x_0, x, t, schedule)
+    return x_0, GaussianProcess(schedule, "x0").eps(x_0, x, t)
 
 
 @pytest.mark.parametrize("h", [1e-3, 0.3, 5.0, 60.0])
@@ -265,8 +266,8 @@ def test_every_parameterisation_of_one_model_gives_the_same_sample(sampler, sche
 
     def model(kind):
         def denoise(x, t):
-            output = target_of(kind, *both(oracle, x, t, schedule), t, schedule)
-            return to_x_0(kind, output, x, t, schedule)
+            output = GaussianProcess(schedule, kind).target(*both(oracle, x, t, schedule), t)
+            return GaussianProcess(schedule, kind).x_0(output, x, t)
 
         return denoise
 
@@ -407,7 +408,7 @@ def test_eta_out_of_range_is_refused(eta):
 
 
 def test_an_unknown_variance_is_refused():
-    with pytest.raises(ConfigError, match="'large'; expected one of fixed_small, fixed_large"):
+    with pytest.raises(ConfigError, match="'large': give one of fixed_small, fixed_large"):
         ddpm(lambda x, t: x, torch.zeros(1, 1), LINEAR, 2, variance="large")
     with pytest.raises(ConfigError, match="returns 1 channels; expected two for each channel"):
         ddpm(lambda x, t: x, torch.zeros(1, 1), LINEAR, 2, variance="learned")
@@ -418,5 +419,5 @@ def test_the_registry_knows_the_options_of_each_sampler():
     with pytest.raises(ConfigError, match="sampler dpmpp_2m takes no eta") as caught:
         get_sampler("dpmpp_2m", eta=0.5)
     assert caught.value.code == "CONFIG-UNKNOWN"
-    with pytest.raises(ConfigError, match="'plms2'; expected one of ddpm, ddim, plms, dpmpp_2m"):
+    with pytest.raises(ConfigError, match="'plms2': give one of ddpm, ddim, plms, dpmpp_2m"):
         get_sampler("plms2")

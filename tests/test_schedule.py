@@ -197,7 +197,7 @@ def test_every_count_of_steps_has_distinct_timesteps(schedule, spacing):
 @given(timesteps=st.integers(2, 400), fraction=st.floats(0, 1))
 def test_trailing_steps_are_even_for_any_length_of_schedule(timesteps, fraction):
     steps = 1 + round(fraction * (timesteps - 1))
-    grid = sampling_timesteps(NoiseSchedule(timesteps=timesteps), steps)
+    grid = sampling_timesteps(NoiseSchedule("linear", timesteps=timesteps), steps)
     gaps = -np.diff([*grid, -1])  # the last step, to clean data, is as long as the others
     assert grid[0] == timesteps - 1
     assert abs(gaps - timesteps / steps).max() < 1.001
@@ -205,7 +205,7 @@ def test_trailing_steps_are_even_for_any_length_of_schedule(timesteps, fraction)
 
 
 def test_logsnr_steps_are_even_in_lambda_and_include_both_ends():
-    schedule = NoiseSchedule()
+    schedule = NoiseSchedule("linear")
     grid = sampling_timesteps(schedule, 10, "logsnr")
     half_log_snr = schedule.half_log_snr(torch.from_numpy(grid.copy()))
     gaps = half_log_snr.diff()
@@ -223,14 +223,14 @@ def test_logsnr_steps_leave_pure_noise_first_and_are_then_even(schedule):
 
 
 def test_quadratic_spacing_is_even_in_the_square_root():
-    grid = sampling_timesteps(NoiseSchedule(), 10, "quadratic")
+    grid = sampling_timesteps(NoiseSchedule("linear"), 10, "quadratic")
     assert grid[::-1].tolist() == [1 + int(800 * (i / 9) ** 2) for i in range(10)]
 
 
 @pytest.mark.parametrize(("spacing", "exist"), [("uniform", 15), ("quadratic", 29)])
 def test_grids_of_the_ddim_code_are_exact_or_refused(spacing, exist):
     """Unchecked, it leaves the range for 599 counts of 1000 and misses the count for 984."""
-    schedule, grids = NoiseSchedule(), []
+    schedule, grids = NoiseSchedule("linear"), []
     for steps in range(1, 1001):
         try:
             grids.append(sampling_timesteps(schedule, steps, spacing))
@@ -246,14 +246,16 @@ def test_grids_of_the_ddim_code_are_exact_or_refused(spacing, exist):
 @pytest.mark.parametrize("steps", [0, -3, 1001, 2.5, True, "20"])
 def test_a_count_of_steps_out_of_range_is_refused(steps):
     with pytest.raises(ConfigError, match="expected an integer from 1 to 1000") as caught:
-        sampling_timesteps(NoiseSchedule(), steps)
+        sampling_timesteps(NoiseSchedule("linear"), steps)
     assert caught.value.code == "CONFIG-VALUE"
     assert caught.value.exit_code == 2
 
 
 def test_an_unknown_spacing_is_refused_with_the_known_ones():
-    with pytest.raises(ConfigError, match="expected trailing, logsnr, uniform or quadratic"):
-        sampling_timesteps(NoiseSchedule(), 10, "linspace")
+    with pytest.raises(
+        ConfigError, match="'linspace': give one of trailing, logsnr, uniform, quadratic"
+    ):
+        sampling_timesteps(NoiseSchedule("linear"), 10, "linspace")
 
 
 @settings(deadline=None)
@@ -309,7 +311,10 @@ def test_a_schedule_is_its_arguments():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": "lineal"}, "'lineal'; expected linear, scaled_linear, sqrt, cosine or sigmoid"),
+        (
+            {"name": "lineal"},
+            "'lineal': give one of linear, scaled_linear, sqrt, cosine, sigmoid",
+        ),
         ({"timesteps": 1}, "timesteps is 1; expected an integer of at least 2"),
         ({"timesteps": "many"}, "timesteps is 'many'"),
         ({"timesteps": 10.0}, "timesteps is 10.0"),

@@ -1,9 +1,12 @@
 """Every shipped YAML is valid, and every backbone's YAML builds its network by ``--dry-run``."""
 
+import inspect
+
 import pytest
 
 from ldm.cli.main import main
-from ldm.config import config_root, load_config, merge_config
+from ldm.config import config_root, find_config, load_config, load_with_bases, merge_config
+from ldm.util import accepted_parameters, get_obj_from_str
 
 ROOT = config_root()
 BACKBONES = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "backbone").glob("*.yaml"))
@@ -62,12 +65,43 @@ def test_benchmark_plans_are_valid(name, tmp_path):
 
 @pytest.mark.parametrize("name", sorted(p.name for p in (ROOT / "process").glob("*.yaml")))
 def test_processes_build_behind_a_backbone(name, capsys):
+    """One that starts from a trained run says that it needs it."""
     files = ["configs/backbone/dit_tiny.yaml", f"configs/process/{name}"]
-    assert main(["train", *files, "data.params.image_size=32", "--dry-run"]) == 0
-    assert "parameters" in capsys.readouterr().out
+    code = main(["train", *files, "data.params.image_size=32", "--dry-run"])
+    printed = capsys.readouterr()
+    if name == "posterior_mean_flow.yaml":
+        assert code == 2 and "anchor_config.params.path=RUN" in printed.err
+    else:
+        assert code == 0 and "parameters" in printed.out
 
 
 def _without(plan, name):
     """The plan with a row turned off, and another that is left."""
     spare = {"config": "configs/backbone/unet_tiny.yaml"}
     return {**plan, "rows": {**plan["rows"], name: None, "spare": spare}}
+
+
+def nodes(config, path=""):
+    """Yield (key path, target, params) of every object that a configuration describes."""
+    for key, value in config.items() if isinstance(config, dict) else ():
+        here = f"{path}.{key}".strip(".")
+        if isinstance(value, dict) and "." in value.get("target", ""):
+            yield here, value["target"], value.get("params") or {}
+        yield from nodes(value, here)
+
+
+def test_python_and_yaml_give_the_same_model():
+    """For every key of base.yaml the default of the constructor is its value, or there is none."""
+    contradictions = {}
+    for path, target, params in nodes(load_with_bases(find_config("configs/base.yaml"))):
+        defaults, _ = accepted_parameters(get_obj_from_str(target))
+        for name, value in params.items():
+            default = defaults[name].default
+            owned = isinstance(value, str) and value.startswith("${")  # a fact of another section
+            none = default is inspect.Parameter.empty or (
+                default is None and isinstance(value, dict)
+            )
+            same = list(default) == value if isinstance(default, tuple) else default == value
+            if target.startswith("ldm.") and not (owned or none or same):
+                contradictions[f"{path}.params.{name}"] = (default, value)
+    assert contradictions == {}

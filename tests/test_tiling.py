@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from ldm.errors import ConfigError
-from ldm.models.diffusion.ddpm import LatentDiffusion, OneStepRegression
+from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.models.diffusion.noise import KeyedNoise
+from ldm.models.diffusion.regression import OneStepRegression
 from ldm.models.diffusion.tiling import Tiling
 
 PATCH, VOLUME = (4, 6, 6), (5, 17, 11)

@@ -114,10 +114,12 @@ def prediction(model: Any, config: Mapping[str, Any]) -> str:
 
     study = read_study(config)
     target = study.target
-    if model.anchor_channels is not None:
-        target = f"{model.gain:g} x ({target} - {config['model']['params']['subtract']})"
+    if model.anchor is not None:
+        target = f"{model.space.gain:g} x ({target} - {config['model']['params']['subtract']})"
     conditions = ", ".join(study.conditions)
-    return f"{model.parameterization} of {target} given {conditions} (from the YAML: check it)"
+    return (
+        f"{model.process.parameterization} of {target} given {conditions} (from the YAML: check it)"
+    )
 
 
 def show_mismatch(report: Any, console: Any) -> None:

@@ -170,13 +170,21 @@ def _first_that_runs(count: Any, module: nn.Module, inputs: tuple[Any, ...]) -> 
         )
     except (NotImplementedError, RuntimeError):  # an error of the network itself comes again below
         batch = next((len(v) for v in inputs if isinstance(v, torch.Tensor) and v.ndim), 1)
-        single = (v[:1] if isinstance(v, torch.Tensor) and v.ndim else v for v in inputs)
+        single = (_first_item(v) for v in inputs)
         # running statistics are written to copies
         buffers = {name: tensor.clone() for name, tensor in module.named_buffers()}
         return batch * count(module, {**state, **buffers}, tuple(single))
 
 
+def _first_item(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _first_item(item) for key, item in value.items()}
+    return value[:1] if isinstance(value, torch.Tensor) and value.ndim else value
+
+
 def _to_meta(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _to_meta(item) for key, item in value.items()}
     if not isinstance(value, torch.Tensor):
         return value
     return torch.empty_like(value, device="meta").requires_grad_(value.requires_grad)

@@ -62,12 +62,13 @@ def inherited(model: Mapping[str, Any]) -> Digests:
     """Return the patients that a model has seen through what it is built from.
 
     Args:
-        model: the ``model`` section of a configuration: its teacher and its first stage count.
+        model: the ``model`` section of a configuration: teacher, first stage and anchor count.
     """
     params = model.get("params") or {}
-    first_stage = (params.get("first_stage_config") or {}).get("params") or {}
+    parts = (params.get(name) or {} for name in ("first_stage_config", "anchor_config"))
+    paths = [(part.get("params") or {}).get("path") for part in parts]
     seen: dict[str, Mapping[str, str]] = {}
-    for path in (params.get("teacher"), first_stage.get("path")):
+    for path in (params.get("teacher"), *paths):
         if path:
             run = Path(path)
             seen |= read_seen(run if run.is_dir() else run.parent)

@@ -100,7 +100,7 @@ def import_checkpoint(
     _require_fit(own, fit.weights, report)
     _require_finite(fit.weights, path.name)
     report.schedule_confirmed = require_same_schedule(content, model.schedule)
-    _require_same_scale(content, model.scale_factor)
+    _require_same_scale(content, model.space.scale_factor)
     model.load_state_dict(fit.weights)
     return model.eval().requires_grad_(False), report
 

@@ -14,7 +14,7 @@ from ldm.config import merge_config, validate
 from ldm.errors import CheckpointError, ConfigError
 from ldm.losses.pointwise import POINTWISE_LOSSES
 from ldm.modules.diffusionmodules.model import AutoencoderSettings
-from ldm.util import RENAMED, image_sides
+from ldm.util import current_path, image_sides
 
 # Parameters that the research code has and LatentDiffusion here does not: they tell one YAML from
 # the other, so that a misspelt key of a run is still refused.
@@ -133,9 +133,7 @@ def _first_stage(node: Any) -> tuple[dict[str, Any], int]:
 def _network(node: Any) -> dict[str, Any]:
     if not isinstance(node, Mapping) or "target" not in node:
         raise ConfigError("CONFIG-MISSING", "the YAML has no model.params.unet_config: give it")
-    target = str(node["target"])
-    for old, new in RENAMED.items():
-        target = new + target.removeprefix(old) if target.startswith(old) else target
+    target = current_path(str(node["target"]))
     params = {k: v for k, v in (node.get("params") or {}).items() if k not in PASSED_IN}
     return {"target": target, "params": params}
 

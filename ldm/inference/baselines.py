@@ -7,7 +7,6 @@ gives the target of another patient on the grid of its slices.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from itertools import combinations_with_replacement
 
 import numpy as np
 import torch
@@ -18,17 +17,14 @@ from ldm.data.normalise import BACKGROUND
 from ldm.data.prepare import PreparedSubject
 from ldm.data.resample import nearest_inside
 from ldm.errors import DataError
+from ldm.modules.polynomial import polynomial
 
 GRID = (24, 24, 24)  # of the thumbnails that are compared: about 7 mm a voxel
 
 
-def polynomial(values: np.ndarray, degree: int) -> np.ndarray:
-    """Return the terms (N, K) of contrasts (N, M): 1, x_i and, of degree 2, x_i x_j for i <= j."""
-    columns = values.astype(np.float64).T
-    terms = [np.ones(len(values)), *columns]
-    if degree == 2:
-        terms += [a * b for a, b in combinations_with_replacement(columns, 2)]
-    return np.stack(terms, axis=1)
+def design_matrix(values: np.ndarray, degree: int) -> np.ndarray:
+    """Return the terms (N, K) of contrasts (N, M) in float64, see :func:`polynomial`."""
+    return np.stack(polynomial(list(values.astype(np.float64).T), degree), axis=1)
 
 
 class ContrastRegression:
@@ -54,7 +50,7 @@ class ContrastRegression:
         products = moments = 0
         for subject in subjects:
             channels = np.moveaxis(subject.open("slices"), 1, -1)[subject.open("brain")]  # (N, M+1)
-            terms = polynomial(channels[:, :-1], self.degree)
+            terms = design_matrix(channels[:, :-1], self.degree)
             products = products + terms.T @ terms
             moments = moments + terms.T @ channels[:, -1].astype(np.float64)
         if np.ndim(products) == 0:
@@ -66,7 +62,7 @@ class ContrastRegression:
         """Return the target (S, H, W) in [-1, 1] units of a patient."""
         values = np.moveaxis(prepared.slices, 1, -1)[prepared.brain]
         image = np.full(prepared.brain.shape, BACKGROUND, np.float32)
-        image[prepared.brain] = polynomial(values, self.degree) @ self.coefficients
+        image[prepared.brain] = design_matrix(values, self.degree) @ self.coefficients
         return np.clip(image, -1, 1)
 
 

@@ -123,8 +123,8 @@ class Synthesiser:
     def _ask(self, request: Request) -> None:
         self.trained.require_missing_allowed(request.allow_missing)
         self.asked, self.request = request, request.of(self.model)
-        asked = (self.request.steps, self.request.sampler)
-        self.calls: int = self.model.network_calls(*asked, **self.request.options)
+        asked = {n: getattr(self.request, n) for n in ("steps", "sampler", "temperature")}
+        self.calls: int = self.model.network_calls(**asked, **self.request.options)
         self.timings: list[dict[str, Any]] = []
         size, neighbours = self.study.image_size, self.study.neighbours
         self.windows = Windows(size, neighbours, request.batch_size)

@@ -14,6 +14,10 @@ from ldm.storage import stable_seed
 from ldm.util import instantiate_from_config
 
 Config = Mapping[str, Any]
+ADAMW: Config = {
+    "target": "torch.optim.AdamW",
+    "params": {"lr": 2.0e-4, "weight_decay": 0.01, "fused": True},
+}
 
 
 class RunModule(pl.LightningModule):
@@ -22,7 +26,7 @@ class RunModule(pl.LightningModule):
     A subclass gives ``batch_loss``, ``validation_step``, ``network`` and ``network_inputs``.
 
     Args:
-        optimizer_config: ``target`` / ``params`` of a torch optimizer; None: AdamW.
+        optimizer_config: ``target`` / ``params`` of a torch optimizer; None: :data:`ADAMW`.
         warmup_steps: steps over which the learning rate rises linearly.
         seed: seed of the training noise.
 
@@ -32,9 +36,11 @@ class RunModule(pl.LightningModule):
 
     next_command: str
 
-    def __init__(self, optimizer_config: Config | None, warmup_steps: int, seed: int) -> None:
+    def __init__(
+        self, optimizer_config: Config | None = ADAMW, warmup_steps: int = 100, seed: int = 0
+    ) -> None:
         super().__init__()
-        self.optimizer_config = optimizer_config or {"target": "torch.optim.AdamW"}
+        self.optimizer_config = optimizer_config or ADAMW
         self.warmup_steps, self.seed = warmup_steps, seed
 
     def batch_loss(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:

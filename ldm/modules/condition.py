@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor, nn
 
+from ldm.errors import ConfigError
 from ldm.modules.diffusionmodules.dit import PatchEmbed, position_table
 from ldm.modules.diffusionmodules.util import pad_to_multiple
 
@@ -59,3 +63,48 @@ class ConditionVector(nn.Module):
 
     def forward(self, condition: Tensor) -> Tensor:
         return self.project(self.tokens(condition)).mean(1)  # (B, width)
+
+
+class CovariateVector(nn.Module):
+    """Numbers of a patient, such as age or field strength: (B, K) -> (B, width).
+
+    A number that is not known is NaN, and the network is told so. Numbers enter as
+    ``(value - mean) / std``.
+
+    Args:
+        covariates: names of the K numbers; passed in.
+        width: of the vector, the ``adm_in_channels`` of the network.
+        mean, std: of each number, by name; 0 and 1 where nothing is said.
+    """
+
+    reads = "covariates"  # of a batch
+
+    def __init__(
+        self,
+        *,
+        covariates: Sequence[str],
+        width: int = 128,
+        mean: dict[str, float] | None = None,
+        std: dict[str, float] | None = None,
+    ) -> None:
+        super().__init__()
+        if not covariates:
+            raise ConfigError(
+                "CONFIG-MISSING", "which numbers of a patient? Give data.params.covariates=[age]"
+            )
+        self.width, self.covariates = width, list(covariates)
+        self.mean = torch.tensor([(mean or {}).get(name, 0.0) for name in covariates])
+        self.std = torch.tensor([(std or {}).get(name, 1.0) for name in covariates])
+        self.project = nn.Sequential(
+            nn.Linear(2 * len(covariates), width), nn.SiLU(), nn.Linear(width, width)
+        )
+
+    def blank(self, batch: int) -> Tensor:
+        """Return (B, K) unknown numbers."""
+        return torch.full((batch, len(self.covariates)), torch.nan)
+
+    def forward(self, covariates: Tensor) -> Tensor:
+        known = ~covariates.isnan()  # (B, K)
+        scaled = (covariates - self.mean.to(covariates)) / self.std.to(covariates)
+        numbers = torch.cat([scaled.nan_to_num(), known], dim=1)
+        return self.project(numbers.to(self.project[0].weight.dtype))  # (B, width)

@@ -71,7 +71,7 @@ def test_every_parameterisation(tmp_path, train, distill, kind):
     change = f"model.params.parameterization={kind}"
     assert train(teacher, "lightning.trainer.max_steps=1", change) == 0
     assert distill(student, "lightning.trainer.max_steps=1", teacher=teacher) == 0
-    assert load_model(student)[0].parameterization == {"eps": "v"}.get(kind, kind)
+    assert load_model(student)[0].process.parameterization == {"eps": "v"}.get(kind, kind)
 
 
 def test_a_student_teaches_in_its_own_steps(tmp_path, distill):

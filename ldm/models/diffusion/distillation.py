@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,16 +13,14 @@ from ldm.checkpoint import read_run_config, read_weights, require_same_state
 from ldm.errors import CheckpointError, ConfigError
 from ldm.models.base import Config
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from ldm.models.diffusion.gaussian import q_sample, split_output, target_of, to_eps, to_x_0
 from ldm.models.diffusion.path import Denoise, Level, levels_of
 from ldm.models.diffusion.samplers import ddim
 from ldm.models.diffusion.schedule import Schedule
+from ldm.models.diffusion.wrapper import Conditions
 from ldm.study import read_study
-from ldm.util import instantiate_from_config, targets_in
+from ldm.util import instantiate_from_config, shows, targets_in
 
 SPACING = "trailing"  # what sampling uses where nothing else is asked for
-# What must agree for the images of two models to be the same numbers.
-SHARED = ("schedule", "gain", "anchor_channels", "scale_factor")
 
 
 def one_step_x_0(x_t: Tensor, x_s: Tensor, now: Level, to: Level) -> Tensor:
@@ -136,6 +133,7 @@ class Distillation(LatentDiffusion):
             quantity; see :func:`ldm.checkpoint.read_weights`.
     """
 
+    @shows(LatentDiffusion)
     def __init__(
         self,
         unet_config: Config,
@@ -152,7 +150,7 @@ class Distillation(LatentDiffusion):
             raise _bad_value(f"substeps is {substeps}, visited {visited}: give >= 1 and 0 to 1")
         step_path(self.schedule, self.sampling_steps, substeps, 0)  # refuses what has no grid
         self.substeps, self.visited = substeps, visited
-        facts = ("conditions", "image_size", "neighbours")
+        facts = ("conditions", "image_size", "neighbours", "covariates")
         self.teacher = Teacher(teacher_config, {n: params[n] for n in facts if n in params})
         if teacher is not None:
             # what the user's configuration names is trusted, and it names the same network
@@ -172,15 +170,16 @@ class Distillation(LatentDiffusion):
                 )
         self.teacher.load(read_weights(path)[0], path.name)
         model = self.teacher.model
-        for name in SHARED:
-            own, given = getattr(self, name), getattr(model, name)
-            if own != given:
+        for name, own in self.diffused().items():
+            if own != (given := model.diffused().get(name)):
                 raise CheckpointError(
                     "CKPT-MISMATCH", f"{path} has {name} {given}, this model {own}: make them one"
                 )
         require_same_state(self.model.state_dict(), model.model.state_dict(), path.name)
         self.model.load_state_dict(model.model.state_dict())
         self.first_stage_model.load_state_dict(model.first_stage_model.state_dict())
+        if self.anchor:
+            self.anchor.load_state_dict(model.anchor.state_dict())
         self.first_stage_model.trained = True
 
     def check_start(self, data: Any) -> None:
@@ -214,32 +213,31 @@ class Distillation(LatentDiffusion):
 
     def batch_loss(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Return the misfit of one step, the same for all items of a batch, drawn at random."""
-        condition, x_0 = self.encode_batch(batch)
-        condition = self.drop(condition)
+        given, x_0 = self.encode_batch(batch)
+        given = self.drop(given)
         step = int(torch.randint(self.sampling_steps, ()))
         path = step_path(self.schedule, self.sampling_steps, self.substeps, step)
         t = torch.full((len(x_0),), path[0], device=x_0.device)
         with torch.no_grad():
-            x_t = self.states(x_0, condition, step, t)
-            teacher = self.teacher.model.to(x_0.device).denoiser(condition)
+            x_t = self.states(x_0, given, step, t)
+            teacher = self.teacher.model.to(x_0.device).denoiser(given)
             x_0 = student_target(teacher, x_t, self.schedule, path)
-        output, terms = self.output_and_feature_losses(x_t, t, condition)
-        prediction, _ = split_output(output, self.variance)
-        eps = to_eps("x0", x_0, x_t, t, self.schedule)
-        target = target_of(self.parameterization, x_0, eps, t, self.schedule)
-        fit = self.weight(x_t, t) * self.loss(prediction, target)
-        predicted = to_x_0(self.parameterization, prediction, x_t, t, self.schedule)
-        return self.total_loss(fit.mean(), predicted, terms)
+        output, features = self.output_and_features(x_t, t, given)
+        estimate, noised = self.process.estimate(output, x_t, t), self.process.through(x_0, x_t, t)
+        target = self.process.target(x_0, noised.eps, t)
+        fit = self.process.weight(x_t, t) * self.process.error(estimate.output, target)
+        prediction = self.prediction(estimate.x_0, noised, features, given, batch)
+        return self.total_loss(fit.mean(), prediction)
 
-    def states(self, x_0: Tensor, condition: Tensor, step: int, t: Tensor) -> Tensor:
+    def states(self, x_0: Tensor, given: Conditions, step: int, t: Tensor) -> Tensor:
         """Return x_t (B, C, h, w) at the start of a step: noised data, or where the student is."""
         noise = torch.randn(x_0.shape).to(x_0.device)
-        drawn = q_sample(x_0, t, noise, self.schedule)
+        drawn = self.process.noisy(x_0, t, noise).x_t
         visited = self.temperature * noise
         if step:
             grid = levels_of(self.schedule, self.sampling_steps, SPACING)
             path = [level.t for level in grid[: step + 1]]
-            visited = ddim(self.denoiser(condition), visited, self.schedule, path)
+            visited = ddim(self.denoiser(given), visited, self.schedule, path)
         own = torch.rand(len(x_0)).to(x_0.device) < self.visited
         return torch.where(own.view(-1, *[1] * (x_0.ndim - 1)), visited, drawn)
 
@@ -248,17 +246,6 @@ def portable_teacher(config: Config) -> dict[str, Any]:
     """Return the model's configuration without the teacher that it may have had itself."""
     params = {k: v for k, v in (config.get("params") or {}).items() if not k.startswith("teacher")}
     return {"target": config["target"], "params": params}
-
-
-def _joined(cls: type, base: type) -> inspect.Signature:
-    """The arguments of a constructor that passes what it does not know to that of its base."""
-    named, rest = inspect.signature(cls).parameters, inspect.signature(base).parameters
-    own = [p for p in named.values() if p.kind is not p.VAR_KEYWORD]
-    return inspect.Signature([*own, *(p for name, p in rest.items() if name not in named)])
-
-
-# so that a misspelt key in a YAML is refused with its nearest name, as for every other class
-Distillation.__signature__ = _joined(Distillation, LatentDiffusion)
 
 
 def _bad_value(message: str) -> ConfigError:

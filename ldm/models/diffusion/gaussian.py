@@ -1,6 +1,7 @@
 """Gaussian diffusion: the forward process, its posterior, and what a network may predict.
 
-Pure functions of tensors and a :class:`~ldm.models.diffusion.schedule.Schedule`.
+Tables, and pure functions of tensors and a :class:`~ldm.models.diffusion.schedule.Schedule`, which
+:class:`~ldm.models.diffusion.process.GaussianProcess` makes one object of.
 ``x_t = alpha_t x_0 + sigma_t eps`` throughout; x (B, ...), t (B,) integer timesteps.
 """
 
@@ -12,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from ldm.errors import ConfigError
+from ldm.errors import ConfigError, one_of
 from ldm.models.diffusion.schedule import Schedule, gather
 
 Number = TypeVar("Number", float, Tensor)
@@ -38,104 +39,38 @@ VARIANCES: dict[str, Callable[[Any, Any, Any], Any]] = {
 LEARNED = ("learned", "learned_range")
 
 
-def check_parameterisation(kind: str, schedule: Schedule) -> None:
-    """Refuse a parameterisation that is unknown, or from which x_0 does not follow everywhere.
-
-    Raises:
-        ConfigError: CONFIG-VALUE for a kind that is not in the table, and for ``eps`` with a
-            schedule that ends in pure noise (Lin et al. 2023, section 3.2).
-    """
-    if kind not in PARAMETERISATIONS:
-        known = ", ".join(PARAMETERISATIONS)
-        raise ConfigError("CONFIG-VALUE", f"parameterisation is {kind!r}; expected one of {known}")
-    if kind == "eps" and schedule.ends_in_pure_noise:
-        raise ConfigError(
-            "CONFIG-VALUE",
-            "parameterisation is 'eps' on a schedule that ends in pure noise, where eps says "
-            "nothing of x_0; expected v, x0 or flow, or a schedule without zero terminal SNR",
-        )
-
-
 def q_sample(x_0: Tensor, t: Tensor, eps: Tensor, schedule: Schedule) -> Tensor:
     """Noisy data ``x_t`` drawn from ``q(x_t | x_0)`` with the noise eps (Ho et al. 2020, eq. 4)."""
     alpha, sigma = schedule.at(t, x_0)
     return alpha * x_0 + sigma * eps
 
 
-def target_of(kind: str, x_0: Tensor, eps: Tensor, t: Tensor, schedule: Schedule) -> Tensor:
-    """What a network of parameterisation kind (a row of the table) should return at t."""
-    p, q = _row(kind, schedule)(*schedule.at(t, x_0))
-    return p * x_0 + q * eps
+def min_snr_weight(snr: Tensor, gamma: float = 5.0) -> Tensor:
+    """Weight on the squared error of x_0 by the SNR, min-SNR-gamma (Hang et al. 2023)."""
+    return snr.clamp(max=gamma)
 
 
-def to_x_0(kind: str, output: Tensor, x_t: Tensor, t: Tensor, schedule: Schedule) -> Tensor:
-    """The clean data that a network's output stands for."""
-    alpha, sigma = schedule.at(t, x_t)
-    p, q = _row(kind, schedule)(alpha, sigma)
-    return (q * x_t - sigma * output) / (alpha * q - sigma * p)
-
-
-def to_eps(kind: str, output: Tensor, x_t: Tensor, t: Tensor, schedule: Schedule) -> Tensor:
-    """The noise that a network's output stands for."""
-    alpha, sigma = schedule.at(t, x_t)
-    p, q = _row(kind, schedule)(alpha, sigma)
-    return (alpha * output - p * x_t) / (alpha * q - sigma * p)
-
-
-def min_snr_weight(
-    kind: str, x: Tensor, t: Tensor, schedule: Schedule, gamma: float = 5.0
-) -> Tensor:
-    """Weight on the squared error of a network's output, min-SNR-gamma (Hang et al. 2023).
-
-    An error of ``x_0`` weighs ``min(SNR, gamma)``.
-
-    Returns:
-        (B, 1, ...), to multiply the losses x (B, ...).
-    """
-    snr, output = _snr_and_error_of_x_0(kind, x, t, schedule)
-    return snr.clamp(max=gamma) * output**2
-
-
-def p2_weight(
-    kind: str, x: Tensor, t: Tensor, schedule: Schedule, gamma: float = 1.0, k: float = 1.0
-) -> Tensor:
-    """Weight on the squared error of a network's output, P2 (Choi et al. 2022, eq. 8).
+def p2_weight(snr: Tensor, gamma: float = 1.0, k: float = 1.0) -> Tensor:
+    """Weight on the squared error of x_0 by the SNR, P2 (Choi et al. 2022, eq. 8).
 
     An error of ``eps`` weighs ``1 / (k + SNR)^gamma``, hence one of ``x_0`` SNR times as much.
-
-    Returns:
-        (B, 1, ...), to multiply the losses x (B, ...).
     """
-    snr, output = _snr_and_error_of_x_0(kind, x, t, schedule)
-    return snr / (k + snr) ** gamma * output**2
+    return snr / (k + snr) ** gamma
 
 
-def truncated_snr_weight(kind: str, x: Tensor, t: Tensor, schedule: Schedule) -> Tensor:
-    """Weight on the squared error of a network's output (Salimans & Ho 2022, eq. 9).
+def truncated_snr_weight(snr: Tensor) -> Tensor:
+    """Weight on the squared error of x_0 by the SNR (Salimans & Ho 2022, eq. 9).
 
-    An error of ``x_0`` weighs ``max(SNR, 1)``, and so counts even in pure noise.
-
-    Returns:
-        (B, 1, ...), to multiply the losses x (B, ...).
+    It counts even in pure noise.
     """
-    snr, output = _snr_and_error_of_x_0(kind, x, t, schedule)
-    return snr.clamp(min=1) * output**2
+    return snr.clamp(min=1)
 
 
-LOSS_WEIGHTS: dict[str, Callable[..., Tensor]] = {
+LOSS_WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
     "min_snr": min_snr_weight,
     "p2": p2_weight,
     "truncated_snr": truncated_snr_weight,
 }
-
-
-def _snr_and_error_of_x_0(
-    kind: str, x: Tensor, t: Tensor, schedule: Schedule
-) -> tuple[Tensor, Tensor]:
-    """SNR, and the error of ``x_0`` that an error of one in the output makes."""
-    alpha, sigma = schedule.at(t, x)
-    p, q = _row(kind, schedule)(alpha, sigma)
-    return (alpha / sigma).square(), sigma / (alpha * q - sigma * p)
 
 
 def posterior_coefficients(
@@ -178,9 +113,7 @@ def split_output(output: Tensor, variance: str) -> tuple[Tensor, Tensor | None]:
         ConfigError: CONFIG-VALUE for a variance that is not in :data:`VARIANCES`, or a learned one
             of a network without channels for it.
     """
-    if variance not in VARIANCES:
-        known = ", ".join(VARIANCES)
-        raise ConfigError("CONFIG-VALUE", f"variance is {variance!r}; expected one of {known}")
+    one_of("variance", variance, VARIANCES)
     if variance not in LEARNED:
         return output, None
     channels = output.shape[1]
@@ -229,10 +162,3 @@ def _posterior_of_every_step(schedule: Schedule) -> tuple[Tensor, Tensor, Tensor
 
 def _log_from_first_step(variance: Tensor) -> Tensor:
     return torch.cat([variance[1:2], variance[1:]]).log()
-
-
-def _row(
-    kind: str, schedule: Schedule
-) -> Callable[[Tensor, Tensor], tuple[Tensor | float, Tensor | float]]:
-    check_parameterisation(kind, schedule)
-    return PARAMETERISATIONS[kind]

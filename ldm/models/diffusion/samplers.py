@@ -22,14 +22,16 @@ import functools
 import inspect
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ldm.errors import ConfigError
+from ldm.errors import ConfigError, nearest, one_of
 from ldm.models.diffusion.gaussian import VARIANCES, posterior_coefficients, split_output
+from ldm.models.diffusion.guidance import THRESHOLDS
 from ldm.models.diffusion.path import (
     SHARED_OPTIONS,
     DenoiseLevel,
@@ -159,6 +161,41 @@ SAMPLERS: dict[str, Sampler] = {
 }
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """How a model is sampled in validation, and by ``dsdiff sample`` where nothing else is asked.
+
+    Args:
+        sampler: a key of :data:`SAMPLERS`.
+        sampling_steps: their number.
+        temperature: of the noise, see :class:`~ldm.models.diffusion.noise.KeyedNoise`.
+        threshold: of predicted images in pixel space: ``clip``, ``dynamic`` or ``none``.
+
+    Raises:
+        ConfigError: CONFIG-VALUE for an unknown name.
+    """
+
+    sampler: str = "ddim"
+    sampling_steps: int = 10
+    temperature: float = 0.0
+    threshold: str = "clip"
+
+    def __post_init__(self) -> None:
+        one_of("model.params.sampler", self.sampler, SAMPLERS)
+        one_of("model.params.threshold", self.threshold, THRESHOLDS)
+
+
+def options_of(name: str) -> list[str]:
+    """The options that the sampler of that name takes.
+
+    Raises:
+        ConfigError: CONFIG-VALUE for an unknown name.
+    """
+    one_of("sampler", name, SAMPLERS)
+    parameters = inspect.signature(SAMPLERS[name]).parameters.values()
+    return [*SHARED_OPTIONS, *(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)]
+
+
 def get_sampler(name: str, **options: Any) -> Sampler:
     """The sampler of that name, with options of its own (such as ``eta``) already given.
 
@@ -166,15 +203,13 @@ def get_sampler(name: str, **options: Any) -> Sampler:
         ConfigError: CONFIG-VALUE for an unknown name, CONFIG-UNKNOWN for an option that this
             sampler does not take.
     """
-    if name not in SAMPLERS:
-        raise _bad_value(f"sampler is {name!r}; expected one of {', '.join(SAMPLERS)}")
-    parameters = inspect.signature(SAMPLERS[name]).parameters.values()
-    taken = [*SHARED_OPTIONS, *(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)]
+    taken = options_of(name)
     for option in options:
         if option not in taken:
             raise ConfigError(
                 "CONFIG-UNKNOWN",
-                f"sampler {name} takes no {option}; it takes {', '.join(taken)}",
+                f"sampler {name} takes no {option}{nearest(option, taken)}; it takes "
+                f"{', '.join(taken)}",
             )
     return functools.partial(SAMPLERS[name], **options)
 

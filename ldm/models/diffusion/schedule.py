@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import accumulate, repeat
@@ -24,9 +24,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldm.errors import ConfigError
+from ldm.errors import ConfigError, one_of
 
 MAX_BETA = 0.999  # Nichol & Dhariwal 2021, section 3.2: keeps the last step invertible
+PARAMS = "model.params.schedule_config.params"  # where the arguments of a schedule stand
 SPACINGS = ("trailing", "logsnr", "uniform", "quadratic")
 
 
@@ -60,8 +61,7 @@ def betas(
         ConfigError: CONFIG-VALUE for an unknown name or a value out of range.
     """
     _check_parameters(timesteps, linear_start, linear_end, cosine_s, zero_terminal_snr)
-    if name not in BETAS:
-        raise _bad_value(f"schedule is {name!r}; expected {_one_of(BETAS)}")
+    one_of(f"{PARAMS}.name", name, BETAS)
     values = BETAS[name](timesteps, linear_start, linear_end, cosine_s)
     if not zero_terminal_snr:
         return values
@@ -158,7 +158,7 @@ class NoiseSchedule(Schedule):
         ConfigError: CONFIG-VALUE for an unknown name or a value out of range.
     """
 
-    name: str = "linear"
+    name: str = "cosine"
     timesteps: int = 1000
     linear_start: float = 1e-4
     linear_end: float = 2e-2
@@ -292,16 +292,15 @@ def sampling_timesteps(
     T = len(schedule)
     if not isinstance(steps, Integral) or isinstance(steps, bool) or not 1 <= steps <= T:
         raise _bad_value(f"{steps!r} sampling steps; expected an integer from 1 to {T}")
+    one_of("spacing", spacing, SPACINGS)
     if spacing == "trailing":
         grid = np.round(T - np.arange(steps) * T / steps) - 1
     elif spacing == "logsnr":
         grid = _logsnr_timesteps(schedule, steps)
     elif spacing == "uniform":
         grid = np.arange(0, T, T // steps)[::-1] + 1
-    elif spacing == "quadratic":
-        grid = np.floor(np.linspace(0, math.sqrt(0.8 * T), steps) ** 2)[::-1] + 1
     else:
-        raise _bad_value(f"spacing is {spacing!r}; expected {_one_of(SPACINGS)}")
+        grid = np.floor(np.linspace(0, math.sqrt(0.8 * T), steps) ** 2)[::-1] + 1
     if len(grid) != steps or grid[0] >= T or len(np.unique(grid)) != steps:
         raise _bad_value(
             f"spacing {spacing} has no {steps} distinct timesteps below {T}; "
@@ -381,27 +380,24 @@ def _check_parameters(
     _check_timesteps(timesteps)
     for key, value in (("linear_start", start), ("linear_end", end)):
         if not _is_number(value) or not 0 < value < 1:
-            raise _bad_value(f"{key} is {value!r}; expected a number between 0 and 1")
+            raise _bad_value(f"{PARAMS}.{key} is {value!r}; expected a number between 0 and 1")
     if start > end:
-        raise _bad_value(f"linear_start {start} is above linear_end {end}; swap them")
+        raise _bad_value(f"{PARAMS}: linear_start {start} is above linear_end {end}; swap them")
     if not _is_number(cosine_s) or not 0 <= cosine_s <= 1:
-        raise _bad_value(f"cosine_s is {cosine_s!r}; expected a number from 0 to 1")
+        raise _bad_value(f"{PARAMS}.cosine_s is {cosine_s!r}; expected a number from 0 to 1")
     if not isinstance(zero_terminal_snr, bool):
-        raise _bad_value(f"zero_terminal_snr is {zero_terminal_snr!r}; expected true or false")
+        raise _bad_value(
+            f"{PARAMS}.zero_terminal_snr is {zero_terminal_snr!r}; expected true or false"
+        )
 
 
 def _check_timesteps(timesteps: int) -> None:
     if not isinstance(timesteps, Integral) or isinstance(timesteps, bool) or timesteps < 2:
-        raise _bad_value(f"timesteps is {timesteps!r}; expected an integer of at least 2")
+        raise _bad_value(f"{PARAMS}.timesteps is {timesteps!r}; expected an integer of at least 2")
 
 
 def _is_number(value: object) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
-
-
-def _one_of(names: Iterable[str]) -> str:
-    *others, last = names
-    return f"{', '.join(others)} or {last}"
 
 
 def _bad_value(message: str) -> ConfigError:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from monai.inferers.utils import sliding_window_inference
 from torch import Tensor
 
-Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
+Predict = Callable[..., Tensor]
+
+Others = Mapping[str, Tensor]
 
 SIGMA = 1 / 6  # of a window: wide ramps between windows, and little weight (3 sigma) at their edges
 
@@ -31,6 +33,32 @@ class Tiling:
     overlap: float = 0.25
     batch_size: int = 1
 
+    def windows(self, network: Predict) -> Predict:
+        """Return ``network(x_t, t, condition, others)`` for volumes of any size.
+
+        ``others`` are conditions without axes in space, by name: every window of an item has them.
+        """
+
+        def of_items(x_t: Tensor, t: Tensor, condition: Tensor, others: Others) -> Tensor:
+            if self.fits(x_t):
+                return network(x_t, t, condition, others)
+            return torch.cat([of_item(i, x_t, t, condition, others) for i in range(len(x_t))])
+
+        def of_item(i: int, x_t: Tensor, t: Tensor, condition: Tensor, others: Others) -> Tensor:
+            item = slice(i, i + 1)
+
+            def predict(x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+                repeated = {k: v[item].expand(len(x_t), *v.shape[1:]) for k, v in others.items()}
+                return network(x_t, t, condition, repeated)
+
+            return self(predict, x_t[item], t[item], condition[item])
+
+        return of_items
+
+    def fits(self, x_t: Tensor) -> bool:
+        """Whether x_t (B, C, *S) is no larger than a window."""
+        return all(n <= side for n, side in zip(x_t.shape[2:], self.window, strict=True))
+
     def __call__(self, predict: Predict, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         """Return ``predict(x_t, t, condition)`` (B, C, *S) of volumes of any size.
 
@@ -39,7 +67,7 @@ class Tiling:
             t: (B,), one timestep for all items where windows are needed.
             condition: (B, M, *S).
         """
-        if all(n <= side for n, side in zip(x_t.shape[2:], self.window, strict=True)):
+        if self.fits(x_t):
             return predict(x_t, t, condition)
         channels = x_t.shape[1]
 

@@ -13,7 +13,6 @@ from ldm.modules.diffusionmodules.openaimodel import (
     UNetEncoder,
     UNetSettings,
     output_head,
-    with_settings,
 )
 from ldm.modules.diffusionmodules.util import (
     check_image,
@@ -22,6 +21,7 @@ from ldm.modules.diffusionmodules.util import (
     refuse_unused,
     to_tokens,
 )
+from ldm.util import shows
 
 
 class TransformerMiddle(nn.Module):
@@ -48,7 +48,6 @@ class TransformerMiddle(nn.Module):
         return from_tokens(tokens, grid)  # (B, C, *S)
 
 
-@with_settings
 class HybridUNet(nn.Module):
     """U-Net encoder, Transformer middle, U-Net decoder (after TransUNet, Chen et al. 2021).
 
@@ -65,6 +64,7 @@ class HybridUNet(nn.Module):
         ConfigError: CONFIG-VALUE or CONFIG-SHAPE for options or inputs that do not fit.
     """
 
+    @shows(UNetSettings)
     def __init__(
         self,
         *,

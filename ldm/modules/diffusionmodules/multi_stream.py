@@ -15,6 +15,7 @@ from torch import Tensor
 from ldm.errors import ConfigError
 from ldm.modules.diffusionmodules.blocks import Context
 from ldm.modules.diffusionmodules.openaimodel import UNetEncoder, UNetModel
+from ldm.util import shows
 
 Features = dict[str, list[Tensor]]
 
@@ -81,6 +82,7 @@ class MultiStreamUNet(UNetModel):
     # Which fact of the diffusion model each constructor argument is, where the names differ.
     interface: ClassVar[dict[str, str]] = {"in_channels": "stream_channels"}
 
+    @shows(UNetModel)
     def __init__(
         self,
         *,

@@ -7,7 +7,6 @@ Class path and state-dict keys are the public ones.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +31,7 @@ from ldm.modules.diffusionmodules.util import (
     normalization,
     zero_module,
 )
+from ldm.util import shows
 
 
 def _per_level(name: str, value: Any, levels: int) -> tuple:
@@ -321,23 +321,6 @@ def label_embedding(
     )
 
 
-def with_settings(cls: type) -> type:
-    """Show in the signature of a class the keywords that its ``**settings`` stands for.
-
-    They are the fields of UNetSettings; for a subclass, whatever its parent shows.
-    """
-    _, *own = inspect.signature(cls.__init__).parameters.values()
-    own = [p for p in own if p.kind is not p.VAR_KEYWORD]
-    names = {p.name for p in own}
-    parent = cls.__base__ if hasattr(cls.__base__, "__signature__") else UNetSettings
-    passed_on = [p for p in inspect.signature(parent).parameters.values() if p.name not in names]
-    cls.__signature__ = inspect.Signature(
-        [*own, *(p.replace(kind=p.KEYWORD_ONLY) for p in passed_on)]
-    )
-    return cls
-
-
-@with_settings
 class UNetModel(nn.Module):
     """The denoising U-Net (Ho et al. 2020; Dhariwal and Nichol 2021; Rombach et al. 2022).
 
@@ -360,6 +343,7 @@ class UNetModel(nn.Module):
             each other and from ``forward`` for inputs that do not fit.
     """
 
+    @shows(UNetSettings)
     def __init__(
         self,
         *,

@@ -1,0 +1,179 @@
+"""The space in which diffusion runs: a first stage, what is subtracted, and the scale of both."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldm.errors import ConfigError
+from ldm.models.base import Config
+from ldm.models.diffusion.anchors import build_anchor
+from ldm.models.diffusion.latent_cache import LatentCache
+from ldm.modules.diffusionmodules.util import crop_to, pad_to_multiple
+from ldm.util import instantiate_from_config
+
+log = logging.getLogger(__name__)
+
+ANCHOR = "anchor"  # its name among what a sample is given
+PIXELS: Config = {"target": "ldm.models.autoencoder.IdentityFirstStage"}
+
+
+class LatentSpace:
+    """Encodes images by a frozen first stage, and gives what is diffused, ``x_0``.
+
+    The model owns the modules.
+
+    Args:
+        conditions: input contrasts, in channel order.
+        neighbours: slices on each side that are conditions too.
+        first_stage_config: ``target`` / ``params`` of the first stage.
+        scale_factor: latents are multiplied by it; None: the number that was measured when the
+            first stage was trained (1 in pixel space).
+        cache_latents: encode each training slice once and keep its latents in memory (of each
+            process); for data without augmentation.
+        subtract: a condition, such as ``t1``: what is diffused is then the subtraction image
+            (target minus this contrast) times ``gain``; None: the target itself. Both contrasts
+            are normalised by healthy tissue, so the subtraction image is about 0 but for what
+            enhances; a network that returns 0 gives the contrast itself, and the errors of the
+            network shrink by ``gain``.
+        gain: see ``subtract``; brings the subtraction image to about unit variance.
+        anchor_config: ``target`` / ``params`` of what is subtracted in place of a contrast, see
+            :mod:`ldm.models.diffusion.anchors`.
+    """
+
+    def __init__(
+        self,
+        conditions: Sequence[str],
+        neighbours: int,
+        first_stage_config: Config = PIXELS,
+        scale_factor: float | None = None,
+        cache_latents: bool = False,
+        subtract: str | None = "t1",
+        gain: float = 5.0,
+        anchor_config: Config | None = None,
+    ) -> None:
+        self.first_stage = instantiate_from_config(
+            first_stage_config or PIXELS, where="model.params.first_stage_config"
+        ).requires_grad_(False)
+        if scale_factor is None:
+            scale_factor = getattr(self.first_stage, "scale_factor", 1.0)
+        self.scale_is_known, self.scale_factor = scale_factor is not None, scale_factor or 1.0
+        self.cache = LatentCache() if cache_latents else None
+        self.channels: int = self.first_stage.latent_channels
+        self.downsampling: int = self.first_stage.downsampling
+        facts = {"conditions": list(conditions), "neighbours": neighbours}
+        self.anchor, self.gain = build_anchor(subtract, anchor_config, facts), gain
+
+    def latent_size(self, sides: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the size of the latents of images of these sides, which are padded.
+
+        Raises:
+            ConfigError: CONFIG-VALUE for volumes in a latent space, or cached.
+        """
+        divisor = self.downsampling
+        if len(sides) == 3 and (divisor > 1 or self.cache is not None):
+            raise ConfigError(
+                "CONFIG-VALUE",
+                f"image_size is {list(sides)}: volumes are diffused in pixel space and not cached; "
+                "give two numbers, or the IdentityFirstStage and cache_latents=false",
+            )
+        return tuple(-(-n // divisor) for n in sides)
+
+    def check_start(self, data: Any) -> None:
+        """Refuse a first stage without weights, report one that has seen held-out patients.
+
+        Then fit the anchor to the training data.
+
+        Raises:
+            ConfigError: CONFIG-MISSING (weights, scale), CONFIG-VALUE (cache of augmented slices).
+        """
+        if not getattr(self.first_stage, "trained", True):
+            raise ConfigError(
+                "CONFIG-MISSING",
+                "the first stage has no weights: give "
+                "model.params.first_stage_config.params.path=RUN, a trained autoencoder",
+            )
+        if not self.scale_is_known:
+            raise ConfigError(
+                "CONFIG-MISSING",
+                "the scale of the first stage's latents is not known: give "
+                "model.params.scale_factor, 1 / the standard deviation of its latents",
+            )
+        if self.cache is not None and data.augmentation_config:
+            raise ConfigError(
+                "CONFIG-VALUE",
+                "model.params.cache_latents keeps one version of a slice, but slices are "
+                "augmented: give data.params.augmentation_config=null too",
+            )
+        held_out = {*data.split["val"], *data.split["test"]}
+        if seen := sorted(held_out & set(getattr(self.first_stage, "train_subjects", ()))):
+            log.warning("the first stage was trained on held-out patients: %s", ", ".join(seen))
+        if self.anchor:
+            self.anchor.fit(data)
+
+    def portable_params(self) -> dict[str, Any]:
+        """Return first stage and anchor without their files: the run's own weights hold them."""
+        first = getattr(self.first_stage, "portable_config", None)
+        params = {"first_stage_config": first, "scale_factor": self.scale_factor} if first else {}
+        anchor = self.anchor.portable_config() if self.anchor else None
+        return params | ({"anchor_config": anchor} if anchor else {})
+
+    def facts(self) -> dict[str, Any]:
+        """Return the scale, which weights are only valid with, where the space is not pixels."""
+        return {"scale_factor": self.scale_factor} if self.downsampling > 1 else {}
+
+    def diffused(self) -> dict[str, Any]:
+        """Return what must agree for x_0 of two models to be the same numbers."""
+        return {**self.facts(), "gain": self.gain, "anchor": repr(self.anchor)}
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Return the latents (B, M*C, *s) of images (B, M, *S), each encoded by itself.
+
+        Sizes that the first stage cannot divide are padded.
+        """
+        single = images.flatten(0, 1).unsqueeze(1)  # (B*M, 1, *S)
+        encoded = self.first_stage.encode(pad_to_multiple(single, self.downsampling))
+        latents = encoded if isinstance(encoded, Tensor) else encoded.mode()  # means, not samples
+        return (latents.float() * self.scale_factor).unflatten(0, images.shape[:2]).flatten(1, 2)
+
+    def decode(self, latents: Tensor, size: Sequence[int]) -> Tensor:
+        """Return the images (B, 1, *size) of latents (B, C, *s)."""
+        return crop_to(self.first_stage.decode(latents / self.scale_factor), size).float()
+
+    def encode_condition(self, condition: Tensor, presence: Tensor) -> Tensor:
+        """Return the latents of condition (B, N*M, *S) of which ``presence`` (B, M) says what is.
+
+        An absent contrast is 0 everywhere, whatever its channel held; a black image would be -1.
+        """
+        repeats = condition.shape[1] // presence.shape[1]
+        mask = presence.repeat(1, repeats)[(..., *[None] * (condition.ndim - 2))]
+        return self.encode(torch.where(mask, condition, 0.0))
+
+    def encode_batch(self, batch: Mapping[str, Any], cached: bool) -> tuple[Tensor, Tensor]:
+        """Return the latents of the conditions (B, N*M*C, *s) and of the target (B, C, *s)."""
+        if cached and self.cache is not None:
+            return self.cache.encode(batch, self.encode)
+        condition = self.encode_condition(batch["condition"], batch["presence"])
+        return condition, self.encode(batch["target"])
+
+    def anchor_of(self, encoded: Tensor, condition: Tensor, presence: Tensor) -> dict[str, Tensor]:
+        """Return the anchor's latents (B, C, *s), by its name; nothing where there is none.
+
+        Args:
+            encoded: (B, N*M*C, *s) latents of condition (B, N*M, *S), presence (B, M).
+        """
+        if self.anchor is None:
+            return {}
+        return {ANCHOR: self.anchor.latents(self.encode, encoded, condition, presence)}
+
+    def to_data(self, latents: Tensor, given: Mapping[str, Tensor]) -> Tensor:
+        """Return what is diffused, x_0, for latents of the target and what a sample is given."""
+        return (latents - given[ANCHOR]) * self.gain if ANCHOR in given else latents
+
+    def from_data(self, x_0: Tensor, given: Mapping[str, Tensor]) -> Tensor:
+        """Undo :meth:`to_data`."""
+        return x_0 / self.gain + given[ANCHOR] if ANCHOR in given else x_0

@@ -1,0 +1,169 @@
+"""The border between the diffusion process and a backbone: conditioning, sizes and precision."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldm.errors import ConfigError, one_of
+from ldm.models.base import Config
+from ldm.modules.diffusionmodules.util import crop_to, pad_to_multiple
+from ldm.util import instantiate_from_config, require_dims, resolve_target
+
+Conditions = Mapping[str, Tensor]  # what a sample is given, by the names of a batch
+IMAGES = "condition"  # the name of the contrasts among them
+ENCODER_FACTS = ("in_channels", "dims", "covariates")
+
+# How a network gets the conditions: whether they follow the noisy channels, and the argument and
+# encoder of what it gets beside them (the names are latent-diffusion's).
+CONDITIONING: dict[str, tuple[bool, str | None, str | None]] = {
+    "concat": (True, None, None),
+    "crossattn": (False, "context", "ldm.modules.condition.ConditionTokens"),
+    "hybrid": (True, "context", "ldm.modules.condition.ConditionTokens"),
+    "adm": (False, "y", "ldm.modules.condition.ConditionVector"),
+    "concat-adm": (True, "y", "ldm.modules.condition.CovariateVector"),
+}
+WIDTH_NAMES = {"context": "context_dim", "y": "adm_in_channels"}
+
+
+class DiffusionWrapper(nn.Module):
+    """Calls a backbone: gives it the conditions, pads to a size it can divide, keeps fp32 outside.
+
+    Args:
+        unet_config: ``target`` / ``params`` of the backbone.
+        interface: facts for its constructor: ``out_channels``, ``image_size``, ``dims`` (number of
+            spatial axes), ``stream_channels`` (of one contrast), ``condition_names`` (in channel
+            order), ``in_channels``, and where conditions are encoded ``context_dim`` or
+            ``adm_in_channels``. A class that uses other names says so in its attribute
+            ``interface``: {own name: fact}. For volumes a class must know ``dims``. ``covariates``
+            (names of numbers of a patient) are for what encodes the conditions.
+        conditioning_key: ``concat``: the conditions follow the noisy channels; ``crossattn``: they
+            are tokens, the backbone's ``context``; ``hybrid``: both; ``adm``: a vector, its ``y``;
+            ``concat-adm``: images as channels, numbers of the patient as ``y``.
+        cond_stage_config: ``target`` / ``params`` of what encodes the conditions, trained with the
+            backbone: a module that takes ``in_channels`` (of the images), ``dims`` or
+            ``covariates`` and has an attribute ``width``. One that encodes something else than the
+            images names it in an attribute ``reads``, the key of a batch, and gives a ``blank`` of
+            it, see :class:`ldm.modules.condition.CovariateVector`. By default
+            :class:`ldm.modules.condition.ConditionTokens`, ``ConditionVector`` or
+            ``CovariateVector``.
+    """
+
+    def __init__(
+        self,
+        unet_config: Config,
+        interface: Config,
+        conditioning_key: str = "concat",
+        cond_stage_config: Config | None = None,
+    ) -> None:
+        super().__init__()
+        one_of("model.params.conditioning_key", conditioning_key, CONDITIONING)
+        self.concatenates, self.encoded_as, encoder = CONDITIONING[conditioning_key]
+        facts, self.cond_stage_model, self.reads = dict(interface), None, IMAGES
+        self.out_channels = interface["out_channels"]
+        noisy = interface.get("stream_channels", self.out_channels)
+        dims = interface.get("dims", 2)
+        if self.encoded_as:
+            where = "model.params.cond_stage_config"
+            config = cond_stage_config or {"target": encoder}
+            images = interface["in_channels"] - noisy
+            cls, of_encoder = resolve_target(config, where), facts | {"in_channels": images}
+            self.reads = getattr(cls, "reads", IMAGES)
+            if self.reads == IMAGES:
+                require_dims(cls, dims, ["dims"], where)
+            self.cond_stage_model = instantiate_from_config(
+                config, where=where, interface={k: of_encoder.get(k) for k in ENCODER_FACTS}
+            )
+            facts[WIDTH_NAMES[self.encoded_as]] = self.cond_stage_model.width
+        if not self.concatenates:
+            facts["in_channels"] = noisy
+        where = "model.params.unet_config"
+        # A class may know a fact by another name: a multi-stream network counts channels a stream.
+        cls = resolve_target(unet_config, where)
+        renamed = getattr(cls, "interface", {})
+        require_dims(cls, dims, ["dims", *(n for n, f in renamed.items() if f == "dims")], where)
+        facts |= {own: facts[fact] for own, fact in renamed.items()}
+        self.diffusion_model = instantiate_from_config(unet_config, where=where, interface=facts)
+        self.size_divisor = getattr(self.diffusion_model, "size_divisor", 1)
+
+    def forward(
+        self, x_t: Tensor, t: Tensor, condition: Tensor, others: Conditions | None = None
+    ) -> Tensor:
+        """Return the backbone's float32 output (B, C_out, *S) for x_t (B, C, *S) at t (B,).
+
+        Args:
+            condition: (B, M, *S) images.
+            others: other conditions by name, see :meth:`others`.
+        """
+        x, encoded = self.inputs(x_t, condition, others)
+        return self.image(self.diffusion_model(x, t, **encoded), x_t, x)
+
+    def forward_with_features(
+        self, x_t: Tensor, t: Tensor, condition: Tensor, others: Conditions | None = None
+    ) -> tuple[Tensor, dict[str, list[Tensor]]]:
+        """Return the output of ``forward`` and the features of a backbone that disentangles."""
+        x, encoded = self.inputs(x_t, condition, others)
+        output, features = self.diffusion_model.forward_with_features(x, t, **encoded)
+        return self.image(output, x_t, x), features
+
+    @property
+    def gives_features(self) -> bool:
+        """Whether the backbone has ``forward_with_features``."""
+        return hasattr(self.diffusion_model, "forward_with_features")
+
+    def others(self, batch: Mapping[str, Any]) -> Conditions:
+        """Return what a batch holds of the conditions beside the images, by name.
+
+        Raises:
+            ConfigError: CONFIG-MISSING where the network needs what the batch does not hold.
+        """
+        if self.reads == IMAGES:
+            return {}
+        if self.reads not in batch:
+            raise ConfigError(
+                "CONFIG-MISSING",
+                f"the network is conditioned on '{self.reads}', which the data do not give: give "
+                f"data.params.{self.reads}",
+            )
+        return {self.reads: batch[self.reads]}
+
+    def blank_others(self, batch: int) -> Conditions:
+        """Return unknown values of them, for a batch of a size."""
+        return {} if self.reads == IMAGES else {self.reads: self.cond_stage_model.blank(batch)}
+
+    def absent(self, given: Conditions) -> Conditions:
+        """Return conditions with none there: images of 0, unknown values of the others."""
+        images = given[IMAGES]
+        others = self.blank_others(len(images)).items()
+        return {IMAGES: torch.zeros_like(images), **{k: v.to(images.device) for k, v in others}}
+
+    def inputs(
+        self, x_t: Tensor, condition: Tensor, others: Conditions | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the image that the backbone takes, and ``context`` or ``y``, in its dtype."""
+        x = torch.cat([x_t, condition], dim=1) if self.concatenates else x_t
+        dtype = next(self.diffusion_model.parameters()).dtype
+        encoded = {}
+        if self.encoded_as:
+            read = {IMAGES: condition, **(others or {})}[self.reads]
+            encoded[self.encoded_as] = self.cond_stage_model(read).to(dtype)
+        return pad_to_multiple(x, self.size_divisor).to(dtype), encoded
+
+    def image(self, output: Any, x_t: Tensor, x: Tensor) -> Tensor:
+        """Return the backbone's output for the padded x in the size of x_t, in float32.
+
+        Raises:
+            ConfigError: CONFIG-SHAPE; a loss would broadcast another shape and train on nonsense.
+        """
+        expected = (len(x_t), self.out_channels, *x.shape[2:])
+        given = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        if given != expected:
+            raise ConfigError(
+                "CONFIG-SHAPE",
+                f"{type(self.diffusion_model).__name__} returned {given} for {tuple(x.shape)}: "
+                f"expected one tensor {expected}; where it has learn_sigma, set it to false",
+            )
+        return crop_to(output, x_t.shape[2:]).float()
