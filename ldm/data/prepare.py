@@ -109,6 +109,7 @@ class PreparedSubject:
         geometry: geometry of the input.
         mask: what said which voxels are brain: ``nonzero``, ``head`` or ``file``.
         preparation: the choices behind all this.
+        numbers: covariates of the subject, which preparation leaves alone; NaN where not known.
     """
 
     id: str
@@ -124,6 +125,7 @@ class PreparedSubject:
     geometry: Geometry
     mask: str
     preparation: Preparation
+    numbers: tuple[float, ...] = ()
 
     @property
     def axis(self) -> int:

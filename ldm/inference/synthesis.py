@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -300,8 +301,19 @@ class Synthesiser:
         return {"Synthetic": True, "inputs": inputs, "request": request}
 
     def _prepare(self, subject: Subject, layout: Layout) -> PreparedSubject:
-        request = self.request
-        return self.trained.prepare(subject, layout, request.allow_missing, request.nonfinite)
+        missing, nonfinite = self.request.allow_missing, self.request.nonfinite
+        prepared = self.trained.prepare(subject, layout, missing, nonfinite)
+        names = self.study.covariates
+        known = subject.columns or not missing
+        numbers = subject.numbers(names) if known else (math.nan,) * len(names)
+        return replace(prepared, numbers=numbers)
+
+    def _others(self, prepared: PreparedSubject, items: int) -> dict[str, torch.Tensor]:
+        """Return what the model is told beside the images, for a batch of items."""
+        if not prepared.numbers:
+            return {}
+        numbers = torch.tensor(prepared.numbers, device=self.trained.device)
+        return {"covariates": numbers.expand(items, -1)}
 
     def _warn_if_seen(self, subject: str, inputs: Mapping[str, str]) -> None:
         if other := same_patient(subject, inputs, self.seen):
@@ -350,6 +362,7 @@ class Synthesiser:
                 self._noise(keys),
                 request.sampler,
                 request.steps,
+                self._others(prepared, len(places)),
                 **request.options,
             )
             results.append(images[:, 0].cpu().numpy())
@@ -374,6 +387,7 @@ class Synthesiser:
             self._noise([(request.seed, prepared.id, sample)]),
             request.sampler,
             request.steps,
+            self._others(prepared, 1),
             callback=show,
             **request.options,
         )

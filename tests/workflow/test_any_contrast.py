@@ -87,8 +87,7 @@ def test_the_model_has_the_facts_of_the_study(chain, run):
     model, study, _ = load_model(run)
     assert (study.target, study.conditions) == (chain.target, chain.conditions)
     assert model.conditions == chain.conditions
-    anchored = model.anchor_channels
-    where = None if anchored is None else chain.conditions[anchored.start]
+    where = None if model.anchor is None else chain.conditions[model.anchor.place]
     assert where == chain.anchor
 
 
