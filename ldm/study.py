@@ -165,6 +165,12 @@ def _folded(text: str) -> str:
 KNOWN = Contrasts()
 
 
+def native_of(target: str | None, conditions: Sequence[str]) -> str | None:
+    """Return the condition that an agent turns into the target; None: there is none."""
+    known = KNOWN.known.get(target or "")
+    return known.native if known and known.native in conditions else None
+
+
 @dataclass(frozen=True)
 class Study:
     """Which contrast is made from which, in images of which size: one owner of these facts.
@@ -236,8 +242,7 @@ class Study:
 
         Healthy tissue is alike in both, so their difference is what a network has to learn.
         """
-        known = self.contrasts.known.get(self.target or "")
-        return known.native if known and known.native in self.conditions else None
+        return native_of(self.target, self.conditions)
 
     @property
     def source(self) -> str:
@@ -253,6 +258,7 @@ class Study:
         """Return what a model is told, see :func:`ldm.util.instantiate_from_config`."""
         return {
             "conditions": list(self.conditions),
+            "target": self.target,
             "image_size": list(self.image_size),
             "neighbours": self.neighbours,
             "covariates": list(self.covariates),
@@ -283,11 +289,15 @@ def build_model(config: Mapping[str, Any], study: Study | None = None) -> Any:
     node = dict(config["model"])
     given = dict(node.get("params") or {})
     read: dict[str, Callable[[Any], Any]]
-    read = {"conditions": list, "covariates": list, "neighbours": int}
+    read: dict[str, Any] = {"conditions": list, "covariates": list}
     read["image_size"] = lambda size: list(image_sides(size))
-    repeated = [n for n in facts if n in given and read[n](given[n]) == facts[n]]
+    repeated = [n for n in facts if n in given and read.get(n, _as_it_is)(given[n]) == facts[n]]
     node["params"] = {name: value for name, value in given.items() if name not in repeated}
     return instantiate_from_config(node, where="model", interface=facts)
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
 
 
 def _bad(message: str) -> ConfigError:

@@ -115,7 +115,7 @@ def prediction(model: Any, config: Mapping[str, Any]) -> str:
     study = read_study(config)
     target = study.target
     if model.anchor is not None:
-        target = f"{model.space.gain:g} x ({target} - {config['model']['params']['subtract']})"
+        target = f"{model.space.gain:g} x ({target} - {model.anchor.extra_repr()})"
     conditions = ", ".join(study.conditions)
     return (
         f"{model.process.parameterization} of {target} given {conditions} (from the YAML: check it)"

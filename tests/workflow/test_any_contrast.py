@@ -24,7 +24,7 @@ OWN = "data.params.contrasts={swan: [SWAN_min, susc]}"
 
 @dataclass(frozen=True)
 class Chain:
-    """A study, and what it needs on the command line."""
+    """A study, what is subtracted from its target, and what it needs on the command line."""
 
     target: str
     conditions: tuple[str, ...]
@@ -38,9 +38,9 @@ class Chain:
 
 
 CHAINS = {
-    "flair": Chain("flair", ("t1", "t2", "t1ce"), "t1"),
+    "flair": Chain("flair", ("t1", "t2", "t1ce"), None),
     "dwi": Chain("t1ce", ("t1", "t2", "dwi"), "t1"),
-    "own": Chain("t1ce", ("swan", "t2"), None, (OWN, "model.params.subtract=null")),
+    "own": Chain("t1ce", ("swan", "t2"), None, (OWN,)),
 }
 
 
@@ -87,8 +87,8 @@ def test_the_model_has_the_facts_of_the_study(chain, run):
     model, study, _ = load_model(run)
     assert (study.target, study.conditions) == (chain.target, chain.conditions)
     assert model.conditions == chain.conditions
-    where = None if model.anchor is None else chain.conditions[model.anchor.place]
-    assert where == chain.anchor
+    assert (model.anchor and model.anchor.extra_repr()) == chain.anchor
+    assert bool(model.losses) == (chain.anchor is not None)  # only a subtraction image is sparse
 
 
 def test_the_folder_is_diagnosed_for_this_study(chain, run, five, tmp_path, capsys):

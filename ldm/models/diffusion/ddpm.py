@@ -20,6 +20,7 @@ from ldm.models.diffusion.samplers import Sampling, get_sampler, network_calls, 
 from ldm.models.diffusion.tiling import Tiling
 from ldm.models.diffusion.wrapper import IMAGES, Conditions, DiffusionWrapper
 from ldm.storage import stable_seed
+from ldm.study import Study
 from ldm.util import image_sides, instantiate_from_config, shows, taken
 
 UNIFORM: Config = {"target": "ldm.models.diffusion.timesteps.UniformTimesteps"}
@@ -34,6 +35,7 @@ class LatentDiffusion(RunModule):
     Args:
         unet_config: the backbone; channels and image size are passed in.
         conditions: input contrasts, in channel order.
+        target: contrast to synthesise.
         image_size: side or [H, W] of the training slices, or [D, H, W] of patches.
         neighbours: slices on each side that join the conditions.
         covariates: numbers of a patient that a batch gives, by name.
@@ -41,7 +43,8 @@ class LatentDiffusion(RunModule):
         loss_config: further losses {name: ``target`` / ``params``}, see
             :mod:`ldm.losses.prediction`; each returns weighted terms, which are added and logged by
             name.
-        sparsity: weight of a :class:`~ldm.losses.prediction.Sparsity` among them.
+        sparsity: weight of a :class:`~ldm.losses.prediction.Sparsity` among them; none where
+            ``subtract=auto`` found nothing to subtract, because a target itself is not sparse.
         timesteps_config: ``target`` / ``params`` of the sampler of training timesteps.
         drop_all: probability that a training item loses all its conditions, for guidance.
         **settings: the process (:class:`GaussianProcess`), its space (:class:`LatentSpace`), how it
@@ -58,7 +61,8 @@ class LatentDiffusion(RunModule):
     def __init__(
         self,
         unet_config: Config,
-        conditions: Sequence[str] = ("t1", "t2", "flair"),
+        conditions: Sequence[str] = Study.conditions,
+        target: str | None = Study.target,
         image_size: int | list[int] = 192,
         neighbours: int = 0,
         covariates: Sequence[str] = (),
@@ -71,7 +75,7 @@ class LatentDiffusion(RunModule):
         **settings: Any,
     ) -> None:
         super().__init__(**taken(settings, RunModule))
-        self.space = LatentSpace(conditions, neighbours, **taken(settings, LatentSpace))
+        self.space = LatentSpace(conditions, neighbours, target, **taken(settings, LatentSpace))
         self.first_stage_model = self.space.first_stage  # by the name of public checkpoints
         self.anchor = self.space.anchor
         sampling = Sampling(**taken(settings, Sampling))
@@ -105,7 +109,7 @@ class LatentDiffusion(RunModule):
         )
         self.losses = build_losses(
             loss_config or {},
-            sparsity,
+            0.0 if self.space.has_no_native else sparsity,
             None if self.model.gives_features else type(self.model.diffusion_model).__name__,
         )
         self.drop_all = drop_all

@@ -150,7 +150,7 @@ class Distillation(LatentDiffusion):
             raise _bad_value(f"substeps is {substeps}, visited {visited}: give >= 1 and 0 to 1")
         step_path(self.schedule, self.sampling_steps, substeps, 0)  # refuses what has no grid
         self.substeps, self.visited = substeps, visited
-        facts = ("conditions", "image_size", "neighbours", "covariates")
+        facts = ("conditions", "target", "image_size", "neighbours", "covariates")
         self.teacher = Teacher(teacher_config, {n: params[n] for n in facts if n in params})
         if teacher is not None:
             # what the user's configuration names is trusted, and it names the same network

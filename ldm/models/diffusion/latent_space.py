@@ -14,10 +14,12 @@ from ldm.models.base import Config
 from ldm.models.diffusion.anchors import build_anchor
 from ldm.models.diffusion.latent_cache import LatentCache
 from ldm.modules.diffusionmodules.util import crop_to, pad_to_multiple
+from ldm.study import native_of
 from ldm.util import instantiate_from_config
 
 log = logging.getLogger(__name__)
 
+AUTO = "auto"
 ANCHOR = "anchor"  # its name among what a sample is given
 PIXELS: Config = {"target": "ldm.models.autoencoder.IdentityFirstStage"}
 
@@ -30,6 +32,7 @@ class LatentSpace:
     Args:
         conditions: input contrasts, in channel order.
         neighbours: slices on each side that are conditions too.
+        target: the contrast to synthesise.
         first_stage_config: ``target`` / ``params`` of the first stage.
         scale_factor: latents are multiplied by it; None: the number that was measured when the
             first stage was trained (1 in pixel space).
@@ -39,7 +42,8 @@ class LatentSpace:
             (target minus this contrast) times ``gain``; None: the target itself. Both contrasts
             are normalised by healthy tissue, so the subtraction image is about 0 but for what
             enhances; a network that returns 0 gives the contrast itself, and the errors of the
-            network shrink by ``gain``.
+            network shrink by ``gain``. ``auto``: the contrast that an agent turns into the target,
+            T1 for T1ce, where it is a condition, else None.
         gain: see ``subtract``; brings the subtraction image to about unit variance.
         anchor_config: ``target`` / ``params`` of what is subtracted in place of a contrast, see
             :mod:`ldm.models.diffusion.anchors`.
@@ -49,10 +53,11 @@ class LatentSpace:
         self,
         conditions: Sequence[str],
         neighbours: int,
+        target: str | None,
         first_stage_config: Config = PIXELS,
         scale_factor: float | None = None,
         cache_latents: bool = False,
-        subtract: str | None = "t1",
+        subtract: str | None = AUTO,
         gain: float = 5.0,
         anchor_config: Config | None = None,
     ) -> None:
@@ -65,8 +70,11 @@ class LatentSpace:
         self.cache = LatentCache() if cache_latents else None
         self.channels: int = self.first_stage.latent_channels
         self.downsampling: int = self.first_stage.downsampling
+        if is_auto := subtract == AUTO:
+            subtract = None if anchor_config else native_of(target, conditions)
         facts = {"conditions": list(conditions), "neighbours": neighbours}
         self.anchor, self.gain = build_anchor(subtract, anchor_config, facts), gain
+        self.has_no_native = is_auto and self.anchor is None
 
     def latent_size(self, sides: tuple[int, ...]) -> tuple[int, ...]:
         """Return the size of the latents of images of these sides, which are padded.
