@@ -246,8 +246,13 @@ class Study:
 
     @property
     def source(self) -> str:
-        """The condition that the copying baseline shows as the target."""
-        return self.native or self.conditions[0]
+        """The condition that a copy takes for the target: native, or first among the contrasts."""
+        return self.native or min(self.conditions, key=list(self.contrasts.known).index)
+
+    @property
+    def copied(self) -> str:
+        """What a row of results is called that takes the source for the target."""
+        return f"copy {self.contrasts.title(self.source)}"
 
     @property
     def needed(self) -> tuple[str, ...]:

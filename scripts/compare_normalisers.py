@@ -22,14 +22,16 @@ from ldm.data.normalise import (
     WhiteStripeNormaliser,
     ZScoreNormaliser,
 )
-from ldm.evaluation.case import TARGET, Case, in_reference_units, load_case
+from ldm.evaluation.case import Case, in_reference_units, load_case
 from ldm.evaluation.metrics.similarity import psnr
 from ldm.evaluation.protocol import DEFAULT
 from ldm.plots.figures import COLOURS
 from ldm.report.tables import markdown_table
 from ldm.storage import atomic_path
-from ldm.study import KNOWN
+from ldm.study import KNOWN, Study
 
+STUDY = Study()
+TARGET = STUDY.target
 MAKERS: dict[str, Callable[[], Normaliser]] = {
     "robust (default)": RobustNormaliser,
     "z-score": ZScoreNormaliser,
@@ -74,7 +76,7 @@ def compare(folders: dict[str, Path]) -> tuple[str, list[Case]]:
     groups = {}
     for name, folder in folders.items():
         layout, subjects = detect_layout(folder)
-        groups[name] = [load_case(subject, layout) for subject in subjects.values()]
+        groups[name] = [load_case(subject, layout, STUDY) for subject in subjects.values()]
     columns = ["normaliser"]
     for name, cases in groups.items():
         columns += [f"{name}: PSNR / dB (n = {len(cases)})", "clipped / ‰", "IQR"]

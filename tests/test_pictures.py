@@ -12,9 +12,11 @@ from matplotlib.image import imread
 from ldm.data.nifti import Geometry
 from ldm.evaluation.case import Case, Prediction
 from ldm.evaluation.protocol import DEFAULT
-from ldm.evaluation.scores import COPY_T1, Evaluation
+from ldm.evaluation.scores import Evaluation
 from ldm.plots.figures import Pane, panes_figure, pareto_front
 from ldm.report.gallery import Gallery, comparison_strip, shown_volumes
+
+COPY_T1 = "copy T1"
 
 
 def case(name="P1", shape=(12, 14, 10)):
@@ -65,7 +67,7 @@ def test_spread_is_in_units_of_the_range_of_the_truth():
 def test_a_strip_has_an_error_map_for_every_row_with_the_front_upwards():
     one = case()
     strip = comparison_strip(
-        one, shown_volumes(one, predictions(one, unet=0.1, dit=-0.2, copy_T1=0), DEFAULT)
+        one, shown_volumes(one, predictions(one, unet=0.1, dit=-0.2, copy_T1=0), DEFAULT), COPY_T1
     )
     errors = strip.errors()
     assert list(errors) == ["unet", "dit"]  # the copied T1 is an input already

@@ -29,6 +29,7 @@ from ldm.evaluation.scores import Evaluation
 from ldm.inference.baseline_volumes import write_baseline
 from ldm.progress import Progress, silent
 from ldm.storage import folder_lock, read_json, write_json
+from ldm.study import Study
 from ldm.util import targets_in
 
 POLL = 2.0  # seconds between two looks at a lock
@@ -127,10 +128,16 @@ class Work:
             self.reference,
             self.held_out,
             cell.folder / "scores.json",
+            self.study,
             mask=self.mask,
             layout=self.layout,
             progress=self.patients,
         )
+
+    @property
+    def study(self) -> Study:
+        """What is synthesised, and from what."""
+        return Study.of(self.data.get("params") or {})
 
     @property
     def patients(self) -> Progress:

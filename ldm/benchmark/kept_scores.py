@@ -9,9 +9,11 @@ from typing import Any
 from ldm.data.layouts import detect_layout, select_subjects
 from ldm.evaluation.downstream import downstream_scores
 from ldm.evaluation.folder import evaluate, find_predictions
+from ldm.evaluation.metrics.perceptual import stored_weights
 from ldm.evaluation.protocol import DEFAULT, DOWNSTREAM, MetricProtocol
 from ldm.evaluation.scores import FORMAT, Evaluation
 from ldm.storage import kept, strict_json, volume_digests
+from ldm.study import Study
 
 ROW = "cell"
 
@@ -23,6 +25,7 @@ def evaluate_once(
     reference: Path,
     references: References,
     path: Path,
+    study: Study,
     protocol: MetricProtocol = DEFAULT,
     mask: str = "auto",
     **options: Any,
@@ -35,6 +38,7 @@ def evaluate_once(
         references: the patients to compare, with the digests of their files.
         path: JSON file that keeps all scores and notes; every number comes back as it was, bit by
             bit. One of an older format is made again.
+        study: what was synthesised, and from what.
         protocol, mask, options: see :func:`ldm.evaluation.folder.evaluate`.
 
     Raises:
@@ -44,16 +48,19 @@ def evaluate_once(
         "volumes": volume_digests(prediction) if prediction else {},
         "references": dict(references),
         "mask": mask,
+        "target": study.target,
+        "inputs": list(study.conditions),
+        "weights": getattr(stored_weights(), "name", None),
         "protocol": protocol.to_dict(),
         "format": FORMAT,
     }
 
     def made() -> dict[str, Any]:
-        told = {"subjects": sorted(references), "protocols": [protocol], "mask": mask, **options}
+        told = {"study": study, "subjects": sorted(references), "protocols": [protocol], **options}
         rows = {ROW: prediction} if prediction else {}
-        return evaluate(rows, reference, baseline=not rows, **told).to_dict()
+        return evaluate(rows, reference, baseline=not rows, mask=mask, **told).to_dict()
 
-    return Evaluation.from_dict(protocol, kept(path, strict_json(described), made))
+    return Evaluation.from_dict(protocol, kept(path, strict_json(described), made), study)
 
 
 def judge_once(
@@ -62,6 +69,7 @@ def judge_once(
     reference: Path,
     references: References,
     path: Path,
+    study: Study,
     trusted: Sequence[str] = (),
     layout: Any = None,
     **options: Any,
@@ -74,6 +82,7 @@ def judge_once(
         reference: folder of real patients.
         references: the patients to compare, with the digests of their files.
         path: JSON file that keeps the scores.
+        study: what was synthesised, and from what.
         trusted: classes accepted in the run folder beside the shipped ones.
         layout: of ``reference``; None: recognised.
         options: see :func:`ldm.evaluation.downstream.downstream_scores`.
@@ -83,12 +92,13 @@ def judge_once(
     judge = NetworkSegmenter(segmenter, trusted)
     volumes = {row: [volume_digests(f) for f in folders] for row, folders in predictions.items()}
     described = {"segmenter": judge.digest, "volumes": volumes, "references": dict(references)}
+    described |= {"target": study.target, "inputs": list(study.conditions)}
 
     def judged() -> dict[str, Any]:
-        own, real = detect_layout(reference, layout)
+        own, real = detect_layout(reference, layout, study.contrasts)
         chosen = select_subjects(real, sorted(references))
-        told = (judge, find_predictions(predictions), chosen, own)
+        told = (judge, find_predictions(predictions, study), chosen, own, study)
         return downstream_scores(*told, baseline=False, **options).to_dict()
 
     known = kept(path, strict_json({**described, "format": FORMAT}), judged)
-    return Evaluation.from_dict(DOWNSTREAM, known)
+    return Evaluation.from_dict(DOWNSTREAM, known, study)

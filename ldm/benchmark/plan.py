@@ -27,7 +27,7 @@ OWN_KEYS = (
 SHARED_KEYS = ("model", "data", "lightning")
 REGRESSION = "configs/regression.yaml"
 LATENT = "configs/latent.yaml"
-BASELINES = {"copy_t1": "copy T1", "linear": "linear", "quadratic": "quadratic"}
+BASELINES = {"copy": "copy", "linear": "linear", "quadratic": "quadratic"}
 BASELINES |= {"nearest": "nearest patient"}
 BUDGETS = ("steps", "seconds", "flops")
 PLAIN_LISTS = ("allow_missing",)  # options of a list that is one value
@@ -188,7 +188,7 @@ def plan_cells(
             cells.append(GridCell(0, row, name, folder, training, options, is_timed=is_first))
             places.append((turn, index))
     for index, key in enumerate(read_baselines(plan)):
-        name = BASELINES[key]
+        name = read_study(trainings[0].config).copied if key == "copy" else BASELINES[key]
         cells.append(GridCell(0, name, name, output / "baselines" / key, baseline=key))
         places.append((len(settings), index))
     order = sorted(range(len(cells)), key=places.__getitem__)
@@ -305,6 +305,7 @@ def read_baselines(plan: Mapping[str, Any]) -> list[str]:
     names = list(BASELINES) if names is None else names
     if not isinstance(names, list):
         raise ConfigError("CONFIG-VALUE", f"baselines is {names}: give a list, [] for none")
+    names = ["copy" if name == "copy_t1" else name for name in names]  # as older plans call it
     for name in names:
         if name not in BASELINES:
             raise ConfigError(

@@ -14,7 +14,7 @@ from ldm.cost.network import peak_memory_label
 from ldm.environment import environment
 from ldm.errors import PartialError
 from ldm.evaluation.measures import MEASURES
-from ldm.evaluation.scores import COPY_T1, FORMAT, Evaluation, Score
+from ldm.evaluation.scores import FORMAT, Evaluation, Score
 from ldm.plots.figures import loss_figure, scatter_figure
 from ldm.regions import region_title
 from ldm.report.gallery import Gallery, spread_figure
@@ -318,8 +318,9 @@ class BenchmarkResult:
             if points:
                 image = scatter_figure(points, xlabel, "PSNR in the brain, dB")
                 caption = "Higher and further left is better."
-                if COPY_T1 in self.result.rows:
-                    caption += f" Copy T1: {self.result.mean(COPY_T1, 'brain', 'psnr'):.2f} dB."
+                if (copied := self.result.copied) in self.result.rows:
+                    psnr = self.result.mean(copied, "brain", "psnr")
+                    caption += f" {copied[0].upper()}{copied[1:]}: {psnr:.2f} dB."
                 title = f"Quality against {xlabel.split(',')[0]}"
                 figures.append(
                     Figure(title, image, caption, f"PSNR against {xlabel} by row", False)

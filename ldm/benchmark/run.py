@@ -31,6 +31,7 @@ from ldm.inference.segmentation import NetworkSegmenter
 from ldm.progress import Progress, silent
 from ldm.report.gallery import Gallery
 from ldm.storage import folder_lock
+from ldm.study import read_study
 from ldm.util import instantiate_from_config
 
 TIMING = 3  # repeats
@@ -115,15 +116,21 @@ class Benchmark:
         )
 
     def _refuse_leaks(self, patients: Patients) -> None:
-        held_out = self.work.held_out
+        held_out, target = self.work.held_out, self.work.study.target
         for training in self.trainings:
+            if (own := read_study(training.config).target) != target:
+                raise ConfigError(
+                    "CONFIG-VALUE",
+                    f"{training.row} synthesises {own}, other rows {target}: what is compared has "
+                    "one target, so give each a benchmark",
+                )
             given = training.is_given
             seen = read_seen(training.run) if given else patients.seen_by(training)
             refuse_leaks(held_out, seen, training.row)
             if not given:
                 require_same_config(training)
         if self.described.get("segmenter"):
-            _check_segmenter(Path(self.described["segmenter"]), held_out, self.trusted)
+            _check_segmenter(Path(self.described["segmenter"]), self.work, self.trusted)
 
     @property
     def trainings(self) -> list[Training]:
@@ -239,7 +246,7 @@ class Benchmark:
 
     def _scores(self, done: Mapping[str, Sequence[GridCell]]) -> Evaluation:
         """Return the scores of each row, of all its seeds."""
-        result = Evaluation(DEFAULT, subjects=sorted(self.work.held_out))
+        result = Evaluation(DEFAULT, subjects=sorted(self.work.held_out), study=self.work.study)
         for row, cells in done.items():
             for cell in cells:
                 seed = cell.training.seed if cell.training else 0
@@ -261,7 +268,7 @@ class Benchmark:
         work = self.work
         folders = {row: [c.prediction for c in cells] for row, cells in done.items()}
         path = work.output / "downstream_kept.json"
-        told = (Path(segmenter), folders, work.reference, work.held_out, path)
+        told = (Path(segmenter), folders, work.reference, work.held_out, path, work.study)
         options = {"layout": work.layout, "progress": work.patients}
         return judge_once(*told, trusted=self.trusted, **options)
 
@@ -281,10 +288,10 @@ def trainings_of(cells: Sequence[GridCell]) -> list[Training]:
     return list({c.training.folder: c.training for c in cells if c.training}.values())
 
 
-def _check_segmenter(path: Path, held_out: Digests, trusted: Sequence[str]) -> None:
+def _check_segmenter(path: Path, work: Work, trusted: Sequence[str]) -> None:
     """Refuse a segmenter that cannot judge, before hours of work."""
-    require_target(NetworkSegmenter(path, trusted))
-    refuse_leaks(held_out, read_seen(path), "the segmenter")
+    require_target(NetworkSegmenter(path, trusted), work.study)
+    refuse_leaks(work.held_out, read_seen(path), "the segmenter")
 
 
 class Patients:

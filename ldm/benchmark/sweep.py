@@ -9,7 +9,7 @@ from typing import Any
 
 from ldm.environment import environment
 from ldm.evaluation.measures import MEASURES
-from ldm.evaluation.scores import COPY_T1, FORMAT, Evaluation, SummaryRow
+from ldm.evaluation.scores import FORMAT, Evaluation, SummaryRow
 from ldm.plots.figures import lines_figure
 from ldm.report.page import Figure, Report, Section, write_report
 from ldm.report.score_tables import counted, mean_cell
@@ -29,6 +29,7 @@ PANELS = (("brain", "psnr"), ("tumour", "psnr"), ("brain", "nrmse"), ("brain", "
 class Quality:
     """Scores of one row: (region, measure) -> statistics over patients."""
 
+    row: str
     found: Mapping[tuple[str, str], SummaryRow]
     counted: TableCell
 
@@ -37,7 +38,7 @@ class Quality:
         """Take the only row of an evaluation."""
         (row,) = result.rows
         found = result.summary(row)
-        return cls(found, counted(result, found, "brain"))
+        return cls(row, found, counted(result, found, "brain"))
 
     def mean(self, region: str, measure: str) -> float:
         """Return the mean over patients; NaN where there is none."""
@@ -94,7 +95,7 @@ class Sweep:
     Args:
         title: name of the model.
         cells: one a sampler and number of steps.
-        baseline: T1 copied as T1ce.
+        baseline: the source contrast copied as the target.
         subjects: patients.
         protocol: of the metrics.
         command: what the user typed.
@@ -139,7 +140,8 @@ class Sweep:
         """Return the table: quality in brain and tumour, then cost."""
         quality = [f"{region} {MEASURES[m].title}" for region, m in SHOWN]
         columns = ["sampler", "steps", "calls", *quality, "n", "s a slice", "s a volume"]
-        baseline = [COPY_T1, None, 0, *self.baseline.cells(), self.baseline.counted, None, None]
+        copied = self.baseline
+        baseline = [copied.row, None, 0, *copied.cells(), copied.counted, None, None]
         note = (
             "Mean ± standard deviation over patients. Calls: of the network, a slice. Seconds: "
             "medians over patients, of sampling alone."
@@ -156,7 +158,8 @@ class Sweep:
             if cell.quality:
                 quality = [cell.quality.mean(*panel) for panel in PANELS]
             rows.append([cell.sampler, cell.steps, cell.calls, *quality, cell.volume_seconds])
-        rows.append([COPY_T1, None, 0, *(self.baseline.mean(*panel) for panel in PANELS), None])
+        copied = [self.baseline.mean(*panel) for panel in PANELS]
+        rows.append([self.baseline.row, None, 0, *copied, None])
         return Table("Steps", [*columns, "s a volume"], rows)
 
     def plot(self, kind: str) -> bytes:
@@ -176,7 +179,8 @@ class Sweep:
 
     def report(self) -> Report:
         """Return the page."""
-        caption = f"Copy T1: {self.baseline.mean('brain', 'psnr'):.2f} dB in the brain."
+        psnr = self.baseline.mean("brain", "psnr")
+        caption = f"In the brain, {self.baseline.row} has {psnr:.2f} dB."
         title = "Quality against network calls"
         alt = f"{title}, one line a sampler"
         figures = [Figure(title, self.plot("svg"), caption, alt)] if self.done else []

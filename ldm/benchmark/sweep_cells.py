@@ -84,7 +84,7 @@ class SweepCells:
         )
 
     def baseline(self) -> Quality:
-        """Return the scores of T1 copied as T1ce."""
+        """Return the scores of the source contrast copied as the target."""
         return self._quality(self.output / "copied.json", None)
 
     def settings(self) -> dict[str, Any]:
@@ -110,7 +110,7 @@ class SweepCells:
                 write_json(folder / "cost.json", synthesiser.cost())
 
     def _quality(self, path: Path, volumes: Path | None) -> Quality:
-        told = (volumes, self.reference, self.references, path)
+        told = (volumes, self.reference, self.references, path, self.synthesiser.study)
         result = evaluate_once(*told, layout=self.layout)
         result.require_complete()
         return Quality.of(result)

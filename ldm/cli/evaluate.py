@@ -5,19 +5,28 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ldm.cli.arguments import add_layout_argument, add_trust_argument
 from ldm.errors import ConfigError, PartialError
 
-REPEATED = ("metric", "region", "against", "lpips_weights", "segmenter", "segmenter_command")
+REPEATED = (
+    "target",
+    "metric",
+    "region",
+    "against",
+    "lpips_weights",
+    "segmenter",
+    "segmenter_command",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     from ldm.data.brain import MASKS
+    from ldm.study import Study
 
     parser.add_argument(
         "--prediction",
@@ -25,13 +34,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="extend",
         required=True,
         metavar="[NAME=]FOLDER",
-        help="holds ID_t1ce.nii.gz, and ID_t1ce_std.nii.gz where its spread is to be judged; "
+        help="holds ID_TARGET.nii.gz, and ID_TARGET_std.nii.gz where its spread is to be judged; "
         "several NAMEs are compared, folders of one NAME are its training seeds",
     )
     parser.add_argument(
         "--reference", type=Path, required=True, metavar="FOLDER|CSV", help="the real subjects"
     )
     add_layout_argument(parser)
+    parser.add_argument(
+        "--target",
+        metavar="CONTRAST",
+        help=f"that was synthesised (default: what the sidecars state, else {Study.target})",
+    )
     parser.add_argument("--subjects", nargs="+", metavar="ID", help="only these")
     parser.add_argument(
         "--mask",
@@ -65,19 +79,23 @@ def run(args: argparse.Namespace) -> int:
 
     from ldm.cli.terminal import show_progress
     from ldm.data.layouts import detect_layout, summary
+    from ldm.evaluation.case import judged_study
     from ldm.evaluation.folder import evaluate
     from ldm.evaluation.protocol import find_protocol
     from ldm.report.gallery import Gallery
 
     protocols = [find_protocol(name) for name in dict.fromkeys(args.protocol)]
     rows = named_folders(args.prediction)
-    _check_comparison(args, protocols[0], rows)
+    study = judged_study([path for own in rows.values() for path in own], args.target)
+    _check_comparison(args, protocols[0], [*rows, study.copied])
     segmenter = _segmenter(args)
-    print(summary(*detect_layout(args.reference, args.layout)), file=sys.stderr)
+    found = detect_layout(args.reference, args.layout, study.contrasts)
+    print(summary(*found), file=sys.stderr)
     gallery = Gallery()
     result = evaluate(
         rows,
         args.reference,
+        study=study,
         subjects=args.subjects,
         protocols=protocols,
         segmenter=segmenter,
@@ -121,14 +139,12 @@ def named_folders(given: Sequence[str]) -> dict[str, list[Path]]:
     return rows
 
 
-def _check_comparison(args: argparse.Namespace, protocol: Any, rows: Mapping[str, Any]) -> None:
+def _check_comparison(args: argparse.Namespace, protocol: Any, rows: Sequence[str]) -> None:
     """Refuse a comparison that the first protocol cannot make, before hours of work."""
-    from ldm.evaluation.scores import COPY_T1
-
     for option, known in (
         ("metric", protocol.names()),
         ("region", protocol.regions),
-        ("against", (*rows, COPY_T1)),
+        ("against", rows),
     ):
         value = getattr(args, option)
         if value is not None and value not in known:
@@ -170,13 +186,13 @@ def terminal_table(table: Any) -> Any:
 
 
 def add_segmenter_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what judges synthetic T1ce by what is found on it."""
+    """Declare what judges synthetic volumes by what is found on them."""
     judge = parser.add_mutually_exclusive_group()
     judge.add_argument(
         "--segmenter",
         type=Path,
         metavar="MODEL",
-        help="run of dsdiff segment train: what does it find on synthetic and on real T1ce?",
+        help="run of dsdiff segment train: what does it find on synthetic and on real volumes?",
     )
     judge.add_argument(
         "--segmenter-command",
@@ -220,7 +236,7 @@ def write_evaluation_report(
     lost = f" {failed} cases failed, see the table." if failed else ""
     described = {r.protocol.name: r.protocol.to_dict() for r in (result, *result.others.values())}
     report = Report(
-        title="Synthetic against real T1ce",
+        title=f"Synthetic against real {result.target}",
         lead=f"Patients: {len(result.subjects)}; mean ± standard deviation over patients.{lost}",
         tables=tables,
         figures=[*spread_figure(result), *gallery.figures(result)],

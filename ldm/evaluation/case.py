@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +30,8 @@ from ldm.data.normalise import IntensityScale, Normaliser, RobustNormaliser, spr
 from ldm.data.prepare import load_subject
 from ldm.errors import DataError
 from ldm.evaluation.regions import REGIONS, Labelled
+from ldm.storage import read_json
+from ldm.study import BRATS, KNOWN, Study
 from ldm.util import instantiate_from_config, refuse_untrusted_targets
 
 if TYPE_CHECKING:
@@ -36,8 +39,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-INPUTS = ("t1", "t2", "flair")
-TARGET = "t1ce"
 Made = TypeVar("Made")
 
 
@@ -54,7 +55,7 @@ class Case:
         seg: tumour labels, or None.
         geometry: of the volumes; None: voxels of 1 mm.
         mask: what said which voxels are brain.
-        target: contrast of the reference.
+        study: which contrast the reference is, and which may be among the inputs.
     """
 
     id: str
@@ -64,7 +65,7 @@ class Case:
     seg: np.ndarray | None = None
     geometry: Geometry | None = None
     mask: str = "nonzero"
-    target: str = TARGET
+    study: Study = Study()
     _made: dict[Hashable, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -107,7 +108,7 @@ class Case:
         Raises:
             DataError: DATA-CONSTANT.
         """
-        told = (self.reference, self.brain, self.target, self.id)
+        told = (self.reference, self.brain, self.study.target, self.id)
         key = ("scale", repr(normaliser.to_dict()))
         return self.once(key, lambda: normaliser.fit(*told))
 
@@ -137,19 +138,50 @@ def to_unit(volume: ArrayLike, low: float, high: float) -> NDArray[np.float64]:
     return np.clip((np.asarray(volume, np.float64) - low) / (high - low), 0, 1)
 
 
-def load_case(subject: Subject, layout: Layout, mask: str = "auto") -> Case:
+def judged_study(folders: Iterable[Path], target: str | None = None) -> Study:
+    """Return what was synthesised: what is told, else what a sidecar states, else the default.
+
+    The inputs are those that the sidecar names, else every usual contrast but the target.
+    """
+    sidecars = (path for folder in folders for path in sorted(folder.glob("*.json")))
+    for path in sidecars if target is None else ():
+        with suppress(ValueError, OSError):  # a damaged one is a failure of its patient
+            described = read_json(path)
+            if described.get("Synthetic") and isinstance(described.get("target"), str):
+                named = [c for c in described.get("inputs") or () if c != described["target"]]
+                return _study_of(described["target"], named)
+    return _study_of(target or Study().target)
+
+
+def _study_of(target: str, inputs: Sequence[str] = ()) -> Study:
+    usual = list(KNOWN.names)
+    known = sorted(inputs, key=lambda c: usual.index(c) if c in usual else len(usual))
+    return Study(tuple(known or (c for c in BRATS if c != target)), target)
+
+
+def load_case(subject: Subject, layout: Layout, study: Study, mask: str = "auto") -> Case:
     """Read the real volumes of a patient.
 
     Raises:
         DataError: there is no target, or a volume cannot be used.
     """
-    inputs = [c for c in INPUTS if c in subject.files] or [TARGET]
-    subject.require([TARGET], layout)
+    target = study.target
+    inputs = [c for c in study.conditions if c in subject.files] or [target]
+    subject.require([target], layout)
     arrays, brain, rule, seg, geometry = load_subject(
-        subject, layout, inputs, TARGET, mask, with_labels=True
+        subject, layout, inputs, target, mask, with_labels=True
     )
-    reference = arrays.pop(TARGET)
-    return Case(subject.id, arrays, reference, brain, seg, geometry, rule)
+    reference = arrays.pop(target)
+    return Case(subject.id, arrays, reference, brain, seg, geometry, rule, study)
+
+
+def copied(case: Case) -> Prediction | None:
+    """Return the source contrast taken for the target, as it is; None where it does not exist."""
+    source = case.study.source
+    if source not in case.inputs:
+        return None
+    scale = RobustNormaliser().fit(case.inputs[source], case.brain, source, case.id)
+    return Prediction(in_reference_units(case.inputs[source], scale, case))
 
 
 def read_prediction(subject: Subject, layout: Layout, case: Case) -> Prediction:
@@ -158,14 +190,15 @@ def read_prediction(subject: Subject, layout: Layout, case: Case) -> Prediction:
     Raises:
         DataError: it cannot be read, lies on another grid, or its sidecar is damaged.
     """
-    arrays, geometry = load_contrasts(subject, layout, [TARGET])
+    target = case.study.target
+    arrays, geometry = load_contrasts(subject, layout, [target])
     case.geometry.require_same_grid(geometry, ("reference", "prediction"), case.id)
-    path = subject.files[TARGET].path
+    path = subject.files[target].path
     stem = path.name.split(".nii")[0]
     spread = _read_spread(path.with_name(f"{stem}_std.nii.gz"), case)
     sidecar = path.with_name(f"{stem}.json")
     if not sidecar.is_file():
-        return Prediction(arrays[TARGET], spread)
+        return Prediction(arrays[target], spread)
     try:
         described = json.loads(sidecar.read_text(encoding="utf-8"))
         scale = IntensityScale.from_dict(described["intensity"])
@@ -186,10 +219,10 @@ def read_prediction(subject: Subject, layout: Layout, case: Case) -> Prediction:
     if config:
         refuse_untrusted_targets(config, trusted_targets(), sidecar.name)
         normaliser = instantiate_from_config(config, where=sidecar.name)
-    volume = in_reference_units(arrays[TARGET], scale, case, normaliser)
+    volume = in_reference_units(arrays[target], scale, case, normaliser)
     if spread is None or samples == 1:  # one left by an earlier run, with samples
         return Prediction(volume)
-    spread = in_reference_units(arrays[TARGET], scale, case, normaliser, spread)
+    spread = in_reference_units(arrays[target], scale, case, normaliser, spread)
     return Prediction(volume, spread, samples)
 
 

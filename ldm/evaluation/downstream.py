@@ -1,9 +1,9 @@
-"""The downstream score of synthetic T1ce: what does a segmenter find on it?
+"""The downstream score of synthetic volumes: what does a segmenter find on them?
 
-A segmenter that takes T1ce among its contrasts sees a patient twice: with the real T1ce, and with
-the synthetic one in its place. What it finds is compared between the two, and with the reference
-labels. Both T1ce are normalised by themselves, as the segmenter normalises any image, so that their
-units do not matter.
+A segmenter that takes the target among its contrasts sees a patient twice: with the real volume,
+and with the synthetic one in its place. What it finds is compared between the two, and with the
+reference labels. Both are normalised by themselves, as the segmenter normalises any image, so that
+their units do not matter.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ import numpy as np
 from ldm.data.contrasts import read_labels
 from ldm.data.layouts import Layout, Subject
 from ldm.errors import DataError
-from ldm.evaluation.case import TARGET
 from ldm.evaluation.protocol import DOWNSTREAM
-from ldm.evaluation.scores import COPY_T1, Evaluation
+from ldm.evaluation.scores import Evaluation
 from ldm.evaluation.segmentation import score_regions
 from ldm.progress import Progress, silent
+from ldm.study import Study
 
 if TYPE_CHECKING:
     from ldm.inference.segmentation import Segmented, Segmenter
 
-REAL = "real T1ce"
 
-
-def require_target(segmenter: Segmenter) -> None:
-    """Refuse a segmenter that does not look at T1ce, and so finds the same on any.
+def require_target(segmenter: Segmenter, study: Study) -> None:
+    """Refuse a segmenter that does not look at the target, and so finds the same on any.
 
     Raises:
         DataError: DATA-SEGMENTER.
     """
-    if segmenter.contrasts is not None and TARGET not in segmenter.contrasts:
+    target = study.target
+    if segmenter.contrasts is not None and target not in segmenter.contrasts:
+        wanted = ",".join((*study.conditions, target))
         raise DataError(
             "DATA-SEGMENTER",
             f"the segmenter takes {', '.join(segmenter.contrasts)}: a downstream score needs one "
-            f"that takes {TARGET}; train it with data.params.conditions=[t1,{TARGET},t2,flair]",
+            f"that takes {target}; train it with data.params.conditions=[{wanted}]",
         )
 
 
@@ -48,10 +48,11 @@ def downstream_scores(
     folders: Mapping[str, Sequence[tuple[Layout, Mapping[str, Subject]]]],
     subjects: Sequence[Subject],
     layout: Layout,
+    study: Study,
     baseline: bool = True,
     progress: Progress = silent,
 ) -> Evaluation:
-    """Segment patients with their real T1ce and with each synthetic one in its place.
+    """Segment patients with their real target and with each synthetic one in its place.
 
     Args:
         segmenter: a :class:`~ldm.inference.segmentation.NetworkSegmenter` or ``CommandSegmenter``.
@@ -59,31 +60,34 @@ def downstream_scores(
             :func:`ldm.evaluation.folder.find_predictions` returns them. A volume that cannot be
             used is passed over: the evaluation of the images names it.
         subjects: real patients, in ``layout``.
-        baseline: add the row of T1 copied as T1ce.
+        study: what was synthesised, and from what.
+        baseline: add the row of the source contrast copied as the target.
         progress: shows how many patients are done.
 
     Raises:
         DataError: DATA-SEGMENTER, see :func:`require_target`; DATA-MISSING for a patient without a
             contrast; a volume on another grid.
     """
-    require_target(segmenter)
-    rows = [REAL, *folders, *([COPY_T1] if baseline else [])]
-    result = Evaluation(DOWNSTREAM, rows, [subject.id for subject in subjects])
+    require_target(segmenter, study)
+    target, source = study.target, study.source
+    result = Evaluation(DOWNSTREAM, subjects=[subject.id for subject in subjects], study=study)
+    real = f"real {result.target}"
+    result.rows = [real, *folders, *([result.copied] if baseline else [])]
     for subject in progress(subjects, "Segmenting", len(subjects)):
-        subject.require([TARGET], layout)
+        subject.require([target], layout)
         candidates = [
-            (row, seed, known[subject.id].files[TARGET])
+            (row, seed, known[subject.id].files[target])
             for row, found in folders.items()
             for seed, (_, known) in enumerate(found)
             if subject.id in known
         ]
-        if baseline and "t1" in subject.files:
-            candidates.append((COPY_T1, 0, subject.files["t1"]))
+        if baseline and source in subject.files:
+            candidates.append((result.copied, 0, subject.files[source]))
         truth = segmenter.segment(subject, layout)
         told = (segmenter.regions, DOWNSTREAM, _labels(subject, layout, truth), truth.labels)
-        result.add(REAL, subject.id, score_regions(truth.labels, truth.geometry, *told))
+        result.add(real, subject.id, score_regions(truth.labels, truth.geometry, *told))
         for row, seed, file in candidates:
-            swapped = Subject(subject.id, {**subject.files, TARGET: file})
+            swapped = Subject(subject.id, {**subject.files, target: file})
             with suppress(DataError):
                 found = segmenter.segment(swapped, layout)
                 scores = score_regions(found.labels, found.geometry, *told)

@@ -11,9 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ldm.data.layouts import Layout, Subject, detect_layout, select_subjects
-from ldm.data.normalise import RobustNormaliser
 from ldm.errors import DataError, one_line
-from ldm.evaluation.case import Case, Prediction, in_reference_units, load_case, read_prediction
+from ldm.evaluation.case import (
+    Case,
+    Prediction,
+    copied,
+    judged_study,
+    load_case,
+    read_prediction,
+)
 from ldm.evaluation.downstream import downstream_scores
 from ldm.evaluation.measures import MEASURES
 from ldm.evaluation.metrics.calibration import Reliability, reliability
@@ -24,8 +30,9 @@ from ldm.evaluation.protocol import (
     find_protocol,
     slice_features,
 )
-from ldm.evaluation.scores import COPY_T1, Evaluation
+from ldm.evaluation.scores import Evaluation
 from ldm.progress import Progress, silent
+from ldm.study import Study
 
 if TYPE_CHECKING:
     from ldm.evaluation.metrics.perceptual import Perceptual
@@ -42,6 +49,8 @@ def evaluate(
     predictions: Place | Folders,
     reference: Place,
     *,
+    target: str | None = None,
+    study: Study | None = None,
     subjects: Sequence[str] | None = None,
     protocols: Sequence[MetricProtocol | str] = (DEFAULT,),
     baseline: bool = True,
@@ -58,12 +67,14 @@ def evaluate(
     and does not stop the others.
 
     Args:
-        predictions: row name -> folder of ``ID_t1ce.nii.gz``; several folders are the training
-            seeds of one row. One folder alone is the row ROW.
+        predictions: row name -> folder of ``ID_TARGET.nii.gz``; several folders are the training
+            seeds of one row; a folder alone is the row ROW.
         reference: folder, or CSV, of real subjects in any known layout.
+        target: contrast that was synthesised; None: what the sidecars state, else the usual one.
+        study: that and the contrasts it was made from, instead of ``target``.
         subjects: patients to compare; None: all that any folder predicts.
         protocols: what is compared with what, or its name; each volume is read once for all.
-        baseline: add the row of T1 copied as T1ce.
+        baseline: add the row of the source contrast, such as T1, copied as the target.
         segmenter: what finds tumours on the synthetic volumes in place of the real ones, or its
             run folder.
         lpips_weights: of the network of LPIPS; None looks where torch keeps downloads.
@@ -77,19 +88,22 @@ def evaluate(
 
     Raises:
         DataError: a folder without patients, or DATA-MISSING for one that the reference lacks;
-            DATA-SEGMENTER for a segmenter that looks at no T1ce.
+            DATA-SEGMENTER for a segmenter that does not look at the target.
         CheckpointError: CKPT-MISSING, CKPT-MISMATCH for ``lpips_weights``.
     """
     asked = [find_protocol(p) if isinstance(p, str) else p for p in protocols]
     segmenter = _loaded(segmenter)
-    layout, real = detect_layout(Path(reference), layout)
-    if isinstance(predictions, str | Path):
-        predictions = {ROW: predictions}
-    folders = find_predictions(predictions)
+    listed = _listed(predictions)
+    paths = [path for own in listed.values() for path in own]
+    study = study or judged_study(paths, target)
+    layout, real = detect_layout(Path(reference), layout, study.contrasts)
+    folders = find_predictions(listed, study)
     predicted = {i for found in folders.values() for _, known in found for i in known}
     chosen = select_subjects(real, sorted(predicted if subjects is None else set(subjects)))
-    rows, ids = [*predictions, *([COPY_T1] if baseline else [])], [s.id for s in chosen]
-    results = [Evaluation(p, list(rows), list(ids)) for p in asked]
+    ids = [subject.id for subject in chosen]
+    results = [Evaluation(p, list(listed), list(ids), study=study) for p in asked]
+    for result in results if baseline else ():
+        result.rows.append(result.copied)
     work = _Work(layout, mask, folders, results, *_network(results, lpips_weights))
     for subject in progress(chosen, "Evaluating", len(chosen)):
         shown = work.judge(subject, baseline)
@@ -99,15 +113,28 @@ def evaluate(
     first, *others = results
     first.others = {other.protocol.name: other for other in others}
     if segmenter:
-        told = (segmenter, folders, chosen, layout)
+        told = (segmenter, folders, chosen, layout, study)
         first.others["downstream"] = downstream_scores(*told, baseline, progress)
     return first
 
 
-def find_predictions(predictions: Folders) -> dict[str, list[tuple[Layout, dict[str, Subject]]]]:
+def find_predictions(
+    predictions: Mapping[str, Sequence[Path]], study: Study
+) -> dict[str, list[tuple[Layout, dict[str, Subject]]]]:
     """Return layout and subjects of the folders of each row; several are its training seeds."""
-    listed = {row: [f] if isinstance(f, str | Path) else f for row, f in predictions.items()}
-    return {row: [detect_layout(Path(folder)) for folder in f] for row, f in listed.items()}
+    known = study.contrasts
+    return {
+        row: [detect_layout(path, contrasts=known) for path in own]
+        for row, own in predictions.items()
+    }
+
+
+def _listed(predictions: Place | Folders) -> dict[str, list[Path]]:
+    rows = {ROW: predictions} if isinstance(predictions, str | Path) else predictions
+    return {
+        row: [Path(own)] if isinstance(own, str | Path) else [Path(path) for path in own]
+        for row, own in rows.items()
+    }
 
 
 def _loaded(segmenter: Segmenter | Place | None) -> Segmenter | None:
@@ -144,10 +171,15 @@ class _Work:
         default_factory=dict
     )
 
+    @property
+    def copied(self) -> str:
+        """The row of the copied source."""
+        return self.results[0].copied
+
     def judge(self, subject: Subject, baseline: bool) -> tuple[Case, dict[str, Prediction]] | None:
         """Score one patient in every row and protocol, or note why not; return what to show."""
         try:
-            case = load_case(subject, self.layout, self.mask)
+            case = load_case(subject, self.layout, self.results[0].study, self.mask)
         except DataError as error:
             for row in self.folders:
                 self._fail(row, subject.id, f"the real patient: {_reason(error)}")
@@ -165,23 +197,22 @@ class _Work:
                     self._fail(row, subject.id, told + _reason(error))
                 else:
                     volumes.setdefault(row, volume)
-        if baseline and "t1" in case.inputs:
-            scale = RobustNormaliser().fit(case.inputs["t1"], case.brain, "t1", case.id)
-            volumes[COPY_T1] = Prediction(in_reference_units(case.inputs["t1"], scale, case))
-            self._score(COPY_T1, 0, case, volumes[COPY_T1])
+        if baseline and (copy := copied(case)):
+            volumes[self.copied] = copy
+            self._score(self.copied, 0, case, copy)
         return case, volumes
 
     def finish(self) -> None:
-        """Add the measures of all slices of a row; drop the copied row if nobody has a T1."""
+        """Add the measures of all slices of a row; drop the copied row if nobody has a source."""
         for (place, row, seed), features in self.features.items():
             result = self.results[place]
             whole = tuple(np.concatenate(side) for side in zip(*features, strict=True))
             for name in result.protocol.names(levels=["slices_of_row"]):
                 for region in MEASURES[name].regions:
                     result.add(row, "", {region: {name: MEASURES[name].of(whole)}}, seed)
-        if not any(result.found(COPY_T1) for result in self.results):
+        if not any(result.found(self.copied) for result in self.results):
             for result in self.results:
-                result.rows = [row for row in result.rows if row != COPY_T1]
+                result.rows = [row for row in result.rows if row != self.copied]
 
     def _fail(self, row: str, subject: str, reason: str) -> None:
         for result in self.results:

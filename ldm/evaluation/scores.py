@@ -22,9 +22,9 @@ from ldm.evaluation.statistics import (
     summarise_values,
 )
 from ldm.storage import strict_json, write_csv, write_json
+from ldm.study import Study
 
 FORMAT = 2  # of the files; 1 held nested mappings, and text for what is not available
-COPY_T1 = "copy T1"
 INFINITE = {"inf": float("inf"), "-inf": float("-inf"), None: nan}
 
 
@@ -66,6 +66,7 @@ class Evaluation:
         notes: measure -> why it is not defined in any row.
         reliability: (row, seed, subject) -> spread and error in the brain, for what has a spread.
         others: name -> the same predictions under a further protocol.
+        study: which contrast was judged, and from which it was made.
     """
 
     protocol: BaseProtocol
@@ -76,10 +77,21 @@ class Evaluation:
     notes: dict[str, str] = field(default_factory=dict)
     reliability: dict[tuple[str, int, str], Reliability] = field(default_factory=dict)
     others: dict[str, Evaluation] = field(default_factory=dict)
+    study: Study = Study()
     _index: dict[str, dict[tuple[str, str], dict[str, dict[int, float]]]] = field(
         default_factory=dict, repr=False
     )
     _indexed: int = field(default=0, repr=False)
+
+    @property
+    def copied(self) -> str:
+        """The row of the source contrast taken for the target, such as ``copy T1``."""
+        return self.study.copied
+
+    @property
+    def target(self) -> str:
+        """What was judged, for captions, such as ``T1ce``."""
+        return self.study.contrasts.title(self.study.target)
 
     def add(self, row: str, subject: str, scores: Scores, seed: int = 0) -> None:
         """Add the scores of a patient in one training of a row."""
@@ -222,6 +234,8 @@ class Evaluation:
         return strict_json(
             {
                 "format": FORMAT,
+                "target": self.study.target,
+                "inputs": list(self.study.conditions),
                 "protocol": self.protocol.to_dict(),
                 "subjects": sorted(self.subjects),
                 "scores": [score._asdict() for score in sorted(self.scores)],
@@ -232,9 +246,11 @@ class Evaluation:
         )
 
     @classmethod
-    def from_dict(cls, protocol: BaseProtocol, described: Mapping[str, Any]) -> Evaluation:
+    def from_dict(
+        cls, protocol: BaseProtocol, described: Mapping[str, Any], study: Study
+    ) -> Evaluation:
         """Return what :meth:`to_dict` described; every number is as it was, bit by bit."""
-        result = cls(protocol, subjects=list(described["subjects"]))
+        result = cls(protocol, subjects=list(described["subjects"]), study=study)
         for told in described["scores"]:
             value = told["value"]
             told = told | {"value": value if isinstance(value, int | float) else INFINITE[value]}

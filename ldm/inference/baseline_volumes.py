@@ -12,13 +12,10 @@ from ldm.data.layouts import Subject
 from ldm.data.nifti import Geometry
 from ldm.data.normalise import RobustNormaliser
 from ldm.data.prepare import load_subject, prepare_subject
-from ldm.errors import ConfigError
 from ldm.inference.baselines import fit_baseline
 from ldm.inference.outputs import SyntheticVolume
 from ldm.storage import folder_lock
 from ldm.util import instantiate_from_config
-
-COPIED = "t1"
 
 
 def write_baseline(
@@ -36,16 +33,11 @@ def write_baseline(
 
     Raises:
         DataError: a patient cannot be used. OutputError: OUT-IO.
-        ConfigError: CONFIG-VALUE when T1 is to be copied and is no condition.
     """
     data = instantiate_from_config(config, where="data")
     subjects = data.find_subjects()
     with folder_lock(output):
-        if name == "copy_t1":
-            if COPIED not in data.conditions:
-                raise ConfigError(
-                    "CONFIG-VALUE", f"baselines: copy_t1 needs {COPIED} in data.params.conditions"
-                )
+        if name == "copy":
             for subject in test:
                 _copy(subjects[subject], data, output)
             return
@@ -56,16 +48,17 @@ def write_baseline(
 
 
 def _copy(subject: Subject, data: Any, output: Path) -> None:
-    """Write T1 as it is, in the brain: the row that ``dsdiff evaluate`` shows."""
+    """Write the source contrast as it is, in the brain: the row that ``dsdiff evaluate`` shows."""
+    source = data.study.source
     mask = data.preparation.mask
     arrays, brain, rule, _, geometry = load_subject(
         subject, data.layout, data.conditions, None, mask
     )
-    scale = RobustNormaliser().fit(arrays[COPIED], brain, COPIED, subject.id)
-    volume = np.where(brain, arrays[COPIED], 0).astype(np.float32)
-    units = {"intensity": {"contrast": COPIED, **scale.to_dict()}, "normaliser": None}
+    scale = RobustNormaliser().fit(arrays[source], brain, source, subject.id)
+    volume = np.where(brain, arrays[source], 0).astype(np.float32)
+    units = {"intensity": {"contrast": source, **scale.to_dict()}, "normaliser": None}
     units["preparation"] = {"mask": rule}
-    _write(output, subject, data, "copy_t1", volume, geometry, units)
+    _write(output, subject, data, "copy", volume, geometry, units)
 
 
 def _predict(

@@ -18,7 +18,7 @@ from ldm.data.prepare import bounding_box
 from ldm.evaluation.case import Case, Prediction, load_case, read_prediction
 from ldm.evaluation.folder import find_predictions
 from ldm.evaluation.protocol import MetricProtocol
-from ldm.evaluation.scores import COPY_T1, Evaluation
+from ldm.evaluation.scores import Evaluation
 from ldm.plots.figures import Pane, panes_figure, reliability_figure
 from ldm.plots.overlay import overlay_figure
 from ldm.regions import region_masks
@@ -73,10 +73,11 @@ def shown_volumes(
         return np.where(case.brain, scaled, 0).astype(np.float32)
 
     low, high = case.bounds(protocol)
+    title = case.study.contrasts.title
     spreads = {row: p.spread for row, p in predictions.items() if p.spread is not None}
     return Shown(
         {
-            name.upper(): unit(volume, *np.percentile(volume[case.brain], (0.1, 99.8)))
+            title(name): unit(volume, *np.percentile(volume[case.brain], (0.1, 99.8)))
             for name, volume in case.inputs.items()
         },
         unit(case.reference, low, high),
@@ -85,8 +86,11 @@ def shown_volumes(
     )
 
 
-def comparison_strip(case: Case, volumes: Shown) -> Shown:
-    """Return the shown axial slice of each volume, cropped to the brain, front upwards."""
+def comparison_strip(case: Case, volumes: Shown, copied: str = "") -> Shown:
+    """Return the shown axial slice of each volume, cropped to the brain, front upwards.
+
+    The row ``copied`` is left out: it is among the inputs.
+    """
     index = case.shown_slice()
     box = bounding_box(case.brain)[:2]
 
@@ -97,7 +101,7 @@ def comparison_strip(case: Case, volumes: Shown) -> Shown:
     return Shown(
         planes(volumes.inputs),
         planes({"": volumes.real})[""],
-        planes({row: v for row, v in volumes.predictions.items() if row != COPY_T1}),
+        planes({row: v for row, v in volumes.predictions.items() if row != copied}),
         planes(volumes.spreads),
         height / width,
     )
@@ -123,7 +127,7 @@ class Gallery:
         """Keep of a patient what is shown; its scores are in ``result`` already."""
         shown = shown_volumes(case, predictions, result.protocol)
         self.slices[case.id] = case.shown_slice()
-        self.strips[case.id] = comparison_strip(case, shown)
+        self.strips[case.id] = comparison_strip(case, shown, result.copied)
         if self.budget:
             self._view(result, case, shown)
 
@@ -136,13 +140,14 @@ class Gallery:
         mask: str = "auto",
     ) -> None:
         """Add the patients of an evaluation whose scores are known, a row a folder."""
-        layout, real = detect_layout(reference, layout)
-        found = find_predictions(predictions)
+        study = result.study
+        layout, real = detect_layout(reference, layout, study.contrasts)
+        found = find_predictions({row: [path] for row, path in predictions.items()}, study)
         scored = {(score.row, score.subject) for score in result.scores}
         for subject in result.subjects:
             if not any((row, subject) in scored for row in found):
                 continue
-            case = load_case(real[subject], layout, mask)
+            case = load_case(real[subject], layout, study, mask)
             volumes = {
                 row: read_prediction(predicted[subject], own, case)
                 for row, ((own, predicted),) in found.items()
@@ -174,7 +179,7 @@ class Gallery:
                 "left. Synthetic and real images share one grey window, white at the 99.5th "
                 "percentile of the real slice; errors one scale over all patients, in units of "
                 "the real data range.",
-                f"Inputs, real and synthetic T1ce and errors of patient {subject}",
+                f"Inputs, real and synthetic {result.target} and errors of patient {subject}",
             )
             for place, (subject, strip) in enumerate(zip(shown, strips, strict=True))
         ]
@@ -236,7 +241,7 @@ class OverlayGallery:
 def _place(place: int, shown: int, all_strips: int, result: Evaluation) -> str:
     """Why this patient stands here."""
     if not _judged(result) or all_strips == 1:
-        return "Brain PSNR above each image" if _judged(result) else "Inputs and real T1ce"
+        return "Brain PSNR above each image" if _judged(result) else "Inputs and real image"
     order = f"Worst first: {place + 1} of {all_strips} by the mean PSNR in the brain"
     left = all_strips - shown
     return order + (f" ({left} better ones are not shown)" if left and place + 1 == shown else "")
@@ -276,8 +281,8 @@ def _lines(result: Evaluation, subject: str, strip: Shown) -> list[list[Pane | N
 
 
 def _judged(result: Evaluation) -> list[str]:
-    """The rows that order the patients: all but the copied T1, if there are others."""
-    return [row for row in result.rows if row != COPY_T1] or list(result.rows)
+    """The rows that order the patients: all but the copied source, if there are others."""
+    return [row for row in result.rows if row != result.copied] or list(result.rows)
 
 
 def _psnr(result: Evaluation, row: str, subject: str) -> float:

@@ -190,7 +190,7 @@ def test_a_patients_score_is_its_mean_over_seeds(undisturbed):
 
 def test_copy_t1_is_the_row_of_evaluate(tmp_path, undisturbed, patients):
     """Written as a prediction with a sidecar, it scores what ``dsdiff evaluate`` says."""
-    prediction = undisturbed / "baselines/copy_t1/prediction"
+    prediction = undisturbed / "baselines/copy/prediction"
     words = ["evaluate", "--prediction", prediction, "--reference", patients, "--output", tmp_path]
     assert main([str(word) for word in words]) == 0
     stored = read_scores(tmp_path / "metrics.json")
@@ -295,6 +295,22 @@ def test_a_segmenter_adds_a_column(tmp_path, plan, undisturbed, copies, segmente
     expected = found["linear", "Phantom_0003", title.split()[0].lower(), "dice"]
     assert float(rows["linear"][title]) == expected
     assert "Segmentation with synthetic volumes" in (tmp_path / "report.html").read_text()
+
+
+def test_another_target_is_trained_sampled_and_judged(tmp_path, plan, calls, capsys):
+    """FLAIR from the others, by YAML alone; rows of two targets are refused before any work."""
+    target = ["data.params.target=flair", "data.params.conditions=[t1,t2,t1ce]"]
+    more = [*ONE_CELL, "baselines=[copy,linear]", *target]
+    assert benchmark(plan, tmp_path / "out", *more) == 0
+    rows = table(tmp_path / "out")
+    assert list(rows) == ["unet", "copy T1", "linear"]
+    assert all(float(row["PSNR dB"]) > 0 for row in rows.values())
+    assert json.loads((tmp_path / "out/metrics.json").read_text())["target"] == "flair"
+    calls.clear()
+    other = "{config: configs/backbone/unet_tiny.yaml, overrides: [data.params.target=dwi]}"
+    assert benchmark(plan, tmp_path / "two", *more, f"rows.other={other}", "--plan") == 2
+    assert "other synthesises dwi, other rows flair" in capsys.readouterr().err
+    assert calls == []
 
 
 def submitted(folder, lines):

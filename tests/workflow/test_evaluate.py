@@ -7,14 +7,21 @@ import shutil
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from builders import read_scores
 
+from ldm.benchmark.kept_scores import evaluate_once
 from ldm.cli.main import main
+from ldm.data.normalise import RobustNormaliser
 from ldm.errors import PartialError
 from ldm.evaluation.folder import evaluate
-from ldm.evaluation.scores import COPY_T1
+from ldm.evaluation.protocol import DEFAULT
+from ldm.evaluation.scores import Evaluation
 from ldm.report.gallery import spread_figure
 from ldm.report.score_tables import evaluation_tables
+from ldm.study import Study
+
+COPY_T1 = "copy T1"
 
 
 @pytest.fixture
@@ -41,8 +48,6 @@ def test_units_of_the_sidecar_make_gain_and_offset_irrelevant(tmp_path, truth, p
 
     Without the sidecar the same file is taken at its word and scores badly.
     """
-    from ldm.data.normalise import RobustNormaliser
-
     for path in truth.glob("*.nii.gz"):
         image = nib.load(path)
         array = image.get_fdata()
@@ -65,8 +70,6 @@ def test_units_of_the_sidecar_make_gain_and_offset_irrelevant(tmp_path, truth, p
 @pytest.fixture
 def spread_out(tmp_path, patients):
     """Phantom_0001 with an error of known size, in other units, which the sidecar states."""
-    from ldm.data.normalise import RobustNormaliser
-
     folder = tmp_path / "spread"
     folder.mkdir()
     image = nib.load(patients / "Phantom_0001/Phantom_0001_t1ce.nii.gz")
@@ -274,3 +277,84 @@ def test_unknown_subject_is_named(truth, patients, capsys):
     arguments = ["--prediction", str(truth), "--reference", str(patients)]
     assert main(["evaluate", *arguments]) == 3
     assert "case=Phantom_0009" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("with_weights", [False, True])
+def test_a_benchmark_keeps_what_evaluate_says_to_the_last_bit(
+    tmp_path, truth, spread_out, patients, monkeypatch, with_weights
+):
+    """Every level: regions, spread, all slices of a row (Fréchet), failures, and why one is n/a."""
+    from torchvision.models import squeezenet1_1
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    if with_weights:
+        torch.manual_seed(0)
+        (tmp_path / "hub/checkpoints").mkdir(parents=True)
+        weights = squeezenet1_1(weights=None).state_dict()
+        torch.save(weights, tmp_path / "hub/checkpoints/squeezenet1_1-b8a52dc0.pth")
+    for path in spread_out.iterdir():  # Phantom_0001 has a spread, 2 is as it is, 3 is damaged
+        shutil.copy(path, truth)
+    (truth / "Phantom_0003_t1ce.nii.gz").write_bytes(b"not an image")
+    study, ids = Study(), [f"Phantom_000{number}" for number in (1, 2, 3)]
+    digests = {i: {"t1": "not looked at"} for i in ids}
+    shown = evaluate({"unet": truth}, patients, baseline=False)
+    shown.write(tmp_path / "shown")
+    for turn in ("made", "read"):
+        result = Evaluation(DEFAULT, subjects=ids)
+        kept = evaluate_once(truth, patients, digests, tmp_path / "scores.json", study)
+        result.take("unet", 0, kept)
+        result.write(tmp_path / turn)
+        for file in ("metrics.csv", "metrics.json"):
+            assert (tmp_path / turn / file).read_bytes() == (tmp_path / "shown" / file).read_bytes()
+    assert np.isfinite(shown.mean("unet", "brain", "frechet")) == with_weights
+    assert bool(shown.notes) != with_weights and result.notes == shown.notes
+    titles = [table.title for table in evaluation_tables(result)]
+    assert titles == [table.title for table in evaluation_tables(shown)]
+    assert "Structure and detail" in titles and "Failed cases" in titles
+
+
+def test_kept_scores_of_another_format_target_or_prediction_are_made_again(
+    tmp_path, truth, patients, monkeypatch
+):
+    path, digests, made = tmp_path / "scores.json", {"Phantom_0001": {}}, []
+
+    def counted(*arguments, **options):
+        made.append(arguments)
+        return evaluate(*arguments, **options)
+
+    monkeypatch.setattr("ldm.benchmark.kept_scores.evaluate", counted)
+    for _ in range(2):
+        evaluate_once(truth, patients, digests, path, Study())
+    assert len(made) == 1
+    path.write_text(path.read_text().replace('"format": 2', '"format": 1'))
+    evaluate_once(truth, patients, digests, path, Study())
+    assert len(made) == 2 and json.loads(path.read_text())["format"] == 2
+    evaluate_once(truth, patients, digests, path, Study(conditions=("t1", "t2")))
+    assert len(made) == 3
+
+
+@pytest.mark.parametrize("stated", ["by the sidecar", "by the option"])
+def test_another_target_is_judged_and_named(tmp_path, patients, stated):
+    """FLAIR from T1, T1ce and T2: the truth scores perfectly, a copied T1 does not."""
+    folder, output = tmp_path / "predictions", tmp_path / "out"
+    folder.mkdir()
+    options = ["--target", "flair"]
+    name = "Phantom_0001_flair"
+    shutil.copy(patients / f"Phantom_0001/{name}.nii.gz", folder)
+    if stated == "by the sidecar":
+        truth = nib.load(folder / f"{name}.nii.gz").get_fdata()
+        units = RobustNormaliser().fit(truth, truth != 0, "flair").to_dict()
+        inputs = dict.fromkeys(("t2", "t1ce", "t1"), "digest")
+        sidecar = {"Synthetic": True, "target": "flair", "inputs": inputs, "intensity": units}
+        (folder / f"{name}.json").write_text(json.dumps(sidecar))
+        options = []
+    arguments = ["--prediction", str(folder), "--reference", str(patients), *options]
+    assert main(["evaluate", *arguments, "--output", str(output)]) == 0
+    scores = read_scores(output / "metrics.json")
+    own, copied = (scores[r, "Phantom_0001", "brain", "psnr"] for r in ("prediction", COPY_T1))
+    assert own == "inf" or own > 80
+    assert copied < 30
+    described = json.loads((output / "metrics.json").read_text())
+    assert (described["target"], described["inputs"]) == ("flair", ["t1", "t1ce", "t2"])
+    page = (output / "report.html").read_text()
+    assert "Synthetic against real FLAIR" in page and "real and synthetic FLAIR" in page

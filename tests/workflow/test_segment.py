@@ -17,11 +17,11 @@ from ldm.cli.main import main
 from ldm.data.contrasts import load_contrasts, load_labels
 from ldm.data.layouts import detect_layout
 from ldm.errors import ConfigError, DataError
-from ldm.evaluation.downstream import REAL
 from ldm.evaluation.folder import evaluate
-from ldm.evaluation.scores import COPY_T1
 from ldm.evaluation.segmentation import evaluate_segmentations
 from ldm.inference.segmentation import CommandSegmenter, NetworkSegmenter, Segmented
+
+REAL, COPY_T1 = "real T1ce", "copy T1"
 
 
 @pytest.fixture(scope="session")

@@ -92,19 +92,20 @@ def find_weights(
     Raises:
         CheckpointError: CKPT-MISSING, CKPT-MISMATCH for a ``path`` that cannot be used.
     """
-    if path is not None:
-        name = Path(path).name
-        net = next((n for n in nets if name.startswith(LPIPS_NETS[n].partition("_")[0])), "vgg")
-        return Perceptual(path, net), ""
+    if (found := Path(path) if path else stored_weights(nets)) is None:
+        return None, (
+            "LPIPS and Fréchet distance are n/a: no weights on disk (--lpips-weights FILE, or "
+            "torchvision's file where torch keeps its downloads)"
+        )
+    net = next((n for n in nets if found.name.startswith(LPIPS_NETS[n].partition("_")[0])), "vgg")
+    return Perceptual(found, net), ""
+
+
+def stored_weights(nets: Sequence[str] = tuple(LPIPS_NETS)) -> Path | None:
+    """Return the first file of weights where torch keeps downloads, or None."""
     folder = Path(torch.hub.get_dir()) / "checkpoints"
-    for net in nets:
-        found = sorted(folder.glob(f"{LPIPS_NETS[net]}-*.pth"))
-        if found:
-            return Perceptual(found[0], net), ""
-    return None, (
-        "LPIPS and Fréchet distance are n/a: no weights on disk (--lpips-weights FILE, or "
-        "torchvision's file where torch keeps its downloads)"
-    )
+    files = (sorted(folder.glob(f"{LPIPS_NETS[net]}-*.pth")) for net in nets)
+    return next((found[0] for found in files if found), None)
 
 
 def _batches(volume: NDArray, axis: int) -> Iterator[torch.Tensor]:
