@@ -246,8 +246,8 @@ class Study:
 
     @property
     def source(self) -> str:
-        """The condition that a copy takes for the target: native, or first among the contrasts."""
-        return self.native or min(self.conditions, key=list(self.contrasts.known).index)
+        """The condition that a copy takes for the target: the native one, or the first."""
+        return self.native or self.conditions[0]
 
     @property
     def copied(self) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -31,7 +31,7 @@ from ldm.data.prepare import load_subject
 from ldm.errors import DataError
 from ldm.evaluation.regions import REGIONS, Labelled
 from ldm.storage import read_json
-from ldm.study import BRATS, KNOWN, Study
+from ldm.study import BRATS, Study
 from ldm.util import instantiate_from_config, refuse_untrusted_targets
 
 if TYPE_CHECKING:
@@ -148,15 +148,13 @@ def judged_study(folders: Iterable[Path], target: str | None = None) -> Study:
         with suppress(ValueError, OSError):  # a damaged one is a failure of its patient
             described = read_json(path)
             if described.get("Synthetic") and isinstance(described.get("target"), str):
-                named = [c for c in described.get("inputs") or () if c != described["target"]]
-                return _study_of(described["target"], named)
-    return _study_of(target or Study().target)
-
-
-def _study_of(target: str, inputs: Sequence[str] = ()) -> Study:
-    usual = list(KNOWN.names)
-    known = sorted(inputs, key=lambda c: usual.index(c) if c in usual else len(usual))
-    return Study(tuple(known or (c for c in BRATS if c != target)), target)
+                target = described["target"]
+                inputs = described.get("conditions") or described.get("inputs") or ()
+                if inputs := tuple(c for c in inputs if c != target):
+                    return Study(inputs, target)
+                break
+    target = target or Study().target
+    return Study(tuple(c for c in BRATS if c != target), target)
 
 
 def load_case(subject: Subject, layout: Layout, study: Study, mask: str = "auto") -> Case:

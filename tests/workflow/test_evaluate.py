@@ -344,8 +344,8 @@ def test_another_target_is_judged_and_named(tmp_path, patients, stated):
     if stated == "by the sidecar":
         truth = nib.load(folder / f"{name}.nii.gz").get_fdata()
         units = RobustNormaliser().fit(truth, truth != 0, "flair").to_dict()
-        inputs = dict.fromkeys(("t2", "t1ce", "t1"), "digest")
-        sidecar = {"Synthetic": True, "target": "flair", "inputs": inputs, "intensity": units}
+        sidecar = {"Synthetic": True, "target": "flair", "conditions": ["t1", "t1ce", "t2"]}
+        sidecar |= {"intensity": units}
         (folder / f"{name}.json").write_text(json.dumps(sidecar))
         options = []
     arguments = ["--prediction", str(folder), "--reference", str(patients), *options]
