@@ -30,7 +30,14 @@ from ldm.checkpoint import (
 from ldm.config import load_config, merge_overrides, save_config
 from ldm.cost.energy import EnergyMeter
 from ldm.cost.network import peak_memory
-from ldm.data.seen import inherited, read_seen, subject_digests, write_seen
+from ldm.data.seen import (
+    Digests,
+    inherited,
+    read_seen,
+    refuse_split,
+    subject_digests,
+    write_seen,
+)
 from ldm.environment import prefers_channels_last, resolve_precision
 from ldm.errors import ConfigError, OutputError
 from ldm.modules.diffusionmodules.util import to_channels_last
@@ -140,6 +147,7 @@ def run_training(
     data.setup("fit")
     if is_main and say:
         say(data.found)
+    known = _known_patients(data) if is_main else {}
     torch.manual_seed(config.get("seed", 0))  # the first weights
     model = build_model(config)
     if checkpoint is None:
@@ -151,7 +159,7 @@ def run_training(
         if prefers_channels_last(trainer.precision):
             to_channels_last(model)
         if is_main:
-            _write_seen(folder, data, config["model"])
+            _write_seen(folder, known, config["model"])
         meter = EnergyMeter(trainer.strategy.root_device)
         trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         if is_main:
@@ -218,13 +226,19 @@ def _write_config(folder: Path, config: Mapping[str, Any], model: Any, data: Any
     save_config(portable, folder / CONFIG_FILE)
 
 
-def _write_seen(folder: Path, data: Any, model: Mapping[str, Any]) -> None:
-    before = {**inherited(model), **read_seen(folder)}  # a resumed run has no teacher any more
-    train, val = (
-        subject_digests((data.subjects[i] for i in data.split[part]), data.cache)
+def _known_patients(data: Any) -> dict[str, Digests]:
+    """Return what the patients of each part are known by; none is on both sides."""
+    known = {
+        part: subject_digests((data.subjects[i] for i in data.split[part]), data.cache)
         for part in ("train", "val")
-    )
-    write_seen(folder, {"train": {**before, **train}, "val": val})
+    }
+    refuse_split(**known)
+    return known
+
+
+def _write_seen(folder: Path, known: Mapping[str, Digests], model: Mapping[str, Any]) -> None:
+    before = {**inherited(model), **read_seen(folder)}  # a resumed run has no teacher any more
+    write_seen(folder, {**known, "train": {**before, **known["train"]}})
 
 
 def _write_cost(

@@ -8,7 +8,14 @@ from builders import INPUTS, head_image, write_subject
 from scipy import ndimage
 from test_prepare import OPENMS, prepare
 
-from ldm.data.brain import MASKS, brain_mask, head_mask, is_whole_head, subject_brain
+from ldm.data.brain import (
+    MASKS,
+    background,
+    brain_mask,
+    head_mask,
+    is_whole_head,
+    subject_brain,
+)
 from ldm.data.cache import cached_subject
 from ldm.data.contrasts import load_contrasts
 from ldm.data.layouts import detect_layout
@@ -109,7 +116,8 @@ def test_a_mask_file_takes_precedence(tmp_path):
     mask = np.zeros((12, 14, 10), np.uint8)
     mask[4:8, 4:9, 3:7] = 1
     contrasts = (*INPUTS, "t1ce", "brain")
-    noisy = {c: head_image(seed=i) + 1 for i, c in enumerate(contrasts)}  # nothing is 0
+    air = np.random.default_rng(0).integers(1, 9, (12, 14, 10), np.int16)
+    noisy = {c: head_image(seed=i) + air for i, c in enumerate(contrasts)}  # nothing is 0
     write_subject(tmp_path, images={**noisy, "brain": mask}, contrasts=contrasts)
     layout, subjects = detect_layout(tmp_path)
     subject = subjects["p0"]
@@ -145,3 +153,26 @@ def test_real_stripped_patients_stay_as_they_are():
         brain, rule = subject_brain(inputs)
         assert rule == "nonzero"
         assert np.array_equal(brain, brain_mask(inputs))
+
+
+def standardised(volume: np.ndarray) -> np.ndarray:
+    return ((volume - volume.mean()) / volume.std()).astype(np.float32)
+
+
+@pytest.mark.parametrize("scale", [lambda a: a, lambda a: 2 * a / a.max() - 1, standardised])
+def test_the_background_is_what_the_faces_say(scale):
+    """As distributed, scaled to [-1, 1], standardised as a whole: one brain, stripped or not."""
+    volumes, head = whole_head()
+    stripped = [np.where(head, volumes[c], 0) for c in INPUTS]
+    expected = brain_mask(stripped)
+    scaled = [scale(array) for array in stripped]
+    assert background(scaled[0]) == pytest.approx(scaled[0].min())
+    for rule in ("auto", "nonzero"):
+        brain, said = subject_brain(scaled, rule=rule)
+        assert said == "nonzero" and np.array_equal(brain, expected)
+    found, said = subject_brain(scaled, rule="head")
+    assert said == "head" and (found & head).sum() > 0.95 * found.sum()
+    noisy = [scale(volumes[c]) for c in INPUTS]
+    assert background(noisy[0]) is None
+    found, said = subject_brain(noisy)
+    assert said == "head" and (found == head_mask([volumes[c] for c in INPUTS])).mean() > 0.99

@@ -5,8 +5,9 @@ import pytest
 from scipy import ndimage
 from skimage.metrics import normalized_mutual_information
 
+from ldm.data.fingerprint import ALIKE, alike, difference, fingerprint
 from ldm.data.volume_file import VolumeFile
-from ldm.diagnosis.duplicates import ALIKE, alike, equal_files, perceptual_hash
+from ldm.diagnosis.duplicates import equal_files
 from ldm.diagnosis.registration import BINS, best_shift, information
 
 SHAPE = (40, 44, 36)
@@ -56,21 +57,30 @@ def test_nothing_is_said_of_a_brain_of_few_voxels():
     assert best_shift(head, head, head > 0, AFFINE) is None
 
 
-def test_the_hash_survives_noise_gamma_and_scale():
+def test_the_fingerprint_survives_noise_gamma_and_scale():
     head = smooth_head()
-    reference = perceptual_hash(head)
-    noise = np.random.default_rng(1).normal(0, 0.02 * head.std(), SHAPE)
-    for changed in (head * 3 + 7, head**0.8, head + noise):
-        assert (perceptual_hash(changed) != reference).mean() < ALIKE
-    assert (perceptual_hash(smooth_head(5)) != reference).mean() > 3 * ALIKE
+    reference = fingerprint(head)
+    noise = np.random.default_rng(1).normal(0, 0.02 * head.std(), SHAPE) * (head > 0)
+    for changed in (np.where(head > 0, head * 3 + 7, 0), head**0.8, head + noise):
+        assert difference(fingerprint(changed), reference) < ALIKE
+    assert difference(fingerprint(smooth_head(5)), reference) > 3 * ALIKE
 
 
 def test_only_like_images_make_a_pair():
-    heads = {f"p{seed}": perceptual_hash(smooth_head(seed)) for seed in range(4)}
+    heads = {f"p{seed}": fingerprint(smooth_head(seed)) for seed in range(4)}
     assert alike(heads) == []
-    noise = np.random.default_rng(1).normal(0, 0.02, SHAPE)
-    pairs = alike(heads | {"copy": perceptual_hash(2 * smooth_head(2) + noise)})
+    noise = np.random.default_rng(1).normal(0, 0.02, SHAPE) * (smooth_head(2) > 0)
+    pairs = alike(heads | {"copy": fingerprint(2 * smooth_head(2) + noise)})
     assert [(first, second) for first, second, _ in pairs] == [("p2", "copy")]
+    pairs = alike({"copy": fingerprint(2 * smooth_head(2) + noise)}, heads)
+    assert [(first, second) for first, second, _ in pairs] == [("copy", "p2")]
+
+
+def test_an_image_without_anatomy_has_no_fingerprint():
+    flat = (smooth_head() > 0) * 1.0
+    for image in (flat, np.zeros(SHAPE), smooth_head()[20:24, 20:24, 18:20]):
+        assert fingerprint(image) == ""
+    assert difference("", fingerprint(smooth_head())) == 1 and not alike({"a": "", "b": ""})
 
 
 def test_equal_files_are_grouped_by_content_alone(tmp_path):

@@ -35,7 +35,7 @@ from ldm.study import read_study
 from ldm.util import instantiate_from_config
 
 TIMING = 3  # repeats
-SPLIT_KEYS = ("root", "layout", "train", "val", "test", "fold", "folds", "seed")
+SPLIT_KEYS = ("root", "layout", "train", "val", "test", "fold", "folds", "seed", "patient")
 
 
 class Benchmark:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -37,6 +39,7 @@ from ldm.errors import (
 from ldm.storage import folder_lock
 
 MANIFEST = "manifest.csv"
+log = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -89,6 +92,7 @@ def run(args: argparse.Namespace) -> int:
             report_error("prepare", failure)
         if rows:
             write_manifest(manifest, rows)
+            warn_of_leaks(data, {row["id"] for row in rows})
     if rows:
         for table in tables(rows):
             Console().print(table)
@@ -98,6 +102,23 @@ def run(args: argparse.Namespace) -> int:
     if failures and rows:
         raise PartialError("PARTIAL", f"{len(failures)} of {len(subjects)} subjects failed")
     return failures[0].exit_code if failures else 0
+
+
+def warn_of_leaks(data: Any, usable: set[str]) -> None:
+    """Name the patients that are on two sides of the split under different names."""
+    from ldm.data.seen import leaks, subject_digests
+
+    known = {
+        part: subject_digests((data.subjects[i] for i in ids if i in usable), data.cache)
+        for part, ids in data.split.items()
+    }
+    for first, second in combinations(known, 2):
+        for leak in leaks(known[first], known[second]):
+            log.warning(
+                "%s in '%s' and %s in '%s' are one patient (%s): leave one out, or give both one "
+                "name in a column 'patient' of a CSV",
+                *(leak.train, first, leak.test, second, leak.reason),
+            )
 
 
 def verify_manifest(path: Path) -> int:
@@ -160,7 +181,8 @@ class Preparer:
             return known
         part = next((p for p, ids in self.data.split.items() if subject.id in ids), "")
         told = {name: subject.columns.get(name, "") for name in self.data.study.covariates}
-        return {**row, **told, "split": part, "brain_voxels": str(brain)}
+        told |= {"patient": subject.patient, "split": part, "brain_voxels": str(brain)}
+        return {**row, **told}
 
 
 def tables(rows: Sequence[Row]) -> list[Any]:

@@ -19,6 +19,7 @@ from ldm.study import MASK_FILE
 
 MASKS = ("auto", "nonzero", "head")
 DARK = 0.1  # of the 99th percentile: air, in every contrast, is darker
+STANDARDISED = 0.05  # of the range: noise and interpolation go less far below 0
 AIR_SHARE = 0.2  # of the voxels that are not 0: from here on they are a whole head in noisy air
 
 
@@ -33,8 +34,8 @@ def subject_brain(
     Args:
         inputs: its input contrasts, canonical.
         mask_file: the mask beside them, on their grid, if there is one.
-        rule: ``nonzero``: any input is not 0; ``head``: see :func:`head_mask`; ``auto``: the mask
-            file if there is one, else ``head`` if :func:`is_whole_head`, else ``nonzero``.
+        rule: ``nonzero``: any input is not background; ``head``: see :func:`head_mask`; ``auto``:
+            the mask file if there is one, else ``head`` if :func:`is_whole_head`, else ``nonzero``.
         case: id of the subject, for messages.
 
     Raises:
@@ -56,19 +57,31 @@ def subject_brain(
 
 
 def brain_mask(inputs: Sequence[np.ndarray], case: str | None = None) -> np.ndarray:
-    """Return where any input contrast is not 0.
+    """Return where any input contrast is not its background: 0, as a rule.
 
     Raises:
         DataError: DATA-MISSING without inputs; DATA-CONSTANT when the brain is nowhere.
     """
     if not inputs:
         raise DataError("DATA-MISSING", "no input contrast exists: one is needed at least", case)
-    brain = reduce(np.logical_or, (array != 0 for array in inputs))
+    brain = reduce(np.logical_or, (array != (background(array) or 0) for array in inputs))
     if not brain.any():
         raise DataError(
-            "DATA-CONSTANT", "every input contrast is 0 everywhere: check the files", case
+            "DATA-CONSTANT", "every input contrast is constant everywhere: check the files", case
         )
     return brain
+
+
+def background(array: np.ndarray) -> float | None:
+    """Return the value that most voxels of the faces of a volume share; None where air is noise.
+
+    It is 0 as distributed, -1 in volumes that were scaled to [-1, 1], some negative number where
+    the whole volume was standardised.
+    """
+    faces = [array.take((0, -1), axis).ravel() for axis in range(array.ndim)]
+    values = np.concatenate(faces)
+    value = np.median(values)
+    return float(value) if (values == value).mean() > 0.5 else None
 
 
 def is_whole_head(inputs: Sequence[np.ndarray]) -> bool:
@@ -105,8 +118,12 @@ def _head(sizes: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _relative(array: np.ndarray) -> np.ndarray:
-    """Return the size of intensities (float32) relative to the 99th percentile, at most 1."""
-    size = np.abs(array)
+    """Return the distance from air (float32) relative to its 99th percentile, at most 1."""
+    air = background(array)
+    if air is None:  # noise about 0, unless the whole volume was standardised
+        low, high = np.percentile(array, (1, 99))
+        air = low if -low > STANDARDISED * (high - low) else 0
+    size = np.abs(array - np.float32(air))
     bright = np.percentile(size[size > 0], 99) if size.any() else 1
     return np.minimum(size / np.float32(bright), 1)
 

@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
 from ldm.data.cache import CachedSubject, cached_subject
-from ldm.data.layouts import Subject, detect_layout, summary
+from ldm.data.layouts import Subject, detect_layout, name_patients, summary
 from ldm.data.prepare import Preparation, load_subject
 from ldm.data.slices import EndlessShuffle, PatchDataset, SliceDataset
 from ldm.data.split import split_subjects
@@ -33,6 +33,8 @@ class ContrastDataModule(pl.LightningDataModule):
         contrasts: {contrast: its names in files and CSV columns}, beside those that are known.
         train, val, test: ids, or a fraction (see :func:`ldm.data.split.split_subjects`).
         fold, folds: k-fold instead of a fraction.
+        patient: a regular expression whose first group is, of an id, the patient; None: a column
+            ``patient`` of a CSV, or the conventions of the field (:mod:`ldm.data.patients`).
         seed: seed of split, order and augmentation.
         axis: ``axial``, ``coronal`` or ``sagittal``.
         min_brain: least share of a (brain-cropped) slice or patch that must be brain, to train on
@@ -64,6 +66,7 @@ class ContrastDataModule(pl.LightningDataModule):
         test: list[str] | float | None = None,
         fold: int | None = None,
         folds: int = 5,
+        patient: str | None = None,
         seed: int = 0,
         axis: str = "axial",
         image_size: int | list[int] = 192,
@@ -92,7 +95,7 @@ class ContrastDataModule(pl.LightningDataModule):
         self.study = Study(conditions, target, image_size, neighbours, covariates, known)
         self.conditions, self.target = list(conditions), target
         self.parts = {"train": train, "val": val, "test": test}
-        self.fold, self.folds, self.seed = fold, folds, seed
+        self.fold, self.folds, self.seed, self.patient = fold, folds, seed, patient
         self.image_size, self.neighbours = self.study.image_size, neighbours
         self.min_brain = min_brain
         self.batch_size, self.val_slices = batch_size, val_slices
@@ -123,13 +126,20 @@ class ContrastDataModule(pl.LightningDataModule):
                 "CONFIG-MISSING", "data.params.root is not set: give data.params.root=FOLDER"
             )
         self.layout, subjects = detect_layout(self.root, self.layout_choice, self.study.contrasts)
+        if self.patient and subjects:
+            subjects = name_patients(subjects, self.patient)
         self.found, self.subjects = summary(self.layout, subjects), subjects
         told = {part: [s.id for s in subjects.values() if s.split == part] for part in self.parts}
         listed = any(isinstance(part, Sequence) for part in self.parts.values())
         use_told = any(told.values()) and not listed and self.fold is None
         parts = told if use_told else self.parts
         self.split = split_subjects(
-            list(subjects), **parts, seed=self.seed, fold=self.fold, folds=self.folds
+            list(subjects),
+            **parts,
+            seed=self.seed,
+            fold=self.fold,
+            folds=self.folds,
+            patients={i: subject.patient for i, subject in subjects.items()},
         )
         return subjects
 

@@ -1,6 +1,7 @@
 """The manifest of a data set: a CSV that is read as a layout, with digests and facts.
 
-Columns ``id``, those of the contrasts, ``seg``, ``brain``, ``split`` and ``site`` are those of
+Columns ``id``, those of the contrasts, ``seg``, ``brain``, ``split``, ``site`` and ``patient``
+are those of
 :class:`ldm.data.layouts.table.SubjectTable`. Then come ``shape`` (voxels), ``spacing`` (mm),
 ``orientation`` (stored axes), ``brain_voxels``, ``labels`` of the segmentation, ``state`` (changes
 with the files' sizes and times) and ``sha256_CONTRAST``.
@@ -11,9 +12,8 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -21,7 +21,6 @@ import numpy as np
 from ldm.data.contrasts import as_labels, load_contrasts
 from ldm.data.layouts import Layout, Subject, SubjectTable
 from ldm.data.layouts.table import guarded, read_rows
-from ldm.data.split import patient_of
 from ldm.errors import DataError
 from ldm.progress import Progress, silent
 from ldm.storage import atomic_path
@@ -33,16 +32,8 @@ DIGEST = "sha256_"
 Row = dict[str, str]
 
 
-class Leak(NamedTuple):
-    """A subject to train on and a subject to test on that are one patient, and how it shows."""
-
-    train: str
-    test: str
-    reason: str
-
-
 def examine(subject: Subject, layout: Layout, folder: Path, study: Study) -> Row:
-    """Read the volumes of a subject; return its row, less split and brain, for ``folder``.
+    """Read the volumes of a subject; return its row, less split, patient and brain.
 
     Args:
         study: what the subject is for. Its contrasts are read, and those of BraTS beside them where
@@ -93,7 +84,8 @@ def write_manifest(path: Path, rows: Iterable[Row]) -> None:
     """
     rows = list(rows)
     files = files_in(rows)
-    columns = ["id", *files, "split", "site", *FACTS, *(f"{DIGEST}{name}" for name in files)]
+    columns = ["id", *files, "split", "site", "patient", *FACTS]
+    columns += [f"{DIGEST}{name}" for name in files]
     columns += sorted({name for row in rows for name in row} - {*columns})  # covariates
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
@@ -140,44 +132,3 @@ def verify(path: Path, progress: Progress = silent) -> list[DataError]:
             except DataError as error:
                 problems.append(error)
     return problems
-
-
-def image_digests(source: Path | Iterable[Subject]) -> dict[str, set[str]]:
-    """Return id -> SHA-256 of each image (not of ``seg``: empty ones are equal).
-
-    Args:
-        source: a manifest, which tells them, or subjects, whose files are then read.
-    """
-    if isinstance(source, Path):
-        rows = read_manifest(source)
-        images = [name for name in files_in(rows.values()) if name not in (LABELS, MASK_FILE)]
-        told = {i: {row.get(f"{DIGEST}{c}", "") for c in images} for i, row in rows.items()}
-        return {i: digests - {""} for i, digests in told.items()}
-    return {s.id: {s.files[c].sha256() for c in s.images} for s in source}
-
-
-def leaks(
-    train: Mapping[str, Collection[str]], test: Mapping[str, Collection[str]]
-) -> Sequence[Leak]:
-    """Return the pairs of subjects, one of each side, that are the same patient.
-
-    They are where the ids are those of one patient (see :func:`ldm.data.split.patient_of`), or an
-    image is equal byte by byte.
-
-    Args:
-        train, test: id -> digests of the images, as of :func:`image_digests`; empty digests
-            compare ids only.
-    """
-    patients: dict[str, str] = {}
-    owners: dict[str, str] = {}
-    for subject in sorted(train):
-        patients.setdefault(patient_of(subject), subject)
-        owners.update(dict.fromkeys(train[subject], subject))
-    found = []
-    for subject in sorted(test):
-        equal = sorted({owners[digest] for digest in test[subject] if digest in owners})
-        if other := patients.get(patient_of(subject)):
-            found.append(Leak(other, subject, "same id" if other == subject else "same patient"))
-        elif equal:
-            found.append(Leak(equal[0], subject, "same image"))
-    return found

@@ -1,30 +1,48 @@
 """Which patients a model has seen: ``subjects.json`` of a run folder, and the guard against leaks.
 
-A patient is known by its id and by the SHA-256 of its files, so that one who comes back under
-another name is found too (as long as the files are the same bytes).
+A patient is known by its id, by whom it is an examination of, by the SHA-256 of its files and of
+their voxels, and by its anatomy: a file that is packed anew, saved anew, resampled or renamed is
+still the same patient.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
+
+from ldm.data.fingerprint import alike, fingerprint
 from ldm.data.layouts import Subject
-from ldm.data.manifest import leaks, state
+from ldm.data.manifest import DIGEST, read_manifest, state
+from ldm.data.patients import folded_patient, patient_of
 from ldm.errors import DataError
 from ldm.storage import cache_root, read_json, write_json
-from ldm.study import LABELS, MASK_FILE
+from ldm.study import KNOWN, LABELS, MASK_FILE
 
 SUBJECTS_FILE = "subjects.json"
-Digests = Mapping[str, Mapping[str, str]]  # subject -> contrast -> SHA-256 of its file
+FORMAT = 2  # of a kept digest
+VOXELS, ANATOMY, PATIENT = "voxels_", "anatomy", "patient"
+# subject -> what it is known by: contrast -> SHA-256 of its file; voxels_CONTRAST -> that of its
+# voxels; anatomy -> contrast and fingerprint; patient. Older runs know files only.
+Digests = Mapping[str, Mapping[str, str]]
+
+
+class Leak(NamedTuple):
+    """A subject to train on and a subject to test on that are one patient, and how it shows."""
+
+    train: str
+    test: str
+    reason: str
 
 
 def subject_digests(subjects: Iterable[Subject], cache: Path | None = None) -> Digests:
-    """Return the digest of every file of each subject.
+    """Return what each subject is known by.
 
-    A digest is kept in the cache folder until the file changes its size or time.
+    Digests are kept in the cache folder until a file changes its size or time.
 
     Raises:
         DataError: DATA-IO when a file cannot be read.
@@ -32,17 +50,45 @@ def subject_digests(subjects: Iterable[Subject], cache: Path | None = None) -> D
     subjects = list(subjects)
     folder = (cache or cache_root()) / "digests"
     with ThreadPoolExecutor(max_workers=4) as pool:
-        found = pool.map(lambda subject: _digests(subject, folder), subjects)
+        found = pool.map(lambda subject: _kept_identity(subject, folder), subjects)
         return {s.id: digests for s, digests in zip(subjects, found, strict=True)}
 
 
-def _digests(subject: Subject, folder: Path) -> Mapping[str, str]:
-    kept = folder / f"{state(subject)}.json"
-    if known := read_json(kept):
-        return known
-    digests = {contrast: file.sha256() for contrast, file in sorted(subject.files.items())}
-    write_json(kept, digests)
-    return digests
+def _kept_identity(subject: Subject, folder: Path) -> Mapping[str, str]:
+    kept = folder / f"{state(subject)}-{FORMAT}.json"
+    if not (known := read_json(kept)):
+        known = identity(subject)
+        write_json(kept, known)
+    return {**known, PATIENT: subject.patient}
+
+
+def identity(subject: Subject) -> dict[str, str]:
+    """Return what one subject is known by; of a volume that cannot be decoded, the file alone.
+
+    Raises:
+        DataError: DATA-IO.
+    """
+    known = {name: file.sha256() for name, file in sorted(subject.files.items())}
+    for name in subject.images:
+        try:
+            volume = subject.files[name].read(subject.id, nonfinite="zero").array
+        except DataError:
+            continue
+        content = str(volume.shape).encode() + np.ascontiguousarray(volume).tobytes()
+        known[VOXELS + name] = hashlib.sha256(content).hexdigest()
+        if ANATOMY not in known and (anatomy := fingerprint(volume)):
+            known[ANATOMY] = f"{name}:{anatomy}"
+    return {**known, PATIENT: subject.patient}
+
+
+def manifest_digests(path: Path) -> Digests:
+    """Return what the subjects of a manifest are known by: their files and patient."""
+    found = {}
+    for subject, row in read_manifest(path).items():
+        named = {key.removeprefix(DIGEST): told for key, told in row.items() if DIGEST in key}
+        found[subject] = {key: told for key, told in named.items() if told}
+        found[subject][PATIENT] = row.get(PATIENT) or patient_of(subject)
+    return found
 
 
 def write_seen(run: Path, parts: Mapping[str, Digests]) -> None:
@@ -75,9 +121,33 @@ def inherited(model: Mapping[str, Any]) -> Digests:
     return seen
 
 
+def leaks(train: Digests, test: Digests) -> list[Leak]:
+    """Return the pairs of subjects, one of each side, that are the same patient.
+
+    They are where the ids are those of one patient, or a file or the voxels of an image are equal,
+    or the anatomy is alike (see :mod:`ldm.data.fingerprint`).
+    """
+    patients, owners = {}, {}
+    for subject in sorted(train):
+        patients.setdefault(_patient(subject, train[subject]), subject)
+        owners.update(dict.fromkeys(_images(train[subject]), subject))
+    similar = _alike(train, test)
+    found = []
+    for subject in sorted(test):
+        same = patients.get(_patient(subject, test[subject]))
+        equal = sorted({owners[digest] for digest in _images(test[subject]) if digest in owners})
+        if same:
+            found.append(Leak(same, subject, "same id" if same == subject else "same patient"))
+        elif equal:
+            found.append(Leak(equal[0], subject, "same image"))
+        elif subject in similar:
+            found.append(Leak(similar[subject], subject, "same anatomy"))
+    return found
+
+
 def same_patient(subject: str, digests: Mapping[str, str], seen: Digests) -> str | None:
     """Return the id under which a model has seen a patient, or None."""
-    found = leaks({i: _images(known) for i, known in seen.items()}, {subject: _images(digests)})
+    found = leaks(seen, {subject: digests})
     return found[0].train if found else None
 
 
@@ -87,14 +157,47 @@ def refuse_leaks(held_out: Digests, seen: Digests, where: str) -> None:
     Raises:
         DataError: LEAK.
     """
-    sides = ({i: _images(known) for i, known in side.items()} for side in (seen, held_out))
-    for leak in leaks(*sides):
+    for leak in leaks(seen, held_out):
         named = "" if leak.train == leak.test else f", under the name {leak.train} ({leak.reason})"
         raise DataError(
             "LEAK", f"is tested, but '{where}' was trained on it{named}: leave it out", leak.test
         )
 
 
-def _images(digests: Mapping[str, str]) -> set[str]:
+def refuse_split(train: Digests, val: Digests) -> None:
+    """Refuse a split that has a patient on both sides.
+
+    Raises:
+        DataError: LEAK.
+    """
+    for leak in leaks(train, val):
+        raise DataError(
+            "LEAK",
+            f"is held out, but {leak.train} in 'train' is the same patient ({leak.reason}): leave "
+            "one out, or give both one name in a column 'patient' of a CSV",
+            leak.test,
+        )
+
+
+def _patient(subject: str, known: Mapping[str, str]) -> str:
+    return folded_patient(known.get(PATIENT) or patient_of(subject))
+
+
+def _images(known: Mapping[str, str]) -> set[str]:
     """Return the digests of the images: segmentations without a tumour are all alike."""
-    return {digest for name, digest in digests.items() if name not in (LABELS, MASK_FILE)}
+    others = (LABELS, MASK_FILE, ANATOMY, PATIENT)
+    return {digest for name, digest in known.items() if name not in others}
+
+
+def _alike(train: Digests, test: Digests) -> dict[str, str]:
+    """Return {subject to test: subject to train on} of equal anatomy, in one contrast."""
+    found = {}
+    for contrast in KNOWN.names:
+        sides = [_anatomies(side, f"{contrast}:") for side in (train, test)]
+        found |= {second: first for first, second, _ in alike(*sides)}
+    return found
+
+
+def _anatomies(side: Digests, start: str) -> dict[str, str]:
+    told = {subject: known.get(ANATOMY, "") for subject, known in side.items()}
+    return {i: text.removeprefix(start) for i, text in told.items() if text.startswith(start)}

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from ldm.data.patients import folded_patient, patient_of
 from ldm.errors import ConfigError, DataError
 from ldm.util import nearest
 
 Part = Sequence[str] | float | None
-# Examinations of one patient: sessions of BIDS, time points of BraTS 2023+.
-EXAMINATION = re.compile(r"(sub-[^_]+)_ses-[^_]+|(BraTS-[A-Za-z]+-\d{5})-\d{3}")
-
-
-def patient_of(subject: str) -> str:
-    """Return the patient of a subject: of ``sub-01_ses-02`` it is ``sub-01``."""
-    match = EXAMINATION.fullmatch(subject)
-    return next(filter(None, match.groups())) if match else subject
 
 
 def split_subjects(
@@ -31,16 +23,18 @@ def split_subjects(
     seed: int = 0,
     fold: int | None = None,
     folds: int = 5,
+    patients: Mapping[str, str] | None = None,
 ) -> dict[str, list[str]]:
     """Return the subjects of ``train``, ``val`` and ``test``; a patient's are all on one side.
 
     Args:
-        ids: all subjects; several may be of one patient, see :func:`patient_of`.
+        ids: all subjects; several may be of one patient.
         train, val, test: a list of ids, or the fraction of the patients not listed elsewhere;
             ``train=None`` takes all that remain, ``val=None`` and ``test=None`` take none.
         seed: seed of the shuffle behind fractions and folds.
         fold, folds: k-fold: part ``fold`` (0-based) of ``folds`` becomes ``val``; the rest, less
             ``test``, ``train``.
+        patients: subject -> patient; None: by :func:`ldm.data.patients.patient_of`.
 
     Raises:
         DataError: DATA-MISSING (an id that does not exist), LEAK (a subject in two parts),
@@ -49,18 +43,20 @@ def split_subjects(
     parts = {"train": train, "val": val, "test": test}
     named = {part: list(value) for part, value in parts.items() if _is_list(value)}
     shares = {p: v for p, v in parts.items() if v is not None and p not in named}
-    _check_named(named, ids)
+    names = {i: (patients or {}).get(i) or patient_of(i) for i in sorted(ids)}
+    owner = {i: folded_patient(name) for i, name in names.items()}
+    _check_named(named, owner)
     if fold is not None:
         _check_fold(fold, folds, named)
         shares.pop("val", None)
     _check_shares(shares)
-    listed = {patient_of(subject) for members in named.values() for subject in members}
+    listed = {owner[subject] for members in named.values() for subject in members}
     examinations = defaultdict(list)
     for subject in sorted(ids):
-        examinations[patient_of(subject)].append(subject)
-    patients = sorted(examinations)
-    order = np.random.default_rng(seed).permutation(len(patients))
-    free = [patient for patient in (patients[i] for i in order) if patient not in listed]
+        examinations[owner[subject]].append(subject)
+    everyone = sorted(examinations, key=lambda patient: names[examinations[patient][0]])
+    order = np.random.default_rng(seed).permutation(len(everyone))
+    free = [patient for patient in (everyone[i] for i in order) if patient not in listed]
     counts = {part: _count(share, len(free)) for part, share in shares.items()}
     result: dict[str, list[str]] = {part: [] for part in parts}
     for part in ("test", "val"):
@@ -113,21 +109,20 @@ def _check_fold(fold: int, folds: int, named: dict[str, list[str]]) -> None:
         raise ConfigError("CONFIG-VALUE", "a fold chooses val, which is a list too: give one")
 
 
-def _check_named(named: dict[str, list[str]], ids: Sequence[str]) -> None:
-    owner: dict[str, str] = {}
+def _check_named(named: dict[str, list[str]], owner: Mapping[str, str]) -> None:
+    side: dict[str, str] = {}
     for part, members in named.items():
         for subject in members:
-            if subject not in ids:
+            if subject not in owner:
                 raise DataError(
                     "DATA-MISSING",
                     f"data.params.{part} names a subject that is not in the folder"
-                    f"{nearest(subject, ids)}",
+                    f"{nearest(subject, owner)}",
                     subject,
                 )
-            patient = patient_of(subject)
-            if owner.setdefault(patient, part) != part:
+            if side.setdefault(owner[subject], part) != part:
                 raise DataError(
                     "LEAK",
-                    f"is in '{owner[patient]}' and in '{part}': a patient has one side",
+                    f"is in '{side[owner[subject]]}' and in '{part}': a patient has one side",
                     subject,
                 )

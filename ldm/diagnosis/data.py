@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from ldm.data.fingerprint import alike
 from ldm.data.layouts import Choice, Layout, Subject, detect_layout
 from ldm.data.split import split_subjects
-from ldm.diagnosis.duplicates import alike, equal_files
+from ldm.diagnosis.duplicates import equal_files
 from ldm.diagnosis.findings import ERROR, NOTE, WARNING, Finding, by_severity
 from ldm.diagnosis.masks import SMALL_SHARE, MaskFit, fit_of_masks
 from ldm.diagnosis.subject import SubjectReport, examine_subject
@@ -174,11 +175,11 @@ def _duplicates(
     for (first, other), copies in equal.items():
         more = f" and {len(copies) - 1} more" if len(copies) > 1 else ""
         findings.append(finding(first, other, f"same as files of {first}: {copies[0]}{more}"))
-    for contrast in sorted({r.hash[0] for r in reports if r.hash}):
-        hashes = {r.id: r.hash[1] for r in reports if r.hash and r.hash[0] == contrast}
-        for first, second, share in alike(hashes):
-            if (first, second) not in equal:
-                message = f"{contrast} looks like that of {first} ({share:.1%} of the hash differs)"
+    for contrast in sorted({r.anatomy[0] for r in reports}):
+        known = {r.id: r.anatomy[1] for r in reports if r.anatomy[0] == contrast}
+        for first, second, share in alike(known):
+            if (first, second) not in equal and (second, first) not in equal:
+                message = f"{contrast} looks like that of {first} ({share:.1%} of its bits differ)"
                 findings.append(finding(first, second, message))
     return findings
 

@@ -11,10 +11,10 @@ from nibabel.orientations import aff2axcodes
 
 from ldm.data.brain import subject_brain
 from ldm.data.contrasts import load_contrasts
+from ldm.data.fingerprint import fingerprint
 from ldm.data.layouts import Layout, Subject
 from ldm.data.nifti import Geometry
 from ldm.data.prepare import bounding_box
-from ldm.diagnosis.duplicates import perceptual_hash
 from ldm.diagnosis.findings import ERROR, NOTE, WARNING, Finding
 from ldm.diagnosis.masks import (
     SMALL_SHARE,
@@ -44,7 +44,8 @@ class SubjectReport:
         share: of the box around the brain, which training sees, that is foreground; None without
             a mask.
         brain: what says where it is, see :func:`ldm.data.brain.subject_brain`.
-        case, hash: what is compared with other subjects.
+        case, anatomy: what is compared with other subjects; ``anatomy`` is a contrast and its
+            fingerprint.
     """
 
     id: str
@@ -55,7 +56,7 @@ class SubjectReport:
     share: float | None = None
     brain: str | None = None
     case: MaskCase | None = field(default=None, repr=False)
-    hash: tuple[str, np.ndarray] | None = field(default=None, repr=False)
+    anatomy: tuple[str, str] = field(default=("", ""), repr=False)
 
     def add(self, severity: str, kind: str, message: str) -> None:
         """Note a finding."""
@@ -116,7 +117,7 @@ def examine_subject(
             report.case = mask_case(list(images.values()), mask, brain, box)
     _examine_registration(images, brain, geometry.canonical_affine, report)
     first = next(iter(images))
-    report.hash = first, perceptual_hash(images[first][box])
+    report.anatomy = first, fingerprint(images[first])
     return report
 
 

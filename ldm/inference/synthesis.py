@@ -22,8 +22,9 @@ import torch
 from ldm.cost.network import peak_memory
 from ldm.cost.timing import measure
 from ldm.data.layouts import Layout, Subject, detect_layout, select_subjects
+from ldm.data.patients import patient_of
 from ldm.data.prepare import PreparedSubject
-from ldm.data.seen import read_seen, same_patient
+from ldm.data.seen import identity, read_seen, same_patient
 from ldm.errors import (
     CheckpointError,
     ConfigError,
@@ -237,7 +238,7 @@ class Synthesiser:
         """
         described = self._described(subject)
         prepared = self._prepare(subject, layout)
-        self._warn_if_seen(subject.id, described["inputs"])
+        described["seen"] = self._has_seen(subject)
         mean, deviation = self._synthesise(prepared, title or subject.id)
         unit = next(c for c in self.study.conditions if c in prepared.scales)
         scale = prepared.scales[unit]
@@ -316,10 +317,22 @@ class Synthesiser:
         numbers = torch.tensor(prepared.numbers, device=self.trained.device)
         return {"covariates": numbers.expand(items, -1)}
 
-    def _warn_if_seen(self, subject: str, inputs: Mapping[str, str]) -> None:
-        if other := same_patient(subject, inputs, self.seen):
-            named = "" if other == subject else f" (as {other})"
-            log.warning("%s was trained on%s: no test of this model", subject, named)
+    def _has_seen(self, subject: Subject) -> bool | None:
+        """Return whether the model was trained on this patient; None where that is not known."""
+        if not self.seen:
+            log.warning(
+                "%s: this model does not say whom it was trained on, so it may know this patient",
+                subject.id,
+            )
+            return None
+        read = {c: subject.files[c] for c in self.study.conditions if c in subject.files}
+        pattern = self.study.patient
+        patient = subject.examined or patient_of(subject.id, pattern)
+        known = identity(replace(subject, files=read, examined=patient))
+        if other := same_patient(subject.id, known, self.seen):
+            named = "" if other == subject.id else f" (as {other})"
+            log.warning("%s was trained on%s: no test of this model", subject.id, named)
+        return other is not None
 
     def _synthesise(
         self, prepared: PreparedSubject, title: str

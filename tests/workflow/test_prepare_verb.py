@@ -15,7 +15,8 @@ from ldm.cli.main import main
 from ldm.data import volume_file
 from ldm.data.datamodule import ContrastDataModule
 from ldm.data.layouts import detect_layout
-from ldm.data.manifest import image_digests, leaks, read_manifest
+from ldm.data.manifest import read_manifest
+from ldm.data.seen import leaks, manifest_digests, subject_digests
 from ldm.data.split import split_subjects
 from ldm.errors import DataError
 
@@ -178,8 +179,8 @@ def test_a_patient_on_both_sides_is_found_by_id_session_or_image(tmp_path):
     write_subject(tmp_path / "test", "renamed", seed=1)  # the images of b
     write_subject(tmp_path / "test", "new", seed=9)
     assert prepare(tmp_path / "train", tmp_path / "out") == 0
-    train = image_digests(tmp_path / "out/manifest.csv")
-    test = image_digests(detect_layout(tmp_path / "test")[1].values())
+    train = manifest_digests(tmp_path / "out/manifest.csv")
+    test = subject_digests(detect_layout(tmp_path / "test")[1].values())
     assert leaks(train, test) == [
         ("a", "a", "same id"),
         ("b", "renamed", "same image"),
@@ -194,7 +195,7 @@ def test_equal_segmentations_are_no_leak(tmp_path):
     empty = {"seg": np.zeros((12, 14, 10), np.uint8)}
     for number, part in enumerate(("train", "test")):
         write_subject(tmp_path / part, part, seed=number, images=empty)
-    sides = [image_digests(detect_layout(tmp_path / p)[1].values()) for p in ("train", "test")]
+    sides = [subject_digests(detect_layout(tmp_path / p)[1].values()) for p in ("train", "test")]
     assert leaks(*sides) == []
 
 

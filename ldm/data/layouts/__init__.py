@@ -13,6 +13,7 @@ from ldm.data.layouts.detect import (
     Choice,
     build_layout,
     detect_layout,
+    name_patients,
     select_subjects,
     summary,
 )
@@ -43,6 +44,7 @@ __all__ = [
     "VolumeFile",
     "build_layout",
     "detect_layout",
+    "name_patients",
     "select_subjects",
     "summary",
 ]

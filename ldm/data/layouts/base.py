@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ldm.data.nifti import SUFFIXES
+from ldm.data.patients import patient_of
 from ldm.data.volume_file import VolumeFile
 from ldm.errors import DataError
 from ldm.study import KNOWN, LABELS, MASK_FILE, Contrasts
@@ -83,6 +84,7 @@ class Subject:
         split: ``train``, ``val`` or ``test`` where a table says so.
         site: hospital or scanner where a table says so.
         columns: the whole row of the table.
+        examined: the patient where a table or a pattern says so, see :attr:`patient`.
     """
 
     id: str
@@ -90,6 +92,7 @@ class Subject:
     split: str | None = None
     site: str | None = None
     columns: Mapping[str, str] = field(default_factory=dict, repr=False)
+    examined: str | None = None
 
     def numbers(self, names: Iterable[str]) -> tuple[float, ...]:
         """Return columns of the table as numbers; an empty cell is NaN, not known.
@@ -113,6 +116,11 @@ class Subject:
             raise DataError(
                 "DATA-FORMAT", f"{name} is '{row[name]}': give a number, or leave it empty", self.id
             ) from error
+
+    @property
+    def patient(self) -> str:
+        """Whose examination this is: what is told, else what the conventions of the field say."""
+        return self.examined or patient_of(self.id)
 
     def require(self, contrasts: Iterable[str], layout: Layout) -> None:
         """Raise DATA-MISSING, naming the file that was expected, unless every contrast exists."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from ldm.data.layouts.dicom import Dicom
 from ldm.data.layouts.flat import Flat
 from ldm.data.layouts.hdf5 import HDF5
 from ldm.data.layouts.table import PARTS, SubjectTable
+from ldm.data.patients import patient_of, patient_pattern
 from ldm.errors import ConfigError, DataError
 from ldm.study import BRATS, KNOWN, LABELS, MASK_FILE, Contrasts
 from ldm.util import get_obj_from_str, instantiate_from_config, nearest
@@ -96,6 +98,21 @@ def detect_layout(
     best = max(found, key=lambda candidate: _weight(found[candidate]))
     _report_others(found, best)
     return best, best.subjects(found[best])
+
+
+def name_patients(subjects: Mapping[str, Subject], pattern: str) -> dict[str, Subject]:
+    """Return the subjects, each with the patient that ``data.params.patient`` finds in its id.
+
+    Raises:
+        ConfigError: CONFIG-VALUE, the pattern is wrong, or fits no id.
+    """
+    if not any(patient_pattern(pattern).fullmatch(i) for i in subjects):
+        raise ConfigError(
+            "CONFIG-VALUE",
+            f"data.params.patient is {pattern!r}, which fits no id, such as {next(iter(subjects))}",
+        )
+    named = {i: patient_of(i, pattern) for i in subjects}
+    return {i: replace(subject, examined=named[i]) for i, subject in subjects.items()}
 
 
 def summary(layout: Layout, subjects: Mapping[str, Subject]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from ldm.data.layouts.base import Entry, Layout, Subject
@@ -37,8 +38,8 @@ class SubjectTable(Layout):
 
     An empty cell is a contrast that does not exist. A path is relative to the CSV file;
     ``file.nii.gz#2`` is the third volume of a 4-D file, a folder is a DICOM series. ``split``
-    (``train``, ``val``, ``test``) and ``site`` are optional; other columns are passed over.
-    Separators are commas or semicolons.
+    (``train``, ``val``, ``test``), ``site`` and ``patient`` (of whom the subject is one
+    examination) are optional; other columns are passed over. Separators are commas or semicolons.
     """
 
     name = "CSV"
@@ -60,7 +61,13 @@ class SubjectTable(Layout):
         subjects = self.subjects(_entries(rows, path, columns))
         told = {row["id"]: row for row in rows}
         return {
-            i: Subject(i, s.files, _split(told[i], path), told[i].get("site") or None, told[i])
+            i: replace(
+                s,
+                split=_split(told[i], path),
+                site=told[i].get("site") or None,
+                columns=told[i],
+                examined=told[i].get("patient") or None,
+            )
             for i, s in subjects.items()
         }
 
