@@ -67,7 +67,7 @@ def brain_mask(inputs: Sequence[np.ndarray], case: str | None = None) -> np.ndar
     brain = reduce(np.logical_or, (array != (background(array) or 0) for array in inputs))
     if not brain.any():
         raise DataError(
-            "DATA-CONSTANT", "every input contrast is constant everywhere: check the files", case
+            "DATA-CONSTANT", "every input contrast is 0 everywhere: check the files", case
         )
     return brain
 
@@ -81,7 +81,8 @@ def background(array: np.ndarray) -> float | None:
     faces = [array.take((0, -1), axis).ravel() for axis in range(array.ndim)]
     values = np.concatenate(faces)
     value = np.median(values)
-    return float(value) if (values == value).mean() > 0.5 else None
+    is_shared = (values == value).mean() > 0.5 and bool((array != value).any())
+    return float(value) if is_shared else None
 
 
 def is_whole_head(inputs: Sequence[np.ndarray]) -> bool:

@@ -326,7 +326,7 @@ class Synthesiser:
             )
             return None
         read = {c: subject.files[c] for c in self.study.conditions if c in subject.files}
-        pattern = self.study.patient
+        pattern = self.study.data.get("patient")
         patient = subject.examined or patient_of(subject.id, pattern)
         known = identity(replace(subject, files=read, examined=patient))
         if other := same_patient(subject.id, known, self.seen):
