@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ldm.config import read_saved_config, trusted_targets, validate
 from ldm.errors import CheckpointError, OutputError, UnsafeError
-from ldm.storage import atomic_path
+from ldm.storage import atomic_path, run_folder
 from ldm.study import Study, build_model, read_study
 from ldm.util import refuse_untrusted_targets
 
@@ -190,7 +190,7 @@ def load_model(path: Path, trust: Collection[str] = ()) -> tuple[Any, Study, str
     """Build the model of a run or model folder and load its EMA weights.
 
     Args:
-        path: a run folder, or its ``model.safetensors``.
+        path: a run folder, its ``model.safetensors``, or a checkpoint of its training.
         trust: classes accepted beside those that the shipped configurations name.
 
     Returns:
@@ -199,13 +199,14 @@ def load_model(path: Path, trust: Collection[str] = ()) -> tuple[Any, Study, str
     Raises:
         CheckpointError: see :func:`read_model`; CKPT-MISMATCH. UnsafeError: UNSAFE-TARGET.
     """
-    folder = path if path.is_dir() else path.parent
-    tensors, metadata = read_model(folder / MODEL_FILE if path.is_dir() else path)
-    config = read_run_config(folder, trust)
+    is_checkpoint = path.suffix == ".ckpt"
+    file = path / MODEL_FILE if path.is_dir() else path
+    tensors, metadata = read_weights(file) if is_checkpoint else read_model(file)
+    config = read_run_config(run_folder(path), trust)
     study = read_study(config)
     model = build_model(config, study)
     require_same_state(model.state_dict(), tensors, path.name)
-    for fact, value in model.facts().items():
+    for fact, value in () if is_checkpoint else model.facts().items():
         if metadata.get(fact) != value:
             raise CheckpointError(
                 "CKPT-MISMATCH",
@@ -213,7 +214,7 @@ def load_model(path: Path, trust: Collection[str] = ()) -> tuple[Any, Study, str
                 f"of its {CONFIG_FILE}: restore the file",
             )
     model.load_state_dict(tensors)
-    return model.eval().requires_grad_(False), study, metadata["sha256"]
+    return model.eval().requires_grad_(False), study, tensor_digest(tensors)
 
 
 def study_of(path: Path, trust: Collection[str] = ()) -> Study:
@@ -222,7 +223,7 @@ def study_of(path: Path, trust: Collection[str] = ()) -> Study:
     Raises:
         CheckpointError, UnsafeError, ConfigError: see :func:`read_run_config`.
     """
-    return read_study(read_run_config(path if path.is_dir() else path.parent, trust))
+    return read_study(read_run_config(run_folder(path), trust))
 
 
 def read_run_config(folder: Path, trust: Collection[str] = ()) -> dict[str, Any]:

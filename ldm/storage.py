@@ -268,6 +268,13 @@ def kept(
     return known
 
 
+def run_folder(model: Path) -> Path:
+    """Return the run folder of a model: itself, or that of its model file or checkpoint."""
+    if model.is_dir():
+        return model
+    return model.parent.parent if model.suffix == ".ckpt" else model.parent
+
+
 def volume_digests(folder: Path) -> dict[str, str]:
     """Return file name -> SHA-256 of the volumes of a folder."""
     return {path.name: sha256(path) for path in sorted(folder.glob("*.nii*"))}

@@ -16,7 +16,7 @@ from ldm.benchmark.sweep import Cell, Quality
 from ldm.data.layouts import Layout, Subject
 from ldm.errors import CheckpointError, ConfigError, DsdiffError, OutputError, as_known_error
 from ldm.inference.synthesis import Synthesiser
-from ldm.storage import read_json, write_json
+from ldm.storage import read_json, run_folder, write_json
 
 
 def held_out(model: Path, ids: Sequence[str]) -> list[str]:
@@ -24,8 +24,7 @@ def held_out(model: Path, ids: Sequence[str]) -> list[str]:
 
     Empty where the run folder does not tell, or knows them all.
     """
-    folder = model if model.is_dir() else model.parent
-    cost = read_json(folder / "cost.json")
+    cost = read_json(run_folder(model) / "cost.json")
     train, val = (set(cost.get(f"{part}_subjects") or ()) for part in ("train", "val"))
     unseen = [i for i in ids if i not in train | val] or [i for i in ids if i in val - train]
     return unseen if cost else []

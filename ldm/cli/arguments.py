@@ -29,7 +29,9 @@ def add_layout_argument(parser: argparse.ArgumentParser) -> None:
 
 def add_subject_arguments(parser: argparse.ArgumentParser, written: str) -> None:
     """Declare a trained model, the subjects it is run on, and where ``written`` goes."""
-    parser.add_argument("model", type=Path, help="run folder, or its model.safetensors")
+    parser.add_argument(
+        "model", type=Path, help="run folder, its model.safetensors, or a checkpoint"
+    )
     parser.add_argument("--input", type=Path, required=True, metavar="FOLDER|CSV", help="subjects")
     add_layout_argument(parser)
     parser.add_argument(

@@ -30,9 +30,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train the student; ``dsdiff train --resume`` continues it."""
     from ldm.checkpoint import read_run_config
+    from ldm.storage import run_folder
     from ldm.training import run_training
 
-    folder = args.run_folder if args.run_folder.is_dir() else args.run_folder.parent
+    folder = run_folder(args.run_folder)
     teacher = read_run_config(folder, args.trust)
     config = student_config(teacher, args.run_folder, args.steps, args.config)
     if args.dry_run:

@@ -20,7 +20,7 @@ from ldm.data.layouts import Subject
 from ldm.data.manifest import DIGEST, read_manifest, state
 from ldm.data.patients import folded_patient, patient_of
 from ldm.errors import DataError
-from ldm.storage import cache_root, read_json, write_json
+from ldm.storage import cache_root, read_json, run_folder, write_json
 from ldm.study import KNOWN, LABELS, MASK_FILE
 
 SUBJECTS_FILE = "subjects.json"
@@ -116,8 +116,7 @@ def inherited(model: Mapping[str, Any]) -> Digests:
     seen: dict[str, Mapping[str, str]] = {}
     for path in (params.get("teacher"), *paths):
         if path:
-            run = Path(path)
-            seen |= read_seen(run if run.is_dir() else run.parent)
+            seen |= read_seen(run_folder(Path(path)))
     return seen
 
 

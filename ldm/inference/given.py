@@ -16,7 +16,7 @@ from ldm.data.layouts import Layout, Subject
 from ldm.data.nifti import Volume, decode_volume
 from ldm.data.volume_file import VolumeFile
 from ldm.errors import ConfigError, DataError, nearest
-from ldm.study import MASK_FILE
+from ldm.study import MASK_FILE, Study
 
 # a path, a nibabel image, or (array, affine)
 VolumeLike: TypeAlias = "str | Path | nib.spatialimages.SpatialImage | tuple[Any, Any]"
@@ -47,23 +47,24 @@ class GivenLayout(Layout):
 
 def given_subject(
     subject: str,
-    contrasts: Mapping[str, VolumeLike],
-    known: Sequence[str],
+    given: Mapping[str, VolumeLike | float],
+    study: Study,
     allow_missing: Sequence[str] = (),
 ) -> Subject:
-    """Return a subject whose volumes are given.
+    """Return a subject whose volumes, and numbers if the model takes any, are given.
 
     Args:
         subject: its id.
-        contrasts: contrast, or ``brain`` for a mask, -> volume.
-        known: contrasts that the model takes.
-        allow_missing: those of them that may be absent.
+        given: contrast, or ``brain`` for a mask, -> volume; covariate -> number.
+        study: what the model takes.
+        allow_missing: contrasts that may be absent.
 
     Raises:
-        ConfigError: CONFIG-UNKNOWN for a contrast that the model does not take.
+        ConfigError: CONFIG-UNKNOWN for a name that the model does not take.
         DataError: DATA-MISSING, DATA-FORMAT.
     """
-    for name in contrasts:
+    known = (*study.conditions, *study.covariates)
+    for name in given:
         if name not in (*known, MASK_FILE):
             raise ConfigError(
                 "CONFIG-UNKNOWN",
@@ -71,16 +72,20 @@ def given_subject(
                 f"{nearest(name, known)}: it takes {', '.join(known)}",
             )
     for name in known:
-        if name not in contrasts and name not in allow_missing:
+        if name not in given and name not in allow_missing:
+            kind = "NUMBER" if name in study.covariates else "FILE"
             raise DataError(
                 "DATA-MISSING",
-                f"no {name}: this model takes {', '.join(known)}; give {name}=FILE",
+                f"no {name}: this model takes {', '.join(known)}; give {name}={kind}",
                 subject,
             )
-    return Subject(subject, {name: as_file(name, v, subject) for name, v in contrasts.items()})
+    volumes = {name: value for name, value in given.items() if name not in study.covariates}
+    columns = {name.lower(): str(given[name]) for name in study.covariates if name in given}
+    files = {name: as_file(name, value, subject) for name, value in volumes.items()}
+    return Subject(subject, files, columns=columns)
 
 
-def as_file(name: str, volume: VolumeLike, case: str | None = None) -> VolumeFile:
+def as_file(name: str, volume: VolumeLike | float, case: str | None = None) -> VolumeFile:
     """Return a path, a nibabel image or ``(array, affine)`` as what the readers take.
 
     Raises:

@@ -22,7 +22,7 @@ from ldm.data.nifti import Geometry, encode_volume, write_volume
 from ldm.errors import DsdiffError, OutputError, as_known_error
 from ldm.storage import sha256, write_json
 
-DECISIVE = ("Synthetic", "inputs", "request")  # of a sidecar: what decides the voxels
+DECISIVE = ("Synthetic", "inputs", "request", "covariates")  # of a sidecar: what decides the voxels
 
 
 @dataclass
@@ -113,7 +113,7 @@ class SyntheticVolume:
                 OUT-IO.
         """
         path, sidecar = volume_paths(Path(folder), self.id, self.target)
-        same = {key: self.described[key] for key in DECISIVE}
+        same = {key: self.described[key] for key in DECISIVE if key in self.described}
         if is_written(path, sidecar, same, overwrite):
             return path
         write_json(sidecar, self.sidecar)

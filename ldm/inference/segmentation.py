@@ -107,8 +107,7 @@ class NetworkSegmenter:
             ConfigError: CONFIG-UNKNOWN for another name. DataError: an input is missing or cannot
                 be used. NonFiniteError.
         """
-        known = self.contrasts or ()
-        given = given_subject(subject, contrasts, known, self.allow_missing)
+        given = given_subject(subject, contrasts, self.trained.study, self.allow_missing)
         return self.segment(given, GivenLayout()).image
 
     def segment(self, subject: Subject, layout: Layout) -> Segmented:

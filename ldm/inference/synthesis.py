@@ -94,7 +94,7 @@ class Synthesiser:
         """Load a trained model.
 
         Args:
-            path: run folder or model folder, or the ``model.safetensors`` in it.
+            path: run folder or model folder, the ``model.safetensors`` in it, or a checkpoint.
             device: ``auto``, ``cpu``, ``cuda:1``, ``mps``.
             trust: classes accepted beside those that the shipped configurations name.
             progress: see the class.
@@ -138,7 +138,8 @@ class Synthesiser:
             subject: its name, which the noise depends on: with the id that it has in a folder, the
                 voxels are those of ``dsdiff sample`` on that folder.
             **given: each input contrast of the model (and ``brain``, a mask, where there is one) as
-                a path, a nibabel image or ``(array, affine)``; then options of :class:`Request`.
+                a path, a nibabel image or ``(array, affine)``; its covariates as numbers; then
+                options of :class:`Request`.
 
         Raises:
             ConfigError: CONFIG-UNKNOWN for another name. DataError: an input is missing or cannot
@@ -147,20 +148,18 @@ class Synthesiser:
         options = {name: given.pop(name) for name in OPTIONS if name in given}
         return self.at(**options).volume(subject, given).image
 
-    def volume(self, subject: str, contrasts: Mapping[str, VolumeLike]) -> SyntheticVolume:
+    def volume(self, subject: str, given: Mapping[str, VolumeLike | float]) -> SyntheticVolume:
         """Return the synthetic volume of one subject with all that is known of it.
 
         Args:
             subject: its name, see :meth:`__call__`.
-            contrasts: contrast -> path, nibabel image or ``(array, affine)``.
+            given: contrast -> path, nibabel image or ``(array, affine)``; covariate -> number.
 
         Raises:
             ConfigError, DataError, NonFiniteError: see :meth:`__call__`.
         """
-        known = self.study.conditions
-        return self.synthesise(
-            given_subject(subject, contrasts, known, self.request.allow_missing), GivenLayout()
-        )
+        missing = self.request.allow_missing
+        return self.synthesise(given_subject(subject, given, self.study, missing), GivenLayout())
 
     def volumes(
         self,
@@ -300,15 +299,22 @@ class Synthesiser:
     def _described(self, subject: Subject) -> dict[str, Any]:
         """Return what decides the voxels of a subject's volume."""
         inputs, request = self.trained.inputs(subject), self.request.to_dict(self.trained.digest)
-        return {"Synthetic": True, "inputs": inputs, "request": request}
+        described = {"Synthetic": True, "inputs": inputs, "request": request}
+        if names := self.study.covariates:  # text, because strict JSON knows no NaN
+            numbers = map(str, self._numbers(subject))
+            described["covariates"] = dict(zip(names, numbers, strict=True))
+        return described
 
     def _prepare(self, subject: Subject, layout: Layout) -> PreparedSubject:
         missing, nonfinite = self.request.allow_missing, self.request.nonfinite
         prepared = self.trained.prepare(subject, layout, missing, nonfinite)
+        return replace(prepared, numbers=self._numbers(subject))
+
+    def _numbers(self, subject: Subject) -> tuple[float, ...]:
+        """Return the covariates of a subject; NaN for those that need not be known."""
         names = self.study.covariates
-        known = subject.columns or not missing
-        numbers = subject.numbers(names) if known else (math.nan,) * len(names)
-        return replace(prepared, numbers=numbers)
+        known = subject.columns or not self.request.allow_missing
+        return subject.numbers(names) if known else (math.nan,) * len(names)
 
     def _others(self, prepared: PreparedSubject, items: int) -> dict[str, torch.Tensor]:
         """Return what the model is told beside the images, for a batch of items."""

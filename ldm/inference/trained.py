@@ -14,6 +14,7 @@ from ldm.data.layouts import Layout, Subject
 from ldm.data.prepare import Preparation, PreparedSubject, prepare_subject
 from ldm.environment import pick_device
 from ldm.errors import CheckpointError
+from ldm.storage import run_folder
 from ldm.study import MASK_FILE, Study
 
 
@@ -22,7 +23,7 @@ class TrainedModel:
     """A model in eval mode, on its device, and what it must be given.
 
     Args:
-        path: run folder, or its model file.
+        path: run folder, its model file, or a checkpoint.
         model: the LightningModule.
         digest: of its weights.
         study: what it was trained for.
@@ -40,7 +41,7 @@ class TrainedModel:
     @property
     def folder(self) -> Path:
         """The run folder."""
-        return self.path if self.path.is_dir() else self.path.parent
+        return run_folder(self.path)
 
     def require_missing_allowed(self, contrasts: Sequence[str]) -> None:
         """Refuse to leave out contrasts that the model always saw.
@@ -89,7 +90,7 @@ def load_for_inference(
     """Load the model of a run or model folder onto a device.
 
     Args:
-        path: run folder, or its ``model.safetensors``.
+        path: run folder, its ``model.safetensors``, or a checkpoint of its training.
         trust: classes accepted beside those that the shipped configurations name.
         device: as ``auto``, ``cpu``, ``cuda:1``.
 

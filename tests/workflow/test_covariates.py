@@ -2,7 +2,11 @@
 
 import csv
 
+import pytest
+
+from ldm import Synthesiser
 from ldm.cli.main import main
+from ldm.errors import DataError
 
 CONTRASTS = ("t1", "t1ce", "t2", "flair")
 OF_AGE = ["configs/covariates.yaml", "lightning.trainer.max_steps=3"]
@@ -32,6 +36,14 @@ def test_age_is_a_condition_by_yaml(tmp_path, patients, train):
         assert main(["sample", str(run), "--input", source, "--output", str(output)]) == 0
         volumes.append((output / "Phantom_0003_t1ce.nii.gz").read_bytes())
     assert volumes[0] == volumes[1] != volumes[2]
+    # the age is a part of the request: source is now that of 20
+    assert main(["sample", str(run), "--input", source, "--output", str(tmp_path / "out0")]) == 5
+
+    synthesiser, name = Synthesiser.load(run, device="cpu"), "Phantom_0003"
+    files = {c: patients / name / f"{name}_{c}.nii.gz" for c in ("t1", "t2", "flair")}
+    assert synthesiser.volume(name, {**files, "age": 70}).content == volumes[0]
+    with pytest.raises(DataError, match="no age: this model takes t1, t2, flair, age; give age=NU"):
+        synthesiser(**files)
 
 
 def test_a_folder_does_not_tell_the_age(tmp_path, patients, train, capsys):

@@ -173,6 +173,12 @@ def test_a_model_that_synthesises_nothing_says_what_it_is_for(segmenter_run, run
         Synthesiser.load(run_folder, allow_missing="t2")
 
 
+def test_a_checkpoint_of_the_last_step_is_the_model(synthesiser, run_folder):
+    loaded = Synthesiser.load(run_folder / "checkpoints/last.ckpt", device="cpu")
+    assert loaded.trained.digest == synthesiser.trained.digest
+    assert loaded.seen == synthesiser.seen and loaded.seen
+
+
 def test_a_patient_that_fails_does_not_stop_the_others(tmp_path, synthesiser, patients, caplog):
     shutil.copytree(patients, tmp_path / "source")
     damaged = tmp_path / "source/Phantom_0002/Phantom_0002_flair.nii.gz"

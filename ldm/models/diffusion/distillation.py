@@ -17,6 +17,7 @@ from ldm.models.diffusion.path import Denoise, Level, levels_of
 from ldm.models.diffusion.samplers import ddim
 from ldm.models.diffusion.schedule import Schedule
 from ldm.models.diffusion.wrapper import Conditions
+from ldm.storage import run_folder
 from ldm.study import read_study
 from ldm.util import instantiate_from_config, shows, targets_in
 
@@ -159,7 +160,7 @@ class Distillation(LatentDiffusion):
     def follow(self, path: Path, trust: list[str]) -> None:
         """Take the teacher of a run folder, and its weights to start from."""
         if self.teacher.config is None:
-            folder = path if path.is_dir() else path.parent
+            folder = run_folder(path)
             config = read_run_config(folder, trust)
             self.teacher.config = portable_teacher(config["model"])
             if (told := read_study(config).conditions) != self.conditions:
