@@ -1,0 +1,93 @@
+"""BIDS with derivatives: tissue is no tumour, and another space holds no candidates."""
+
+import pytest
+
+from ldm.data.layouts import detect_layout
+
+RAW = [f"sub-01/anat/sub-01_{s}.nii.gz" for s in ("T1w", "ce-gad_T1w", "T2w", "FLAIR")]
+
+
+def touch(root, *files: str) -> None:
+    for name in files:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"")
+
+
+def found(root, layout=None) -> dict[str, str]:
+    files = detect_layout(root, layout)[1]["sub-01"].files
+    return {contrast: file.path.name for contrast, file in files.items()}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "fmriprep/sub-01/anat/sub-01_dseg",
+        "fmriprep-23.1.4/sub-01/anat/sub-01_desc-aseg_dseg",
+        "fmriprep/sub-01/anat/sub-01_desc-aparcaseg_dseg",
+        "smriprep/sub-01/anat/sub-01_dseg",
+        "freesurfer/sub-01/anat/sub-01_desc-aseg_dseg",
+        "FastSurfer/sub-01/anat/sub-01_dseg",
+        "cat12/sub-01/anat/sub-01_dseg",
+        "synthseg/sub-01/anat/sub-01_dseg",
+        "ours/sub-01/anat/sub-01_atlas-AAL_dseg",
+        "ours/sub-01/anat/sub-01_label-hippocampus_mask",
+        "ours/sub-01/anat/sub-01_label-WM_mask",
+        "ours/sub-01/anat/sub-01_desc-carveme_dseg",
+        "experts/sub-01/anat/sub-01_space-MNI152NLin2009cAsym_label-lesion_mask",
+    ],
+)
+def test_a_map_of_tissue_or_of_another_space_is_no_tumour(tmp_path, name):
+    touch(tmp_path, *RAW, f"derivatives/{name}.nii.gz")
+    assert set(found(tmp_path)) == {"t1", "t1ce", "t2", "flair"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "experts/sub-01/anat/sub-01_label-tumor_mask",
+        "experts/sub-01/anat/sub-01_desc-lesion_dseg",
+        "experts/sub-01/anat/sub-01_dseg",
+        "experts/sub-01/anat/sub-01_space-T1w_label-lesion_mask",
+        "fmriprep/sub-01/anat/sub-01_label-lesion_mask",
+        "experts/sub-01/anat/sub-01_space-orig_desc-tumor_dseg",
+    ],
+)
+def test_a_mask_that_says_so_is_found_beside_all_outputs_of_a_pipeline(tmp_path, name):
+    prepared = "derivatives/fmriprep/sub-01/anat/sub-01"
+    endings = ("_dseg", "_desc-aseg_dseg", "_desc-aparcaseg_dseg", "_desc-brain_mask")
+    endings += ("_space-MNI152NLin2009cAsym_dseg", "_space-MNI152NLin2009cAsym_desc-brain_mask")
+    endings += (
+        "_space-MNI152NLin2009cAsym_desc-preproc_T1w",
+        "_desc-preproc_T1w",
+        "_label-GM_probseg",
+    )
+    touch(tmp_path, *RAW, *(f"{prepared}{e}.nii.gz" for e in endings), f"derivatives/{name}.nii.gz")
+    files = found(tmp_path)
+    assert files["seg"] == f"{name.rpartition('/')[2]}.nii.gz"
+    assert files["brain"] == "sub-01_desc-brain_mask.nii.gz"
+    assert files["t1"] == "sub-01_T1w.nii.gz"
+
+
+def test_the_folder_of_a_pipeline_is_read_in_the_space_of_the_images(tmp_path):
+    root = tmp_path / "fmriprep"
+    names = [
+        f"{space}desc-{d}" for space in ("", "space-MNI_") for d in ("preproc_T1w", "brain_mask")
+    ]
+    touch(root, *(f"sub-01/anat/sub-01_{n}.nii.gz" for n in [*names, "dseg", "space-MNI_dseg"]))
+    assert found(root) == {
+        "t1": "sub-01_desc-preproc_T1w.nii.gz",
+        "brain": "sub-01_desc-brain_mask.nii.gz",
+    }
+    choice = {"target": "ldm.data.layouts.BIDS", "params": {"select": {"space": "MNI"}}}
+    (root / "sub-01/anat/sub-01_desc-preproc_T1w.nii.gz").unlink()
+    assert found(root, choice) == {
+        "t1": "sub-01_space-MNI_desc-preproc_T1w.nii.gz",
+        "brain": "sub-01_space-MNI_desc-brain_mask.nii.gz",
+    }
+
+
+def test_the_user_names_a_mask(tmp_path):
+    touch(tmp_path, *RAW, "derivatives/ours/sub-01/anat/sub-01_desc-final_dseg.nii.gz")
+    assert "seg" not in found(tmp_path)
+    choice = {"target": "ldm.data.layouts.BIDS", "params": {"select": {"desc": "final"}}}
+    assert found(tmp_path, choice)["seg"] == "sub-01_desc-final_dseg.nii.gz"
