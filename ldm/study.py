@@ -98,9 +98,9 @@ class Contrasts:
         """The images: every contrast but labels and mask."""
         return tuple(name for name in self.known if name not in (LABELS, MASK_FILE))
 
-    def title(self, name: str) -> str:
-        """Return the name for captions, such as ``T1ce``."""
-        return self.known[name].title if name in self.known else name
+    def title(self, name: str | None) -> str:
+        """Return the name for captions, such as ``T1ce``; empty for none."""
+        return self.known[name].title if name in self.known else name or ""
 
     def named(self, text: str) -> str | None:
         """Return the contrast that a name of the field means, such as ``T1-Gd``, or None."""
@@ -293,8 +293,7 @@ def build_model(config: Mapping[str, Any], study: Study | None = None) -> Any:
     facts = (study or read_study(config)).facts()
     node = dict(config["model"])
     given = dict(node.get("params") or {})
-    read: dict[str, Callable[[Any], Any]]
-    read: dict[str, Any] = {"conditions": list, "covariates": list}
+    read: dict[str, Callable[[Any], Any]] = {"conditions": list, "covariates": list}
     read["image_size"] = lambda size: list(image_sides(size))
     repeated = [n for n in facts if n in given and read.get(n, _as_it_is)(given[n]) == facts[n]]
     node["params"] = {name: value for name, value in given.items() if name not in repeated}
