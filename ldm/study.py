@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import Any
 
 from ldm.errors import ConfigError
-from ldm.util import image_sides, instantiate_from_config
+from ldm.util import image_sides, instantiate_from_config, taken
 
 LABELS = "seg"
 MASK_FILE = "brain"  # a mask of the brain that someone else made
@@ -180,7 +180,7 @@ class Study:
     Args:
         conditions: input contrasts, in channel order.
         target: contrast to synthesise; None where ``seg`` is what is learned.
-        image_size: (H, W) of slices or (D, H, W) of patches; a side means a square.
+        image_size: (H, W) of slices or (D, H, W) of patches.
         neighbours: slices on each side that are further conditions (2.5-D); 0 for patches.
         covariates: columns of a table that are numbers of a patient, such as ``age``.
         contrasts: all that are known; those of the study are among them.
@@ -199,7 +199,7 @@ class Study:
     data: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        conditions = tuple(self.conditions)
+        conditions = self.conditions
         own = (*conditions, *([self.target] if self.target else []))
         twice = next((c for c in own if own.count(c) > 1), None)
         if twice is not None and conditions.count(twice) < 2:
@@ -207,9 +207,6 @@ class Study:
         if twice is not None or not conditions:
             listed = ", ".join(conditions)
             raise _bad(f"conditions is [{listed}]: name each contrast once, and one at least")
-        object.__setattr__(self, "conditions", conditions)
-        object.__setattr__(self, "covariates", tuple(self.covariates))
-        object.__setattr__(self, "image_size", image_sides(self.image_size))
         object.__setattr__(self, "contrasts", self.contrasts.with_own(names=own))
         if self.neighbours < 0:
             raise _bad(f"neighbours is {self.neighbours}: give 0 or more")
@@ -220,11 +217,30 @@ class Study:
             )
 
     @classmethod
-    def of(cls, params: Mapping[str, Any]) -> Study:
+    def of(
+        cls,
+        conditions: Sequence[str] = ("t1", "t2", "flair"),
+        target: str | None = "t1ce",
+        image_size: int | list[int] = 192,
+        neighbours: int = 0,
+        covariates: Sequence[str] = (),
+        contrasts: Mapping[str, str | list[str]] | None = None,
+    ) -> Study:
+        """Return the study of these parameters of ``data.params``.
+
+        Args:
+            conditions, target, neighbours, covariates: see the class.
+            image_size: side, or [H, W], that slices are cropped or padded to; of three numbers,
+                [D, H, W], the size of patches of the volumes, D along ``axis``.
+            contrasts: {contrast: its names in files and CSV columns}, beside those that are known.
+        """
+        sides, known = image_sides(image_size), KNOWN.with_own(contrasts)
+        return cls(tuple(conditions), target, sides, neighbours, tuple(covariates), known)
+
+    @classmethod
+    def read(cls, params: Mapping[str, Any]) -> Study:
         """Return the study of ``data.params``; what is not told has its default."""
-        own = ("conditions", "target", "image_size", "neighbours", "covariates")
-        told = {name: params[name] for name in own if name in params}
-        return cls(**told, contrasts=KNOWN.with_own(params.get("contrasts")), data=params)
+        return replace(cls.of(**taken(dict(params), cls.of)), data=params)
 
     @property
     def dims(self) -> int:
@@ -279,7 +295,7 @@ def read_study(config: Mapping[str, Any]) -> Study:
     data = config.get("data")
     if not isinstance(data, Mapping):
         raise ConfigError("CONFIG-MISSING", "there is no 'data' section: give its YAML")
-    return Study.of(data.get("params") or {})
+    return Study.read(data.get("params") or {})
 
 
 def build_model(config: Mapping[str, Any], study: Study | None = None) -> Any:

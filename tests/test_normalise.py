@@ -24,8 +24,10 @@ from ldm.data.normalise import (
     spread_through,
 )
 from ldm.data.phantom import write_phantoms
+from ldm.data.prepare import Preparation
 from ldm.errors import ConfigError, DataError
 from ldm.evaluation.case import Case, in_reference_units
+from ldm.study import Study
 from ldm.util import instantiate_from_config, refuse_untrusted_targets
 
 EXTREMES = np.linspace(-1, 1, 60, dtype=np.float32)
@@ -276,7 +278,7 @@ def test_each_contrast_has_its_own_normaliser():
             "t1ce": {"target": TARGETS + "PercentileNormaliser", "params": {"high": 99.9}},
         },
     }
-    normaliser = build_normaliser(config, ["t1", "t1ce"])
+    normaliser = build_normaliser(config)
     array = head_image().astype(float)
     brain = array > 0
     assert normaliser.fit(array, brain, "t1") == ZScoreNormaliser().fit(array, brain, "t1")
@@ -284,11 +286,11 @@ def test_each_contrast_has_its_own_normaliser():
     assert normaliser.fit(array, brain, "t1ce") == expected
     assert normaliser.to_dict()["t1ce"]["high"] == 99.9
     with pytest.raises(ConfigError, match=r"CONFIG-UNKNOWN.*t1ce is no contrast.*nearest: 't1'"):
-        build_normaliser(config, ["t1", "t2"])
+        Preparation.of(config).require_known(Study(("t1", "t2"), None))
 
 
 def test_robust_is_the_default():
-    assert isinstance(build_normaliser(None, ["t1"]), RobustNormaliser)
+    assert isinstance(build_normaliser(None), RobustNormaliser)
     assert isinstance(PerContrast().of("t1"), RobustNormaliser)
 
 

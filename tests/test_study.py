@@ -121,7 +121,7 @@ def test_a_spelling_that_no_file_can_have_is_refused(own, message):
     ],
 )
 def test_a_study_that_makes_no_sense_is_refused(params, message):
-    for make in (lambda: Study.of(params), lambda: ContrastDataModule(**params)):
+    for make in (lambda: Study.of(**params), lambda: ContrastDataModule(**params)):
         with pytest.raises(ConfigError, match=f"CONFIG-VALUE.*data.params.{message}"):
             make()
 

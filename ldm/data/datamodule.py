@@ -20,8 +20,8 @@ from ldm.data.slices import EndlessShuffle, PatchDataset, SliceDataset
 from ldm.data.split import split_subjects
 from ldm.errors import ConfigError, DataError
 from ldm.progress import Progress, silent
-from ldm.study import BATCH_SIZE, KNOWN, Study
-from ldm.util import evenly_spread, instantiate_from_config
+from ldm.study import BATCH_SIZE, Study
+from ldm.util import evenly_spread, instantiate_from_config, shows, taken
 
 
 class ContrastDataModule(pl.LightningDataModule):
@@ -29,38 +29,29 @@ class ContrastDataModule(pl.LightningDataModule):
 
     Args:
         root: folder of subjects, or CSV file.
-        conditions, target, image_size, neighbours, covariates: see :class:`ldm.study.Study`.
-        contrasts: {contrast: its names in files and CSV columns}, beside those that are known.
         train, val, test: ids, or a fraction (see :func:`ldm.data.split.split_subjects`).
         fold, folds: k-fold instead of a fraction.
         patient: a regular expression whose first group is, of an id, the patient; None: a column
             ``patient`` of a CSV, or the conventions of the field (:mod:`ldm.data.patients`).
         seed: seed of split, order and augmentation.
-        axis: ``axial``, ``coronal`` or ``sagittal``.
         min_brain: least share of a (brain-cropped) slice or patch that must be brain, to train on
             it.
         batch_size: slices or patches a step and process.
         val_slices: number of slices or patches, spread evenly over the validation subjects, that
             are sampled.
         condition_dropout: probability of hiding each contrast in training.
-        spacing: mm of a voxel to the right, to the front and up that all subjects are resampled
-            to; None: as they are stored.
-        interpolation: ``linear`` or ``cubic``, of the resampling.
-        mask: what is brain: ``auto``, ``nonzero`` or ``head``.
-        normaliser_config: ``target`` / ``params`` of a :class:`ldm.data.normalise.Normaliser`.
         augmentation_config: ``target`` / ``params`` of an augmentation, or None.
         num_workers: processes that load slices; None: 4 beside an accelerator, else 0.
         cache: folder of decoded subjects; None: ``$DSDIFF_CACHE`` or the user's cache folder.
         layout: naming of the files, see :func:`ldm.data.layouts.build_layout`; None: recognised.
+        **settings: the study (:meth:`ldm.study.Study.of`: conditions, target, size, ...) and the
+            preparation of its volumes (:meth:`ldm.data.prepare.Preparation.of`).
     """
 
+    @shows(Study.of, Preparation.of)
     def __init__(
         self,
         root: str | None = None,
-        conditions: Sequence[str] = Study.conditions,
-        target: str | None = Study.target,
-        covariates: Sequence[str] = (),
-        contrasts: Mapping[str, str | Sequence[str]] | None = None,
         train: list[str] | float | None = None,
         val: list[str] | float | None = 0.1,
         test: list[str] | float | None = None,
@@ -68,21 +59,15 @@ class ContrastDataModule(pl.LightningDataModule):
         folds: int = 5,
         patient: str | None = None,
         seed: int = 0,
-        axis: str = "axial",
-        image_size: int | list[int] = 192,
-        neighbours: int = 0,
         min_brain: float = 0.1,
         batch_size: int = BATCH_SIZE,
         val_slices: int = 8,
         condition_dropout: float = 0.0,
-        spacing: Sequence[float] | None = None,
-        interpolation: str = "linear",
-        mask: str = "auto",
-        normaliser_config: Mapping[str, Any] | None = None,
         augmentation_config: Mapping[str, Any] | None = None,
         num_workers: int | None = None,
         cache: str | None = None,
         layout: str | Mapping[str, Any] | None = None,
+        **settings: Any,
     ) -> None:
         super().__init__()
         _require_within("batch_size", batch_size, 1)
@@ -91,19 +76,17 @@ class ContrastDataModule(pl.LightningDataModule):
         _require_within("min_brain", min_brain, 0, 1)
         _require_within("condition_dropout", condition_dropout, 0, 1)
         self.root = Path(root) if root else None
-        known = KNOWN.with_own(contrasts)
-        self.study = Study(conditions, target, image_size, neighbours, covariates, known)
-        self.conditions, self.target = list(conditions), target
+        self.normaliser_config = settings.get("normaliser_config")
+        self.study = Study.of(**taken(settings, Study.of))
+        self.preparation = Preparation.of(**settings)
+        self.preparation.require_known(self.study)
+        self.conditions, self.target = list(self.study.conditions), self.study.target
         self.parts = {"train": train, "val": val, "test": test}
         self.fold, self.folds, self.seed, self.patient = fold, folds, seed, patient
-        self.image_size, self.neighbours = self.study.image_size, neighbours
+        self.image_size, self.neighbours = self.study.image_size, self.study.neighbours
         self.min_brain = min_brain
         self.batch_size, self.val_slices = batch_size, val_slices
         self.condition_dropout = condition_dropout
-        self.normaliser_config = normaliser_config
-        told = {"axis": axis, "spacing": spacing, "interpolation": interpolation, "mask": mask}
-        told["normaliser_config"] = normaliser_config
-        self.preparation = Preparation.of(self.study, told)
         self.augmentation_config = augmentation_config
         on_accelerator = torch.accelerator.is_available()
         self.num_workers = (4 if on_accelerator else 0) if num_workers is None else num_workers

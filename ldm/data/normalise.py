@@ -371,14 +371,11 @@ class PerContrast(Normaliser):
         return {**config, "params": learned}
 
 
-def build_normaliser(config: Mapping[str, Any] | None, contrasts: Sequence[str]) -> Normaliser:
+def build_normaliser(config: Mapping[str, Any] | None) -> Normaliser:
     """Return the normaliser that a configuration names; None means the robust default."""
     if not config:
         return RobustNormaliser()
-    normaliser = instantiate_from_config(config, where="data.params.normaliser_config")
-    if isinstance(normaliser, PerContrast):
-        normaliser.require_known(contrasts)
-    return normaliser
+    return instantiate_from_config(config, where="data.params.normaliser_config")
 
 
 def _rises(values: Sequence[float]) -> bool:

@@ -22,12 +22,14 @@ from ldm.data.normalise import (
     BACKGROUND,
     IntensityScale,
     Normaliser,
+    PerContrast,
     RobustNormaliser,
     build_normaliser,
 )
 from ldm.data.resample import ORDERS, Resampling
 from ldm.errors import ConfigError, DataError
 from ldm.study import LABELS, MASK_FILE, Study
+from ldm.util import taken
 
 MAX_VOXELS = 1 << 28  # of a resampled brain: 512 x 512 x 1024
 AXES = {"sagittal": 0, "coronal": 1, "axial": 2}  # index of the slice axis in RAS+
@@ -70,21 +72,46 @@ class Preparation:
             )
 
     @classmethod
-    def of(cls, study: Study, params: Mapping[str, Any] | None = None) -> Preparation:
-        """Return the preparation of a study.
+    def of(
+        cls,
+        normaliser_config: Mapping[str, Any] | None = None,
+        axis: str = "axial",
+        spacing: Sequence[float] | None = None,
+        interpolation: str = "linear",
+        mask: str = "auto",
+    ) -> Preparation:
+        """Return the preparation of these parameters of ``data.params``.
 
         Args:
-            params: ``data.params``; None: those that the study was read from.
+            normaliser_config: ``target`` / ``params`` of a
+                :class:`ldm.data.normalise.Normaliser`; None: the robust one.
+            axis, spacing, interpolation, mask: see the class.
 
         Raises:
             ConfigError: CONFIG-VALUE, or the normaliser cannot be built.
         """
-        params = study.data if params is None else params
-        told = {n: params[n] for n in ("axis", "interpolation", "mask") if n in params}
-        if spacing := params.get("spacing"):
-            told["spacing"] = tuple(map(float, spacing))
-        contrasts = [*study.conditions, study.target]
-        return cls(build_normaliser(params.get("normaliser_config"), contrasts), **told)
+        millimetres = spacing and tuple(map(float, spacing))
+        return cls(build_normaliser(normaliser_config), axis, millimetres, interpolation, mask)
+
+    @classmethod
+    def read(cls, study: Study) -> Preparation:
+        """Return the preparation that the configuration of a study tells.
+
+        Raises:
+            ConfigError: see :meth:`of` and :meth:`require_known`.
+        """
+        preparation = cls.of(**taken(dict(study.data), cls.of))
+        preparation.require_known(study)
+        return preparation
+
+    def require_known(self, study: Study) -> None:
+        """Refuse a normaliser of a contrast that is none of the study.
+
+        Raises:
+            ConfigError: CONFIG-UNKNOWN.
+        """
+        if isinstance(self.normaliser, PerContrast):
+            self.normaliser.require_known([*study.conditions, *filter(None, [study.target])])
 
     def to_dict(self) -> dict[str, Any]:
         """Return the choices, for a cache key."""

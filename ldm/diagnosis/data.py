@@ -102,7 +102,7 @@ def diagnose_data(
     Raises:
         DataError: there is no subject at all, or the split cannot be made.
     """
-    study = Study.of(data_params) if data_params else None
+    study = Study.read(data_params) if data_params else None
     layout, found = detect_layout(root, layout, study.contrasts if study else KNOWN)
     subjects = list(found.values())
     split = _split(list(found), data_params)

@@ -99,4 +99,4 @@ def load_for_inference(
     """
     path, place = Path(path), torch.device(pick_device(device))
     model, study, digest = load_model(path, trust)
-    return TrainedModel(path, model.to(place), digest, study, Preparation.of(study), place)
+    return TrainedModel(path, model.to(place), digest, study, Preparation.read(study), place)
