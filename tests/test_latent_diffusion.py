@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from ldm.callbacks.ema import EMA
 from ldm.errors import ConfigError
 from ldm.losses.prediction import PredictedBatch
 from ldm.models.diffusion.ddpm import LatentDiffusion
@@ -609,3 +610,37 @@ def test_an_anchor_that_cannot_be_is_refused(tmp_path):
         residual({"target": f"{ANCHORS}.RegressionAnchor"}, subtract="t1")
     with pytest.raises(ConfigError, match="which model is the anchor"):
         residual({"target": f"{ANCHORS}.ModelAnchor"})
+
+
+# ---- the learning rate and the average of the weights ---------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("schedule", "middle"),
+    [("constant", 1.0), ("cosine", 0.55), ("polynomial", 0.1 + 0.9 * 0.5**0.9)],
+)
+def test_the_learning_rate_follows_the_length_of_the_run(schedule, middle):
+    """Linear warm-up of 10 steps, then down to a tenth at step 110, and no further."""
+    model = plain(probe(), rate_schedule=schedule, warmup_steps=10, decay_steps=110, final_rate=0.1)
+    rates = [model.rate_factor(step) for step in (0, 10, 60, 110, 500)]
+    end = 1.0 if schedule == "constant" else 0.1
+    assert rates == pytest.approx([0.1, 1.0, middle, end, end])
+    with pytest.raises(ConfigError, match=r"rate_schedule is 'cosin': .* \(nearest: 'cosine'\)"):
+        plain(probe(), rate_schedule="cosin")
+
+
+@pytest.mark.parametrize("steps", [200, 2000])
+def test_the_average_is_as_long_as_a_share_of_the_run(steps):
+    """Half of the average of a long run is of its last ``half_life`` steps."""
+    ema = EMA(half_life=0.05)
+    ema.on_train_start(SimpleNamespace(max_steps=steps), None)
+    average, counts = torch.zeros(1), range(steps)
+    first_of_last = round(steps * 0.95)
+    for count in counts:  # what was seen before is 0, the last twentieth is 1
+        ema.average([average], [torch.tensor([float(count >= first_of_last)])], count)
+    assert average.item() == pytest.approx(0.5, abs=0.03)
+    endless = EMA(decay=0.9, half_life=0.05)
+    endless.on_train_start(SimpleNamespace(max_steps=-1), None)
+    assert endless.decay == 0.9
+    with pytest.raises(ConfigError, match="half_life is 4: give a share"):
+        EMA(half_life=4)

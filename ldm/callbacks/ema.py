@@ -7,6 +7,8 @@ import torch
 from pytorch_lightning.callbacks import WeightAveraging
 from torch import Tensor
 
+from ldm.errors import ConfigError
+
 
 class EMA(WeightAveraging):
     """Lightning's weight averaging with decay ``min(decay, (1 + n) / (10 + n))`` at update n.
@@ -16,11 +18,25 @@ class EMA(WeightAveraging):
 
     Args:
         decay: decay that the warm-up ends at.
+        half_life: share of the steps of the run after which weights count half in the average; in
+            place of ``decay`` where the run has a number of steps.
     """
 
-    def __init__(self, decay: float = 0.999) -> None:
-        self.decay = decay
+    def __init__(self, decay: float = 0.999, half_life: float | None = None) -> None:
+        if half_life is not None and not 0 < half_life < 1:
+            raise ConfigError(
+                "CONFIG-VALUE",
+                f"lightning.callbacks.ema.params.half_life is {half_life}: give a share of the run "
+                "between 0 and 1, as 0.04",
+            )
+        self.decay, self.half_life = decay, half_life
         super().__init__(multi_avg_fn=self.average, use_buffers=True)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take the decay from the length of the run."""
+        super().on_train_start(trainer, pl_module)
+        if self.half_life and trainer.max_steps > 0:
+            self.decay = 0.5 ** (1 / max(1.0, self.half_life * trainer.max_steps))
 
     @torch.no_grad()
     def average(self, averages: list[Tensor], values: list[Tensor], count: Tensor | int) -> None:

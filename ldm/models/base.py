@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from ldm.errors import NonFiniteError
+from ldm.errors import NonFiniteError, one_of
 from ldm.storage import stable_seed
 from ldm.util import instantiate_from_config
 
@@ -17,6 +18,12 @@ Config = Mapping[str, Any]
 ADAMW: Config = {
     "target": "torch.optim.AdamW",
     "params": {"lr": 2.0e-4, "weight_decay": 0.01, "fused": True},
+}
+# share of the height of the learning rate above its end, by the share of the decay that is over
+RATE_SCHEDULES: dict[str, Callable[[float], float]] = {
+    "constant": lambda progress: 1.0,
+    "cosine": lambda progress: (1 + math.cos(math.pi * progress)) / 2,  # Loshchilov & Hutter 2017
+    "polynomial": lambda progress: (1 - progress) ** 0.9,  # Isensee et al. 2021
 }
 
 
@@ -28,6 +35,10 @@ class RunModule(pl.LightningModule):
     Args:
         optimizer_config: ``target`` / ``params`` of a torch optimizer; None: :data:`ADAMW`.
         warmup_steps: steps over which the learning rate rises linearly.
+        rate_schedule: how it falls then: ``constant`` (not at all), ``cosine`` or ``polynomial``.
+        decay_steps: step at which it has fallen to ``final_rate`` of its height, the length of the
+            run; None, or -1 as of a run without an end: it does not fall.
+        final_rate: see ``decay_steps``.
         seed: seed of the training noise.
 
     Attributes:
@@ -37,9 +48,18 @@ class RunModule(pl.LightningModule):
     next_command: str
 
     def __init__(
-        self, optimizer_config: Config | None = ADAMW, warmup_steps: int = 100, seed: int = 0
+        self,
+        optimizer_config: Config | None = ADAMW,
+        warmup_steps: int = 100,
+        rate_schedule: str = "constant",
+        decay_steps: int | None = None,
+        final_rate: float = 0.01,
+        seed: int = 0,
     ) -> None:
         super().__init__()
+        one_of("model.params.rate_schedule", rate_schedule, RATE_SCHEDULES)
+        self.rate_schedule, self.decay_steps = RATE_SCHEDULES[rate_schedule], decay_steps
+        self.final_rate = final_rate
         self.optimizer_config = optimizer_config or ADAMW
         self.warmup_steps, self.seed = warmup_steps, seed
 
@@ -104,8 +124,13 @@ class RunModule(pl.LightningModule):
         self.log_dict(metrics, prog_bar=True, batch_size=len(images), sync_dist=True)
 
     def rate_factor(self, step: int) -> float:
-        """Return the share of the learning rate at a step: a linear warm-up."""
-        return min(1.0, (step + 1) / max(1, self.warmup_steps))
+        """Return the share of the learning rate at a step: linear warm-up, then the schedule."""
+        warm = min(1.0, (step + 1) / max(1, self.warmup_steps))
+        if self.decay_steps is None or self.decay_steps < 1:
+            return warm
+        span = max(1, self.decay_steps - self.warmup_steps)
+        progress = min(1.0, max(0.0, (step - self.warmup_steps) / span))
+        return warm * (self.final_rate + (1 - self.final_rate) * self.rate_schedule(progress))
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Return the optimizer, with its schedule counted in steps."""

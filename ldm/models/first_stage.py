@@ -14,7 +14,7 @@ from ldm.losses.autoencoder import AutoencoderLoss
 from ldm.models.base import Config, RunModule
 from ldm.modules.diffusionmodules.util import crop_to, pad_to_multiple
 from ldm.study import Study
-from ldm.util import evenly_spread, image_sides, instantiate_from_config
+from ldm.util import evenly_spread, image_sides, instantiate_from_config, shows
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ class FirstStageTraining(RunModule):
         conditions, image_size: see :class:`ldm.study.Study`; with the target, they are learned.
         scale_slices: slices, spread evenly over the training patients, on which the scale of the
             latents is measured at each save.
-        optimizer_config, warmup_steps, seed: see :class:`RunModule`.
+        **settings: see :class:`RunModule`.
     """
 
     next_command = (
@@ -37,6 +37,7 @@ class FirstStageTraining(RunModule):
         "model.params.first_stage_config.params.path={run}"
     )
 
+    @shows(RunModule)
     def __init__(
         self,
         autoencoder_config: Config,
@@ -44,11 +45,9 @@ class FirstStageTraining(RunModule):
         conditions: Sequence[str] = Study.conditions,
         image_size: int | list[int] = 192,
         scale_slices: int = 64,
-        optimizer_config: Config | None = None,
-        warmup_steps: int = 100,
-        seed: int = 0,
+        **settings: Any,
     ) -> None:
-        super().__init__(optimizer_config, warmup_steps, seed)
+        super().__init__(**settings)
         self.autoencoder: nn.Module = instantiate_from_config(
             autoencoder_config, where="model.params.autoencoder_config"
         )

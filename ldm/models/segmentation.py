@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,6 +24,7 @@ from ldm.util import (
     instantiate_from_config,
     require_dims,
     resolve_target,
+    shows,
 )
 
 WHERE = "model.params.unet_config"
@@ -50,14 +50,12 @@ class Segmentation(RunModule):
             for a network with ``deep_supervision``.
         threshold: probability from which a voxel is in a region.
         overlap: of the windows, along each axis, in [0, 1).
-        optimizer_config, warmup_steps, seed: see :class:`RunModule`.
-        decay_steps: step at which the learning rate, after its warm-up, has fallen to
-            ``final_rate`` of its height along a cosine; None, or -1 as of a run without an end: it
-            does not fall.
+        rate_schedule, **settings: see :class:`RunModule`.
     """
 
     next_command = "dsdiff segment predict {run} --input SUBJECTS --output PREDICTIONS"
 
+    @shows(RunModule)
     def __init__(
         self,
         unet_config: Config,
@@ -69,17 +67,13 @@ class Segmentation(RunModule):
         supervision: float = 0.5,
         threshold: float = 0.5,
         overlap: float = 0.25,
-        optimizer_config: Config | None = None,
-        warmup_steps: int = 100,
-        decay_steps: int | None = None,
-        final_rate: float = 0.01,
-        seed: int = 0,
+        rate_schedule: str = "cosine",
+        **settings: Any,
     ) -> None:
-        super().__init__(optimizer_config, warmup_steps, seed)
+        super().__init__(rate_schedule=rate_schedule, **settings)
         self.regions, self.conditions = region_names(regions), tuple(conditions)
         self.window, self.neighbours = image_sides(image_size), neighbours
         self.supervision, self.threshold, self.overlap = supervision, threshold, overlap
-        self.decay_steps, self.final_rate = decay_steps, final_rate
         self.loss_config = loss_config or {"target": "ldm.losses.segmentation.BCEDiceLoss"}
         self.loss: SegmentationLoss = instantiate_from_config(
             self.loss_config, where="model.params.loss_config"
@@ -161,16 +155,6 @@ class Segmentation(RunModule):
     def measure(self, data: Any) -> dict[str, Any]:
         """Return the patients that the weights have seen."""
         return {"train_subjects": data.split["train"]}
-
-    def rate_factor(self, step: int) -> float:
-        """Return the share of the learning rate at a step: linear warm-up, then half a cosine."""
-        warm = super().rate_factor(step)
-        if self.decay_steps is None or self.decay_steps < 1:
-            return warm
-        span = max(1, self.decay_steps - self.warmup_steps)
-        progress = min(1.0, max(0.0, (step - self.warmup_steps) / span))
-        cosine = (1 + math.cos(math.pi * progress)) / 2
-        return warm * (self.final_rate + (1 - self.final_rate) * cosine)
 
     def images(self, condition: Tensor, presence: Tensor) -> Tensor:
         """Return what the network sees of condition (B, N*M, *S): padded, and an absent contrast,
