@@ -612,7 +612,7 @@ def test_an_anchor_that_cannot_be_is_refused(tmp_path):
         residual({"target": f"{ANCHORS}.ModelAnchor"})
 
 
-# ---- the learning rate and the average of the weights ---------------------------------------------
+# ---- the learning rate and the average of the weights --------------------------------------------
 
 
 @pytest.mark.parametrize(

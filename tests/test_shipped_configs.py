@@ -63,13 +63,16 @@ def test_benchmark_plans_are_valid(name, tmp_path):
     assert all(training.config["model"]["params"]["unet_config"] for training in trainings)
 
 
-@pytest.mark.parametrize("name", sorted(p.name for p in (ROOT / "process").glob("*.yaml")))
+CHANGES = [p for folder in ("process", "objective") for p in (ROOT / folder).glob("*.yaml")]
+
+
+@pytest.mark.parametrize("name", sorted(p.relative_to(ROOT).as_posix() for p in CHANGES))
 def test_processes_build_behind_a_backbone(name, capsys):
     """One that starts from a trained run says that it needs it."""
-    files = ["configs/backbone/dit_tiny.yaml", f"configs/process/{name}"]
+    files = ["configs/backbone/dit_tiny.yaml", f"configs/{name}"]
     code = main(["train", *files, "data.params.image_size=32", "--dry-run"])
     printed = capsys.readouterr()
-    if name == "posterior_mean_flow.yaml":
+    if name == "process/posterior_mean_flow.yaml":
         assert code == 2 and "anchor_config.params.path=RUN" in printed.err
     else:
         assert code == 0 and "parameters" in printed.out

@@ -63,6 +63,8 @@ def run(args: argparse.Namespace) -> int:
     subjects = select_subjects(found, ids or None)
     with folder_lock(args.output):
         own = {"sampler": None, "steps": None, "eta": None}  # of the cells, not of the model
+        if args.temperature is None:  # the posterior mean has no steps to count
+            own["temperature"] = 1.0
         synthesiser = load_synthesiser(argparse.Namespace(**{**vars(args), **own}))
         files = {s.id: {c: file.sha256() for c, file in s.files.items()} for s in subjects}
         folders = (args.input, layout, subjects, args.output, files)

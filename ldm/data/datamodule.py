@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 from ldm.data.cache import CachedSubject, cached_subject
 from ldm.data.layouts import Subject, detect_layout, name_patients, summary
 from ldm.data.prepare import Preparation, load_subject
-from ldm.data.slices import EndlessShuffle, PatchDataset, SliceDataset
+from ldm.data.slices import Drawing, EndlessShuffle, PatchDataset, SliceDataset, abnormality_of
 from ldm.data.split import split_subjects
 from ldm.errors import ConfigError, DataError
+from ldm.intensity import ABNORMAL_IN
 from ldm.progress import Progress, silent
 from ldm.study import BATCH_SIZE, Study
 from ldm.util import evenly_spread, instantiate_from_config, shows, taken
@@ -34,21 +36,19 @@ class ContrastDataModule(pl.LightningDataModule):
         patient: a regular expression whose first group is, of an id, the patient; None: a column
             ``patient`` of a CSV, or the conventions of the field (:mod:`ldm.data.patients`).
         seed: seed of split, order and augmentation.
-        min_brain: least share of a (brain-cropped) slice or patch that must be brain, to train on
-            it.
         batch_size: slices or patches a step and process.
         val_slices: number of slices or patches, spread evenly over the validation subjects, that
             are sampled.
-        condition_dropout: probability of hiding each contrast in training.
         augmentation_config: ``target`` / ``params`` of an augmentation, or None.
         num_workers: processes that load slices; None: 4 beside an accelerator, else 0.
         cache: folder of decoded subjects; None: ``$DSDIFF_CACHE`` or the user's cache folder.
         layout: naming of the files, see :func:`ldm.data.layouts.build_layout`; None: recognised.
-        **settings: the study (:meth:`ldm.study.Study.of`: conditions, target, size, ...) and the
-            preparation of its volumes (:meth:`ldm.data.prepare.Preparation.of`).
+        **settings: the study (:meth:`ldm.study.Study.of`: conditions, target, size, ...), the
+            preparation of its volumes (:meth:`ldm.data.prepare.Preparation.of`) and what is drawn
+            of them (:class:`ldm.data.slices.Drawing`).
     """
 
-    @shows(Study.of, Preparation.of)
+    @shows(Study.of, Preparation.of, Drawing)
     def __init__(
         self,
         root: str | None = None,
@@ -59,10 +59,8 @@ class ContrastDataModule(pl.LightningDataModule):
         folds: int = 5,
         patient: str | None = None,
         seed: int = 0,
-        min_brain: float = 0.1,
         batch_size: int = BATCH_SIZE,
         val_slices: int = 8,
-        condition_dropout: float = 0.0,
         augmentation_config: Mapping[str, Any] | None = None,
         num_workers: int | None = None,
         cache: str | None = None,
@@ -73,8 +71,11 @@ class ContrastDataModule(pl.LightningDataModule):
         _require_within("batch_size", batch_size, 1)
         _require_within("val_slices", val_slices, 1)
         _require_within("num_workers", num_workers or 0, 0)
-        _require_within("min_brain", min_brain, 0, 1)
-        _require_within("condition_dropout", condition_dropout, 0, 1)
+        drawing = Drawing(**taken(settings, Drawing))
+        for name, value in asdict(drawing).items():
+            _require_within(name, value, 0, 1)
+        self.min_brain, self.condition_dropout = drawing.min_brain, drawing.condition_dropout
+        self.abnormal_share = drawing.abnormal_share
         self.root = Path(root) if root else None
         self.normaliser_config = settings.get("normaliser_config")
         self.study = Study.of(**taken(settings, Study.of))
@@ -84,9 +85,7 @@ class ContrastDataModule(pl.LightningDataModule):
         self.parts = {"train": train, "val": val, "test": test}
         self.fold, self.folds, self.seed, self.patient = fold, folds, seed, patient
         self.image_size, self.neighbours = self.study.image_size, self.study.neighbours
-        self.min_brain = min_brain
         self.batch_size, self.val_slices = batch_size, val_slices
-        self.condition_dropout = condition_dropout
         self.augmentation_config = augmentation_config
         on_accelerator = torch.accelerator.is_available()
         self.num_workers = (4 if on_accelerator else 0) if num_workers is None else num_workers
@@ -170,8 +169,24 @@ class ContrastDataModule(pl.LightningDataModule):
         rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
         drawn = trainer.fit_loop.epoch_loop.batch_progress.total.ready if trainer else 0
         start = drawn * self.batch_size * world
-        sampler = EndlessShuffle(len(self.train_slices), self.seed, start, rank, world)
+        sampler = EndlessShuffle(
+            len(self.train_slices), self.seed, start, rank, world, *self._abnormal()
+        )
         return self._loader(self.train_slices, sampler=sampler)
+
+    def _abnormal(self) -> tuple[np.ndarray | None, float]:
+        """Return how abnormal each training example is, and the share that is drawn by it."""
+        if not self.abnormal_share:
+            return None, 0.0
+        guide = next((name for name in ABNORMAL_IN if name in self.conditions), None)
+        if guide is None:
+            raise ConfigError(
+                "CONFIG-VALUE",
+                f"data.params.abnormal_share is {self.abnormal_share}, but no condition shows what "
+                f"is abnormal ({' or '.join(ABNORMAL_IN)}): give 0",
+            )
+        channel = self.neighbours * len(self.conditions) + self.conditions.index(guide)
+        return abnormality_of(self.train_slices, channel), self.abnormal_share
 
     def val_dataloader(self) -> DataLoader | list:
         """Return a few slices spread over the validation subjects, in one order."""

@@ -17,10 +17,10 @@ from scipy.ndimage import gaussian_filter1d
 from scipy.signal import find_peaks
 
 from ldm.errors import ConfigError, DataError
+from ldm.intensity import BACKGROUND, LOWER, UPPER
 from ldm.study import T1_WEIGHTED
 from ldm.util import instantiate_from_config, nearest
 
-BACKGROUND = -1.0
 BINS = 512  # of the histogram in which white matter is looked for
 
 
@@ -117,7 +117,7 @@ class Normaliser:
             agent's enhancement is kept.
     """
 
-    def __init__(self, lower: float = -4.0, upper: float = 8.0) -> None:
+    def __init__(self, lower: float = LOWER, upper: float = UPPER) -> None:
         if not lower < upper:
             raise ValueError(f"lower {lower} must be below upper {upper}")
         self.lower, self.upper = float(lower), float(upper)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,28 @@ from torch.utils.data import Dataset, Sampler
 from ldm.data.cache import CachedSubject
 from ldm.data.normalise import BACKGROUND
 from ldm.data.prepare import fit_size
+from ldm.intensity import abnormality
 from ldm.storage import stable_seed
 
+ABNORMAL_WIDTH = 2.0  # voxels, of the surroundings that say how abnormal a voxel is
 TRIES = 20  # random places of a patch, to find one with enough brain
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """Which slices or patches a training sees, each number from 0 to 1.
+
+    Args:
+        min_brain: least share of a (brain-cropped) slice or patch that must be brain, to train on
+            it.
+        condition_dropout: probability of hiding each contrast in training.
+        abnormal_share: share of the training examples that are drawn by how much of them is
+            abnormal (bright in FLAIR, or in T2 where that is no condition); the others alike.
+    """
+
+    min_brain: float = 0.1
+    condition_dropout: float = 0.0
+    abnormal_share: float = 0.0
 
 
 def with_neighbours(slices: np.ndarray, index: int, neighbours: int) -> np.ndarray:
@@ -199,6 +219,19 @@ class PatchDataset(SliceDataset):
         return images | {n: maps[n][(depth, *plane)][None] for n in self.arrays if n != "slices"}
 
 
+def abnormality_of(slices: SliceDataset, channel: int) -> np.ndarray:
+    """Return how much of each example (N,) is abnormal, by a channel of its conditions.
+
+    The sum over its voxels, see :func:`ldm.intensity.abnormality`.
+    """
+    sums = np.zeros(len(slices))
+    for index in range(len(slices)):
+        item = slices[index]
+        image, brain = item["condition"][channel][None, None], item["brain"][None]
+        sums[index] = abnormality(image, brain, ABNORMAL_WIDTH).sum()
+    return sums
+
+
 class EndlessShuffle(Sampler):
     """Yields ``(index, seed)`` for ever, pass after pass; the order is a function of (seed, pass).
 
@@ -210,13 +243,24 @@ class EndlessShuffle(Sampler):
         seed: seed of the order and of the augmentation.
         start: examples already drawn (by all ranks together).
         rank, world_size: this process draws every ``world_size``-th example.
+        weights: (length,) of the examples, by which a share of them is drawn instead.
+        share: of the examples that are drawn by ``weights``.
     """
 
     def __init__(
-        self, length: int, seed: int, start: int = 0, rank: int = 0, world_size: int = 1
+        self,
+        length: int,
+        seed: int,
+        start: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        weights: np.ndarray | None = None,
+        share: float = 0.0,
     ) -> None:
         self.length, self.seed, self.start = length, seed, start
         self.rank, self.world_size = rank, world_size
+        self.share = share if weights is not None and weights.sum() > 0 else 0.0
+        self.reach = np.cumsum(weights) / np.sum(weights) if self.share else None
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         position = self.start + self.rank
@@ -226,5 +270,17 @@ class EndlessShuffle(Sampler):
             if turn != current:
                 rng = np.random.default_rng(stable_seed(self.seed, "order", turn))
                 current, order = turn, rng.permutation(self.length)
-            yield int(order[offset]), stable_seed(self.seed, "augment", position)
+            yield (
+                self._drawn(position, int(order[offset])),
+                stable_seed(self.seed, "augment", position),
+            )
             position += self.world_size
+
+    def _drawn(self, position: int, index: int) -> int:
+        """Return the example of a position: that of the pass, or now and then one by weight."""
+        if self.reach is None:
+            return index
+        rng = np.random.default_rng(stable_seed(self.seed, "weighted", position))
+        if rng.random() >= self.share:
+            return index
+        return min(int(np.searchsorted(self.reach, rng.random(), "right")), self.length - 1)

@@ -70,6 +70,27 @@ class Sparsity(nn.Module):
         return {"sparsity": self.weight * prediction.x_0.abs().mean()}
 
 
+class Expectile(nn.Module):
+    """What makes of the squared error that of an expectile (Newey & Powell 1987), ``expectile``.
+
+    With ``loss_type: l2`` an error ``r = target - x_0`` weighs ``1 + asymmetry`` where it is
+    positive and ``1 - asymmetry`` where it is negative: the minimum is the expectile
+    ``(1 + asymmetry) / 2`` in place of the mean.
+
+    Args:
+        asymmetry: from -1 to 1.
+    """
+
+    def __init__(self, asymmetry: float = 0.5) -> None:
+        super().__init__()
+        self.asymmetry = asymmetry
+
+    def forward(self, prediction: PredictedBatch) -> dict[str, Tensor]:
+        """Return the term."""
+        error = prediction.target - prediction.x_0
+        return {"expectile": self.asymmetry * (error.sign() * error.square()).mean()}
+
+
 def build_losses(
     loss_config: Mapping[str, Any], sparsity: float, without_features: str | None
 ) -> nn.ModuleDict:

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from ldm.checkpoint import read_run_config, read_weights, require_same_state
 from ldm.errors import CheckpointError, ConfigError, DataError, one_of
+from ldm.intensity import BACKGROUND
 from ldm.models.base import Config
 from ldm.models.diffusion.noise import KeyedNoise
 from ldm.modules.polynomial import polynomial
 from ldm.study import read_study
 from ldm.util import evenly_spread, instantiate_from_config
 
-BACKGROUND = -1.0
 FITTED_SLICES = 2000  # spread evenly over the training slices: a regression has few coefficients
 
 

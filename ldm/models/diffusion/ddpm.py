@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ldm.errors import ConfigError
 from ldm.losses.prediction import PredictedBatch, build_losses
+from ldm.losses.weights import VoxelWeights
 from ldm.models.base import Config, RunModule, places
 from ldm.models.diffusion.gaussian import LEARNED
 from ldm.models.diffusion.guidance import THRESHOLDS, guide
@@ -45,6 +46,8 @@ class LatentDiffusion(RunModule):
             name.
         sparsity: weight of a :class:`~ldm.losses.prediction.Sparsity` among them; none where
             ``subtract=auto`` found nothing to subtract, because a target itself is not sparse.
+        voxel_weight_config: ``target`` / ``params`` of how much the error of each voxel counts,
+            see :mod:`ldm.losses.weights`; None: all alike.
         timesteps_config: ``target`` / ``params`` of the sampler of training timesteps.
         drop_all: probability that a training item loses all its conditions, for guidance.
         **settings: the process (:class:`GaussianProcess`), its space (:class:`LatentSpace`), how it
@@ -70,6 +73,7 @@ class LatentDiffusion(RunModule):
         cond_stage_config: Config | None = None,
         loss_config: Mapping[str, Config | None] | None = None,
         sparsity: float = 0.1,
+        voxel_weight_config: Config | None = None,
         timesteps_config: Config = UNIFORM,
         drop_all: float = 0.0,
         **settings: Any,
@@ -112,6 +116,7 @@ class LatentDiffusion(RunModule):
             0.0 if self.space.has_no_native else sparsity,
             None if self.model.gives_features else type(self.model.diffusion_model).__name__,
         )
+        self.voxel_weights = VoxelWeights(voxel_weight_config, self.conditions, neighbours)
         self.drop_all = drop_all
         self.last_fit: tuple[Tensor, Tensor] | None = None
 
@@ -169,7 +174,7 @@ class LatentDiffusion(RunModule):
         """
         told = batch["condition"], batch["presence"]
         return {
-            IMAGES: images,
+            IMAGES: self.space.inputs(images, batch["presence"]),
             **self.model.others(batch),
             **self.space.anchor_of(images, *told),
         }
@@ -184,11 +189,12 @@ class LatentDiffusion(RunModule):
             noised = self.process.at_mean(noised, means)
         output, features = self.output_and_features(noised.x_t, noised.t, self.drop(given))
         estimate = self.process.estimate(output, noised.x_t, noised.t)
-        losses = self.process.loss(estimate, noised)["loss"]
+        weights = self.voxel_weights(batch, x_0.shape[2:])
+        losses = self.process.loss(estimate, noised, weights)["loss"]
         if self.training and means < len(x_0):
             self.last_fit = t[means:], losses[means:].detach()
             self.timesteps.update(*self.last_fit)
-        of_means = self.process.mean_loss(estimate, noised)[:means]
+        of_means = self.process.mean_loss(estimate, noised, weights)[:means]
         fit = torch.cat([of_means, importance[means:] * losses[means:]])
         prediction = self.prediction(estimate.x_0, noised, features, given, batch)
         return self.total_loss(fit.mean(), prediction)
@@ -197,14 +203,8 @@ class LatentDiffusion(RunModule):
         """Return the conditions as training shows them: now and then none of an item's."""
         if not self.drop_all or not self.training:
             return given
-        kept = (torch.rand(len(given[IMAGES])) >= self.drop_all).to(given[IMAGES].device)
-        absent = self.model.absent(given)
-        return {
-            name: torch.where(
-                kept.view(-1, *[1] * (value.ndim - 1)), value, absent.get(name, value)
-            )
-            for name, value in given.items()
-        }
+        kept = torch.rand(len(given[IMAGES])) >= self.drop_all
+        return self.model.kept(given, kept)
 
     def output_and_features(
         self, x_t: Tensor, t: Tensor, given: Conditions

@@ -230,6 +230,10 @@ class Distillation(LatentDiffusion):
         prediction = self.prediction(estimate.x_0, noised, features, given, batch)
         return self.total_loss(fit.mean(), prediction)
 
+    def path(self, steps: int, temperature: float) -> int:
+        """Return the number of steps: a student follows its teacher without noise too."""
+        return steps
+
     def states(self, x_0: Tensor, given: Conditions, step: int, t: Tensor) -> Tensor:
         """Return x_t (B, C, h, w) at the start of a step: noised data, or where the student is."""
         noise = torch.randn(x_0.shape).to(x_0.device)

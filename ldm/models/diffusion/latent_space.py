@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ldm.errors import ConfigError
+from ldm.intensity import BACKGROUND, standard_units
 from ldm.models.base import Config
 from ldm.models.diffusion.anchors import build_anchor
 from ldm.models.diffusion.latent_cache import LatentCache
@@ -45,6 +46,9 @@ class LatentSpace:
             network shrink by ``gain``. ``auto``: the contrast that an agent turns into the target,
             T1 for T1ce, where it is a condition, else None.
         gain: see ``subtract``; brings the subtraction image to about unit variance.
+        standard_inputs: whether the network sees the conditions of pixel space in units of healthy
+            tissue, background 0 (see :func:`ldm.intensity.standard_units`), and not from -1 to 1,
+            where the brain is a sixth of the range and the background outweighs it.
         anchor_config: ``target`` / ``params`` of what is subtracted in place of a contrast, see
             :mod:`ldm.models.diffusion.anchors`.
     """
@@ -60,6 +64,7 @@ class LatentSpace:
         subtract: str | None = AUTO,
         gain: float = 5.0,
         anchor_config: Config | None = None,
+        standard_inputs: bool = False,
     ) -> None:
         self.first_stage = instantiate_from_config(
             first_stage_config or PIXELS, where="model.params.first_stage_config"
@@ -73,6 +78,7 @@ class LatentSpace:
         if is_auto := subtract == AUTO:
             subtract = None if anchor_config else native_of(target, conditions)
         facts = {"conditions": list(conditions), "neighbours": neighbours}
+        self.standard_inputs = standard_inputs and self.downsampling == 1
         self.anchor, self.gain = build_anchor(subtract, anchor_config, facts), gain
         self.has_no_native = is_auto and self.anchor is None
 
@@ -167,6 +173,14 @@ class LatentSpace:
             return self.cache.encode(batch, self.encode)
         condition = self.encode_condition(batch["condition"], batch["presence"])
         return condition, self.encode(batch["target"])
+
+    def inputs(self, encoded: Tensor, presence: Tensor) -> Tensor:
+        """Return what the network sees of encoded conditions (B, N*M*C, *s), presence (B, M)."""
+        if not self.standard_inputs:
+            return encoded
+        present = presence.repeat(1, encoded.shape[1] // presence.shape[1])
+        shown = present[(..., *[None] * (encoded.ndim - 2))] & (encoded != BACKGROUND)
+        return torch.where(shown, standard_units(encoded), 0.0)
 
     def anchor_of(self, encoded: Tensor, condition: Tensor, presence: Tensor) -> dict[str, Tensor]:
         """Return the anchor's latents (B, C, *s), by its name; nothing where there is none.

@@ -162,9 +162,11 @@ class GaussianProcess:
         eps[:count] = self.through(x_0[:count], x_t[:count], t[:count]).eps
         return Noised(x_0, eps, t, x_t)
 
-    def mean_loss(self, estimate: Estimate, noised: Noised) -> Tensor:
-        """Return the error of x_0 (B,), the loss of items at :meth:`at_mean`."""
-        return self.error(estimate.x_0, noised.x_0).flatten(1).mean(dim=1)
+    def mean_loss(
+        self, estimate: Estimate, noised: Noised, weights: Tensor | float = 1.0
+    ) -> Tensor:
+        """Return the error of x_0 (B,), the loss of items at :meth:`at_mean`; see :meth:`loss`."""
+        return (weights * self.error(estimate.x_0, noised.x_0)).flatten(1).mean(dim=1)
 
     def target(self, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """Return what a network should return at t."""
@@ -194,14 +196,21 @@ class GaussianProcess:
         of_x_0 = sigma / (alpha * q - sigma * p)  # the error of x_0 that one of the output makes
         return LOSS_WEIGHTS[self.loss_weight]((alpha / sigma).square()) * of_x_0**2
 
-    def loss(self, estimate: Estimate, noised: Noised) -> dict[str, Tensor]:
-        """Return the loss of each item by component, all (B,); ``loss`` is what to minimise."""
+    def loss(
+        self, estimate: Estimate, noised: Noised, weights: Tensor | float = 1.0
+    ) -> dict[str, Tensor]:
+        """Return the loss of each item by component, all (B,); ``loss`` is what to minimise.
+
+        Args:
+            weights: (B, 1, ...) of the error of each voxel, beside those of the timesteps.
+        """
         x_0, eps, t, x_t = noised
         of_error, of_bound = OBJECTIVES[self.objective](len(self.schedule))
         losses, predicted = {}, estimate.x_0
         if of_error:
             error = self.error(estimate.output, self.target(x_0, eps, t))
-            losses["fit"] = of_error * (self.weight(x_t, t) * error).flatten(1).mean(dim=1)
+            error = weights * self.weight(x_t, t) * error
+            losses["fit"] = of_error * error.flatten(1).mean(dim=1)
             predicted = predicted.detach()
         if not of_error or estimate.values is not None:
             losses["vb"] = of_bound * bound_term(

@@ -140,6 +140,16 @@ class DiffusionWrapper(nn.Module):
         others = self.blank_others(len(images)).items()
         return {IMAGES: torch.zeros_like(images), **{k: v.to(images.device) for k, v in others}}
 
+    def kept(self, given: Conditions, kept: Tensor) -> Conditions:
+        """Return conditions without those of the items that ``kept`` (B,) does not name."""
+        kept, absent = kept.to(given[IMAGES].device), self.absent(given)
+        return {
+            name: torch.where(
+                kept.view(-1, *[1] * (value.ndim - 1)), value, absent.get(name, value)
+            )
+            for name, value in given.items()
+        }
+
     def inputs(
         self, x_t: Tensor, condition: Tensor, others: Conditions | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:

@@ -1,0 +1,52 @@
+"""Intensities in [-1, 1], as data and networks hold them, and what is abnormal among them.
+
+The default normaliser maps healthy tissue by its median and inter-quartile range (``z``), clips to
+[LOWER, UPPER] and maps that to [-1, 1]; what is no brain is BACKGROUND.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+LOWER, UPPER = -4.0, 8.0
+BACKGROUND = -1.0
+ABNORMAL_IN = ("flair", "t2")  # contrasts in which abnormal tissue is bright, the clearest first
+HIGH, MOST = 1.0, 3.0  # z from which an image counts as bright, and how much of it counts
+
+
+def standard_units(images: Tensor) -> Tensor:
+    """Return z of images in [-1, 1]; exact for the default normaliser, else a fixed stretch."""
+    return (images + 1) / 2 * (UPPER - LOWER) + LOWER
+
+
+def blur(images: Tensor, width: float) -> Tensor:
+    """Return images (B, C, *S) smoothed by a Gaussian of a deviation in voxels, 0 outside."""
+    reach = math.ceil(3 * width)
+    places = torch.arange(-reach, reach + 1, device=images.device, dtype=images.dtype)
+    taps = torch.exp(-0.5 * (places / width) ** 2)
+    taps = (taps / taps.sum())[None, None]
+    for axis in range(2, images.ndim):
+        moved = images.movedim(axis, -1)
+        lines = F.conv1d(moved.reshape(-1, 1, moved.shape[-1]), taps, padding=reach)
+        images = lines.reshape(moved.shape).movedim(-1, axis)
+    return images
+
+
+def abnormality(images: Tensor, brain: Tensor, width: float) -> Tensor:
+    """Return how bright the surroundings of each voxel are, (B, 1, *S), from 0; 0 outside brain.
+
+    Of a fluid-attenuated image, such as FLAIR, that is oedema and tumour: the mean excess of z over
+    HIGH, up to MOST, of the brain within a Gaussian of ``width`` voxels. It is a function of the
+    inputs, so that weighing by it does not move the mean that a squared error asks for.
+
+    Args:
+        images: (B, 1, *S) in [-1, 1].
+        brain: (B, 1, *S) bool.
+    """
+    excess = (standard_units(images) - HIGH).clamp(0, MOST) * brain
+    inside = blur(brain.to(images.dtype), width).clamp(min=1e-3)
+    return blur(excess, width) / inside * brain
