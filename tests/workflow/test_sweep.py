@@ -144,7 +144,7 @@ def test_a_cell_that_fails_stops_no_other(tmp_path, run_folder, patients, monkey
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--sampler", "ddmi"], "sampler is 'ddmi'; expected one of ddpm, ddim"),
+        (["--sampler", "ddmi"], "sampler is 'ddmi': give one of ddpm, ddim"),
         (["--guidance", "2"], "guidance is 2.0, but in training no item lost"),
     ],
 )
