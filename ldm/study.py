@@ -98,6 +98,11 @@ class Contrasts:
         """The images: every contrast but labels and mask."""
         return tuple(name for name in self.known if name not in (LABELS, MASK_FILE))
 
+    @property
+    def own(self) -> dict[str, list[str]]:
+        """The spellings that were added, as ``data.params.contrasts`` has them."""
+        return {contrast.name: list(contrast.own) for contrast in self.table if contrast.own}
+
     def title(self, name: str | None) -> str:
         """Return the name for captions, such as ``T1ce``; empty for none."""
         return self.known[name].title if name in self.known else name or ""
@@ -274,6 +279,11 @@ class Study:
     def needed(self) -> tuple[str, ...]:
         """What a subject to train on must have; without a target, a segmentation."""
         return (*self.conditions, self.target or LABELS)
+
+    def sidecar(self) -> dict[str, Any]:
+        """Return what a synthetic volume says of its origin, from which it is judged."""
+        own = self.contrasts.own
+        return {"conditions": list(self.conditions)} | ({"contrasts": own} if own else {})
 
     def facts(self) -> dict[str, Any]:
         """Return what a model is told, see :func:`ldm.util.instantiate_from_config`."""

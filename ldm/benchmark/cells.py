@@ -137,7 +137,7 @@ class Work:
     @property
     def study(self) -> Study:
         """What is synthesised, and from what."""
-        return Study.of(self.data.get("params") or {})
+        return Study.read(self.data.get("params") or {})
 
     @property
     def patients(self) -> Progress:

@@ -102,6 +102,8 @@ class Benchmark:
         ids = data.split["test"] or data.split["val"]
         if not ids:
             raise DataError("DATA-EMPTY", "no subject is held out: set data.params.test or val")
+        for i in ids:  # else a prediction of theirs could not be judged
+            subjects[i].require([data.target], data.layout)
         return Work(
             output=output,
             reference=data.root,

@@ -151,7 +151,7 @@ def judged_study(folders: Iterable[Path], target: str | None = None) -> Study:
                 target = described["target"]
                 inputs = described.get("conditions") or described.get("inputs") or ()
                 if inputs := tuple(c for c in inputs if c != target):
-                    return Study(inputs, target)
+                    return Study.of(inputs, target, contrasts=described.get("contrasts"))
                 break
     target = target or Study().target
     return Study(tuple(c for c in BRATS if c != target), target)

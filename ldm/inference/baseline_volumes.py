@@ -84,6 +84,6 @@ def _write(
 ) -> None:
     inputs = {c: subject.files[c].sha256() for c in data.conditions}
     described = {"Synthetic": True, "request": {"baseline": name}, "inputs": inputs, **units}
-    described["conditions"] = list(data.conditions)
+    described |= data.study.sidecar()
     made = SyntheticVolume(subject.id, data.target, geometry, volume, None, described)
     made.save(output, overwrite=True)

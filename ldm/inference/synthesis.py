@@ -245,7 +245,7 @@ class Synthesiser:
             "intensity": {"contrast": unit, **scale.to_dict()},
             "normaliser": self.study.data.get("normaliser_config"),
             "preparation": prepared.to_dict(),
-            "conditions": list(self.study.conditions),
+            **self.study.sidecar(),
         }
         volume = prepared.to_volume(scale.restore(mean))
         spread = None

@@ -1,10 +1,12 @@
 """Any contrast from any others, by two overrides: the whole chain on phantoms.
 
-FLAIR from the other three, T1ce from T1, T2 and a diffusion-weighted image, and T1ce from a
-contrast that nobody knows, spelled as its files are.
+FLAIR from the other three, T1ce from T1, T2 and a diffusion-weighted image, and of two contrasts
+that nobody knows one from the other, each spelled as its files are.
 """
 
+import csv
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,14 +14,18 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+import yaml
+from builders import read_scores, run_inside
 
+from ldm.benchmark.cells import Work
+from ldm.benchmark.results import BenchmarkResult
 from ldm.checkpoint import MODEL_FILE, load_model, read_model, read_run_config, study_of
 from ldm.cli.main import main
 from ldm.data.layouts import detect_layout
 from ldm.data.phantom import write_phantoms
 from ldm.inference.synthesis import Synthesiser
 
-OWN = "data.params.contrasts={swan: [SWAN_min, susc]}"
+OWN = "data.params.contrasts={swan: [SWAN_min], phase: [pha, PHA]}"
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,8 @@ class Chain:
     target: str
     conditions: tuple[str, ...]
     anchor: str | None
+    copied: str
+    title: str
     more: tuple[str, ...] = ()
 
     @property
@@ -38,21 +46,22 @@ class Chain:
 
 
 CHAINS = {
-    "flair": Chain("flair", ("t1", "t2", "t1ce"), None),
-    "dwi": Chain("t1ce", ("t1", "t2", "dwi"), "t1"),
-    "own": Chain("t1ce", ("swan", "t2"), None, (OWN,)),
+    "flair": Chain("flair", ("t1", "t2", "t1ce"), None, "copy T1", "FLAIR"),
+    "dwi": Chain("t1ce", ("t1", "t2", "dwi"), "t1", "copy T1", "T1ce"),
+    "own": Chain("swan", ("phase", "t2"), None, "copy phase", "swan", (OWN,)),
 }
 
 
 @pytest.fixture(scope="module")
 def five(tmp_path_factory):
-    """Three phantoms with five contrasts; DWI has a second copy under a name of the hospital."""
+    """Three phantoms with DWI, and two volumes under names of the hospital."""
     folder = tmp_path_factory.mktemp("five")
     write_phantoms(folder, 3, size=32, seed=0, dwi=True)
     for path in folder.rglob("*_dwi.nii.gz"):
-        image = nib.load(path)
-        turned = nib.Nifti1Image(np.asarray(image.dataobj)[::-1].copy(), image.affine)
-        nib.save(turned, path.with_name(path.name.replace("_dwi", "_SWAN_min")))
+        image, values = nib.load(path), np.asarray(nib.load(path).dataobj)
+        for name, other in (("SWAN_min", values + 7 * (values > 0)), ("PHA", values // 2)):
+            made = nib.Nifti1Image(other.astype(np.int16), image.affine)
+            nib.save(made, path.with_name(path.name.replace("_dwi", f"_{name}")))
     return folder
 
 
@@ -76,6 +85,11 @@ def predictions(run, five, tmp_path_factory):
     given = ["--input", str(five), "--subjects", "Phantom_0003", "--output", str(folder)]
     assert main(["sample", str(run), *given]) == 0
     return folder
+
+
+def file_of(folder: Path, contrast: str) -> Path:
+    name = {"swan": "SWAN_min", "phase": "PHA"}.get(contrast, contrast)
+    return folder / f"Phantom_0003/Phantom_0003_{name}.nii.gz"
 
 
 def described(run: Path, tmp_path: Path) -> list[str]:
@@ -104,7 +118,7 @@ def test_a_missing_contrast_is_named_by_its_file(chain, run, five, tmp_path, cap
     (folder / "Phantom_0001/Phantom_0001_t2.nii.gz").unlink()
     given = ["--input", str(folder), "--output", str(tmp_path / "out")]
     assert main(["sample", str(run), *given]) == 3
-    missing = {"swan": "SWAN_min", "dwi": "dwi"}.get(chain.conditions[0], "t2")
+    missing = {"phase": "pha"}.get(chain.conditions[0], "t2")
     assert f"expected Phantom_0001_{missing}.nii.gz" in capsys.readouterr().err
 
 
@@ -121,7 +135,7 @@ def test_a_manifest_has_a_column_for_each_contrast(chain, run, five, tmp_path):
 
 def test_the_volume_is_named_by_the_target_and_lies_on_its_grid(chain, predictions, five):
     made = nib.load(predictions / f"Phantom_0003_{chain.target}.nii.gz")
-    real = nib.load(five / f"Phantom_0003/Phantom_0003_{chain.target}.nii.gz")
+    real = nib.load(file_of(five, chain.target))
     assert made.shape == real.shape
     np.testing.assert_allclose(made.affine, real.affine)
     sidecar = json.loads((predictions / f"Phantom_0003_{chain.target}.json").read_text())
@@ -139,6 +153,70 @@ def test_the_run_folder_says_the_facts_once(chain, run):
     config = read_run_config(run)
     assert config["data"]["params"]["conditions"] == list(chain.conditions)
     assert not {"conditions", "image_size", "neighbours", "target"} & set(config["model"]["params"])
+
+
+@pytest.fixture(scope="module")
+def judged(run, five, predictions, tmp_path_factory):
+    """What ``dsdiff evaluate`` finds, told neither target nor inputs: sidecars state them."""
+    output = tmp_path_factory.mktemp("judged")
+    given = ["--prediction", str(predictions), "--reference", str(five)]
+    assert main(["evaluate", *given, "--output", str(output)]) == 0
+    return output
+
+
+def test_the_volume_is_judged_beside_a_copy_of_its_source(chain, judged):
+    scores = read_scores(judged / "metrics.json")
+    assert {row for row, *_ in scores} == {"prediction", chain.copied}
+    quality = [value for (*_, region, name), value in scores.items() if name == "psnr" and region]
+    assert quality and all(value > 5 for value in quality)
+    page = (judged / "report.html").read_text()
+    assert f"Synthetic against real {chain.title}" in page
+    assert ("T1ce" in page) == ("t1ce" in (*chain.conditions, chain.target))
+
+
+@pytest.fixture(scope="module")
+def plan(chain, five, tmp_path_factory):
+    """One tiny U-Net for two steps, beside a copy of the source and a regression."""
+    described = {
+        "rows": {"unet": {"config": "configs/backbone/unet_tiny.yaml"}},
+        "baselines": ["copy", "linear"],
+        "sampling": {"sampler": "ddim", "steps": 1, "batch_size": 16},
+        "timing": 0,
+        "budget": {"steps": 2},
+        "data": {"params": {"root": str(five), "test": ["Phantom_0003"], "val": None}},
+        "lightning": {"trainer": {"accelerator": "cpu", "precision": 32}},
+    }
+    path = tmp_path_factory.mktemp("plan") / "plan.yaml"
+    path.write_text(yaml.safe_dump(described))
+    small = ["data.params.image_size=32", "data.params.augmentation_config=null"]
+    return [str(path), *small, *chain.overrides]
+
+
+def test_a_benchmark_judges_every_row(chain, plan, tmp_path, monkeypatch):
+    monkeypatch.setattr(Work, "_dsdiff", run_inside)
+    monkeypatch.setattr(BenchmarkResult, "figures", lambda self: [])
+    assert main(["benchmark", *plan, "--output", str(tmp_path / "b")]) == 0
+    with (tmp_path / "b/benchmark.csv").open(encoding="utf-8") as file:
+        rows = {row["backbone"]: row for row in csv.DictReader(file)}
+    assert list(rows) == ["unet", chain.copied, "linear"]
+    assert all(row["n"] == "1/1" and float(row["PSNR dB"]) > 5 for row in rows.values())
+
+
+def test_patients_without_the_target_are_refused_before_any_training(chain, plan, five, tmp_path):
+    folder = tmp_path / "patients"
+    shutil.copytree(five, folder)
+    file_of(folder, chain.target).unlink()
+    moved = [*plan, f"data.params.root={folder}"]
+    assert main(["benchmark", *moved, "--output", str(tmp_path / "b"), "--plan"]) == 3
+
+
+def test_a_student_makes_the_same_contrast(chain, run, tmp_path):
+    """Its teacher is told the facts by the student, which its own run folder states only once."""
+    few = ["lightning.trainer.max_steps=1", "data.params.batch_size=2"]
+    output = ["--steps", "1", *few, "--output", str(tmp_path / "student")]
+    assert main(["distill", str(run), *output]) == 0
+    model, study, _ = load_model(tmp_path / "student")
+    assert study == study_of(run) and model.conditions == chain.conditions
 
 
 def test_an_imported_model_has_the_study_of_its_yaml(chain, run, five, tmp_path, capsys):

@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import io
 import json
 import os
 import shlex
@@ -16,7 +15,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import yaml
-from builders import read_scores
+from builders import read_scores, run_inside
 
 from ldm.benchmark import cells
 from ldm.benchmark.cells import Stopped, Work
@@ -77,18 +76,6 @@ def plan(tmp_path_factory, patients):
 
 
 ONE_CELL = ["seeds=[0]", "regression_of=null", "baselines=[]", "sampling.steps=2", "timing=0"]
-
-
-def run_inside(work, folder, gpu, *arguments):
-    """A verb in this process, which is quicker than in one of its own."""
-    text = io.StringIO()
-    with contextlib.redirect_stderr(text):
-        code = main([str(a) for a in arguments])
-    if code == BusyError.exit_code:
-        raise BusyError("RUN-BUSY", "busy")
-    if code in cells.STOPPED:
-        raise Stopped(code)
-    return code, (text.getvalue().strip().splitlines() or [""])[-1]
 
 
 @pytest.fixture
