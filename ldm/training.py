@@ -30,6 +30,7 @@ from ldm.checkpoint import (
 from ldm.config import load_config, merge_overrides, save_config
 from ldm.cost.energy import EnergyMeter
 from ldm.cost.network import peak_memory
+from ldm.data.datamodule import ContrastDataModule
 from ldm.data.seen import (
     Digests,
     inherited,
@@ -164,11 +165,12 @@ def run_training(
         trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         if is_main:
             _write_cost(folder, trainer, data, meter, checkpoint is not None, not stop.received)
-    return TrainedRun(folder, trainer.global_step, stop.received, model.next_command)
+    following = model.next_command.format(run=folder)
+    return TrainedRun(folder, trainer.global_step, stop.received, following)
 
 
 def build_trainer(
-    config: Mapping[str, Any], folder: Path, data: Any, show: bool = True
+    config: Mapping[str, Any], folder: Path, data: ContrastDataModule, show: bool = True
 ) -> tuple[pl.Trainer, StopOnSignal]:
     """Return the Lightning trainer of a run and the callback that knows why it stopped."""
     lightning = config.get("lightning") or {}
@@ -200,7 +202,7 @@ def build_trainer(
     return trainer, stop
 
 
-def _count_in_steps(options: dict[str, Any], data: Any) -> None:
+def _count_in_steps(options: dict[str, Any], data: ContrastDataModule) -> None:
     """Translate epochs to steps (training runs in one endless pass) and validation to batches."""
     epochs = options.pop("max_epochs", None)
     batches = -(-len(data.train_slices) // data.batch_size)
@@ -217,7 +219,9 @@ def _count_in_steps(options: dict[str, Any], data: Any) -> None:
     options.setdefault("val_check_interval", 1000)
 
 
-def _write_config(folder: Path, config: Mapping[str, Any], model: Any, data: Any) -> None:
+def _write_config(
+    folder: Path, config: Mapping[str, Any], model: Any, data: ContrastDataModule
+) -> None:
     """Write the configuration, with what was learned from the training subjects."""
     portable = dict(config)
     for section, part in (("model", model), ("data", data)):
@@ -226,7 +230,7 @@ def _write_config(folder: Path, config: Mapping[str, Any], model: Any, data: Any
     save_config(portable, folder / CONFIG_FILE)
 
 
-def _known_patients(data: Any) -> dict[str, Digests]:
+def _known_patients(data: ContrastDataModule) -> dict[str, Digests]:
     """Return what the patients of each part are known by; none is on both sides."""
     known = {
         part: subject_digests((data.subjects[i] for i in data.split[part]), data.cache)
@@ -244,7 +248,7 @@ def _write_seen(folder: Path, known: Mapping[str, Digests], model: Mapping[str, 
 def _write_cost(
     folder: Path,
     trainer: pl.Trainer,
-    data: Any,
+    data: ContrastDataModule,
     meter: EnergyMeter,
     is_resumed: bool,
     finished: bool,

@@ -9,6 +9,7 @@ from builders import write_subject
 from ldm.data.layouts import detect_layout
 from ldm.data.prepare import Preparation, prepare_subject
 from ldm.errors import DataError
+from ldm.inference.baseline_volumes import write_baseline
 from ldm.inference.baselines import ContrastRegression, NearestPatient, design_matrix, fit_baseline
 
 
@@ -110,3 +111,16 @@ def test_nearest_target_is_stretched_to_the_brain_and_has_no_hole(prepared):
 def test_without_a_patient_there_is_nothing_to_fit(name):
     with pytest.raises(DataError, match="DATA-EMPTY"):
         fit_baseline(name, [])
+
+
+def test_a_baseline_of_other_patients_is_written_anew(tmp_path, brats_folder):
+    """What stands there may be of another training: it is never taken for this one."""
+    data = {
+        "target": "ldm.data.datamodule.ContrastDataModule",
+        "params": {"root": str(brats_folder), "cache": str(tmp_path / "cache")},
+    }
+    contents = []
+    for train in (["p0"], ["p1"], ["p0"]):
+        write_baseline("linear", tmp_path / "out", data, train, ["p3"])
+        contents.append((tmp_path / "out/p3_t1ce.nii.gz").read_bytes())
+    assert contents[0] == contents[2] != contents[1]

@@ -69,7 +69,7 @@ class Work:
     train: Sequence[str]
     data: Mapping[str, Any]
     timing: int = 3
-    layout: Any = None
+    layout: str | Mapping[str, Any] | None = None
     mask: str = "auto"
     is_quiet: bool = False
     say: Callable[[str], None] | None = None

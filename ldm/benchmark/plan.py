@@ -20,10 +20,8 @@ from ldm.errors import ConfigError
 from ldm.study import BATCH_SIZE, build_model, read_study
 from ldm.util import nearest, resolve_target
 
-OWN_KEYS = (
-    *("rows", "spaces", "seeds", "regression_of", "baselines"),
-    *("budget", "sampling", "timing", "segmenter"),
-)
+OWN_KEYS = ("rows", "spaces", "seeds", "regression_of", "baselines")
+OWN_KEYS += ("budget", "sampling", "timing", "segmenter")
 SHARED_KEYS = ("model", "data", "lightning")
 REGRESSION = "configs/regression.yaml"
 LATENT = "configs/latent.yaml"

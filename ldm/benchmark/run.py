@@ -270,9 +270,17 @@ class Benchmark:
         work = self.work
         folders = {row: [c.prediction for c in cells] for row, cells in done.items()}
         path = work.output / "downstream_kept.json"
-        told = (Path(segmenter), folders, work.reference, work.held_out, path, work.study)
-        options = {"layout": work.layout, "progress": work.patients}
-        return judge_once(*told, trusted=self.trusted, **options)
+        return judge_once(
+            Path(segmenter),
+            folders,
+            work.reference,
+            work.held_out,
+            path,
+            work.study,
+            trusted=self.trusted,
+            layout=work.layout,
+            progress=work.patients,
+        )
 
     def _settings(self) -> dict[str, Any]:
         budget = read_budget(self.described)

@@ -1,1 +1,1 @@
-"""The command line: one module a verb, each with ``add_parser`` and ``run``."""
+"""The command line: a verb is a module with ``add_arguments`` and ``run``; others are shared."""

@@ -58,7 +58,7 @@ def finish(run: TrainedRun) -> int:
         return 128 + run.stopped_by
     print(f"\nTrained {run.steps} steps: {run.folder}")
     print("  pictures: samples/  curves: loss.svg, metrics.csv, tensorboard/")
-    print(f"  next: {run.next_command.format(run=run.folder)}")
+    print(f"  next: {run.next_command}")
     return 0
 
 

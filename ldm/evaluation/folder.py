@@ -75,8 +75,7 @@ def evaluate(
         subjects: patients to compare; None: all that any folder predicts.
         protocols: what is compared with what, or its name; each volume is read once for all.
         baseline: add the row of the source contrast, such as T1, copied as the target.
-        segmenter: what finds tumours on the synthetic volumes in place of the real ones, or its
-            run folder.
+        segmenter: what finds tumours with the synthetic volumes, or its run folder.
         lpips_weights: of the network of LPIPS; None looks where torch keeps downloads.
         layout: of ``reference``; None: recognised.
         mask: what is brain, see :func:`ldm.data.brain.subject_brain`.
@@ -87,31 +86,21 @@ def evaluate(
         the evaluation under the first protocol; the others, and ``downstream``, are its ``others``.
 
     Raises:
-        DataError: a folder without patients, or DATA-MISSING for one that the reference lacks;
-            DATA-SEGMENTER for a segmenter that does not look at the target.
-        CheckpointError: CKPT-MISSING, CKPT-MISMATCH for ``lpips_weights``.
+        DataError: no patients; DATA-MISSING for one that the reference lacks; DATA-SEGMENTER for a
+            segmenter that does not look at the target. CheckpointError: of ``lpips_weights``.
     """
     asked = [find_protocol(p) if isinstance(p, str) else p for p in protocols]
-    segmenter = _loaded(segmenter)
-    listed = _listed(predictions)
-    paths = [path for own in listed.values() for path in own]
-    study = study or judged_study(paths, target)
+    segmenter, listed = _loaded(segmenter), _listed(predictions)
+    study = study or judged_study([path for own in listed.values() for path in own], target)
     layout, real = detect_layout(Path(reference), layout, study.contrasts)
     folders = find_predictions(listed, study)
     predicted = {i for found in folders.values() for _, known in found for i in known}
     chosen = select_subjects(real, sorted(predicted if subjects is None else set(subjects)))
-    ids = [subject.id for subject in chosen]
-    results = [Evaluation(p, list(listed), list(ids), study=study) for p in asked]
+    results = [Evaluation(p, list(listed), [s.id for s in chosen], study=study) for p in asked]
     for result in results if baseline else ():
         result.rows.append(result.copied)
     work = _Work(layout, mask, folders, results, *_network(results, lpips_weights))
-    for subject in progress(chosen, "Evaluating", len(chosen)):
-        shown = work.judge(subject, baseline)
-        if shown and watch:
-            watch(results[0], *shown)
-    work.finish()
-    first, *others = results
-    first.others = {other.protocol.name: other for other in others}
+    first = work.run(chosen, baseline, watch, progress)
     if segmenter:
         told = (segmenter, folders, chosen, layout, study)
         first.others["downstream"] = downstream_scores(*told, baseline, progress)
@@ -175,6 +164,19 @@ class _Work:
     def copied(self) -> str:
         """The row of the copied source."""
         return self.results[0].copied
+
+    def run(
+        self, subjects: Sequence[Subject], baseline: bool, watch: Watch | None, progress: Progress
+    ) -> Evaluation:
+        """Judge every patient; return the first evaluation, which holds the others."""
+        first, *others = self.results
+        for subject in progress(subjects, "Evaluating", len(subjects)):
+            shown = self.judge(subject, baseline)
+            if shown and watch:
+                watch(first, *shown)
+        self.finish()
+        first.others = {other.protocol.name: other for other in others}
+        return first
 
     def judge(self, subject: Subject, baseline: bool) -> tuple[Case, dict[str, Prediction]] | None:
         """Score one patient in every row and protocol, or note why not; return what to show."""

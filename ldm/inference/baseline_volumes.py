@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from ldm.data.datamodule import ContrastDataModule
 from ldm.data.layouts import Subject
 from ldm.data.nifti import Geometry
 from ldm.data.normalise import RobustNormaliser
 from ldm.data.prepare import load_subject, prepare_subject
-from ldm.inference.baselines import fit_baseline
+from ldm.inference.baselines import Baseline, fit_baseline
 from ldm.inference.outputs import SyntheticVolume
 from ldm.storage import folder_lock
 from ldm.util import instantiate_from_config
@@ -42,12 +43,11 @@ def write_baseline(
                 _copy(subjects[subject], data, output)
             return
         model = fit_baseline(name, [data.decode(subjects[i]) for i in train])
-        normaliser = (config.get("params") or {}).get("normaliser_config")
         for subject in test:
-            _predict(name, model, subjects[subject], data, normaliser, output)
+            _predict(name, model, subjects[subject], data, output)
 
 
-def _copy(subject: Subject, data: Any, output: Path) -> None:
+def _copy(subject: Subject, data: ContrastDataModule, output: Path) -> None:
     """Write the source contrast as it is, in the brain: the row that ``dsdiff evaluate`` shows."""
     source = data.study.source
     mask = data.preparation.mask
@@ -62,13 +62,16 @@ def _copy(subject: Subject, data: Any, output: Path) -> None:
 
 
 def _predict(
-    name: str, model: Any, subject: Subject, data: Any, normaliser: Any, output: Path
+    name: str, model: Baseline, subject: Subject, data: ContrastDataModule, output: Path
 ) -> None:
     prepared = prepare_subject(subject, data.layout, data.conditions, None, data.preparation)
     unit = data.conditions[0]
     scale = prepared.scales[unit]
     volume = prepared.to_volume(scale.restore(model.predict(prepared)))
-    units = {"intensity": {"contrast": unit, **scale.to_dict()}, "normaliser": normaliser}
+    units = {
+        "intensity": {"contrast": unit, **scale.to_dict()},
+        "normaliser": data.normaliser_config,
+    }
     units["preparation"] = prepared.to_dict()
     _write(output, subject, data, name, volume, prepared.geometry, units)
 
@@ -76,7 +79,7 @@ def _predict(
 def _write(
     output: Path,
     subject: Subject,
-    data: Any,
+    data: ContrastDataModule,
     name: str,
     volume: np.ndarray,
     geometry: Geometry,
@@ -85,5 +88,4 @@ def _write(
     inputs = {c: subject.files[c].sha256() for c in data.conditions}
     described = {"Synthetic": True, "request": {"baseline": name}, "inputs": inputs, **units}
     described |= data.study.sidecar()
-    made = SyntheticVolume(subject.id, data.target, geometry, volume, None, described)
-    made.save(output, overwrite=True)
+    SyntheticVolume(subject.id, str(data.target), geometry, volume, None, described).write(output)

@@ -114,15 +114,14 @@ def thumbnail(slices: np.ndarray) -> np.ndarray:
     return centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)
 
 
-FITTED: dict[str, Callable[[], ContrastRegression | NearestPatient]] = {
+Baseline = ContrastRegression | NearestPatient
+FITTED: dict[str, Callable[[], Baseline]] = {
     "linear": lambda: ContrastRegression(1),
     "quadratic": lambda: ContrastRegression(2),
     "nearest": NearestPatient,
 }
 
 
-def fit_baseline(
-    name: str, subjects: Sequence[CachedSubject]
-) -> ContrastRegression | NearestPatient:
+def fit_baseline(name: str, subjects: Sequence[CachedSubject]) -> Baseline:
     """Return the baseline ``linear``, ``quadratic`` or ``nearest``, fitted on training patients."""
     return FITTED[name]().fit(sorted(subjects, key=lambda subject: subject.id))

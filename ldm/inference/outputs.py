@@ -114,8 +114,15 @@ class SyntheticVolume:
         """
         path, sidecar = volume_paths(Path(folder), self.id, self.target)
         same = {key: self.described[key] for key in DECISIVE if key in self.described}
-        if is_written(path, sidecar, same, overwrite):
-            return path
+        return path if is_written(path, sidecar, same, overwrite) else self.write(Path(folder))
+
+    def write(self, folder: Path) -> Path:
+        """Write the files, whatever stands there; see :meth:`save`.
+
+        Raises:
+            OutputError: OUT-IO.
+        """
+        path, sidecar = volume_paths(folder, self.id, self.target)
         write_json(sidecar, self.sidecar)
         spread = path.with_name(f"{self.id}_{self.target}_std.nii.gz")
         spread.unlink(missing_ok=True)  # of another request

@@ -221,7 +221,7 @@ class Synthesiser:
         places = volume_paths(folder, subject.id, self.target)
         if is_written(*places, self._described(subject), overwrite):
             return False
-        self.synthesise(subject, layout, title).save(folder, overwrite=True)
+        self.synthesise(subject, layout, title).write(folder)
         return True
 
     def synthesise(
