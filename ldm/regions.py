@@ -13,11 +13,13 @@ from typing import TypeVar
 
 import numpy as np
 
-from ldm.errors import ConfigError
+from ldm.errors import ConfigError, DataError
+from ldm.label_scheme import TELL, UNKNOWN
 from ldm.util import nearest
 
-NECROTIC_CORE, OEDEMA, ENHANCING = 1, 2, 4  # labels of BraTS 2017-2021; enhancing is 3 since 2023
-ENHANCING_2023 = 3
+NECROTIC_CORE, OEDEMA, ENHANCING = 1, 2, 4  # labels inside, those of BraTS 2017-2021
+ENHANCING_2023 = 3  # in files since then; no label inside
+CAVITY = 5  # of a resection, no part of the tumour
 REGION_SETS = {"tumour": ("et", "tc", "wt"), "lesion": ("lesion",)}
 LABELS = {  # region -> the labels that it is made of; none: every label above 0
     "et": (ENHANCING_2023, ENHANCING),
@@ -53,7 +55,17 @@ def region_title(region: str) -> str:
 
 
 def region_masks(labels: Array, regions: Sequence[str]) -> dict[str, Array]:
-    """Return the mask of each region of a label map, an array or a tensor of any shape."""
+    """Return the mask of each region of a label map, an array or a tensor of any shape.
+
+    Raises:
+        DataError: DATA-LABEL, tumour regions are asked of labels whose meaning is not known.
+    """
+    if any(LABELS[name] for name in regions) and bool((labels == UNKNOWN).any()):
+        raise DataError(
+            "DATA-LABEL",
+            "seg holds labels whose meaning is not known, so there is no "
+            f"{', '.join(map(region_title, regions))}: {TELL}, or ask for the region lesion",
+        )
     return {
         name: reduce(operator.or_, (labels == value for value in LABELS[name]))
         if LABELS[name]

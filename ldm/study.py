@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import Any
 
 from ldm.errors import ConfigError
+from ldm.label_scheme import LabelScheme, read_scheme
 from ldm.util import image_sides, instantiate_from_config, taken
 
 LABELS = "seg"
@@ -84,9 +85,15 @@ FIELD = (
 
 @dataclass(frozen=True)
 class Contrasts:
-    """The contrasts that are known, and their spellings."""
+    """The contrasts that are known, and their spellings.
+
+    Args:
+        table: of the contrasts.
+        scheme: what labels mean, by the word of the user; None: as the data set says.
+    """
 
     table: tuple[Contrast, ...] = FIELD
+    scheme: LabelScheme | None = None
 
     @cached_property
     def known(self) -> dict[str, Contrast]:
@@ -141,7 +148,15 @@ class Contrasts:
             before = table.get(name) or Contrast(name, name)
             words = (*before.words, *map(_folded, written))
             table[name] = replace(before, words=words, own=(*written, *before.own))
-        return Contrasts(tuple(table.values()))
+        return replace(self, table=tuple(table.values()))
+
+    def with_labels(self, told: str | Mapping[str, Any] | None) -> Contrasts:
+        """Return these contrasts with ``data.params.labels``, what labels mean.
+
+        Raises:
+            ConfigError: CONFIG-VALUE.
+        """
+        return replace(self, scheme=read_scheme(told, "data.params.labels")) if told else self
 
     def _require_free(self, name: str, text: Any) -> None:
         where = "data.params.contrasts"
@@ -230,6 +245,7 @@ class Study:
         neighbours: int = 0,
         covariates: Sequence[str] = (),
         contrasts: Mapping[str, str | list[str]] | None = None,
+        labels: str | Mapping[str, int | list[int]] | None = None,
     ) -> Study:
         """Return the study of these parameters of ``data.params``.
 
@@ -238,8 +254,10 @@ class Study:
             image_size: side, or [H, W], that slices are cropped or padded to; of three numbers,
                 [D, H, W], the size of patches of the volumes, D along ``axis``.
             contrasts: {contrast: its names in files and CSV columns}, beside those that are known.
+            labels: what the labels of ``seg`` mean, as ``{necrosis: 1, oedema: 2, enhancing: 4}``,
+                or a name of :data:`ldm.label_scheme.SCHEMES`; None: as the data set says.
         """
-        sides, known = image_sides(image_size), KNOWN.with_own(contrasts)
+        sides, known = image_sides(image_size), KNOWN.with_own(contrasts).with_labels(labels)
         return cls(tuple(conditions), target, sides, neighbours, tuple(covariates), known)
 
     @classmethod

@@ -15,6 +15,7 @@ from ldm.evaluation.metrics.published import brasyn_ssim, legacy_ms_ssim
 from ldm.evaluation.metrics.similarity import psnr
 from ldm.evaluation.protocol import PROTOCOLS, SPREAD, find_protocol
 from ldm.evaluation.regions import REGIONS, Labelled
+from ldm.label_scheme import SCHEMES
 
 
 @pytest.fixture(scope="module")
@@ -192,10 +193,14 @@ def test_regions_are_parts_of_the_brain(patient):
 def test_enhancing_is_label_3_or_4_by_the_year(patient):
     *_, brain, labels = patient
     newer = np.where(labels == 4, 3, labels)
-    assert np.array_equal(Labelled(brain, newer).enhancing(), labels == 4)
+    read = SCHEMES["brats2023"].inside(newer)
+    assert np.array_equal(Labelled(brain, read).enhancing(), labels == 4)
     cavity = newer.copy()
     cavity[26:28, 14:18, 7] = 4  # resection cavity, from 2024 on
-    assert np.array_equal(Labelled(brain, cavity).enhancing(), labels == 4)
+    read = SCHEMES["brats2024"].inside(cavity)
+    assert np.array_equal(Labelled(brain, read).enhancing(), labels == 4)
+    read = SCHEMES["brats2017"].inside(newer)  # 3 means nothing there: no result, and no guess
+    assert not Labelled(brain, read).enhancing().any()
 
 
 def test_ring_is_ten_millimetres_wide():

@@ -135,6 +135,7 @@ class LabelWriter:
         content = encode_volume(found.labels, found.geometry, dtype=np.uint8)
         values = [int(v) for v in np.unique(found.labels)]
         described |= {"sha256": hashlib.sha256(content).hexdigest(), "labels": values}
+        described["scheme"] = str(self.segmenter.scheme(layout))
         write_json(sidecar, described)
         if not self.args.no_pictures:
             self._draw(prepared, masks)

@@ -20,13 +20,14 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ldm.data.contrasts import scheme_of
 from ldm.data.layouts import Layout, Subject
 from ldm.data.prepare import Preparation, prepare_subject
 from ldm.errors import OutputError
 from ldm.storage import TEMPORARY, cache_root, flush
-from ldm.study import MASK_FILE
+from ldm.study import LABELS, MASK_FILE
 
-FORMAT = 2
+FORMAT = 3
 ABANDONED_AFTER = 86400  # seconds; no entry takes a day to write
 
 # NumPy parses a header with `ast`, which fails at random in CPython 3.11 when two threads do so at
@@ -95,13 +96,14 @@ def cached_subject(
 def _entry_key(
     subject: Subject, conditions: list[str], target: str | None, preparation: Preparation
 ) -> str:
-    used = [c for c in (*conditions, target, "seg", MASK_FILE) if c in subject.files]
+    used = [c for c in (*conditions, target, LABELS, MASK_FILE) if c in subject.files]
     described: dict[str, Any] = {
         "format": FORMAT,
         "files": {c: subject.files[c].state(subject.id) for c in used},
         "conditions": conditions,
         "target": target,
         "preparation": preparation.to_dict(),
+        "labels": str(scheme_of(subject)) if LABELS in subject.files else None,
     }
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,7 +10,11 @@ import numpy as np
 from ldm.data.layouts import Layout, Subject
 from ldm.data.nifti import Geometry
 from ldm.errors import DataError
+from ldm.label_scheme import TELL, LabelScheme, read_scheme
+from ldm.storage import read_json
 from ldm.study import LABELS
+
+log = logging.getLogger(__name__)
 
 
 def load_contrasts(
@@ -42,7 +47,7 @@ def load_contrasts(
 
 
 def load_labels(subject: Subject, layout: Layout, geometry: Geometry) -> np.ndarray:
-    """Read the segmentation of a subject as uint8 on the grid of its images.
+    """Read the segmentation of a subject, in labels inside, on the grid of its images.
 
     Raises:
         DataError: what :func:`load_contrasts` raises; DATA-LABEL when a label is not in 0..255.
@@ -53,17 +58,43 @@ def load_labels(subject: Subject, layout: Layout, geometry: Geometry) -> np.ndar
 
 
 def read_labels(subject: Subject, layout: Layout) -> tuple[np.ndarray, Geometry]:
-    """Return the segmentation (X, Y, Z) uint8 of a subject and where it lies.
+    """Return the segmentation (X, Y, Z) of a subject, in labels inside, and where it lies.
 
     Raises:
         DataError: see :func:`load_labels`.
     """
     arrays, geometry = load_contrasts(subject, layout, [LABELS])
-    return as_labels(arrays[LABELS], subject.id), geometry
+    return labels_inside(arrays[LABELS], subject), geometry
+
+
+def labels_inside(array: np.ndarray, subject: Subject) -> np.ndarray:
+    """Return a segmentation, as it is stored, in the labels of :mod:`ldm.regions`.
+
+    Raises:
+        DataError: see :func:`as_labels`.
+    """
+    labels, scheme = as_labels(array, subject.id), scheme_of(subject)
+    if unknown := scheme.unknown(labels):
+        log.warning(
+            "%s: seg holds %s, but labels are %s: %s",
+            *(subject.id, " ".join(map(str, unknown)), scheme, TELL),
+        )
+    return scheme.inside(labels)
+
+
+def scheme_of(subject: Subject) -> LabelScheme:
+    """Return what the labels of a subject mean; a sidecar beside them outweighs the naming."""
+    path = subject.files[LABELS].path
+    sidecar = path.with_name(f"{path.name.split('.nii')[0]}.json")
+    try:
+        told = read_json(sidecar).get("scheme")
+    except (OSError, ValueError, AttributeError):  # one of another program
+        told = None
+    return read_scheme(told, sidecar.name) if told else subject.scheme
 
 
 def as_labels(array: np.ndarray, case: str | None = None) -> np.ndarray:
-    """Return a segmentation as uint8.
+    """Return a segmentation as uint8, in the labels of its file.
 
     Raises:
         DataError: DATA-LABEL when a label is not in 0..255.

@@ -1,10 +1,9 @@
 """The manifest of a data set: a CSV that is read as a layout, with digests and facts.
 
-Columns ``id``, those of the contrasts, ``seg``, ``brain``, ``split``, ``site`` and ``patient``
-are those of
-:class:`ldm.data.layouts.table.SubjectTable`. Then come ``shape`` (voxels), ``spacing`` (mm),
-``orientation`` (stored axes), ``brain_voxels``, ``labels`` of the segmentation, ``state`` (changes
-with the files' sizes and times) and ``sha256_CONTRAST``.
+Columns ``id``, those of the contrasts, ``seg``, ``brain``, ``split``, ``site``, ``patient`` and
+``scheme`` are those of :class:`ldm.data.layouts.table.SubjectTable`. Then come ``shape`` (voxels),
+``spacing`` (mm), ``orientation`` (stored axes), ``brain_voxels``, ``labels`` of the segmentation,
+``state`` (changes with the files' sizes and times) and ``sha256_CONTRAST``.
 """
 
 from __future__ import annotations
@@ -18,15 +17,16 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from ldm.data.contrasts import as_labels, load_contrasts
+from ldm.data.contrasts import as_labels, load_contrasts, scheme_of
 from ldm.data.layouts import Layout, Subject, SubjectTable
 from ldm.data.layouts.table import guarded, read_rows
 from ldm.errors import DataError
+from ldm.label_scheme import USUAL
 from ldm.progress import Progress, silent
 from ldm.storage import atomic_path
 from ldm.study import BRATS, LABELS, MASK_FILE, Study
 
-FACTS = ("shape", "spacing", "orientation", "brain_voxels", "labels", "state")
+FACTS = ("shape", "spacing", "orientation", "brain_voxels", "labels", "scheme", "state")
 DIGEST = "sha256_"
 
 Row = dict[str, str]
@@ -54,9 +54,16 @@ def examine(subject: Subject, layout: Layout, folder: Path, study: Study) -> Row
         "spacing": "x".join(f"{mm:.4g}" for mm in spacing),
         "orientation": "".join(nib.aff2axcodes(geometry.affine)),
         "labels": " ".join(map(str, labels[labels > 0])),
+        "scheme": _scheme(subject),
         "state": state(subject),
         **{f"{DIGEST}{name}": file.sha256() for name, file in subject.files.items()},
     }
+
+
+def _scheme(subject: Subject) -> str:
+    """Return what labels mean, where anything says it."""
+    scheme = scheme_of(subject) if LABELS in subject.files else USUAL
+    return str(scheme) if scheme.source or not scheme.parts else ""
 
 
 def files_in(rows: Iterable[Row]) -> list[str]:

@@ -15,7 +15,7 @@ import numpy as np
 from nibabel.orientations import aff2axcodes
 
 from ldm.data.brain import MASKS, subject_brain
-from ldm.data.contrasts import as_labels, load_contrasts
+from ldm.data.contrasts import labels_inside, load_contrasts
 from ldm.data.layouts import Layout, Subject
 from ldm.data.nifti import Geometry
 from ldm.data.normalise import (
@@ -242,7 +242,7 @@ def load_subject(
     mask_file, seg = (arrays.pop(name, None) for name in (MASK_FILE, LABELS))
     inputs = [arrays[c] for c in conditions if c in arrays]
     brain, rule = subject_brain(inputs, mask_file, mask, subject.id)
-    labels = None if seg is None else as_labels(seg, subject.id)
+    labels = None if seg is None else labels_inside(seg, subject)
     return LoadedSubject(arrays, brain, rule, labels, geometry)
 
 

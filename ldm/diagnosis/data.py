@@ -19,6 +19,7 @@ from ldm.diagnosis.findings import ERROR, NOTE, WARNING, Finding, by_severity
 from ldm.diagnosis.masks import SMALL_SHARE, MaskFit, fit_of_masks
 from ldm.diagnosis.subject import SubjectReport, examine_subject
 from ldm.errors import ConfigError
+from ldm.label_scheme import TELL
 from ldm.losses.segmentation import positive_weight
 from ldm.progress import Progress, silent
 from ldm.study import BRATS, KNOWN, LABELS, MASK_FILE, Study
@@ -200,6 +201,7 @@ def _stripping(reports: list[SubjectReport]) -> list[Finding]:
 def _masks(diagnosis: DataDiagnosis) -> list[Finding]:
     """Return what the masks are like on the whole."""
     findings, share, fit = [], diagnosis.foreground_share, diagnosis.mask_fit
+    findings += _schemes(diagnosis.subjects)
     if share:
         small = share < SMALL_SHARE
         findings.append(
@@ -220,6 +222,22 @@ def _masks(diagnosis: DataDiagnosis) -> list[Finding]:
                 "they fit, 50% by chance): check which mask belongs to whom",
             )
         )
+    return findings
+
+
+def _schemes(reports: list[SubjectReport]) -> list[Finding]:
+    """Return what labels are read as, and whether two schemes are mixed."""
+    told = [r for r in reports if r.scheme and r.labels and max(r.labels) > 1]
+    findings = []
+    for scheme in {str(r.scheme): r.scheme for r in told}.values():
+        source = scheme.source or f"nothing says so; {TELL}"
+        findings.append(Finding(NOTE, "scheme", f"labels are read as {scheme} ({source})"))
+    wrong = [r for r in told if any(f.kind == "labels" for f in r.findings)]
+    if wrong and len(wrong) < len(told):
+        groups = Counter(" ".join(f"{v:g}" for v in r.labels if v) for r in told)
+        shown = "; ".join(f"{labels} in {n}" for labels, n in groups.most_common(4))
+        message = f"labels of two schemes seem to be mixed ({shown} subjects): split the folder"
+        findings.append(Finding(WARNING, "labels", message, wrong[0].id))
     return findings
 
 

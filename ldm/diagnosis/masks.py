@@ -9,12 +9,16 @@ import numpy as np
 from scipy import ndimage
 from scipy.special import ndtr
 
+from ldm.label_scheme import TELL, LabelScheme
+from ldm.regions import CAVITY, ENHANCING
+
 BRATS_LABELS = frozenset({0, 1, 2, 3, 4})
 MANY_LABELS = 16
 SMALL_SHARE = 0.02  # of the brain; below it a network that predicts nothing has a small loss
 GRID_SIDE = 64  # voxels of the grid on which masks of different patients are exchanged
 RING = 3  # voxels around a mask that it is compared with
 FEWEST_VOXELS = 8
+FEWEST_COMPARED = 20  # voxels of a part whose intensity is compared
 FEWEST_CASES = 3  # subjects with a mask
 MOST_CONTENDERS = 40  # masks of others that are laid on each subject
 CHANCE_RANK = 0.25  # own masks rank 0 if they fit, 0.5 on average if they are another's
@@ -44,6 +48,36 @@ def label_problem(mask: np.ndarray) -> str | None:
         shown = ", ".join(f"{value:g}" for value in unknown[:5])
         return f"labels {shown} are unknown: expected 0 and 1, or labels 0 to 4; write them so"
     return None
+
+
+def scheme_problem(
+    mask: np.ndarray, scheme: LabelScheme, enhanced: np.ndarray | None
+) -> str | None:
+    """Return why labels do not mean what their scheme says; None where they may.
+
+    In every patient of docs/diagnose.md with enhancing tumour, it is the brightest part in T1ce.
+
+    Args:
+        mask: (X, Y, Z), as stored.
+        enhanced: T1ce (X, Y, Z), if there is one.
+    """
+    labels = mask.astype(np.uint8)
+    if unknown := scheme.unknown(labels):
+        told = f"{scheme} ({scheme.source or 'the usual ones; nothing says so'})"
+        return f"labels {' '.join(map(str, unknown))} are unknown where labels are {told}: {TELL}"
+    inside = scheme.inside(labels)
+    parts = [p for p in np.unique(inside) if p and (inside == p).sum() >= FEWEST_COMPARED]
+    if enhanced is None or not {ENHANCING, CAVITY} & {*parts}:
+        return None
+    medians = {part: float(np.median(enhanced[inside == part])) for part in parts}
+    brightest = max(medians, key=medians.get)
+    if brightest == ENHANCING or (ENHANCING not in parts and brightest != CAVITY):
+        return None
+    stored = {part: np.unique(labels[inside == part]).tolist() for part in parts}
+    return (
+        f"label {stored[brightest][0]} is the brightest part of the tumour in T1ce, but labels are "
+        f"read as {scheme}: if they mean something else, {TELL}"
+    )
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 from nibabel.orientations import aff2axcodes
 
 from ldm.data.brain import subject_brain
-from ldm.data.contrasts import load_contrasts
+from ldm.data.contrasts import load_contrasts, scheme_of
 from ldm.data.fingerprint import fingerprint
 from ldm.data.layouts import Layout, Subject
 from ldm.data.nifti import Geometry
@@ -22,9 +22,11 @@ from ldm.diagnosis.masks import (
     label_problem,
     label_values,
     mask_case,
+    scheme_problem,
 )
 from ldm.diagnosis.registration import Shift, best_shift
 from ldm.errors import DataError
+from ldm.label_scheme import LabelScheme
 from ldm.losses.segmentation import positive_weight
 from ldm.study import BRATS, LABELS, MASK_FILE
 
@@ -41,6 +43,7 @@ class SubjectReport:
         contrasts: {name: shape, voxel sizes in mm, orientation, intensity range and empty slices}.
         shifts: {contrast: the shift that agrees best with T1}.
         labels: values of the mask, ascending; None without one.
+        scheme: what they mean.
         share: of the box around the brain, which training sees, that is foreground; None without
             a mask.
         brain: what says where it is, see :func:`ldm.data.brain.subject_brain`.
@@ -53,6 +56,7 @@ class SubjectReport:
     contrasts: dict[str, dict[str, Any]] = field(default_factory=dict)
     shifts: dict[str, Shift] = field(default_factory=dict)
     labels: list[float] | None = None
+    scheme: LabelScheme | None = None
     share: float | None = None
     brain: str | None = None
     case: MaskCase | None = field(default=None, repr=False)
@@ -77,6 +81,7 @@ class SubjectReport:
             "contrasts": self.contrasts,
             "shift_from_t1": shifts,
             "labels": self.labels,
+            "scheme": self.scheme and str(self.scheme),
             "foreground_share": self.share,
         }
 
@@ -112,7 +117,13 @@ def examine_subject(
     box = bounding_box(brain)
     if "seg" in volumes:
         mask = volumes["seg"][0]
+        report.scheme = scheme_of(subject)
         _examine_mask(mask, brain, box, report)
+        problem = (
+            None if label_problem(mask) else scheme_problem(mask, report.scheme, images.get("t1ce"))
+        )
+        if problem:
+            report.add(ERROR if LABELS in required else WARNING, "labels", problem)
         if keep_case and report.share:
             report.case = mask_case(list(images.values()), mask, brain, box)
     _examine_registration(images, brain, geometry.canonical_affine, report)

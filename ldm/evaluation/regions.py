@@ -10,7 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ldm.regions import ENHANCING, ENHANCING_2023
+from ldm.label_scheme import UNKNOWN
+from ldm.regions import region_masks
 
 RING_MM = 10.0
 
@@ -35,13 +36,10 @@ class Labelled:
         return (self.labels > 0) & self.brain
 
     def enhancing(self) -> NDArray[np.bool_]:
-        """Label 3 where there is any (BraTS 2023 and later), else label 4 (2021 and before).
-
-        From 2024 on, 4 is the resection cavity: in a patient who has a cavity and no enhancement
-        at all, the cavity would be taken for it.
-        """
-        label = ENHANCING_2023 if (self.labels == ENHANCING_2023).any() else ENHANCING
-        return (self.labels == label) & self.brain
+        """Enhancing tumour; nowhere, so no result, where the meaning of labels is not known."""
+        if (self.labels == UNKNOWN).any():
+            return np.zeros_like(self.brain)
+        return region_masks(self.labels, ["et"])["et"] & self.brain
 
     def ring(self) -> NDArray[np.bool_]:
         """Brain outside of the tumour, at most 10 mm away from it."""
@@ -74,7 +72,7 @@ REGIONS = {
     "brain": Region("brain mask", lambda a: a.brain, labelled=False),
     "tumour": Region("segmentation > 0 inside the brain", lambda a: a.tumour),
     "enhancing": Region(
-        "enhancing tumour: label 3 where there is any (BraTS 2023 on), else label 4 (to 2021)",
+        "enhancing tumour, by the label scheme of the data set",
         Labelled.enhancing,
     ),
     "ring": Region("brain outside of the tumour, at most 10 mm from it", Labelled.ring),

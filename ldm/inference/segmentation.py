@@ -6,7 +6,7 @@ import shlex
 import subprocess
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,8 +24,9 @@ from ldm.inference.given import GivenLayout, VolumeLike, given_subject
 from ldm.inference.outputs import as_image
 from ldm.inference.trained import load_for_inference
 from ldm.inference.windows import Windows
+from ldm.label_scheme import SCHEMES, LabelScheme
 from ldm.models.segmentation import Segmentation
-from ldm.regions import ENHANCING, ENHANCING_2023, label_map, region_names
+from ldm.regions import ENHANCING, REGION_SETS, label_map, region_names
 
 
 @dataclass(frozen=True)
@@ -148,10 +149,16 @@ class NetworkSegmenter:
         self, prepared: PreparedSubject, masks: Mapping[str, np.ndarray], layout: Layout
     ) -> Segmented:
         """Return regions (S, H, W) as a label map of the whole volume."""
-        enhancing = ENHANCING_2023 if isinstance(layout, BraTS2023) else ENHANCING
+        (enhancing,) = self.scheme(layout).parts.get("enhancing", (ENHANCING,))
         # a region that was resampled covers a voxel of the input where it fills half of it
         volumes = {name: prepared.to_volume(mask) >= 0.5 for name, mask in masks.items()}
         return Segmented(label_map(volumes, enhancing), prepared.geometry)
+
+    def scheme(self, layout: Layout) -> LabelScheme:
+        """Return what the labels of a label map mean: as BraTS has them in the year of a layout."""
+        if not set(self.regions) & set(REGION_SETS["tumour"]):
+            return LabelScheme({"lesion": (1,)})
+        return SCHEMES["brats2023" if isinstance(layout, BraTS2023) else "brats2017"]
 
     def attention(self, prepared: PreparedSubject, place: int) -> dict[int, np.ndarray]:
         """Return alpha (H, W) in [0, 1] of a slice by gated level; empty without gates.
@@ -224,7 +231,8 @@ class CommandSegmenter:
                 copy.write_bytes(encode_volume(image.array, image.geometry))
             self._run({"{input}": str(given), "{output}": str(out)}, subject.id)
             geometry = next(iter(images.values())).geometry
-            written = Subject(subject.id, {"seg": self._written(out, subject.id)})
+            found = {"seg": self._written(out, subject.id)}
+            written = replace(subject, files=found)  # labels mean what the data set says
             labels = load_labels(written, BraTS2021(), geometry)
         return Segmented(labels, geometry)
 

@@ -19,6 +19,7 @@ from ldm.data.nifti import SUFFIXES
 from ldm.data.patients import patient_of
 from ldm.data.volume_file import VolumeFile
 from ldm.errors import DataError
+from ldm.label_scheme import USUAL, LabelScheme
 from ldm.study import KNOWN, LABELS, MASK_FILE, Contrasts
 from ldm.util import nearest
 
@@ -84,6 +85,7 @@ class Subject:
         split: ``train``, ``val`` or ``test`` where a table says so.
         site: hospital or scanner where a table says so.
         columns: the whole row of the table.
+        scheme: what its labels mean.
         examined: the patient where a table or a pattern says so, see :attr:`patient`.
     """
 
@@ -93,6 +95,7 @@ class Subject:
     site: str | None = None
     columns: Mapping[str, str] = field(default_factory=dict, repr=False)
     examined: str | None = None
+    scheme: LabelScheme = USUAL
 
     def numbers(self, names: Iterable[str]) -> tuple[float, ...]:
         """Return columns of the table as numbers; an empty cell is NaN, not known.
@@ -155,10 +158,12 @@ class Layout:
 
     Attributes:
         contrasts: what is known; a configuration may add to it before anything is found.
+        scheme: what labels mean in this naming, unless a configuration says it.
     """
 
     name: str
     contrasts: Contrasts = KNOWN
+    scheme: LabelScheme = USUAL
     ambiguous = "remove one, or name the files in a CSV"  # what to do about two files
 
     def parse(self, path: Path) -> tuple[str, str] | None:
@@ -206,12 +211,15 @@ class Layout:
                 )
         places = {name: place for place, name in enumerate(self.contrasts.known)}
         last = len(places)
+        ordered = {i: sorted(found[i], key=lambda c: places.get(c, last)) for i in sorted(found)}
         return {
-            i: Subject(
-                i, {c: found[i][c] for c in sorted(found[i], key=lambda c: places.get(c, last))}
-            )
-            for i in sorted(found)
+            i: Subject(i, {c: found[i][c] for c in names}, scheme=self.scheme_of(i))
+            for i, names in ordered.items()
         }
+
+    def scheme_of(self, subject: str) -> LabelScheme:
+        """Return what the labels of a subject mean."""
+        return self.contrasts.scheme or self.scheme
 
 
 def folded_id(subject: str) -> str:

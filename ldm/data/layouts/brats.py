@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from ldm.data.layouts.base import Layout, volume_stem
+from ldm.label_scheme import NOT_TOLD, SCHEMES, LabelScheme
+
+PAEDIATRIC = "BraTS-PED"
 
 
 class SuffixLayout(Layout):
@@ -30,6 +33,7 @@ class BraTS2021(SuffixLayout):
     where there is a mask of the brain."""
 
     name = "BraTS 2017-2021"
+    scheme = SCHEMES["brats2017"]
     separator = "_"
     naming = "brats2021"
 
@@ -38,5 +42,11 @@ class BraTS2023(SuffixLayout):
     """BraTS 2023 and later: ``ID-t1n.nii.gz``, ``ID-t1c``, ``ID-t2w``, ``ID-t2f``, ``ID-seg``."""
 
     name = "BraTS 2023+"
+    scheme = SCHEMES["brats2024"]
     separator = "-"
     naming = "brats2023"
+
+    def scheme_of(self, subject: str) -> LabelScheme:
+        """Return what labels mean: paediatric ones were numbered twice, under the same names."""
+        told = super().scheme_of(subject)
+        return NOT_TOLD if told is self.scheme and subject.startswith(PAEDIATRIC) else told

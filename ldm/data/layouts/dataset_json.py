@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,10 @@ from typing import Any
 from ldm.data.layouts.base import Entry, Layout, Tree, volume_stem
 from ldm.data.volume_file import VolumeFile
 from ldm.errors import DataError
+from ldm.label_scheme import NOT_TOLD, SCHEMES, TELL, LabelScheme, scheme_of_json
 from ldm.study import DECATHLON, LABELS, Contrasts
+
+log = logging.getLogger(__name__)
 
 IMAGES = {"imagesTr": "labelsTr", "imagesTs": "labelsTs", "imagesVal": "labelsVal"}
 NUMBERED = re.compile(r"(.+)_(\d{4})")
@@ -29,7 +33,7 @@ def channel_contrasts(folder: Path, contrasts: Contrasts) -> dict[int, str] | No
     if not path.is_file():
         return None
     try:
-        described: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        described = _described(path)
         listed = described.get("channel_names") or described["modality"]
         channels = {int(number): str(name) for number, name in listed.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -49,6 +53,28 @@ def channel_contrasts(folder: Path, contrasts: Contrasts) -> dict[int, str] | No
     return known
 
 
+def label_scheme(folder: Path) -> LabelScheme | None:
+    """Return what the labels mean by ``labels`` of a ``dataset.json``; None where it does not say.
+
+    Raises:
+        DataError: DATA-LAYOUT, ``labels`` is there and cannot be understood.
+    """
+    path = folder / "dataset.json"
+    try:
+        labels = _described(path).get("labels") if path.is_file() else None
+        scheme = scheme_of_json(labels, f"{folder.name}/dataset.json") if labels else None
+    except (OSError, ValueError, TypeError, AttributeError):
+        labels, scheme = "what cannot be read", None
+    if labels and scheme is None:
+        log.warning("%s/dataset.json has labels %s: %s", folder.name, labels, TELL)
+        return NOT_TOLD
+    return scheme
+
+
+def _described(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 class Decathlon(Layout):
     """Medical Segmentation Decathlon, Task01: ``imagesTr/ID.nii.gz`` of four volumes, ``labelsTr``.
 
@@ -56,6 +82,7 @@ class Decathlon(Layout):
     """
 
     name = "Medical Decathlon"
+    scheme = SCHEMES["decathlon"]
 
     def file_name(self, subject: str, contrast: str) -> str:  # noqa: D102
         return f"{'labelsTr' if contrast == LABELS else 'imagesTr'}/{subject}.nii.gz"
@@ -67,6 +94,7 @@ class Decathlon(Layout):
                 continue
             named = channel_contrasts(folder.parent, self.contrasts)
             channels = dict(enumerate(DECATHLON)) if named is None else named
+            self.scheme = label_scheme(folder.parent) or self.scheme
             for path in images:
                 for channel, contrast in channels.items():
                     yield Entry(_subject(path), contrast, VolumeFile(path, channel), folder)
@@ -82,6 +110,7 @@ class NnUNet(Layout):
     """
 
     name = "nnU-Net"
+    scheme = NOT_TOLD
 
     def file_name(self, subject: str, contrast: str) -> str:  # noqa: D102
         if contrast == LABELS:
@@ -102,6 +131,8 @@ class NnUNet(Layout):
             places = (folder, folder.parent)
             told = (channel_contrasts(place, self.contrasts) for place in places)
             channels = next((channels for channels in told if channels), None)
+            schemes = (label_scheme(place) for place in places)
+            self.scheme = next((scheme for scheme in schemes if scheme), self.scheme)
             if channels is None:
                 raise DataError(
                     "DATA-LAYOUT",

@@ -22,6 +22,7 @@ from ldm.data.layouts.base import Entry, Layout, Tree
 from ldm.data.nifti import MAX_VOLUME_BYTES, Geometry, Volume, finite_values
 from ldm.data.volume_file import VolumeFile
 from ldm.errors import DataError
+from ldm.label_scheme import SCHEMES
 from ldm.storage import sha256
 from ldm.study import BRATS, LABELS
 
@@ -145,6 +146,7 @@ class HDF5(Layout):
     """
 
     name = "HDF5"
+    scheme = SCHEMES["brats2017"]
 
     def __init__(self, channels: tuple[str, ...] = BRATS) -> None:
         if sorted(channels) != sorted(BRATS):

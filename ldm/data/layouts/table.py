@@ -14,6 +14,7 @@ from ldm.data.layouts.hdf5 import ENDINGS, HDF5Stack
 from ldm.data.nifti import SUFFIXES
 from ldm.data.volume_file import VolumeFile
 from ldm.errors import DataError
+from ldm.label_scheme import NOT_TOLD, LabelScheme, read_scheme
 from ldm.study import LABELS, MASK_FILE, Contrasts
 
 CELL = re.compile(r"(.+)#(\d+|mask)")
@@ -66,10 +67,18 @@ class SubjectTable(Layout):
                 split=_split(told[i], path),
                 site=told[i].get("site") or None,
                 columns=told[i],
+                scheme=self._scheme(told[i]),
                 examined=told[i].get("patient") or None,
             )
             for i, s in subjects.items()
         }
+
+    def _scheme(self, row: Mapping[str, str]) -> LabelScheme:
+        """Return what labels mean: by the configuration, else by a column ``scheme``."""
+        text = row.get("scheme")
+        if self.contrasts.scheme or not text:
+            return self.scheme_of(row["id"])
+        return NOT_TOLD if text == str(NOT_TOLD) else read_scheme(text, "column scheme")
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
