@@ -26,6 +26,8 @@ from ldm.checkpoint import (
     AtomicCheckpointIO,
     newest_checkpoint,
     read_run_config,
+    read_weights,
+    require_same_state,
 )
 from ldm.config import load_config, merge_overrides, save_config
 from ldm.cost.energy import EnergyMeter
@@ -88,6 +90,7 @@ def train(
     output: str | Path | None = None,
     *,
     resume: str | Path | None = None,
+    start: str | Path | None = None,
     trust: Collection[str] = (),
     say: Callable[[str], None] | None = None,
     progress: Progress = silent,
@@ -99,6 +102,8 @@ def train(
         overrides: ``key=value``, such as ``data.params.root=FOLDER``.
         output: run folder; None: ``runs/NAME``.
         resume: run folder to continue exactly, in place of ``config``.
+        start: run folder whose weights the new run starts with (fine-tuning); without ``config``
+            its configuration too.
         trust: classes accepted in that folder beside those that the shipped YAMLs name.
         say: told which subjects were found.
         progress: wraps the subjects that are decoded; given, Lightning shows its bar too.
@@ -115,14 +120,18 @@ def train(
         checkpoint = newest_checkpoint(folder)
         resolved = merge_overrides(read_run_config(folder, trust), overrides)
         return run_training(resolved, folder, checkpoint, say, progress)
-    if not config:
+    if not config and start is None:
         raise ConfigError(
-            "USAGE", "give a YAML such as configs/backbone/unet.yaml, or --resume RUN"
+            "USAGE", "give a YAML such as configs/backbone/unet.yaml, --resume RUN or --from RUN"
         )
-    files = [config] if isinstance(config, str | Path) else list(config)
-    resolved = load_config(files, overrides)
+    if config:
+        files = [config] if isinstance(config, str | Path) else list(config)
+        resolved = load_config(files, overrides)
+    else:
+        resolved = merge_overrides(read_run_config(Path(str(start)), trust), overrides)
     folder = Path(output) if output else RUNS / str(resolved.get("name", "run"))
-    return run_training(resolved, folder, None, say, progress)
+    first = None if start is None else Path(start)
+    return run_training(resolved, folder, None, say, progress, first)
 
 
 def run_training(
@@ -131,11 +140,16 @@ def run_training(
     checkpoint: Path | None = None,
     say: Callable[[str], None] | None = None,
     progress: Progress = silent,
+    start: Path | None = None,
 ) -> TrainedRun:
     """Run one training of a resolved configuration in ``folder``, from ``checkpoint`` if given.
 
+    Args:
+        start: run folder, or model file, whose weights a new training starts with.
+
     Raises:
         ConfigError, DataError, OutputError, NonFiniteError: see :func:`train`.
+        CheckpointError: CKPT-MISMATCH for weights of another model.
     """
     is_main = int(os.environ.get("LOCAL_RANK", 0)) == 0
     if checkpoint is None and is_main and any((folder / c).exists() for c in CHECKPOINTS):
@@ -153,6 +167,10 @@ def run_training(
     model = build_model(config)
     if checkpoint is None:
         model.check_start(data)
+    if start is not None:
+        weights, _ = read_weights(start)
+        require_same_state(model.state_dict(), weights, start.name)
+        model.load_state_dict(weights)
     with _quiet_lightning(), folder_lock(folder) if is_main else nullcontext():
         if is_main:
             _write_config(folder, config, model, data)
@@ -160,7 +178,8 @@ def run_training(
         if prefers_channels_last(trainer.precision):
             to_channels_last(model)
         if is_main:
-            _write_seen(folder, known, config["model"])
+            before = read_seen(start if start.is_dir() else start.parent) if start else {}
+            _write_seen(folder, known, {**inherited(config["model"]), **before})
         meter = EnergyMeter(trainer.strategy.root_device)
         trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         if is_main:
@@ -240,8 +259,8 @@ def _known_patients(data: ContrastDataModule) -> dict[str, Digests]:
     return known
 
 
-def _write_seen(folder: Path, known: Mapping[str, Digests], model: Mapping[str, Any]) -> None:
-    before = {**inherited(model), **read_seen(folder)}  # a resumed run has no teacher any more
+def _write_seen(folder: Path, known: Mapping[str, Digests], before: Digests) -> None:
+    before = {**before, **read_seen(folder)}  # a resumed run has no teacher any more
     write_seen(folder, {**known, "train": {**before, **known["train"]}})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from pytorch_lightning.callbacks import Callback, Checkpoint
 
 from ldm.callbacks.ema import averaged_module
 from ldm.checkpoint import CHECKPOINTS, save_model
-from ldm.errors import NonFiniteError
+from ldm.errors import ConfigError, NonFiniteError, one_of
+
+SMALLER_IS_BETTER = ("loss", "mae")
 
 
 class RunCheckpoint(Checkpoint):
@@ -20,11 +23,34 @@ class RunCheckpoint(Checkpoint):
 
     Args:
         every_n_steps: optimizer steps between saves; the end of training always saves.
+        best_by: a logged quantity of validation, such as ``val/psnr`` or ``val/loss``;
+            ``model.safetensors`` then holds the weights of the best validation so far, while
+            ``last.ckpt``, from which a run resumes, holds the last.
+        patience: validations without a better one after which the training ends; None: never.
     """
 
-    def __init__(self, every_n_steps: int = 500) -> None:
-        self.every_n_steps = every_n_steps
+    def __init__(
+        self, every_n_steps: int = 500, best_by: str | None = None, patience: int | None = None
+    ) -> None:
+        if patience is not None and (best_by is None or patience < 1):
+            raise ConfigError(
+                "CONFIG-VALUE",
+                f"lightning.callbacks.checkpoint.params.patience is {patience} with best_by "
+                f"{best_by}: give validations, 1 or more, and what they are compared by, as "
+                "best_by=val/psnr",
+            )
+        self.every_n_steps, self.best_by, self.patience = every_n_steps, best_by, patience
         self.saved_step = -1
+        self.best: float | None = None
+        self.worse = 0  # validations since the best
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run compares with."""
+        return {"best": self.best, "worse": self.worse}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore it."""
+        self.best, self.worse = state_dict.get("best"), state_dict.get("worse", 0)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Remember where a resumed run stands."""
@@ -37,20 +63,54 @@ class RunCheckpoint(Checkpoint):
         if trainer.global_step - self.saved_step >= self.every_n_steps:
             self.save(trainer)
 
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Keep the weights if they are the best so far; end the training if none were for long.
+
+        Raises:
+            ConfigError: CONFIG-VALUE for a quantity that validation does not log.
+        """
+        if self.best_by is None:
+            return
+        value = float(one_logged(trainer.callback_metrics, self.best_by))
+        sign = -1 if self.best_by.endswith(SMALLER_IS_BETTER) else 1
+        if self.best is None or sign * value > sign * self.best:
+            self.best, self.worse = value, 0
+            self.save_weights(trainer, {"best": {self.best_by: value}})
+        else:
+            self.worse += 1
+        if self.patience is not None and self.worse >= self.patience:
+            trainer.should_stop = True
+
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save the last step."""
         if trainer.global_step != self.saved_step:
             self.save(trainer)
 
     def save(self, trainer: pl.Trainer) -> None:
-        """Write both files of the current step."""
-        run = Path(trainer.default_root_dir)
-        trainer.save_checkpoint(run / CHECKPOINTS[0])
+        """Write both files of the current step; not the model where a better one is kept."""
+        trainer.save_checkpoint(Path(trainer.default_root_dir) / CHECKPOINTS[0])
+        if self.best is None:
+            self.save_weights(trainer, {})
+        self.saved_step = trainer.global_step
+
+    def save_weights(self, trainer: pl.Trainer, described: dict[str, Any]) -> None:
+        """Write ``model.safetensors``, the averaged weights."""
         if trainer.is_global_zero:
             averaged = averaged_module(trainer, trainer.lightning_module)
-            metadata = averaged.facts() | averaged.measure(trainer.datamodule)
-            save_model(run, averaged.state_dict(), {"step": trainer.global_step, **metadata})
-        self.saved_step = trainer.global_step
+            metadata = averaged.facts() | averaged.measure(trainer.datamodule) | described
+            step = {"step": trainer.global_step}
+            save_model(Path(trainer.default_root_dir), averaged.state_dict(), step | metadata)
+
+
+def one_logged(metrics: Mapping[str, Any], name: str) -> Any:
+    """Return a logged quantity.
+
+    Raises:
+        ConfigError: CONFIG-VALUE with the names there are.
+    """
+    known = sorted(key for key in metrics if key.startswith("val/"))
+    one_of("lightning.callbacks.checkpoint.params.best_by", name, known)
+    return metrics[name]
 
 
 class StopOnSignal(Callback):

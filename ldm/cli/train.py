@@ -33,6 +33,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "data.params.val=[ID1,ID2] lightning.trainer.max_steps=5000 name=my-run",
     )
     parser.add_argument("--resume", type=Path, metavar="RUN", help="continue this run exactly")
+    parser.add_argument(
+        "--from",
+        dest="start",
+        type=Path,
+        metavar="RUN",
+        help="start a new run with the weights of this one (fine-tuning); without a YAML with its "
+        "configuration too",
+    )
     add_run_arguments(parser, "runs/NAME")
 
 
@@ -46,7 +54,15 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run and files and not args.resume:
         return describe(load_config(files, overrides))
     return finish(
-        train(files, overrides, args.output, resume=args.resume, trust=args.trust, **SHOWN)
+        train(
+            files,
+            overrides,
+            args.output,
+            resume=args.resume,
+            start=args.start,
+            trust=args.trust,
+            **SHOWN,
+        )
     )
 
 

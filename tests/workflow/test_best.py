@@ -1,0 +1,61 @@
+"""The best validation, early stopping, and a run that starts with the weights of another."""
+
+import json
+
+import pytest
+
+from ldm.callbacks.metrics_file import read_curves
+from ldm.checkpoint import read_model
+from ldm.cli.main import main
+from ldm.data.seen import read_seen
+
+EVERY_STEP = ["lightning.trainer.val_check_interval=1", "lightning.trainer.max_steps={}"]
+BEST = "lightning.callbacks.checkpoint.params.best_by="
+RATE = "model.params.optimizer_config.params.lr="
+
+
+def options(steps, *more):
+    return [text.format(steps) for text in EVERY_STEP] + list(more)
+
+
+def test_the_model_is_that_of_the_best_validation(tmp_path, train, weights):
+    """Also where the run was cut: what is kept survives in the folder, its value in the run."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    more = (BEST + "val/loss", RATE + "3.0e-2", "model.params.warmup_steps=1")
+    assert train(whole, *options(6, *more)) == 0
+    assert train(parts, *options(3, *more)) == 0
+    assert main(["train", "--resume", str(parts), "lightning.trainer.max_steps=6"]) == 0
+    steps, values = read_curves(whole)["val/loss"]
+    known = read_model(whole / "model.safetensors")[1]
+    assert known["best"]["val/loss"] == pytest.approx(min(values), rel=1e-4)
+    assert known["step"] in (steps[values.index(min(values))] + i for i in (0, 1))
+    assert weights(parts) == weights(whole)
+
+
+def test_training_ends_where_nothing_gets_better(tmp_path, train):
+    run, still = tmp_path / "run", RATE + "0.0"
+    patience = "lightning.callbacks.checkpoint.params.patience=2"
+    assert train(run, *options(9, BEST + "val/psnr", still, patience)) == 0
+    assert json.loads((run / "cost.json").read_text())["steps"] == 3  # the best, and two like it
+
+
+def test_what_is_not_logged_is_no_measure(tmp_path, train, capsys):
+    assert train(tmp_path / "run", *options(2, BEST + "val/pnsr")) == 2
+    assert "nearest: 'val/psnr'" in capsys.readouterr().err
+
+
+def test_a_run_starts_with_the_weights_of_another(tmp_path, train, weights, run_folder):
+    """Its optimizer is new; whom the first has seen, the second has seen too."""
+    still = options(1, RATE + "0.0", "data.params.train=[Phantom_0002]")
+    assert train(tmp_path / "with_yaml", *still, "--from", str(run_folder)) == 0
+    assert weights(tmp_path / "with_yaml") == weights(run_folder)
+    without = ["train", "--from", str(run_folder), "--output", str(tmp_path / "without")]
+    assert main([*without, *still]) == 0
+    assert weights(tmp_path / "without") == weights(run_folder)
+    assert {"Phantom_0001", "Phantom_0002"} <= read_seen(tmp_path / "without").keys()
+
+
+def test_weights_of_another_network_are_refused(tmp_path, train, run_folder, capsys):
+    other = "model.params.unet_config.params.model_channels=64"
+    assert train(tmp_path / "run", *options(1, other), "--from", str(run_folder)) == 4
+    assert "CKPT-MISMATCH" in capsys.readouterr().err
