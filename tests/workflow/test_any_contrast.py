@@ -174,6 +174,14 @@ def test_the_volume_is_judged_beside_a_copy_of_its_source(chain, judged):
     assert ("T1ce" in page) == ("t1ce" in (*chain.conditions, chain.target))
 
 
+def test_a_sweep_judges_the_same_target(chain, run, five, tmp_path):
+    given = ["--input", str(five), "--output", str(tmp_path / "sweep"), "--steps", "1"]
+    assert main(["sweep", str(run), *given, "--sampler", "ddim"]) == 0
+    with (tmp_path / "sweep/sweep.csv").open(encoding="utf-8") as file:
+        rows = {row["sampler"]: row for row in csv.DictReader(file)}
+    assert list(rows) == ["ddim", chain.copied] and rows["ddim"]["n"] == "1/1"
+
+
 @pytest.fixture(scope="module")
 def plan(chain, five, tmp_path_factory):
     """One tiny U-Net for two steps, beside a copy of the source and a regression."""
