@@ -5,7 +5,8 @@ from math import exp
 import pytest
 import torch
 
-from ldm.models.diffusion.noise import NOISES, SMOOTH_WIDTH, KeyedNoise, slice_noise
+from ldm.inference.request import NOISES
+from ldm.models.diffusion.noise import SMOOTH_WIDTH, KeyedNoise, slice_noise
 
 SHAPE = (2, 24, 20)
 

@@ -9,7 +9,7 @@ import pytest
 
 from ldm.cli.main import VERBS
 
-LATER = ("prepare", "sample", "evaluate", "sweep", "benchmark", "segment")
+LATER = ("prepare", "evaluate")
 HEAVY = ("torch", "numpy", "pytorch_lightning", "lightning", "monai", "matplotlib", "nibabel")
 HEAVY += ("scipy", "skimage", "omegaconf", "torchmetrics", "timm", "rich", "safetensors")
 TASKS = {"segment": ("train", "predict", "evaluate"), "diagnose": ("data", "run")}

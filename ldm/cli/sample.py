@@ -13,15 +13,13 @@ if TYPE_CHECKING:
     from ldm.inference.request import Request
     from ldm.inference.synthesis import Synthesiser
 
+SAMPLERS = "as ddim, ddpm, dpmpp_2m, unipc_3, heun; a wrong name is answered with all"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    from ldm.models.diffusion.samplers import SAMPLERS
-
     add_volume_arguments(parser)
-    parser.add_argument(
-        "--sampler", help=f"{', '.join(SAMPLERS)} (default: the model's, in general ddim)"
-    )
+    parser.add_argument("--sampler", help=f"{SAMPLERS} (default: the model's, in general ddim)")
     parser.add_argument("--steps", type=int, help="of the sampler (default: the model's)")
     parser.add_argument("--eta", type=float, help="ddim: 0 deterministic (default) to 1 as ddpm")
     parser.add_argument("--overwrite", action="store_true", help="replace existing outputs")
@@ -36,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_volume_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of every verb that samples volumes."""
-    from ldm.models.diffusion.noise import NOISES
+    from ldm.inference.request import NOISES, PRECISIONS
 
     add_subject_arguments(parser, "synthetic volumes")
     parser.add_argument(
@@ -72,7 +70,7 @@ def add_volume_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the windows of a model of volumes, along each axis, 0 to 0.9 (default: 0.25)",
     )
     parser.add_argument(
-        "--precision", choices=("32", "bf16"), default="32", help="of the network (default: 32)"
+        "--precision", choices=PRECISIONS, default="32", help="of the network (default: 32)"
     )
     add_model_arguments(parser)
 

@@ -9,17 +9,9 @@ import argparse
 import shlex
 import sys
 
-from ldm.benchmark.sweep import Sweep
-from ldm.benchmark.sweep_cells import SweepCells, held_out
-from ldm.checkpoint import study_of
-from ldm.cli.evaluate import terminal_table
-from ldm.cli.sample import add_volume_arguments, load_synthesiser
+from ldm.cli.sample import SAMPLERS, add_volume_arguments, load_synthesiser
 from ldm.cli.terminal import reporter
-from ldm.data.layouts import detect_layout, select_subjects
 from ldm.errors import PartialError
-from ldm.evaluation.protocol import DEFAULT
-from ldm.models.diffusion.samplers import SAMPLERS, get_sampler
-from ldm.storage import folder_lock
 
 STEPS = (1, 2, 4, 8, 16, 32)
 USUAL = ("ddim", "dpmpp_2m", "unipc_3", "heun")
@@ -40,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_names,
         default=USUAL,
         metavar="NAME,NAME,...",
-        help=f"any of {', '.join(SAMPLERS)}, or all (default: {','.join(USUAL)})",
+        help=f"all, or {SAMPLERS} (default: {','.join(USUAL)})",
     )
 
 
@@ -48,9 +40,19 @@ def run(args: argparse.Namespace) -> int:
     """Sample and evaluate what is missing, then write the table, the plot and the page."""
     from rich.console import Console
 
-    for name in args.sampler:
-        get_sampler(name)
-    wanted = [(name, steps) for name in args.sampler for steps in args.steps]
+    from ldm.benchmark.sweep import Sweep
+    from ldm.benchmark.sweep_cells import SweepCells, held_out
+    from ldm.checkpoint import study_of
+    from ldm.cli.evaluate import terminal_table
+    from ldm.data.layouts import detect_layout, select_subjects
+    from ldm.evaluation.protocol import DEFAULT
+    from ldm.models.diffusion import samplers
+    from ldm.storage import folder_lock
+
+    names = list(samplers.SAMPLERS) if args.sampler == ["all"] else args.sampler
+    for name in names:
+        samplers.get_sampler(name)
+    wanted = [(name, steps) for name in names for steps in args.steps]
     contrasts = study_of(args.model, args.trust).contrasts
     layout, found = detect_layout(args.input, args.layout, contrasts)
     ids = args.subjects or held_out(args.model, sorted(found))
@@ -100,4 +102,4 @@ def _numbers(text: str) -> list[int]:
 
 
 def _names(text: str) -> list[str]:
-    return list(SAMPLERS) if text == "all" else list(dict.fromkeys(text.split(",")))
+    return list(dict.fromkeys(text.split(",")))

@@ -24,8 +24,8 @@ from monai.transforms import (
     RandomizableTransform,
 )
 
-from ldm.data.normalise import BACKGROUND
 from ldm.errors import ConfigError
+from ldm.intensity import BACKGROUND
 
 IMAGES = ("condition", "target")
 MASKS = ("brain", "seg")

@@ -14,9 +14,8 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from ldm.data.cache import CachedSubject
-from ldm.data.normalise import BACKGROUND
 from ldm.data.prepare import fit_size
-from ldm.intensity import abnormality
+from ldm.intensity import BACKGROUND, abnormality
 from ldm.storage import stable_seed
 
 ABNORMAL_WIDTH = 2.0  # voxels, of the surroundings that say how abnormal a voxel is

@@ -13,10 +13,10 @@ import torch
 from torch.nn import functional as F
 
 from ldm.data.cache import CachedSubject
-from ldm.data.normalise import BACKGROUND
 from ldm.data.prepare import PreparedSubject
 from ldm.data.resample import nearest_inside
 from ldm.errors import DataError
+from ldm.intensity import BACKGROUND
 from ldm.modules.polynomial import polynomial
 
 GRID = (24, 24, 24)  # of the thumbnails that are compared: about 7 mm a voxel

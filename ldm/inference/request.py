@@ -8,8 +8,8 @@ from numbers import Integral
 from typing import Any
 
 from ldm.errors import ConfigError, nearest
-from ldm.models.diffusion.noise import NOISES
 
+NOISES = ("slice", "smooth", "patient")  # of :func:`ldm.models.diffusion.noise.slice_noise`
 PRECISIONS = ("32", "bf16")
 SAMPLER_OPTIONS = ("eta", "guidance", "rescale")
 

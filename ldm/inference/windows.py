@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldm.data.normalise import BACKGROUND
 from ldm.data.prepare import PreparedSubject, fit_size
 from ldm.data.slices import with_neighbours
+from ldm.intensity import BACKGROUND
 
 
 @dataclass(frozen=True)

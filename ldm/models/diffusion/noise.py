@@ -13,7 +13,6 @@ from ldm.storage import stable_seed
 
 Key = tuple[Any, ...]
 
-NOISES = ("slice", "smooth", "patient")
 SMOOTH_WIDTH = 1.0  # slices, of the Gaussian that smooth noise is made with
 SMOOTH_REACH = 3  # slices to each side, three times the width
 
