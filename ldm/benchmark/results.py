@@ -19,13 +19,22 @@ from ldm.plots.figures import loss_figure, scatter_figure
 from ldm.regions import region_title
 from ldm.report.gallery import Gallery, spread_figure
 from ldm.report.page import Figure, Report, Section, write_report
-from ldm.report.score_tables import BETTER, evaluation_tables, mean_cell, segmentation_tables
+from ldm.report.score_tables import (
+    BETTER,
+    enhances_nothing,
+    evaluation_tables,
+    mean_cell,
+    segmentation_tables,
+)
 from ldm.report.tables import Cell, Number, Table, write_table
 from ldm.storage import strict_json, write_json
 
 GIB = 2**30
 # What the summary shows of each row; the other tables hold all.
-SUMMARY = (("brain", "psnr"), ("brain", "nrmse"), ("brain", "ssim"), ("brain", "ms_ssim"))
+SUMMARY = (
+    *(("brain", "psnr"), ("enhancing", "recovery"), ("tumour", "auc_tumour")),
+    *(("brain", "nrmse"), ("brain", "ssim"), ("brain", "ms_ssim")),
+)
 SEED_SPREAD, SEEDS = "sd over seeds dB", "seeds"
 
 
@@ -192,7 +201,7 @@ class BenchmarkResult:
     def summary(self) -> Table:
         """Return the table: quality, then cost."""
         further = self._further_columns()
-        titles = [MEASURES[measure].title for _, measure in SUMMARY]
+        titles = [MEASURES[measure].title for _, measure in self._shown]
         rows: list[list[Cell]] = []
         for row in self.order():
             cost = self.costs.get(row)
@@ -208,15 +217,25 @@ class BenchmarkResult:
             BETTER | dict.fromkeys(dice, "higher"),
         )
 
+    @property
+    def _shown(self) -> list[tuple[str, str]]:
+        """The regions and measures of the summary: of enhancement where the target enhances."""
+        has_native = self.result.study.native is not None
+        return [k for k in SUMMARY if has_native or MEASURES[k[1]].level != "enhancement"]
+
     def _quality_cells(self, row: str) -> list[Cell]:
         """Return what the summary shows of a row, or why there is nothing."""
         found = self.result.summary(row)
         if not found:
             reason = f"FAILED: {self.failures.get(row, 'no score')}"
-            return [reason, *[None] * (len(SUMMARY) - 1), Number.of(0, len(self.result.subjects))]
+            return [
+                reason,
+                *[None] * (len(self._shown) - 1),
+                Number.of(0, len(self.result.subjects)),
+            ]
         counts = [s.n for (region, _), s in found.items() if region == "brain"]
         n = Number.of(max(counts, default=0), len(self.result.subjects))
-        return [*(mean_cell(found.get(key)) for key in SUMMARY), n]
+        return [*(mean_cell(found.get(key)) for key in self._shown), n]
 
     def _note(self, further: Mapping[str, Any]) -> str:
         label = peak_memory_label(next((c.device for c in self.costs.values()), "cpu"))
@@ -225,6 +244,10 @@ class BenchmarkResult:
             "intensity bounds. FLOPs: a multiply-add counts as 2, attention as matrix products. "
             f"GiB: {label} of the process."
         )
+        if self.result.study.native:
+            note += " Recovery (median) and AUC: of the enhancement of the tumour, n/a without one."
+        if nothing := enhances_nothing(self.result):
+            note += f" {nothing}"
         if SEED_SPREAD in further:
             note += (
                 " A patient's score is its mean over the training seeds; the spread over seeds is "

@@ -20,9 +20,10 @@ from ldm.storage import atomic_path, strict_json, write_json
 # What the table shows of each region, and what the plot shows.
 SHOWN = (
     *(("brain", measure) for measure in ("psnr", "nrmse", "ssim", "ms_ssim")),
-    *(("tumour", measure) for measure in ("psnr", "nrmse", "ssim")),
+    *(("tumour", measure) for measure in ("psnr", "nrmse", "ssim", "auc_tumour")),
+    ("enhancing", "recovery"),
 )
-PANELS = (("brain", "psnr"), ("tumour", "psnr"), ("brain", "nrmse"), ("brain", "ms_ssim"))
+PANELS = (("brain", "psnr"), ("tumour", "psnr"), ("enhancing", "recovery"), ("brain", "ms_ssim"))
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,9 @@ class Quality:
         return cls(row, found, counted(result, found, "brain"))
 
     def mean(self, region: str, measure: str) -> float:
-        """Return the mean over patients; NaN where there is none."""
+        """Return what is typical of patients; NaN where there is none."""
         found = self.found.get((region, measure))
-        return found.mean if found else float("nan")
+        return getattr(found, MEASURES[measure].typical) if found else float("nan")
 
     def cells(self) -> list[TableCell]:
         """Return the cells of the table."""

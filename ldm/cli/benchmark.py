@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ldm.benchmark.run import Benchmark
 
 SHOWN = {"say": partial(print, flush=True), "progress": show_progress}
-SHORT = ("backbone", "PSNR dB", "SSIM", "n", "parameters M", "s a volume")
+SHORT = ("backbone", "PSNR dB", "Recovery", "AUC tumour", "SSIM", "n", "parameters M", "s a volume")
 EPILOG = """\
 rows x spaces x seeds are trainings; each is sampled with every sampler and number of steps: a cell.
 Lists in `seeds` and `sampling` are axes of the grid. Without --plan, --cell or --collect, all cells
@@ -148,12 +148,15 @@ def show_result(result: BenchmarkResult, output: Path) -> int:
     from rich.console import Console
 
     from ldm.cli.evaluate import terminal_table
+    from ldm.report.score_tables import enhances_nothing
     from ldm.report.tables import Table
 
     table = result.summary()
     shown = [c for c in SHORT if c in table.columns]
     rows = [[row[table.columns.index(c)] for c in shown] for row in table.rows]
     Console().print(terminal_table(Table(result.title, shown, rows)))
+    if nothing := enhances_nothing(result.result):
+        print(nothing)
     print(
         f"Report: {output}/report.html  Tables: benchmark.csv, benchmark.md, cost.csv, metrics.csv"
     )

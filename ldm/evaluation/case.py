@@ -29,6 +29,7 @@ from ldm.data.nifti import Geometry, read_volume
 from ldm.data.normalise import IntensityScale, Normaliser, RobustNormaliser, spread_through
 from ldm.data.prepare import load_subject
 from ldm.errors import DataError
+from ldm.evaluation.metrics.enhancement import enhancement
 from ldm.evaluation.regions import REGIONS, Labelled
 from ldm.storage import read_json
 from ldm.study import BRATS, Study
@@ -112,10 +113,33 @@ class Case:
         key = ("scale", repr(normaliser.to_dict()))
         return self.once(key, lambda: normaliser.fit(*told))
 
-    def shown_slice(self) -> int:
-        """Return the axial slice with most tumour, or else with most brain."""
-        mask = self.brain if self.seg is None or not self.seg.any() else self.seg > 0
-        return int(mask.sum(axis=(0, 1)).argmax())
+    @property
+    def can_enhance(self) -> bool:
+        """Whether there is what enhancement is measured with: the native contrast, and labels."""
+        return self.study.native in self.inputs and self.seg is not None
+
+    def enhancement(self, volume: np.ndarray) -> NDArray[np.float64]:
+        """Return what the agent added at each voxel of a volume taken for the target."""
+        return enhancement(volume, self.inputs[self.study.native], self.brain)
+
+    @cached_property
+    def true_enhancement(self) -> NDArray[np.float64]:
+        """What the agent added at each voxel of the real target."""
+        return self.enhancement(self.reference)
+
+    def shown_slice(self) -> tuple[int, str]:
+        """Return an axial slice, and what it has most of.
+
+        Enhancing tumour, weighted by how much it truly enhances; else tumour, else brain.
+        """
+        for name in ("enhancing", "tumour") if self.seg is not None else ():
+            area = self.region(name).astype(np.float64)
+            if area.any():
+                if name == "enhancing" and self.can_enhance:
+                    area *= 0.01 + np.nan_to_num(self.true_enhancement).clip(0)
+                shown = "tumour" if name == "tumour" else "enhancement"
+                return int(area.sum(axis=(0, 1)).argmax()), shown
+        return int(self.brain.sum(axis=(0, 1)).argmax()), "brain"
 
 
 @dataclass(frozen=True)

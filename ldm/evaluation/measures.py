@@ -10,11 +10,11 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ldm.evaluation.metrics import calibration, detail, overlap, published
+from ldm.evaluation.metrics import calibration, detail, enhancement, overlap, published
 from ldm.evaluation.metrics import similarity as metrics
 from ldm.evaluation.views import View
 
-Level = Literal["region", "volume", "spread", "slices_of_row", "segmentation"]
+Level = Literal["region", "volume", "spread", "enhancement", "slices_of_row", "segmentation"]
 
 
 def _ssim(view: View) -> float:
@@ -41,9 +41,10 @@ class Measure(NamedTuple):
     """A metric: its column, its definition, and its value.
 
     ``of`` gets what the level says (:mod:`ldm.evaluation.views`): a ``View`` of one region
-    (``region``), of a region that holds whole slices (``volume``) or of a prediction with a spread
-    (``spread``); the features of all slices of a row, and those of the reference
-    (``slices_of_row``); the ``Masks`` of a region (``segmentation``).
+    (``region``), of a region that holds whole slices (``volume``), of a prediction with a spread
+    (``spread``) or of a target with labels and native contrast (``enhancement``); the features of
+    all slices of a row, and those of the reference (``slices_of_row``); the ``Masks`` of a region
+    (``segmentation``).
     """
 
     title: str
@@ -52,6 +53,7 @@ class Measure(NamedTuple):
     best: str = "high"  # or low, or one (then neither is better)
     level: Level = "region"
     regions: tuple[str, ...] = ()  # where it is defined; none: in each that is compared
+    typical: Literal["mean", "median"] = "mean"  # what stands for all patients
 
     def is_in(self, region: str) -> bool:
         """Whether it is defined in a region."""
@@ -201,6 +203,57 @@ MEASURES = {
         "one",
         "spread",
         INSIDE,
+    ),
+    "recovery": Measure(
+        "Recovery",
+        "mean enhancement in the enhancing tumour, predicted / true; median over patients",
+        lambda v: enhancement.recovery(*v.volumes.enhancement, v.mask),
+        "one",
+        "enhancement",
+        ("enhancing",),
+        "median",
+    ),
+    "auc_tumour": Measure(
+        "AUC tumour",
+        "predicted enhancement as a score for enhancing tumour against the rest of the tumour, "
+        "area under the ROC curve",
+        View.auc,
+        level="enhancement",
+        regions=("tumour",),
+    ),
+    "auc_brain": Measure(
+        "AUC brain",
+        "the same against the rest of the brain",
+        View.auc,
+        level="enhancement",
+        regions=("brain",),
+    ),
+    "rim_to_core": Measure(
+        "Rim to core",
+        "mean enhancement in the enhancing tumour less that in its necrotic core, predicted / "
+        "true; median over patients",
+        View.rim_to_core,
+        "one",
+        "enhancement",
+        ("tumour",),
+        "median",
+    ),
+    "false_enhancement": Measure(
+        "False IQR",
+        "mean predicted enhancement in the tumours of which no part enhances, in inter-quartile "
+        "ranges of the brain",
+        View.false_enhancement,
+        "one",
+        "enhancement",
+        ("tumour",),
+    ),
+    "true_enhancement": Measure(
+        "True IQR",
+        "mean true enhancement in the enhancing tumour, in inter-quartile ranges of the brain",
+        lambda v: enhancement.mean_within(v.volumes.enhancement[1], v.mask),
+        "one",
+        "enhancement",
+        ("enhancing",),
     ),
     "dice": Measure(
         "Dice",

@@ -29,7 +29,11 @@ if TYPE_CHECKING:
 
 Scores = dict[str, dict[str, float]]  # region -> measure -> value
 
-SPREAD = of_level("spread")
+SPREAD, ENHANCEMENT = of_level("spread"), of_level("enhancement")
+ENHANCEMENT_DEFINITION = (
+    "z(target) - z(native contrast) at each voxel, z by the median and the inter-quartile range of "
+    "each image in the brain"
+)
 SPREAD_DEFINITION = (
     "standard deviation over samples, mapped like the prediction, not clipped; corrected for the "
     "number of samples (Student's t), if it is known; not in full"
@@ -100,9 +104,12 @@ class MetricProtocol(BaseProtocol):
 
     name: str = "default"
     summary: str = "the reference sets the intensity bounds; quality by region"
-    regions: tuple[str, ...] = ("full", "brain", "tumour", "healthy")
+    regions: tuple[str, ...] = ("full", "brain", "tumour", "enhancing", "healthy")
     measures: tuple[str, ...] = ("psnr", "nrmse", "ssim", "ms_ssim", "mae", "flicker")
-    more: tuple[str, ...] = ("nrmse_l2", "nmi", "hfen", "sharpness", "lpips", "frechet", *SPREAD)
+    more: tuple[str, ...] = (
+        *("nrmse_l2", "nmi", "hfen", "sharpness", "lpips", "frechet"),
+        *(*SPREAD, *ENHANCEMENT),
+    )
     percentiles: tuple[float, float] = (0.1, 99.9)
     bounds_of: Literal["reference", "own"] = "reference"
     bounds_in: Literal["brain", "full"] = "brain"
@@ -110,10 +117,10 @@ class MetricProtocol(BaseProtocol):
     axis: int = -1
 
     def definitions(self) -> Mapping[str, str]:
-        """What each name in it means, bounds and spread included."""
-        shared = {"bounds": BOUNDS[self.bounds_of]}
-        shared |= {"spread": SPREAD_DEFINITION} if self.names(levels=["spread"]) else {}
-        return shared | super().definitions()
+        """What each name in it means, and what they share."""
+        shared = {"spread": SPREAD_DEFINITION, "enhancement": ENHANCEMENT_DEFINITION}
+        used = {level: text for level, text in shared.items() if self.names(levels=[level])}
+        return {"bounds": BOUNDS[self.bounds_of], **used, **super().definitions()}
 
     def bounds(self, volume: ArrayLike, brain: ArrayLike) -> tuple[float, float]:
         """Intensities of ``volume`` that become 0 and 1; NaN if there are no voxels."""
@@ -209,7 +216,7 @@ def evaluate_case(
         case: the real volumes and masks. Without a segmentation the regions that need it are left
             out.
         prediction: synthetic volume, in the units of the reference. Without a spread there are no
-            measures of it.
+            measures of it, and none of enhancement without labels and the native contrast.
         protocol: mapping, regions, measures and slice axis.
         perceptual: the network of LPIPS, which is NaN without it.
 
@@ -224,6 +231,7 @@ def evaluate_case(
     same_shape(prediction=prediction.volume, reference=case.reference, brain=case.brain, **labels)
     levels: list[Level] = ["region", "volume"]
     levels += ["spread"] if prediction.spread is not None else []
+    levels += ["enhancement"] if case.can_enhance else []
     regions = [r for r in protocol.regions if labels or not REGIONS[r].labelled]
     views = _views(case, prediction, regions, protocol, perceptual)
     return {

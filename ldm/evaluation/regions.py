@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ldm.label_scheme import UNKNOWN
-from ldm.regions import region_masks
+from ldm.regions import ENHANCING, NECROTIC_CORE, OEDEMA, region_masks
 
 RING_MM = 10.0
 
@@ -40,6 +40,16 @@ class Labelled:
         if (self.labels == UNKNOWN).any():
             return np.zeros_like(self.brain)
         return region_masks(self.labels, ["et"])["et"] & self.brain
+
+    def core(self) -> NDArray[np.bool_]:
+        """Necrotic core: label 1 beside other labels; alone it is a lesion of an unknown kind."""
+        return (self.labels == NECROTIC_CORE) & self.brain & self.is_graded
+
+    @property
+    def is_graded(self) -> bool:
+        """Whether the labels tell parts of a tumour apart, and so say that nothing enhances."""
+        parts = (self.labels == OEDEMA) | (self.labels == ENHANCING)
+        return bool(parts.any()) and not (self.labels == UNKNOWN).any()
 
     def ring(self) -> NDArray[np.bool_]:
         """Brain outside of the tumour, at most 10 mm away from it."""
@@ -75,6 +85,7 @@ REGIONS = {
         "enhancing tumour, by the label scheme of the data set",
         Labelled.enhancing,
     ),
+    "core": Region("necrotic core: label 1 beside other labels", Labelled.core),
     "ring": Region("brain outside of the tumour, at most 10 mm from it", Labelled.ring),
     "healthy": Region("brain without tumour", lambda a: a.brain & ~a.tumour),
     "rest": Region("all voxels without tumour, background included", lambda a: ~a.tumour),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ldm.evaluation.metrics import detail
+from ldm.evaluation.metrics import detail, enhancement
 from ldm.evaluation.metrics import similarity as metrics
 
 if TYPE_CHECKING:
@@ -81,6 +81,11 @@ class Volumes:
         """LPIPS of the slices with brain; NaN without a network."""
         return self.perceptual.lpips(*self.slices, self.axis) if self.perceptual else nan
 
+    @cached_property
+    def enhancement(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """What the agent added at each voxel, predicted and true."""
+        return self.case.enhancement(self.predicted.volume), self.case.true_enhancement
+
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the volumes."""
@@ -113,6 +118,26 @@ class View:
         """Mean of a voxel metric over the slices with brain."""
         inside = self.mask & self.volumes.content
         return metrics.mean_over_slices(metric, *self.volumes.pair, inside, self.volumes.axis)
+
+    @property
+    def enhancing(self) -> NDArray[np.bool_]:
+        """The enhancing tumour."""
+        return self.volumes.case.region("enhancing")
+
+    def auc(self) -> float:
+        """How well the predicted enhancement tells the enhancing tumour from the rest of here."""
+        negative = self.mask & ~self.enhancing
+        return enhancement.auc(self.volumes.enhancement[0], self.enhancing, negative)
+
+    def false_enhancement(self) -> float:
+        """Mean predicted enhancement of a tumour of which no part enhances; else NaN."""
+        is_known = self.volumes.case.anatomy.is_graded and not self.enhancing.any()
+        return enhancement.mean_within(self.volumes.enhancement[0], self.mask) if is_known else nan
+
+    def rim_to_core(self) -> float:
+        """How much more the enhancing tumour enhances than its core, over the same of the truth."""
+        core = self.volumes.case.region("core")
+        return enhancement.rim_to_core(*self.volumes.enhancement, self.enhancing, core)
 
     def of_spread(self, metric: Callable[..., float]) -> float:
         """A metric of the spread; it has no unit, so nothing is mapped and nothing clipped."""

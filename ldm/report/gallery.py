@@ -38,6 +38,11 @@ from ldm.study import BRATS
 
 MOST_STRIPS = 8  # patients in a page
 LINE = 8  # panes in a line of a strip
+CAPTION = (
+    "Axial slice {}, the one with most {}; the patient's left is at the left. Synthetic and real "
+    "images share one grey window, white at the 99.5th percentile of the real slice; errors one "
+    "scale over all patients, in units of the real data range."
+)
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,7 @@ def comparison_strip(case: Case, volumes: Shown, copied: str = "") -> Shown:
 
     The row ``copied`` is left out: it is among the inputs.
     """
-    index = case.shown_slice()
+    index, _ = case.shown_slice()
     box = bounding_box(case.brain)[:2]
 
     def planes(group: Mapping[str, NDArray]) -> dict[str, NDArray]:
@@ -114,13 +119,13 @@ class Gallery:
     Args:
         budget: bytes that the slice viewer may have; 0: no viewer.
         strips: subject -> axial slice of each volume.
-        slices: subject -> index of that slice.
+        slices: subject -> index of that slice, and what it has most of.
         viewed: subject -> volumes for the slice viewer; only of the worst subjects.
     """
 
     budget: int = PAGE_BYTES
     strips: dict[str, Shown] = field(default_factory=dict)
-    slices: dict[str, int] = field(default_factory=dict)
+    slices: dict[str, tuple[int, str]] = field(default_factory=dict)
     viewed: dict[str, ViewerPatient] = field(default_factory=dict)
 
     def add(self, result: Evaluation, case: Case, predictions: Mapping[str, Prediction]) -> None:
@@ -174,11 +179,8 @@ class Gallery:
             Figure(
                 f"Patient {subject}",
                 panes_figure(_lines(result, subject, strip), limits, strip.aspect),
-                f"{_place(place, len(shown), len(self.strips), result)}. Axial slice "
-                f"{self.slices[subject]}, the one with most tumour; the patient's left is at the "
-                "left. Synthetic and real images share one grey window, white at the 99.5th "
-                "percentile of the real slice; errors one scale over all patients, in units of "
-                "the real data range.",
+                f"{_place(place, len(shown), len(self.strips), result)}. "
+                + CAPTION.format(*self.slices[subject]),
                 f"Inputs, real and synthetic {result.target} and errors of patient {subject}",
             )
             for place, (subject, strip) in enumerate(zip(shown, strips, strict=True))
@@ -189,7 +191,7 @@ class Gallery:
         patients = min(len(result.subjects), MOST_PATIENTS)
         sheets = len(volumes.inputs) + 1 + len(result.rows) + len(volumes.spreads)
         box = bounding_box(case.brain)[2]
-        index = case.shown_slice()
+        index, _ = case.shown_slice()
         columns = [np.flatnonzero(case.brain[..., index].any(axis=1 - axis)) for axis in (0, 1)]
         self.viewed[case.id] = viewer_patient(
             case.id,

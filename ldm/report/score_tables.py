@@ -35,6 +35,13 @@ GROUPS = (
         "error / spread 1. Less coverage and a larger ratio: overconfident.",
     ),
 )
+ENHANCEMENT = (
+    "Enhancement: what the agent added, in inter-quartile ranges (IQR) of the brain. Recovery: "
+    "predicted / true, in the enhancing tumour, median; 1 is the truth, 0 a copy of {}. AUC: does "
+    "predicted enhancement tell the enhancing tumour from the rest? False / true: mean in the {} "
+    "tumours of which no part enhances, over the true one in those that do."
+)
+NOTHING = 0.1  # of the true enhancement: a row that recovers less shows nothing to a reader
 EMPTY = (
     "Nothing segmented where there is nothing scores best (Dice 1, HD95 0); one of the two alone "
     "scores worst (Dice 0, HD95 the diagonal of the volume)."
@@ -66,6 +73,7 @@ def evaluation_tables(
     told = (region or result.main_region(), measure or result.main_measure())
     patients = len(result.subjects)
     found = [region_table(result, r) for r in result.regions()]
+    found += [enhancement_table(result)]
     found += [group_table(result, group, result.protocol.more) for group in GROUPS]
     found += [interval_table(result)] if patients >= FEWEST_RESAMPLED else []
     if patients > 1 and len(result.rows) > 1:
@@ -116,6 +124,39 @@ def group_table(result: Evaluation, group: Group, names: Sequence[str]) -> Table
     columns = ["", "Region", *(MEASURES[m].title for m in shown), "n"]
     notes = [group.note, *(n for name, n in result.notes.items() if name in shown)]
     return Table(titled(result, group.title), columns, body, " ".join(filter(None, notes)))
+
+
+def enhancement_table(result: Evaluation) -> Table:
+    """Whether the tumour enhances, a line a row; no line without labels or a native contrast."""
+    names = [n for n in result.protocol.names(levels=["enhancement"]) if n != "true_enhancement"]
+    keys = [(MEASURES[name].regions[0], name) for name in names]
+    body: list[list[Cell]] = []
+    without = 0
+    for row in result.rows:
+        found = result.summary(row)
+        if any(key in found for key in keys):
+            false, true = (
+                found.get((MEASURES[name].regions[0], name))
+                for name in ("false_enhancement", "true_enhancement")
+            )
+            without = max(without, false.n if false else 0)
+            ratio = false.mean / true.mean if false and true and true.mean > 0 else None
+            cells = [mean_cell(found.get(key)) for key in keys]
+            body.append([row, *cells, ratio, counted(result, found, "enhancing")])
+    columns = ["", *(MEASURES[name].title for name in names), "False / true", "n"]
+    native = result.study.contrasts.title(result.study.native or "")
+    note = " ".join(filter(None, [ENHANCEMENT.format(native, without), enhances_nothing(result)]))
+    return Table(titled(result, "Enhancement"), columns, body, note, BETTER)
+
+
+def enhances_nothing(result: Evaluation) -> str:
+    """A sentence that names the rows which enhance nothing; empty where there is none."""
+    found = {row: result.summary(row).get(("enhancing", "recovery")) for row in result.rows}
+    rows = [row for row, s in found.items() if s and s.n and s.median < NOTHING]
+    if not rows:
+        return ""
+    verb = "enhances" if len(rows) == 1 else "enhance"
+    return f"{', '.join(rows)} {verb} nothing: recovery below {NOTHING:g}."
 
 
 def interval_table(result: Evaluation) -> Table:
@@ -198,8 +239,12 @@ def counted(result: Evaluation, found: Summaries, region: str) -> Number:
 
 
 def mean_cell(summary: SummaryRow | None) -> Cell:
-    """Mean ± standard deviation over patients."""
-    return None if summary is None else Number.mean(summary.mean, summary.sd)
+    """Mean ± standard deviation over patients, or the median where that is what is typical."""
+    if summary is None:
+        return None
+    if MEASURES[summary.measure].typical == "median":
+        return summary.median
+    return Number.mean(summary.mean, summary.sd)
 
 
 def interval_cell(summary: SummaryRow | None) -> Cell:
