@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from skimage import metrics as skimage_metrics
 
 from ldm.errors import ConfigError, DataError
-from ldm.evaluation.metrics.detail import flicker, hfen, sharpness
+from ldm.evaluation.metrics.detail import changes, hfen
 from ldm.evaluation.metrics.similarity import mae, mean_over_slices, ms_ssim, nmi, nrmse, psnr, ssim
 from ldm.evaluation.protocol import DEFAULT, MetricProtocol
 from ldm.evaluation.scores import Evaluation
@@ -175,7 +175,7 @@ def test_a_common_unit_does_not_matter(scale, seed):
     scaled = (prediction * scale, reference * scale)
     assert psnr(*scaled, scale) == pytest.approx(psnr(prediction, reference, 1.0))
     assert nrmse(*scaled) == pytest.approx(nrmse(prediction, reference))
-    assert flicker(*scaled) == pytest.approx(flicker(prediction, reference))
+    assert changes(*scaled).flicker == pytest.approx(changes(prediction, reference).flicker)
     assert mae(*scaled) == pytest.approx(scale * mae(prediction, reference))
     assert ssim(*scaled, scale) == pytest.approx(ssim(prediction, reference, 1.0))
 
@@ -194,7 +194,7 @@ def test_equal_arrays_are_perfect(pair):
     assert mae(reference, reference) == 0
     assert ssim(reference, reference, 1.0) == 1
     assert ms_ssim(reference, reference, 1.0) == 1
-    assert flicker(reference, reference) == 1
+    assert changes(reference, reference).flicker == 1
 
 
 def test_undefined_values_are_nan_and_warn_of_nothing(pair):
@@ -209,10 +209,10 @@ def test_undefined_values_are_nan_and_warn_of_nothing(pair):
             nrmse(pair[0], np.full_like(pair[1], 0.5)),  # constant reference
             nrmse(pair[0], np.zeros_like(pair[1]), normalisation="euclidean"),
             *(metric(*pair, data_range=0.0) for metric in (psnr, ssim, ms_ssim)),
-            flicker(*pair, empty),
-            flicker(pair[0], np.full_like(pair[1], 0.5)),
-            flicker(pair[0][..., 0], pair[1][..., 0]),  # one slice
-            flicker(pair[0][..., :1], pair[1][..., :1]),
+            changes(*pair, empty).flicker,
+            changes(pair[0], np.full_like(pair[1], 0.5)).flicker,
+            changes(pair[0][..., 0], pair[1][..., 0]).flicker,  # one slice
+            changes(pair[0][..., :1], pair[1][..., :1]).flicker,
         ]
     assert all(map(isnan, undefined))
 
@@ -260,9 +260,11 @@ def test_flicker_of_stripes_is_their_energy_beside_that_of_the_reference(axis, a
     ramp = slope * np.indices((7, 9, 5)).sum(axis=0)
     striped = ramp + stripes(ramp.shape, amplitude, axis)
     expected = sqrt(1 + (2 * amplitude / slope) ** 2)
-    assert flicker(striped, ramp, axis=axis) == pytest.approx(expected)
+    assert changes(striped, ramp, axis=axis).flicker == pytest.approx(expected)
     other = (axis + 1) % 3
-    assert flicker(striped, ramp, axis=other) < 1  # seen from the side it is texture in the slices
+    assert (
+        changes(striped, ramp, axis=other).flicker < 1
+    )  # seen from the side it is texture in the slices
 
 
 def test_flicker_equals_a_loop_over_pairs(pair):
@@ -277,17 +279,20 @@ def test_flicker_equals_a_loop_over_pairs(pair):
                     sums[number, direction] += change**2
     (x_x, x_y, x_z), (y_x, y_y, y_z) = sums
     expected = sqrt((x_z / y_z) / ((x_x + x_y) / (y_x + y_y)))
-    assert flicker(*pair, mask) == pytest.approx(expected)
+    assert changes(*pair, mask).flicker == pytest.approx(expected)
 
 
 def test_flicker_ignores_what_does_not_differ_between_slices(pair):
     """An offset, a gain and the voxels outside of the mask are no flicker; repeated slices are."""
     prediction, reference = pair
-    value = flicker(prediction, reference)
-    assert flicker(prediction + 0.3, reference) == pytest.approx(value)
-    assert flicker(prediction * 1.7, reference) == pytest.approx(value)
+    value = changes(prediction, reference).flicker
+    assert changes(prediction + 0.3, reference).flicker == pytest.approx(value)
+    assert changes(prediction * 1.7, reference).flicker == pytest.approx(value)
     mask = blob(reference.shape)
-    assert flicker(np.where(mask, *pair[::-1]), reference, ~mask) == flicker(*pair, ~mask)
+    assert (
+        changes(np.where(mask, *pair[::-1]), reference, ~mask).flicker
+        == changes(*pair, ~mask).flicker
+    )
 
 
 def test_flicker_is_found_in_a_blurred_prediction(patient):
@@ -315,11 +320,11 @@ def patient():
 def test_regions_follow_their_definition(patient):
     prediction, reference, brain, segmentation = patient
     scores = evaluate_volume(*patient)
-    assert list(scores) == ["full", "brain", "tumour", "healthy"]
+    assert list(scores) == ["full", "brain", "tumour", "enhancing", "healthy"]
     low, high = np.percentile(reference[brain], [0.1, 99.9])
     x, y = (np.clip((volume - low) / (high - low), 0, 1) for volume in (prediction, reference))
     tumour = segmentation > 0
-    masks = [np.ones_like(brain), brain, tumour, brain & ~tumour]
+    masks = [np.ones_like(brain), brain, tumour, tumour, brain & ~tumour]  # all of it enhances
     for (region, values), mask in zip(scores.items(), masks, strict=True):
         mse = np.mean((x - y)[mask] ** 2)
         assert values["psnr"] == pytest.approx(-10 * log10(mse)), region
@@ -328,7 +333,7 @@ def test_regions_follow_their_definition(patient):
         assert ("ms_ssim" in values) == (region in ("full", "brain"))
     assert scores["tumour"]["ssim"] == pytest.approx(ssim(x, y, 1.0, tumour))
     assert scores["brain"]["hfen"] == pytest.approx(hfen(x * brain, y * brain, brain))
-    assert scores["brain"]["sharpness"] == pytest.approx(sharpness(x, y, brain))
+    assert scores["brain"]["sharpness"] == pytest.approx(changes(x, y, brain).sharpness)
     assert scores["tumour"]["nmi"] == pytest.approx(nmi(x, y, tumour))
     l2 = nrmse(x, y, tumour, "euclidean")
     assert scores["tumour"]["nrmse_l2"] == pytest.approx(l2)

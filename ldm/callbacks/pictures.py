@@ -9,6 +9,7 @@ import numpy as np
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
+from ldm.callbacks.enhancement import enhancing_tumour
 from ldm.callbacks.metrics_file import read_curves
 from ldm.plots.features import feature_figure
 from ldm.plots.figures import loss_figure, strip_figure
@@ -25,7 +26,7 @@ def save_picture(trainer: pl.Trainer, name: str, image: bytes) -> None:
 class SampleGrid(Callback):
     """Writes ``samples/step-000500.png``: inputs, synthetic, real and error of sampled slices.
 
-    Of a patch of a volume, the middle slice.
+    Those with most enhancing tumour come first. Of a patch of a volume, the middle slice.
 
     Args:
         rows: largest number of slices in a picture.
@@ -33,8 +34,7 @@ class SampleGrid(Callback):
 
     def __init__(self, rows: int = 4) -> None:
         self.rows = rows
-        self.strips: list[dict[str, np.ndarray]] = []
-        self.titles: list[str] = []
+        self.shown: list[tuple[int, str, dict[str, np.ndarray]]] = []
 
     def on_validation_batch_end(
         self,
@@ -45,24 +45,30 @@ class SampleGrid(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Collect the first slices."""
+        """Keep the slices with most enhancing tumour, or else the first ones."""
         data = trainer.datamodule
         middle = data.neighbours * len(data.conditions)
-        for i, subject in enumerate(batch["subject"][: self.rows - len(self.strips)]):
+        tumour = enhancing_tumour(batch)
+        for i, subject in enumerate(batch["subject"]):
+            size = 0 if tumour is None else int(tumour[i].sum())
+            if len(self.shown) == self.rows and size <= self.shown[-1][0]:
+                continue
             inputs = batch["condition"][i, middle : middle + len(data.conditions)]
             images = dict(zip(data.conditions, inputs, strict=True))
             images |= {"synthetic": outputs["synthetic"][i, 0], "real": batch["target"][i, 0]}
             if batch["target"].ndim == 5:
                 images = {n: image[len(image) // 2] for n, image in images.items()}
             strip = {n: np.rot90(image.float().cpu().numpy()) for n, image in images.items()}
-            self.strips.append(strip | {"error": np.abs(strip["synthetic"] - strip["real"])})
-            self.titles.append(f"{subject} · {int(batch['slice'][i])}")
+            strip["error"] = np.abs(strip["synthetic"] - strip["real"])
+            self.shown.append((size, f"{subject} · {int(batch['slice'][i])}", strip))
+            self.shown = sorted(self.shown, key=lambda item: -item[0])[: self.rows]
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the picture."""
-        if self.strips and trainer.is_global_zero and not trainer.sanity_checking:
-            save_picture(trainer, "step", strip_figure(self.strips, self.titles))
-        self.strips, self.titles = [], []
+        if self.shown and trainer.is_global_zero and not trainer.sanity_checking:
+            _, titles, strips = zip(*self.shown, strict=True)
+            save_picture(trainer, "step", strip_figure(strips, titles))
+        self.shown = []
 
 
 class FeatureMaps(Callback):

@@ -148,7 +148,10 @@ def test_rows_of_the_grid_and_the_baselines(undisturbed):
     assert [row["calls"] for row in list(rows.values())[:3]] == ["1", "2", "1"]
     assert all(float(rows[name]["PSNR dB"]) > 0 for name in FITTED)
     assert rows["linear"]["parameters M"] == "n/a"
+    assert float(rows["copy T1"]["Recovery"]) == 0 and float(rows["copy T1"]["AUC tumour"]) == 0.5
+    assert all(abs(float(row["Recovery"])) < 5 for row in rows.values())
     page = (undisturbed / "report.html").read_text()
+    assert "copy T1" in page.partition("nothing: recovery below 0.1")[0].rpartition(".")[2]
     assert "2 steps a training" in page  # the budget that held
     assert page.count("data:image") >= 4
     assert "://" not in page

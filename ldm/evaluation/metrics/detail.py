@@ -18,51 +18,6 @@ HFEN_SIGMA = 1.5
 HFEN_RADIUS = 7  # a kernel of 15 x 15, as in the paper
 
 
-def flicker(
-    prediction: ArrayLike, reference: ArrayLike, mask: ArrayLike | None = None, axis: int = -1
-) -> float:
-    """Change from slice to slice for the sharpness within them, relative to the reference.
-
-    ``sqrt((Z(x) / Z(y)) / (P(x) / P(y)))`` for prediction x and reference y, where Z sums the
-    squared differences of voxels next to each other along ``axis`` and P those along the other two
-    axes, over pairs that both lie inside ``mask``. An offset or a gain of the prediction, and a
-    blur alike in all directions of a reference alike in all directions, do not change it.
-
-    Args:
-        prediction: volume (X, Y, Z).
-        reference: of the same shape.
-        mask: voxels to compare; all if None.
-        axis: the axis that counts the slices.
-
-    Returns:
-        from 0. 1: slices follow each other as in the reference; above: they jump (sampled one by
-        one); below: they are more alike than they should be. NaN for an array without three axes,
-        or where prediction or reference do not change along or within slices.
-
-    Raises:
-        DataError: DATA-SHAPE if the shapes differ.
-    """
-    return changes(prediction, reference, mask, axis).flicker
-
-
-def sharpness(
-    prediction: ArrayLike, reference: ArrayLike, mask: ArrayLike | None = None, axis: int = -1
-) -> float:
-    """Strength of the edges within slices relative to the reference, ``sqrt(P(x) / P(y))``.
-
-    P sums the squared differences of neighbours within slices as in :func:`flicker`. An offset does
-    not change it, a gain scales it. It sees blur, not where the edges are: see :func:`hfen`.
-
-    Returns:
-        from 0 (constant). Below 1: blurred; above 1: sharper or noisier than the reference. NaN for
-        an array without three axes or a reference that is constant within its slices.
-
-    Raises:
-        DataError: DATA-SHAPE if the shapes differ.
-    """
-    return changes(prediction, reference, mask, axis).sharpness
-
-
 class Changes(NamedTuple):
     """Sums of squared differences of neighbours, across slices and within them."""
 
@@ -73,21 +28,40 @@ class Changes(NamedTuple):
 
     @property
     def flicker(self) -> float:
-        """See :func:`flicker`."""
+        """Change from slice to slice for the sharpness within them, relative to the reference.
+
+        1: slices follow each other as in the reference; above: they jump (sampled one by one);
+        below: they are more alike than they should be. An offset or a gain of the prediction, and a
+        blur alike in all directions of a reference alike in all directions, do not change it. NaN
+        where prediction or reference do not change along or within slices.
+        """
         if not all(change > 0 for change in self):  # also refuses NaN
             return nan
         return sqrt(self.across / self.true_across / (self.within / self.true_within))
 
     @property
     def sharpness(self) -> float:
-        """See :func:`sharpness`."""
+        """Strength of the edges within slices relative to the reference.
+
+        Below 1: blurred; above 1: sharper or noisier. An offset does not change it, a gain scales
+        it. It sees blur, not where the edges are: see :func:`hfen`. NaN for a reference that is
+        constant within its slices.
+        """
         return sqrt(self.within / self.true_within) if self.true_within > 0 else nan
 
 
 def changes(
     prediction: ArrayLike, reference: ArrayLike, mask: ArrayLike | None = None, axis: int = -1
 ) -> Changes:
-    """What :func:`flicker` and :func:`sharpness` share; NaN for an array without three axes."""
+    """Sum changes along ``axis``, which counts the slices, and along the other two axes.
+
+    Args:
+        prediction, reference: volumes (X, Y, Z) of one shape; NaN without three axes.
+        mask: a pair of neighbours counts where both lie inside; all if None.
+
+    Raises:
+        DataError: DATA-SHAPE if the shapes differ.
+    """
     predicted, true, inside = triple(prediction, reference, mask)
     if true.ndim != 3:
         return Changes(nan, nan, nan, nan)
@@ -109,7 +83,7 @@ def hfen(
     """High-frequency error norm (Ravishankar & Bresler 2011), ``|LoG(x) - LoG(y)| / |LoG(y)|``.
 
     LoG is the Laplacian of a Gaussian of sigma 1.5 within slices (15 x 15), the norm the Euclidean
-    one over the voxels of ``mask``. Unlike :func:`sharpness` it asks for edges in the right place.
+    one over the voxels of ``mask``. Unlike sharpness it asks for edges in the right place.
 
     Returns:
         from 0 (all fine structure is right); 1 as for a constant prediction; above 1 for structure

@@ -1,0 +1,59 @@
+"""How much of the tumour's enhancement a model in training recovers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback
+from torch import Tensor
+
+from ldm.regions import ENHANCING
+
+
+def enhancing_tumour(batch: Any) -> Tensor | None:
+    """Return the enhancing tumour (B, 1, *S) bool of a batch; None without labels."""
+    return batch["seg"] == ENHANCING if "seg" in batch else None
+
+
+class ValidationRecovery(Callback):
+    """Logs ``val/recovery``: enhancement in the enhancing tumour, sum of predicted over true.
+
+    Of the validation images as the network sees them, the target less its native contrast; 0 is a
+    copy of that, 1 the truth. Nothing is logged where the target has no native contrast, or no
+    validation image has enhancing tumour. ``dsdiff evaluate`` says the same of whole patients.
+    """
+
+    def __init__(self) -> None:
+        self.sums = torch.zeros(2, dtype=torch.float64)  # predicted, true
+
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin anew."""
+        self.sums = torch.zeros(2, dtype=torch.float64)
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Add the images of a batch."""
+        study = trainer.datamodule.study
+        mask = enhancing_tumour(batch)
+        if study.native is None or mask is None:
+            return
+        place = study.neighbours * len(study.conditions) + study.conditions.index(study.native)
+        native = batch["condition"][:, place : place + 1]
+        pair = (outputs["synthetic"], batch["target"])
+        self.sums += torch.stack([(image - native)[mask].double().sum().cpu() for image in pair])
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log the ratio over all processes."""
+        gathered = pl_module.all_gather(self.sums.float().to(pl_module.device))
+        predicted, true = gathered.reshape(-1, 2).sum(0)
+        if true > 0 and not trainer.sanity_checking:
+            pl_module.log("val/recovery", predicted / true, prog_bar=True)
