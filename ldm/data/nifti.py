@@ -122,7 +122,7 @@ class Geometry:
             raise DataError(
                 "DATA-SHAPE",
                 f"{names[0]} is {own} but {names[1]} is {others} (RAS axes); all contrasts of a "
-                "subject need one grid: resample them to one (dsdiff prepare --register)",
+                "subject need one grid: resample them to one",
                 case,
             )
         forms = [geometry.header["sform_code"] for geometry in (self, other)]
@@ -133,7 +133,7 @@ class Geometry:
             raise DataError(
                 "DATA-AFFINE",
                 f"{names[1]} lies {distance:.3g} mm away from {names[0]} at a corner (at most "
-                f"{tolerance:.3g}); register the contrasts to one grid (dsdiff prepare --register)",
+                f"{tolerance:.3g}); register the contrasts to one grid",
                 case,
             )
 

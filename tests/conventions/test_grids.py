@@ -56,7 +56,7 @@ def test_an_offset_is_judged_in_voxels(tmp_path, spacing):
 
     geometry(0).require_same_grid(geometry(0.03), ("t1", "t2"), None)
     for voxels in (0.2, 0.5, 1):
-        with pytest.raises(DataError, match=r"DATA-AFFINE case=p: t2 lies .* prepare --register"):
+        with pytest.raises(DataError, match=r"DATA-AFFINE case=p: t2 lies .* register"):
             geometry(0).require_same_grid(geometry(voxels), ("t1", "t2"), "p")
 
 
