@@ -70,6 +70,15 @@ def test_weights_find_the_lesion_and_not_the_vessel():
     assert torch.equal(of_inputs(data), of_inputs(changed))
 
 
+def test_what_is_sampled_may_enhance_more_than_the_mean():
+    """The items at the start of a batch learn the mean."""
+    data = {name: torch.cat([value] * 3) for name, value in phantom().items()}
+    weights = EnhancementWeights(("t1", "t2", "flair"), enhancing=2.0, sampled=8.0)(data, 1)
+    base = EnhancementWeights(("t1", "t2", "flair"), enhancing=0.0)(data)
+    torch.testing.assert_close(weights[1] - base[1], 4 * (weights[0] - base[0]))
+    assert torch.equal(weights[1], weights[2])
+
+
 def test_without_flair_t2_says_what_is_abnormal_and_without_both_nothing_does():
     data = phantom()
     data["condition"] = data["condition"][:, [0, 2]]  # what was FLAIR is called T2

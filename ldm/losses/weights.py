@@ -33,15 +33,19 @@ class VoxelWeights(nn.Module):
             interface={"conditions": conditions, "neighbours": neighbours},
         )
 
-    def forward(self, batch: Mapping[str, Any], size: Sequence[int]) -> Tensor | float:
-        """Return the weights (B, 1, *size) of a batch, averaged where latents are coarser."""
+    def forward(self, batch: Mapping[str, Any], size: Sequence[int], means: int) -> Tensor | float:
+        """Return the weights (B, 1, *size) of a batch, averaged where latents are coarser.
+
+        Args:
+            means: how many items at its start learn the mean; the others learn to be sampled.
+        """
         if not self.weights:
             return 1.0
-        return F.interpolate(self.weights(batch), size=tuple(size), mode="area")
+        return F.interpolate(self.weights(batch, means), size=tuple(size), mode="area")
 
 
 class EnhancementWeights(nn.Module):
-    """``weights(batch) -> (B, 1, *S)``, 1 in healthy tissue; needs no mask of the tumour.
+    """``weights(batch, means) -> (B, 1, *S)``, 1 in healthy tissue; needs no mask of the tumour.
 
     ``1 + abnormal X + enhancing P``. X is the abnormality of the inputs, see
     :func:`ldm.intensity.abnormality`; it moves attention, not the mean. P is the true subtraction
@@ -52,6 +56,8 @@ class EnhancementWeights(nn.Module):
         conditions: input contrasts, in channel order; passed in.
         neighbours: slices on each side that are conditions too; passed in.
         abnormal, enhancing: weights of X and P.
+        sampled: weight of P for the items of a batch that learn to be sampled, where they are to
+            enhance more than the mean; None: ``enhancing`` for all.
         width: of the Gaussian of X, in voxels; that of P is 1.5 times as wide.
         guides: contrasts that show what is abnormal; the first that is a condition is taken.
         source: contrast that the target is the enhanced form of.
@@ -66,13 +72,16 @@ class EnhancementWeights(nn.Module):
         neighbours: int = 0,
         abnormal: float = 1.0,
         enhancing: float = 2.0,
+        sampled: float | None = None,
         width: float = 2.0,
         guides: Sequence[str] = ABNORMAL_IN,
         source: str = "t1",
     ) -> None:
         super().__init__()
         guide = next((name for name in guides if name in conditions), None)
-        if guide is None or (enhancing and source not in conditions):
+        self.enhancing, self.sampled = enhancing, enhancing if sampled is None else sampled
+        looks_at_target = bool(self.enhancing or self.sampled)
+        if guide is None or (looks_at_target and source not in conditions):
             raise ConfigError(
                 "CONFIG-VALUE",
                 "model.params.voxel_weight_config needs one of "
@@ -82,16 +91,24 @@ class EnhancementWeights(nn.Module):
         first, places = neighbours * len(conditions), list(conditions)
         self.guide = first + places.index(guide)
         self.source = first + places.index(source) if source in places else self.guide
-        self.abnormal, self.enhancing, self.width = abnormal, enhancing, width
+        self.abnormal, self.width = abnormal, width
 
-    def forward(self, batch: Mapping[str, Any]) -> Tensor:
-        """Return the weights of a batch with ``condition``, ``target`` and ``brain``."""
+    def forward(self, batch: Mapping[str, Any], means: int = 0) -> Tensor:
+        """Return the weights of a batch with ``condition``, ``target`` and ``brain``.
+
+        Args:
+            means: how many items at its start learn the mean.
+        """
         guide, brain = batch["condition"][:, self.guide, None], batch["brain"]
         x = abnormality(guide, brain, self.width).clamp(max=MOST_ABNORMAL)
         weights = 1 + self.abnormal * x
-        if self.enhancing:
+        if self.enhancing or self.sampled:
             source = standard_units(batch["condition"][:, self.source, None])
             enhanced = (standard_units(batch["target"]) - source).clamp(0, MOST_ENHANCED) * brain
             near = abnormality(guide, brain, 1.5 * self.width).clamp(max=1.0)
-            weights = weights + self.enhancing * enhanced * near
+            factor = brain.new_full(
+                (len(brain), *[1] * (brain.ndim - 1)), self.sampled, dtype=x.dtype
+            )
+            factor[:means] = self.enhancing
+            weights = weights + factor * enhanced * near
         return weights

@@ -189,7 +189,7 @@ class LatentDiffusion(RunModule):
             noised = self.process.at_mean(noised, means)
         output, features = self.output_and_features(noised.x_t, noised.t, self.drop(given))
         estimate = self.process.estimate(output, noised.x_t, noised.t)
-        weights = self.voxel_weights(batch, x_0.shape[2:])
+        weights = self.voxel_weights(batch, x_0.shape[2:], means)
         losses = self.process.loss(estimate, noised, weights)["loss"]
         if self.training and means < len(x_0):
             self.last_fit = t[means:], losses[means:].detach()
