@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -12,8 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import binary_dilation
 
-from ldm.data.phantom import make_patient, write_phantoms
-from ldm.data.phantom.anatomy import draw_lesions
+from ldm.data.phantom import Patient, make_patient, write_phantoms
 from ldm.data.phantom.geometry import (
     SmoothField,
     column,
@@ -24,28 +24,28 @@ from ldm.data.phantom.geometry import (
     sheet_distance,
     tube_depth,
 )
+from ldm.data.phantom.lesions import draw_lesions
+from ldm.data.phantom.scanner import scan
 from ldm.data.phantom.signal import (
     CONTRASTS,
     DWI_TE,
     DWI_TR,
-    INDEX,
     RELAXIVITY,
-    TISSUES,
     Protocol,
     diffusion_weighted,
     inversion_recovery,
     null_time,
-    scan,
     shortened_t1,
     signals,
     spin_echo,
     spoiled_gradient_echo,
 )
+from ldm.data.phantom.tissues import INDEX, TISSUES
 from ldm.errors import ConfigError, OutputError
 
 SIZE = 64
 NORMAL = [name for name in TISSUES if name not in ("tumour", "necrosis", "oedema", "gliosis")]
-BARRIER_OPEN = ["blood", "choroid", "tumour", "necrosis"]
+BARRIER_OPEN = ["blood", "choroid", "dura", "tumour", "necrosis"]
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +145,7 @@ class TestContrast:
             anatomy.gadolinium,
             np.zeros(anatomy.fractions.shape[1]),
             np.zeros(len(TISSUES)),
-            patient.protocol,
+            replace(patient.protocol, t1ce=patient.protocol.t1),  # the same sequence again
         )
         leaky = anatomy.fractions[[INDEX[name] for name in BARRIER_OPEN]].sum(0) > 0
         np.testing.assert_array_equal(ideal["t1ce"][~leaky], ideal["t1"][~leaky])
@@ -260,6 +260,10 @@ class TestAnatomy:
             assert (patient.seg[shell] == 4).mean() > 0.7
 
     def test_rim_appears_only_after_gadolinium(self, enhancing):
+        """Rim over white matter, T1ce over T1: in 31 patients of BraTS 1.17, 1.57 and 2.14 times
+        as bright (5th, 50th and 95th percentile). Sites often scan the two with other sequences.
+        """
+        gains = []
         for patient in enhancing:
             rim = patient.seg == 4
             white = patient.anatomy.tissue("white_matter") > 0.9
@@ -269,7 +273,9 @@ class TestAnatomy:
                 for name in ("t1", "t1ce")
             }
             assert relative["t1"] < 1.0
-            assert relative["t1ce"] > max(1.0, 1.5 * relative["t1"])
+            assert relative["t1ce"] > max(1.0, 1.17 * relative["t1"])
+            gains.append(relative["t1ce"] / relative["t1"])
+        assert np.median(gains) > 1.5
 
     def test_oedema_is_bright_on_flair(self, patients):
         for patient in patients:
@@ -345,6 +351,59 @@ def digests(folder: Path) -> dict[str, str]:
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*.nii.gz"))
     }
+
+
+# What 38 glioma patients of BraTS (2 mm; Baid et al. 2021, arXiv 2107.02314) show, each contrast
+# in units of its inter-quartile range in the brain from its median there: the 5th and 95th
+# percentile over the patients. ``was``: the phantoms of earlier versions.
+PATIENTS = {
+    "t1, 0.5th percentile": (-4.0, -1.9),  # was -1.4
+    "t1ce, 99.5th percentile": (1.4, 8.0),  # was 4.4
+    "t2, 99.5th percentile": (3.1, 7.8),  # was 1.8
+    "flair, 99.5th percentile": (1.9, 6.7),  # was 2.7
+    "t1ce - t1, deviation in healthy tissue": (0.48, 1.41),  # was 0.69, all of it vessels
+    "t1ce - t1, inter-quartile range in healthy tissue": (0.29, 0.94),  # was 0.19
+    "t1, change over 4 mm": (0.18, 0.34),  # semivariance over variance; was 0.46
+    "t2, change over 4 mm": (0.28, 0.50),  # was 0.55
+    "t2, inter-quartile range over median": (0.25, 0.60),  # was 0.66
+}
+
+
+def appearance(patient: Patient) -> dict[str, float]:
+    """Measure a phantom as the patients of ``PATIENTS`` were measured."""
+    brain = patient.anatomy.brain
+    healthy = brain & (patient.seg == 0)
+    z, found = {}, {}
+    for name, volume in patient.contrasts.items():
+        low, median, high = np.percentile(volume[brain], [25, 50, 75])
+        z[name] = (volume - median) / (high - low)
+        found[f"{name}, inter-quartile range over median"] = (high - low) / median
+        for q in (0.5, 99.5):
+            found[f"{name}, {q}th percentile"] = np.percentile(z[name][brain], q)
+        clipped, variance = np.clip(z[name], -4, 6), np.clip(z[name], -4, 6)[healthy].var()
+        steps = []
+        for axis in (0, 1):
+            values, inside = np.moveaxis(clipped, axis, 0), np.moveaxis(healthy, axis, 0)
+            both = inside[2:] & inside[:-2]
+            steps.append(((values[2:] - values[:-2])[both] ** 2).mean() / 2 / variance)
+        found[f"{name}, change over 4 mm"] = np.mean(steps)
+    change = (z["t1ce"] - z["t1"])[healthy]
+    found["t1ce - t1, deviation in healthy tissue"] = change.std()
+    spread = np.subtract(*np.percentile(change, [75, 25]))
+    found["t1ce - t1, inter-quartile range in healthy tissue"] = spread
+    return found
+
+
+class TestResemblance:
+    def test_the_median_phantom_lies_among_patients(self):
+        found = [appearance(make_patient(120, 0, index)) for index in range(6)]
+        median = {name: np.median([one[name] for one in found]) for name in PATIENTS}
+        outside = {
+            name: round(float(median[name]), 2)
+            for name, (low, high) in PATIENTS.items()
+            if not low <= median[name] <= high
+        }
+        assert not outside
 
 
 class TestDiffusion:

@@ -56,7 +56,8 @@ def test_training_logs_each_term_and_the_dice_of_each_region(segmenter_run):
     assert all(loss[i] == pytest.approx(sum(t[i] for t in terms), rel=1e-4) for i in loss)
     for region in ("et", "tc", "wt"):
         assert set(curve(segmenter_run, f"val/dice_{region}")) == {9, 19}
-    assert np.mean(list(loss.values())[-5:]) < np.mean(list(loss.values())[:5])
+    first, last = list(loss.values())[:5], list(loss.values())[-5:]
+    assert np.median(last) < np.median(first)  # a batch without a lesion costs little at any time
 
 
 def test_training_draws_what_is_segmented_and_where_the_gates_are_open(segmenter_run):

@@ -18,7 +18,9 @@ import numpy as np
 
 from ldm.data.phantom.anatomy import Anatomy, build_anatomy, voxel_size
 from ldm.data.phantom.geometry import SmoothField
-from ldm.data.phantom.signal import INDEX, TISSUES, Protocol, scan, signals
+from ldm.data.phantom.scanner import acquire, scan
+from ldm.data.phantom.signal import Protocol, signals
+from ldm.data.phantom.tissues import INDEX, TISSUES
 from ldm.errors import ConfigError, OutputError
 from ldm.regions import ENHANCING, NECROTIC_CORE, OEDEMA
 from ldm.storage import atomic_path
@@ -70,11 +72,16 @@ def make_patient(size: int, seed: int, index: int = 0, dwi: bool = False) -> Pat
     individual = rng.standard_normal(len(TISSUES))
     told = (anatomy.fractions, anatomy.gadolinium, texture, individual)
     ideal = signals(*told, protocol, dwi)
-    scanned = scan(rng, ideal, anatomy.points)
+    voxel, motion = voxel_size(size), np.random.default_rng([seed, index, 1])
+    acquired = {
+        name: acquire(motion, signal, anatomy.brain, voxel, protocol.thickness.get(name, 1.0))
+        for name, signal in ideal.items()
+    }
+    scanned = scan(rng, acquired, anatomy.points)
     return Patient(
         contrasts={name: anatomy.volume(values) for name, values in scanned.items()},
         seg=anatomy.volume(brats_labels(anatomy)),
-        affine=brats_affine(anatomy.brain.shape, voxel_size(size)),
+        affine=brats_affine(anatomy.brain.shape, voxel),
         anatomy=anatomy,
         protocol=protocol,
     )

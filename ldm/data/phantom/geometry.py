@@ -15,11 +15,11 @@ from scipy.ndimage import map_coordinates
 Vector = Sequence[float]
 
 LATTICE = 48
-SPLINE_STD = (151 / 315) ** 1.5  # mean over space of the 3-D sum of squared cubic B-splines, rooted
+SPLINE_STD = (11 / 20) ** 1.5  # mean over space of the 3-D sum of squared B-splines, rooted
 
 
 class SmoothField:
-    """Random scalar field of zero mean and unit variance: white noise under cubic B-splines.
+    """Random scalar field of zero mean and unit variance: white noise under quadratic B-splines.
 
     Neighbouring zero-level surfaces lie about ``2.6 * scale`` apart. The field repeats after
     ``48 * scale`` mm.
@@ -36,9 +36,16 @@ class SmoothField:
     def __call__(self, points: np.ndarray) -> np.ndarray:
         """Return the values (N,) at ``points`` (3, N)."""
         values = map_coordinates(
-            self.nodes, points / self.scale, np.float32, order=3, mode="grid-wrap", prefilter=False
+            self.nodes, points / self.scale, np.float32, order=2, mode="grid-wrap", prefilter=False
         )
         return values / SPLINE_STD
+
+
+def warped(
+    rng: np.random.Generator, points: np.ndarray, amplitude: float, scale: float
+) -> np.ndarray:
+    """Return ``points`` (3, N) moved by about ``amplitude`` mm, differently every ``scale`` mm."""
+    return points + amplitude * np.stack([SmoothField(rng, scale)(points) for _ in range(3)])
 
 
 def sheet_distance(
