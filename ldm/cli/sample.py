@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from ldm.cli.arguments import add_model_arguments, add_subject_arguments
+from ldm.cli.arguments import NOISES, SAMPLERS, add_model_arguments, add_subject_arguments
 from ldm.cli.terminal import report_written, reporter, show_progress
 
 if TYPE_CHECKING:
@@ -16,12 +16,8 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    from ldm.models.diffusion.samplers import SAMPLERS
-
     add_volume_arguments(parser)
-    parser.add_argument(
-        "--sampler", help=f"{', '.join(SAMPLERS)} (default: the model's, in general ddim)"
-    )
+    parser.add_argument("--sampler", help=f"{SAMPLERS} (default: the model's, in general ddim)")
     parser.add_argument("--steps", type=int, help="of the sampler (default: the model's)")
     parser.add_argument("--eta", type=float, help="ddim: 0 deterministic (default) to 1 as ddpm")
     parser.add_argument("--overwrite", action="store_true", help="replace existing outputs")
@@ -36,8 +32,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_volume_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of every verb that samples volumes."""
-    from ldm.models.diffusion.noise import NOISES
-
     add_subject_arguments(parser, "synthetic volumes")
     parser.add_argument(
         "--guidance",
@@ -50,7 +44,7 @@ def add_volume_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise (default: 0)")
     parser.add_argument(
         "--noise",
-        choices=NOISES,
+        choices=NOISES.split(", "),
         default="slice",
         help="independent in every slice (default), smooth along the slices, or one for a patient",
     )
@@ -80,16 +74,20 @@ def add_volume_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Sample every subject; one that fails does not stop the others."""
     from ldm.checkpoint import study_of
+    from ldm.claims import claim
     from ldm.data.layouts import Layout, Subject, detect_layout, select_subjects, summary
+    from ldm.data.layouts.base import stored_files
     from ldm.inference.outputs import write_each
-    from ldm.storage import folder_lock, write_json
+    from ldm.storage import write_json
 
     request(args)  # a wrong one is refused before the folder is listed
     contrasts = study_of(args.model, args.trust).contrasts
     layout, found = detect_layout(args.input, args.layout, contrasts)
     print(summary(layout, found), file=sys.stderr)
     subjects = select_subjects(found, args.subjects)
-    with folder_lock(args.output):
+    inputs = [args.input, args.model, *stored_files(found.values())]
+    own = {"inputs": inputs, "writes": ["cost.json"], "replace": args.overwrite}
+    with claim(args.output, "sample", **own):
         synthesiser = load_synthesiser(args)
         cost = args.output / "cost.json"
         if args.timing is not None:

@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import Any
 
 from ldm.cli import train
 from ldm.cli.arguments import add_model_arguments, add_subject_arguments
 from ldm.cli.main import DEBUG
 from ldm.cli.terminal import report_written, reporter
-from ldm.storage import atomic_path, folder_lock, write_json
 
-if TYPE_CHECKING:
-    from ldm.data.layouts import Layout, Subject
-    from ldm.data.prepare import PreparedSubject
-    from ldm.inference.segmentation import NetworkSegmenter
-
+SCORES = ("segmentation.csv", "segmentation.json", "report.html")
 TASKS = {
     "train": "train a network from configs/segmentation, or resume a run",
     "predict": "write label maps (NIfTI) of the subjects in a folder",
@@ -82,8 +74,11 @@ def _add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
 def predict(args: argparse.Namespace) -> int:
     """Segment every subject; one that fails does not stop the others."""
     from ldm.checkpoint import study_of
+    from ldm.claims import claim
     from ldm.data.layouts import detect_layout, select_subjects
+    from ldm.data.layouts.base import stored_files
     from ldm.errors import ConfigError
+    from ldm.inference.label_maps import LabelWriter
     from ldm.inference.outputs import write_each
     from ldm.inference.segmentation import NetworkSegmenter
 
@@ -94,81 +89,27 @@ def predict(args: argparse.Namespace) -> int:
     contrasts = study_of(args.model, args.trust).contrasts
     layout, found = detect_layout(args.input, args.layout, contrasts)
     subjects = select_subjects(found, args.subjects)
-    with folder_lock(args.output):
+    inputs = [args.input, args.model, *stored_files(found.values())]
+    with claim(args.output, "segment", inputs=inputs, replace=args.overwrite):
         options = (args.trust, args.device, args.batch_size, args.allow_missing, args.nonfinite)
-        writer = LabelWriter(NetworkSegmenter(args.model, *options), args)
+        own = (args.output, args.overwrite, not args.no_pictures)
+        writer = LabelWriter(NetworkSegmenter(args.model, *options), *own)
         done = write_each(subjects, layout, writer.write, reporter("segment"))
     return report_written(done, args.output)
 
 
-class LabelWriter:
-    """Writes the label map, its sidecar and the pictures of one subject after another."""
-
-    def __init__(self, segmenter: NetworkSegmenter, args: argparse.Namespace) -> None:
-        self.segmenter, self.args = segmenter, args
-        self.request = {
-            "model_digest": segmenter.digest,
-            "regions": list(segmenter.regions),
-            "threshold": segmenter.model.threshold,
-            "overlap": segmenter.model.overlap,
-        }
-
-    def write(self, subject: Subject, layout: Layout, title: str) -> bool:
-        """Write ``ID_seg.nii.gz`` and ``ID_seg.json``; return False if they exist already.
-
-        Raises:
-            DataError, NonFiniteError: the subject cannot be segmented.
-            OutputError: OUT-EXISTS, OUT-IO.
-        """
-        from ldm.data.nifti import encode_volume, write_volume
-        from ldm.inference.outputs import is_written, volume_paths
-        from ldm.study import LABELS
-
-        path, sidecar = volume_paths(self.args.output, subject.id, LABELS)
-        inputs = self.segmenter.trained.inputs(subject)
-        described = {"Segmentation": True, "inputs": inputs, "request": self.request}
-        if is_written(path, sidecar, described, self.args.overwrite):
-            return False
-        prepared = self.segmenter.prepare(subject, layout)
-        masks = self.segmenter.masks(prepared)
-        found = self.segmenter.labels(prepared, masks, layout)
-        content = encode_volume(found.labels, found.geometry, dtype=np.uint8)
-        values = [int(v) for v in np.unique(found.labels)]
-        described |= {"sha256": hashlib.sha256(content).hexdigest(), "labels": values}
-        write_json(sidecar, described)
-        if not self.args.no_pictures:
-            self._draw(prepared, masks)
-        write_volume(path, content, overwrite=True)
-        return True
-
-    def _draw(self, prepared: PreparedSubject, masks: dict[str, np.ndarray]) -> None:
-        """Write ``pictures/ID_overlay.png``, and ``ID_attention.png`` of a network with gates."""
-        from ldm.plots.overlay import attention_figure, overlay_figure
-
-        area = sum(mask.sum((1, 2)) for mask in masks.values()) + 1e-6 * prepared.brain.sum((1, 2))
-        place = int(area.argmax())  # the slice with most segmented, or else with most brain
-        title = f"{prepared.id} · {self.segmenter.trained.preparation.axis} {place}"
-        images = {
-            name: np.rot90(prepared.slices[place, channel])
-            for channel, name in enumerate(prepared.contrasts)
-        }
-        regions = {name: np.rot90(mask[place]) for name, mask in masks.items()}
-        last = images[prepared.contrasts[-1]]
-        self._save(
-            prepared, "overlay", overlay_figure([images | {"prediction": (last, regions)}], [title])
-        )
-        maps = self.segmenter.attention(prepared, place)
-        if maps:
-            gates = {level: np.rot90(alpha) for level, alpha in maps.items()}
-            brain = np.rot90(prepared.brain[place])
-            self._save(prepared, "attention", attention_figure(last, regions, gates, brain, title))
-
-    def _save(self, prepared: PreparedSubject, name: str, image: bytes) -> None:
-        with atomic_path(self.args.output / "pictures" / f"{prepared.id}_{name}.png") as temporary:
-            temporary.write_bytes(image)
-
-
 def evaluate(args: argparse.Namespace) -> int:
+    """Evaluate, and own the folder of the files."""
+    from ldm.claims import claim
+
+    if not args.output:
+        return _evaluate(args)
+    inputs = [args.prediction, args.reference]
+    with claim(args.output, "segment evaluate", inputs=inputs, writes=SCORES):
+        return _evaluate(args)
+
+
+def _evaluate(args: argparse.Namespace) -> int:
     """Evaluate, print the table, write the files."""
     from rich.console import Console
 

@@ -9,17 +9,11 @@ import argparse
 import shlex
 import sys
 
-from ldm.benchmark.sweep import Sweep
-from ldm.benchmark.sweep_cells import SweepCells, held_out
-from ldm.checkpoint import study_of
+from ldm.cli.arguments import SAMPLERS
 from ldm.cli.evaluate import terminal_table
 from ldm.cli.sample import add_volume_arguments, load_synthesiser
 from ldm.cli.terminal import reporter
-from ldm.data.layouts import detect_layout, select_subjects
 from ldm.errors import PartialError
-from ldm.evaluation.protocol import DEFAULT
-from ldm.models.diffusion.samplers import SAMPLERS, get_sampler
-from ldm.storage import folder_lock
 
 STEPS = (1, 2, 4, 8, 16, 32)
 USUAL = ("ddim", "dpmpp_2m", "unipc_3", "heun")
@@ -40,13 +34,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_names,
         default=USUAL,
         metavar="NAME,NAME,...",
-        help=f"any of {', '.join(SAMPLERS)}, or all (default: {','.join(USUAL)})",
+        help=f"any of {SAMPLERS}, or all (default: {','.join(USUAL)})",
     )
 
 
 def run(args: argparse.Namespace) -> int:
     """Sample and evaluate what is missing, then write the table, the plot and the page."""
     from rich.console import Console
+
+    from ldm.benchmark.sweep import Sweep
+    from ldm.benchmark.sweep_cells import SweepCells, held_out
+    from ldm.checkpoint import study_of
+    from ldm.claims import claim
+    from ldm.data.layouts import detect_layout, select_subjects
+    from ldm.data.layouts.base import stored_files
+    from ldm.evaluation.protocol import DEFAULT
+    from ldm.models.diffusion.samplers import get_sampler
 
     for name in args.sampler:
         get_sampler(name)
@@ -61,7 +64,8 @@ def run(args: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     subjects = select_subjects(found, ids or None)
-    with folder_lock(args.output):
+    inputs = [args.input, args.model, *stored_files(found.values())]
+    with claim(args.output, "sweep", inputs=inputs, writes=["sweep.json", "report.html"]):
         own = {"sampler": None, "steps": None, "eta": None}  # of the cells, not of the model
         if args.temperature is None:  # the posterior mean has no steps to count
             own["temperature"] = 1.0
@@ -100,4 +104,4 @@ def _numbers(text: str) -> list[int]:
 
 
 def _names(text: str) -> list[str]:
-    return list(SAMPLERS) if text == "all" else list(dict.fromkeys(text.split(",")))
+    return SAMPLERS.split(", ") if text == "all" else list(dict.fromkeys(text.split(",")))

@@ -33,6 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "data.params.val=[ID1,ID2] lightning.trainer.max_steps=5000 name=my-run",
     )
     parser.add_argument("--resume", type=Path, metavar="RUN", help="continue this run exactly")
+    parser.add_argument(
+        "--allow-data-change",
+        action="store_true",
+        help="with --resume: go on though patients, or their files, are not those of the run",
+    )
     add_run_arguments(parser, "runs/NAME")
 
 
@@ -45,8 +50,9 @@ def run(args: argparse.Namespace) -> int:
     overrides = [a for a in args.config if "=" in a]
     if args.dry_run and files and not args.resume:
         return describe(load_config(files, overrides))
+    given = {"resume": args.resume, "trust": args.trust, **SHOWN}
     return finish(
-        train(files, overrides, args.output, resume=args.resume, trust=args.trust, **SHOWN)
+        train(files, overrides, args.output, allow_data_change=args.allow_data_change, **given)
     )
 
 
