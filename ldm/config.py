@@ -119,11 +119,12 @@ def _require_plain_mapping(text: str, name: str) -> None:
 
 def _refuse_misread(event: yaml.ScalarEvent, name: str) -> None:
     """Refuse what YAML 1.1 reads as another number: 12:30 as 750, 0123 as 83."""
-    if MISREAD.fullmatch(event.value):
+    read = yaml.safe_load(event.value) if MISREAD.fullmatch(event.value) else ""
+    if not isinstance(read, str):
         raise ConfigError(
             "CONFIG-VALUE",
             f"{name} line {event.start_mark.line + 1}: {event.value} is read as "
-            f"{yaml.safe_load(event.value)}: write the number meant, or the text in quotes",
+            f"{read}: write the number meant, or the text in quotes",
         )
 
 
