@@ -23,37 +23,55 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ldm.binding import Decisive, decisive, require_bound
 from ldm.config import read_saved_config, trusted_targets, validate
+from ldm.environment import require_safe_libraries
 from ldm.errors import CheckpointError, OutputError, UnsafeError
-from ldm.storage import atomic_path, run_folder
+from ldm.storage import atomic_path, remove, rename, run_folder
 from ldm.study import Study, build_model, read_study
 from ldm.util import refuse_untrusted_targets
 
 log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
+MAX_ENTRIES = 100_000  # a tensor each; the largest network here has a thousand
+OWN, BOUND = "dsdiff", "bound"  # what a checkpoint says of itself; what its weights depend on
+RESTORED = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "global_step")
 MODEL_FILE, CONFIG_FILE = "model.safetensors", "config.yaml"
 CHECKPOINTS = ("checkpoints/last.ckpt", "checkpoints/previous.ckpt")  # newest first
 
 
 class AtomicCheckpointIO(CheckpointIO):
-    """Saves through a verified temporary file and keeps the generation before as ``previous``."""
+    """Saves through a verified temporary file and keeps the generation before as ``previous``.
+
+    Args:
+        bound: what the weights depend on, see :func:`ldm.binding.decisive`.
+
+    Attributes:
+        failure: why the last save failed. It is kept, not raised: Lightning makes all processes
+            wait for each other after a save, and the one that raised would not come.
+    """
+
+    def __init__(self, bound: Decisive | None = None) -> None:
+        self.bound, self.failure = bound, None
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
-        """Write ``checkpoint``; on failure the old generations stay.
-
-        Raises:
-            OutputError: OUT-IO.
-        """
-        path = Path(path)
+        """Write ``checkpoint``; on failure the old generations stay, and ``failure`` says why."""
         try:
-            with atomic_path(path) as temporary:
+            own = {"format": FORMAT_VERSION, "keys": sorted(checkpoint), "processes": _processes()}
+            self._save({**checkpoint, OWN: {**own, BOUND: self.bound}}, Path(path))
+        except OutputError as error:
+            self.failure = error
+
+    def _save(self, checkpoint: dict[str, Any], path: Path) -> None:
+        try:
+            with atomic_path(path, replace=True) as temporary:
                 torch.save(checkpoint, temporary)
                 verify_archive(temporary)
                 if path.exists():
-                    path.replace(path.with_name("previous.ckpt"))
+                    rename(path, path.with_name("previous.ckpt"))
         except RuntimeError as error:  # how torch reports a full disk
             raise OutputError(
                 "OUT-IO", f"cannot write {path.name}: {error}; free space, then --resume"
@@ -62,12 +80,31 @@ class AtomicCheckpointIO(CheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Return a verified checkpoint; never unpickles anything but tensors and plain values."""
-        return read_checkpoint(Path(path))
+        """Return a verified checkpoint; never unpickles anything but tensors and plain values.
+
+        Raises:
+            CheckpointError: see :func:`read_checkpoint`; CKPT-MISMATCH, CKPT-NONFINITE.
+        """
+        path = Path(path)
+        checkpoint = read_checkpoint(path)
+        own = checkpoint.get(OWN, {})
+        if missing := {*RESTORED, *own.get("keys", ())} - checkpoint.keys():
+            raise CheckpointError("CKPT-MISMATCH", f"{path.name} holds no {', '.join(missing)}")
+        if own.get("processes", _processes()) != _processes():
+            raise CheckpointError(
+                "CKPT-MISMATCH",
+                f"{path.name} is of {own['processes']} processes, and these are {_processes()}: "
+                f"give lightning.trainer.devices={own['processes']}",
+            )
+        if self.bound:
+            require_bound(own.get(BOUND), self.bound, path.name)
+        for key in ("state_dict", "current_model_state"):
+            require_finite(checkpoint.get(key, {}), path.name)
+        return checkpoint
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Remove a checkpoint."""
-        Path(path).unlink(missing_ok=True)
+        remove(Path(path), replace=True)
 
 
 def verify_archive(path: Path) -> None:
@@ -85,6 +122,10 @@ def verify_archive(path: Path) -> None:
         )
     try:
         with zipfile.ZipFile(path) as archive:
+            if len(archive.infolist()) > MAX_ENTRIES:
+                raise UnsafeError(
+                    "UNSAFE-ARCHIVE", f"{path.name} has more than {MAX_ENTRIES} entries"
+                )
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
                 raise UnsafeError("UNSAFE-ARCHIVE", f"{path.name} has compressed entries")
             damaged = archive.testzip()
@@ -100,9 +141,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: see :func:`verify_archive`. UnsafeError: UNSAFE-PICKLE.
     """
+    require_safe_libraries()
     verify_archive(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        if isinstance(checkpoint, dict):
+            require_known_format(checkpoint.get(OWN, {}).get("format", 0), path.name)
+        return checkpoint
     except pickle.UnpicklingError as error:
         raise UnsafeError(
             "UNSAFE-PICKLE", f"{path.name} holds objects other than tensors and plain values"
@@ -147,6 +192,7 @@ def read_model(path: Path, own: bool = True) -> tuple[dict[str, Tensor], dict[st
     Raises:
         CheckpointError: CKPT-MISSING, CKPT-FORMAT, CKPT-CORRUPT, CKPT-VERSION or CKPT-NONFINITE.
     """
+    require_safe_libraries()
     if not path.is_file():
         raise CheckpointError("CKPT-MISSING", f"there is no {path}: give a run folder or a model")
     try:
@@ -160,16 +206,38 @@ def read_model(path: Path, own: bool = True) -> tuple[dict[str, Tensor], dict[st
         raise CheckpointError(
             "CKPT-FORMAT", f"{path.name} cannot be read ({error}): it {looks}"
         ) from error
-    if metadata.get("format", 0) > FORMAT_VERSION:
-        raise CheckpointError(
-            "CKPT-VERSION", f"{path.name} has format {metadata['format']}: update this package"
-        )
+    require_known_format(metadata.get("format", 0), path.name)
     if ours and metadata.get("sha256") != tensor_digest(tensors):
         raise CheckpointError("CKPT-CORRUPT", f"{path.name} is damaged: its digest differs")
+    require_finite(tensors, path.name)
+    return tensors, metadata
+
+
+def _processes() -> int:
+    """Return how many processes train together."""
+    shared = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_world_size() if shared else 1
+
+
+def require_known_format(version: int, source: str) -> None:
+    """Refuse a file of a later version of this package.
+
+    Raises:
+        CheckpointError: CKPT-VERSION.
+    """
+    if version > FORMAT_VERSION:
+        raise CheckpointError("CKPT-VERSION", f"{source} has format {version}: update this package")
+
+
+def require_finite(tensors: Mapping[str, Tensor], source: str) -> None:
+    """Refuse weights that hold NaN or infinity.
+
+    Raises:
+        CheckpointError: CKPT-NONFINITE.
+    """
     for name, value in tensors.items():
         if not torch.isfinite(value).all():
-            raise CheckpointError("CKPT-NONFINITE", f"{path.name}: {name} holds NaN or infinity")
-    return tensors, metadata
+            raise CheckpointError("CKPT-NONFINITE", f"{source}: {name} holds NaN or infinity")
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -183,7 +251,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if path.suffix == ".safetensors":
         return read_model(path, own=False)
     checkpoint = read_checkpoint(path)
-    return checkpoint.get("state_dict", checkpoint), {}
+    return checkpoint.get("state_dict", checkpoint), checkpoint.get(OWN, {})
 
 
 def load_model(path: Path, trust: Collection[str] = ()) -> tuple[Any, Study, str]:
@@ -206,6 +274,7 @@ def load_model(path: Path, trust: Collection[str] = ()) -> tuple[Any, Study, str
     study = read_study(config)
     model = build_model(config, study)
     require_same_state(model.state_dict(), tensors, path.name)
+    require_bound(metadata.get(BOUND), decisive(config), path.name)
     for fact, value in () if is_checkpoint else model.facts().items():
         if metadata.get(fact) != value:
             raise CheckpointError(
@@ -235,7 +304,8 @@ def read_run_config(folder: Path, trust: Collection[str] = ()) -> dict[str, Any]
     if not (folder / CONFIG_FILE).is_file():
         raise CheckpointError("CKPT-MISSING", f"{folder} is no run folder (no {CONFIG_FILE})")
     config = read_saved_config(folder / CONFIG_FILE)
-    refuse_untrusted_targets(config, {*trusted_targets(), *trust}, f"{folder.name}/{CONFIG_FILE}")
+    source = f"{folder.name}/{CONFIG_FILE}"
+    refuse_untrusted_targets(config, trusted_targets(), source, named=trust)
     validate(config)
     return config
 

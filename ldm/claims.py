@@ -15,9 +15,9 @@ import stat
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from ldm.errors import BusyError, OutputError
 
@@ -205,6 +205,12 @@ def claim(
             _claims.remove(own)
 
 
+def claimed(folder: Path, verb: str, **options: Any) -> AbstractContextManager[Any]:
+    """Return :func:`claim`, or nothing to do where this process has claimed the folder already."""
+    is_ours = any(c.name_of(folder / LOCK) for c in _claims)
+    return nullcontext() if is_ours else claim(folder, verb, **options)
+
+
 def permit(path: Path, replace: bool) -> tuple[Claim | None, str, bool]:
     """Return the claim on ``path``, its name there, and whether it may replace what stands there.
 
@@ -223,7 +229,7 @@ def permit(path: Path, replace: bool) -> tuple[Claim | None, str, bool]:
             f"{path} is an input: no input is ever written, with or without --overwrite; choose "
             "another --output",
         )
-    may_replace = replace or is_own or owner is None or owner.replace
+    may_replace = replace or is_own or (owner is not None and owner.replace)
     if not may_replace and os.path.lexists(path):
         refuse_existing(path)
     return owner, name, may_replace

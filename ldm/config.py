@@ -28,10 +28,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 import ldm
 from ldm.errors import ConfigError, UnsafeError
+from ldm.ranges import check_ranges, check_trainer
 from ldm.storage import atomic_path
 from ldm.util import (
     accepted_parameters,
     check_parameter_names,
+    current_path,
     get_obj_from_str,
     nearest,
     resolve_target,
@@ -40,10 +42,12 @@ from ldm.util import (
 
 TOP_LEVEL = ("name", "seed", "model", "data", "lightning")
 LIGHTNING = ("trainer", "callbacks")
+OURS = ("ldm.", "guided_diffusion.", "UNet_DS_Diff.", "torch.optim.")
 MAX_BYTES = 256_000  # a thousand subjects by name take 30 kB; a YAML bomb takes more
 MAX_DEPTH = 50
 UNREADABLE = (yaml.YAMLError, OmegaConfBaseException, ValueError)  # 0b_ is a ValueError to PyYAML
 MODELS, RENAMED_PARAMS = "ldm.models.", {"bound": "objective"}  # of runs before there was another
+MISREAD = re.compile(r"[-+]?(\d+(:[0-5]?\d)+(\.\d*)?|0\d+)")
 PLAIN_REFERENCE = re.compile(r"\$\{[\w.\[\]-]+\}")
 
 
@@ -101,6 +105,8 @@ def _require_plain_mapping(text: str, name: str) -> None:
                 f"{name} line {event.start_mark.line + 1}: tags (!!name) and aliases (*name) are "
                 "not read; write the value, or use 'base:' or ${key.path}",
             )
+        if isinstance(event, yaml.ScalarEvent) and event.implicit[0]:
+            _refuse_misread(event, name)
         if isinstance(event, yaml.NodeEvent):
             root = root or event
         depth += isinstance(event, yaml.CollectionStartEvent)
@@ -109,6 +115,17 @@ def _require_plain_mapping(text: str, name: str) -> None:
             raise UnsafeError("UNSAFE-YAML", f"{name} is nested deeper than {MAX_DEPTH} levels")
     if not isinstance(root, yaml.MappingStartEvent):
         raise ConfigError("CONFIG-PARSE", f"{name} holds no mapping: write 'key: value' lines")
+
+
+def _refuse_misread(event: yaml.ScalarEvent, name: str) -> None:
+    """Refuse what YAML 1.1 reads as another number: 12:30 as 750, 0123 as 83."""
+    read = yaml.safe_load(event.value) if MISREAD.fullmatch(event.value) else ""
+    if not isinstance(read, str):
+        raise ConfigError(
+            "CONFIG-VALUE",
+            f"{name} line {event.start_mark.line + 1}: {event.value} is read as "
+            f"{read}: write the number meant, or the text in quotes",
+        )
 
 
 def load_with_bases(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -204,15 +221,32 @@ def validate(config: Mapping[str, Any]) -> None:
                 f"{key} is {value!r} ({type(value).__name__}): give {expected.__name__}, quoted if "
                 "YAML takes it for something else",
             )
-    for section in ("model", "data"):
+    check_ranges({"seed": config.get("seed")}, "config")
+    for section, kind in _section_classes().items():
         if section not in config:
             raise ConfigError("CONFIG-MISSING", f"there is no '{section}' section: give its YAML")
+        _require_kind(config[section], section, kind)
         _validate_node(config[section], section)
     _validate_lightning(config.get("lightning") or {})
 
 
+def _section_classes() -> dict[str, type]:
+    from pytorch_lightning import LightningDataModule, LightningModule
+
+    return {"model": LightningModule, "data": LightningDataModule}
+
+
+def _require_kind(node: Any, where: str, kind: type) -> None:
+    """Refuse a class that has no business in this place of a configuration."""
+    cls = resolve_target(node, where)
+    if not issubclass(cls, kind):
+        raise ConfigError(
+            "CONFIG-TARGET", f"{where} names {cls.__name__}, which is no {kind.__name__}"
+        )
+
+
 def _validate_lightning(lightning: Any) -> None:
-    from pytorch_lightning import Trainer
+    from pytorch_lightning import Callback, Trainer
 
     for key in _mapping(lightning, "lightning"):
         if key not in LIGHTNING:
@@ -221,6 +255,7 @@ def _validate_lightning(lightning: Any) -> None:
             )
     trainer = _mapping(lightning.get("trainer") or {}, "lightning.trainer")
     _validate_arguments(Trainer, trainer, "lightning.trainer")
+    check_trainer(trainer)
     for key in ("max_steps", "max_epochs", "accumulate_grad_batches"):
         value = trainer.get(key)
         if value is not None and value < 1 and (value != -1 or key == "accumulate_grad_batches"):
@@ -230,6 +265,7 @@ def _validate_lightning(lightning: Any) -> None:
     callbacks = _mapping(lightning.get("callbacks") or {}, "lightning.callbacks")
     for name, callback in callbacks.items():
         if callback is not None:  # null turns a callback of the base off
+            _require_kind(callback, f"lightning.callbacks.{name}", Callback)
             _validate_node(callback, f"lightning.callbacks.{name}")
 
 
@@ -343,8 +379,10 @@ def _mapping(value: Any, path: str) -> Mapping[str, Any]:
 
 def _validate_node(node: Any, where: str) -> None:
     """Check a ``target`` / ``params`` mapping and those nested in it."""
-    cls = resolve_target(node, where)
-    _validate_arguments(cls, node.get("params") or {}, f"{where}.params")
+    cls, params = resolve_target(node, where), node.get("params") or {}
+    _validate_arguments(cls, params, f"{where}.params")
+    if current_path(node["target"]).startswith(OURS):  # another class may mean something else
+        check_ranges(params, f"{where}.params")
 
 
 def _validate_arguments(cls: type, params: Mapping[str, Any], path: str) -> None:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import platform
+import re
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
 
 import ldm
+from ldm.errors import ConfigError, UnsafeError
+
+SAFE_TORCH = (2, 10)
+STOLEN = ("2.6.2", "2.6.3")  # releases of Lightning made with stolen credentials
 
 
 def installed_version(package: str) -> str | None:
@@ -19,9 +24,44 @@ def installed_version(package: str) -> str | None:
         return None
 
 
+def require_safe_libraries() -> None:
+    """Refuse libraries with which reading a foreign file, or installing, runs foreign code.
+
+    Raises:
+        UnsafeError: UNSAFE-VERSION for a torch below 2.10, whose ``weights_only`` can be bypassed
+            (CVE-2025-32434, CVE-2026-24747), and for the stolen releases of Lightning.
+    """
+    found = tuple(int(n) for n in re.findall(r"\d+", torch.__version__)[:2])
+    if found < SAFE_TORCH:
+        raise UnsafeError(
+            "UNSAFE-VERSION",
+            f"torch is {torch.__version__}: below {'.'.join(map(str, SAFE_TORCH))} a checkpoint "
+            "can run code; pip install --upgrade torch",
+        )
+    for package in ("pytorch-lightning", "lightning"):
+        if installed_version(package) in STOLEN:
+            raise UnsafeError(
+                "UNSAFE-VERSION",
+                f"{package} {installed_version(package)} is a compromised release: "
+                f"pip install '{package}!={',!='.join(STOLEN)}'",
+            )
+
+
 def pick_device(name: str = "auto") -> str:
-    """Return the device that ``auto`` means here, or ``name``."""
+    """Return the device that ``auto`` means here, or ``name``.
+
+    Raises:
+        ConfigError: CONFIG-VALUE for a device that is not here.
+    """
     if name != "auto":
+        try:
+            torch.empty(0, device=name)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            raise ConfigError(
+                "CONFIG-VALUE",
+                f"device is '{name}', which is not here ({str(error).splitlines()[0][:80]}): give "
+                "auto or cpu",
+            ) from error
         return name
     current = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return current.type if current else "cpu"

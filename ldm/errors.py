@@ -13,6 +13,8 @@ from collections.abc import Collection
 from typing import Any
 
 MAX_LINE = 300
+NO_MEMORY = ("DefaultCPUAllocator", "can't start new thread", "std::bad_alloc")
+PEERS = ("gloo", "NCCL", "onnection closed by peer", "onnection reset by peer")
 
 
 class DsdiffError(Exception):
@@ -101,9 +103,17 @@ def as_known_error(error: BaseException) -> DsdiffError | None:
     if isinstance(error, DsdiffError):
         return error
     out_of_memory = (MemoryError, torch.OutOfMemoryError) if torch else MemoryError
-    if isinstance(error, out_of_memory) or "DefaultCPUAllocator" in text:
+    if isinstance(error, out_of_memory) or any(words in text for words in NO_MEMORY):
         return OutOfMemory(
             "MEMORY", "out of memory; lower the batch size, data.params.image_size or the network"
+        )
+    if type(error).__name__ == "UnpicklingError":  # of torch.load with weights_only
+        return UnsafeError("UNSAFE-PICKLE", "a file holds more than tensors and plain values")
+    if isinstance(error, RuntimeError) and "loading state_dict" in text:
+        return CheckpointError("CKPT-MISMATCH", " ".join(text.split()))
+    if isinstance(error, RuntimeError) and any(name in text for name in PEERS):
+        return WorkerError(
+            "RANK", "another process of the training is gone: look at its output, then --resume"
         )
     if isinstance(error, RuntimeError) and "DataLoader worker" in text:
         return WorkerError("WORKER", f"{text}; try data.params.num_workers=0")

@@ -20,20 +20,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from ldm.claims import (
-    NO_FOLLOW,
-    TEMPORARY,
-    Claim,
-    claim,
-    folder_lock,
-    open_own,
-    permit,
-    refuse_existing,
-    sweep,
-)
-from ldm.errors import OutputError
-
-__all__ = ["claim", "folder_lock"]  # with what is defined here
+from ldm.claims import NO_FOLLOW, TEMPORARY, Claim, open_own, permit, refuse_existing, sweep
+from ldm.errors import DataError, OutputError
 
 CHUNK = 1 << 20
 ABANDONED_AFTER = 86400  # seconds; no folder takes a day to write
@@ -187,6 +175,14 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def remove_folder(folder: Path) -> None:
+    """Remove a folder of ours as a whole: from one moment to the next, nobody finds it."""
+    temporary = folder.parent / f"{TEMPORARY}{os.getpid()}-{secrets.token_hex(4)}"
+    with suppress(FileNotFoundError):  # another process was first
+        folder.rename(temporary)
+    shutil.rmtree(temporary, ignore_errors=True)
+
+
 def flush(path: Path) -> None:
     """Wait until the content of a file, or the names in a folder, are on the disk."""
     if sys.platform == "win32" and path.is_dir():
@@ -245,9 +241,26 @@ def _csv_cell(value: Any) -> str:
     return value
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the mapping in a JSON file, empty where there is no such file."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+def read_json(path: Path, torn: bool = False) -> dict[str, Any]:
+    """Return the mapping in a JSON file, empty where there is no such file.
+
+    Args:
+        torn: a damaged file counts as none; it can be made again.
+
+    Raises:
+        DataError: DATA-CORRUPT.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(found, dict):
+            return found
+    except (ValueError, RecursionError):
+        pass
+    if torn:
+        return {}
+    raise DataError("DATA-CORRUPT", f"{path} is torn: restore it, or remove it")
 
 
 def kept(
@@ -260,7 +273,7 @@ def kept(
         described: what the result depends on, in plain types.
         make: returns the result, in plain types.
     """
-    known = read_json(path)
+    known = read_json(path, torn=True)
     if not all(known.get(key) == value for key, value in described.items()):
         is_ours = described.keys() <= known.keys()
         known = {**described, **make()}

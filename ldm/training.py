@@ -16,7 +16,9 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import RichProgressBar, Timer, TQDMProgressBar
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
+from ldm.binding import decisive, require_resumable
 from ldm.callbacks.metrics_file import MetricsFile, read_curves
 from ldm.callbacks.run import StopOnSignal
 from ldm.checkpoint import (
@@ -29,27 +31,32 @@ from ldm.checkpoint import (
     read_weights,
     require_same_state,
 )
+from ldm.claims import claim, permit
 from ldm.config import load_config, merge_overrides, save_config
 from ldm.cost.energy import EnergyMeter
 from ldm.cost.network import peak_memory
 from ldm.data.datamodule import ContrastDataModule
+from ldm.data.layouts.base import stored_files
 from ldm.data.seen import (
+    SUBJECTS_FILE,
     Digests,
     inherited,
     read_seen,
     refuse_split,
+    require_same_patients,
     subject_digests,
     write_seen,
 )
-from ldm.environment import prefers_channels_last, resolve_precision
+from ldm.environment import prefers_channels_last, require_safe_libraries, resolve_precision
 from ldm.errors import ConfigError, OutputError
 from ldm.modules.diffusionmodules.util import to_channels_last
 from ldm.progress import Progress, silent
-from ldm.storage import folder_lock, read_json, write_json
+from ldm.storage import read_json, write_json
 from ldm.study import build_model
 from ldm.util import instantiate_from_config
 
 RUNS = Path("runs")
+RUN_FILES = (CONFIG_FILE, MODEL_FILE, "metrics.csv", "subjects.json", "cost.json", "loss.svg")
 
 
 @dataclass(frozen=True)
@@ -92,6 +99,7 @@ def train(
     resume: str | Path | None = None,
     start: str | Path | None = None,
     trust: Collection[str] = (),
+    allow_data_change: bool = False,
     say: Callable[[str], None] | None = None,
     progress: Progress = silent,
 ) -> TrainedRun:
@@ -105,21 +113,25 @@ def train(
         start: run folder whose weights the new run starts with (fine-tuning); without ``config``
             its configuration too.
         trust: classes accepted in that folder beside those that the shipped YAMLs name.
+        allow_data_change: go on though the files of the patients, or who they are, changed.
         say: told which subjects were found.
         progress: wraps the subjects that are decoded; given, Lightning shows its bar too.
 
     Raises:
         ConfigError: USAGE, and what is wrong, with its key path. DataError: a subject cannot be
             used. OutputError: OUT-EXISTS when the folder holds a run already. NonFiniteError.
+            CheckpointError: CKPT-MISMATCH, an override that a resumed run does not take; CKPT-DATA.
     """
     if resume is not None:
         folder = Path(resume)
         if config:
             given = config if isinstance(config, str | Path) else config[0]
             raise ConfigError("USAGE", f"--resume takes no YAML ({given}): the run has its own")
-        checkpoint = newest_checkpoint(folder)
-        resolved = merge_overrides(read_run_config(folder, trust), overrides)
-        return run_training(resolved, folder, checkpoint, say, progress)
+        checkpoint, before = newest_checkpoint(folder), read_run_config(folder, trust)
+        resolved = merge_overrides(before, overrides)
+        require_resumable(before, resolved, str(folder))
+        kept = None if allow_data_change else read_json(folder / SUBJECTS_FILE)
+        return run_training(resolved, folder, checkpoint, kept, say=say, progress=progress)
     if not config and start is None:
         raise ConfigError(
             "USAGE", "give a YAML such as configs/backbone/unet.yaml, --resume RUN or --from RUN"
@@ -131,13 +143,15 @@ def train(
         resolved = merge_overrides(read_run_config(Path(str(start)), trust), overrides)
     folder = Path(output) if output else RUNS / str(resolved.get("name", "run"))
     first = None if start is None else Path(start)
-    return run_training(resolved, folder, None, say, progress, first)
+    return run_training(resolved, folder, start=first, say=say, progress=progress)
 
 
 def run_training(
     config: Mapping[str, Any],
     folder: Path,
     checkpoint: Path | None = None,
+    kept: Mapping[str, Any] | None = None,
+    *,
     say: Callable[[str], None] | None = None,
     progress: Progress = silent,
     start: Path | None = None,
@@ -145,12 +159,15 @@ def run_training(
     """Run one training of a resolved configuration in ``folder``, from ``checkpoint`` if given.
 
     Args:
+        kept: ``subjects.json`` of the run, which the data must still be; None: they may differ.
         start: run folder, or model file, whose weights a new training starts with.
 
     Raises:
+        CheckpointError: CKPT-DATA, CKPT-MISMATCH.
         ConfigError, DataError, OutputError, NonFiniteError: see :func:`train`.
         CheckpointError: CKPT-MISMATCH for weights of another model.
     """
+    require_safe_libraries()
     is_main = int(os.environ.get("LOCAL_RANK", 0)) == 0
     if checkpoint is None and is_main and any((folder / c).exists() for c in CHECKPOINTS):
         raise OutputError(
@@ -162,24 +179,32 @@ def run_training(
     data.setup("fit")
     if is_main and say:
         say(data.found)
-    known = _known_patients(data) if is_main else {}
+    before = {**inherited(config["model"]), **read_seen(folder)}  # if resumed, it has no teacher
     torch.manual_seed(config.get("seed", 0))  # the first weights
     model = build_model(config)
     if checkpoint is None:
         model.check_start(data)
+        if hasattr(model, "network_calls"):  # steps without a grid would be found when sampling
+            model.network_calls(model.sampling_steps, model.sampler)
     if start is not None:
         weights, _ = read_weights(start)
         require_same_state(model.state_dict(), weights, start.name)
         model.load_state_dict(weights)
-    with _quiet_lightning(), folder_lock(folder) if is_main else nullcontext():
+        before |= read_seen(start if start.is_dir() else start.parent)
+    known = _known_patients(data) if is_main else {}
+    require_same_patients(kept or {}, known)
+    config = _portable(config, model, data)
+    trainer, stop = build_trainer(config, folder, data, progress is not silent)
+    inputs = [data.root, *stored_files(data.subjects.values())]
+    own = {"inputs": inputs, "writes": RUN_FILES, "adopt": checkpoint is not None}
+    with _quiet_lightning(), claim(folder, "train", **own) if is_main else nullcontext():
         if is_main:
-            _write_config(folder, config, model, data)
-        trainer, stop = build_trainer(config, folder, data, progress is not silent)
+            permit(folder / "tensorboard" / "events", replace=False)  # that is no link
+            save_config(config, folder / CONFIG_FILE)
         if prefers_channels_last(trainer.precision):
             to_channels_last(model)
         if is_main:
-            before = read_seen(start if start.is_dir() else start.parent) if start else {}
-            _write_seen(folder, known, {**inherited(config["model"]), **before})
+            write_seen(folder, known, before)
         meter = EnergyMeter(trainer.strategy.root_device)
         trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         if is_main:
@@ -204,20 +229,24 @@ def build_trainer(
             callbacks.append(instantiate_from_config(node, where=f"lightning.callbacks.{name}"))
     callbacks.append(Timer(options.pop("max_time", None), verbose=False))
     tensorboard = TensorBoardLogger(folder, name="", version="tensorboard")
-    trainer = pl.Trainer(
-        **{
-            "default_root_dir": folder,
-            "logger": [MetricsFile(folder), tensorboard],
-            "callbacks": callbacks,
-            "plugins": [AtomicCheckpointIO()],
-            "check_val_every_n_epoch": None,
-            "enable_model_summary": False,
-            "enable_progress_bar": show,
-            "num_sanity_val_steps": 0,
-            "use_distributed_sampler": False,
-            **options,
-        }
-    )
+    given = {
+        "default_root_dir": folder,
+        "logger": [MetricsFile(folder), tensorboard],
+        "callbacks": callbacks,
+        "plugins": [AtomicCheckpointIO(decisive(config))],
+        "check_val_every_n_epoch": None,
+        "enable_model_summary": False,
+        "enable_progress_bar": show,
+        "num_sanity_val_steps": 0,
+        "use_distributed_sampler": False,
+        **options,
+    }
+    try:
+        trainer = pl.Trainer(**given)
+    except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
+        raise ConfigError(
+            "CONFIG-VALUE", f"lightning.trainer: {' '.join(str(error).split())}"
+        ) from error
     return trainer, stop
 
 
@@ -238,15 +267,13 @@ def _count_in_steps(options: dict[str, Any], data: ContrastDataModule) -> None:
     options.setdefault("val_check_interval", 1000)
 
 
-def _write_config(
-    folder: Path, config: Mapping[str, Any], model: Any, data: ContrastDataModule
-) -> None:
-    """Write the configuration, with what was learned from the training subjects."""
+def _portable(config: Mapping[str, Any], model: Any, data: ContrastDataModule) -> dict[str, Any]:
+    """Return the configuration to save, with what was learned from the training subjects."""
     portable = dict(config)
     for section, part in (("model", model), ("data", data)):
         params = {**config[section].get("params", {}), **part.portable_params()}
         portable[section] = {**config[section], "params": params}
-    save_config(portable, folder / CONFIG_FILE)
+    return portable
 
 
 def _known_patients(data: ContrastDataModule) -> dict[str, Digests]:
@@ -257,11 +284,6 @@ def _known_patients(data: ContrastDataModule) -> dict[str, Digests]:
     }
     refuse_split(**known)
     return known
-
-
-def _write_seen(folder: Path, known: Mapping[str, Digests], before: Digests) -> None:
-    before = {**before, **read_seen(folder)}  # a resumed run has no teacher any more
-    write_seen(folder, {**known, "train": {**before, **known["train"]}})
 
 
 def _write_cost(

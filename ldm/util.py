@@ -257,22 +257,52 @@ def targets_in(config: Any) -> list[str]:
     return []
 
 
-def refuse_untrusted_targets(config: Any, trusted: Collection[str], source: str) -> None:
+def refuse_untrusted_targets(
+    config: Any, trusted: Collection[str], source: str, named: Collection[str] = ()
+) -> None:
     """Refuse a configuration from a model folder that names a class outside ``trusted``.
 
     A target is code that runs, so one that was not named by the user is accepted only if it is one
-    of an exact set. Nothing has been imported when this refuses.
+    of an exact set, and its package is installed: a folder of that name in the working directory,
+    which may be the model folder itself, is not imported. Nothing has been when this refuses.
+
+    Args:
+        named: classes that the user named, which may lie anywhere.
 
     Raises:
-        UnsafeError: UNSAFE-TARGET.
+        UnsafeError: UNSAFE-TARGET, UNSAFE-IMPORT.
+        ConfigError: CONFIG-TARGET, a package is not installed.
     """
-    for target in targets_in(config):
+    targets = [target for target in targets_in(config) if target not in named]
+    for target in targets:
         if current_path(target) not in trusted:
             raise UnsafeError(
                 "UNSAFE-TARGET",
                 f"{source} names the class '{target}', which is not one of this project's; "
                 f"if you trust it, add --trust {target}",
             )
+    for target in targets:
+        _require_installed(target, source)
+
+
+def _require_installed(target: str, source: str) -> None:
+    """Refuse a class whose package is missing, or would be imported from the working directory."""
+    package = current_path(target).partition(".")[0]
+    spec = find_spec(package)
+    if spec is None:
+        raise ConfigError(
+            "CONFIG-TARGET",
+            f"{source} names '{target}', but '{package}' is not installed: install it; nothing is "
+            "imported from the working directory for a model",
+        )
+    files = spec.submodule_search_locations or [spec.origin or ""]
+    places = {Path(file).resolve().parent for file in files}
+    if Path.cwd().resolve() in places - {Path(__file__).resolve().parents[1]}:
+        raise UnsafeError(
+            "UNSAFE-IMPORT",
+            f"{source} names '{target}', and '{package}' lies in the working directory: run the "
+            f"command elsewhere, or if you trust that folder, add --trust {target}",
+        )
 
 
 def image_sides(size: int | Sequence[int]) -> tuple[int, ...]:

@@ -117,7 +117,8 @@ def test_a_writer_killed_at_any_file_leaves_no_entry(brats_folder, tmp_path):
 
 
 def test_what_a_killed_writer_left_is_swept_a_day_later(brats_folder, tmp_path):
-    young, old = (tmp_path / "cache" / f".tmp-{n}-0" for n in (1, 2))
+    dead = 4_194_304  # one more than the largest process number of Linux
+    young, old = (tmp_path / "cache" / f".tmp-{dead}-0000000{n}" for n in (1, 2))
     young.mkdir(parents=True)
     old.mkdir()
     os.utime(old, (1, 1))

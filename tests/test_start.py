@@ -9,12 +9,10 @@ import pytest
 
 from ldm.cli.main import VERBS
 
-LATER = ("prepare", "evaluate")
 HEAVY = ("torch", "numpy", "pytorch_lightning", "lightning", "monai", "matplotlib", "nibabel")
 HEAVY += ("scipy", "skimage", "omegaconf", "torchmetrics", "timm", "rich", "safetensors")
 TASKS = {"segment": ("train", "predict", "evaluate"), "diagnose": ("data", "run")}
 COMMANDS = [(), *((verb,) for verb in VERBS), *((v, t) for v, ts in TASKS.items() for t in ts)]
-COMMANDS = [command for command in COMMANDS if not {*command} & {*LATER}]
 MOST_MODULES = 300  # Python alone has 60, argparse and the packages of a verb double that
 START = """
 import json, sys
@@ -60,3 +58,13 @@ def test_what_only_unix_has_is_not_needed_to_start():
 def test_torchvision_is_repaired_when_it_is_looked_for():
     script = "import sys, ldm; assert 'torch' not in sys.modules; import torchvision, torchmetrics"
     subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parents[1])
+
+
+def test_help_names_what_the_registries_hold():
+    from ldm.cli import arguments
+    from ldm.data.brain import MASKS
+    from ldm.inference.request import NOISES
+    from ldm.models.diffusion.samplers import SAMPLERS
+
+    for told, known in (("SAMPLERS", SAMPLERS), ("NOISES", NOISES), ("MASKS", MASKS)):
+        assert getattr(arguments, told) == ", ".join(known)

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ldm import errors
+from ldm.claims import folder_lock
 from ldm.errors import MAX_LINE, BusyError, DataError, DsdiffError, OutputError, one_line
-from ldm.storage import atomic_path, folder_lock, sha256, stable_seed, write_json
+from ldm.storage import atomic_path, sha256, stable_seed, write_json
 
 EXIT_CODES = {
     "ConfigError": 2,
@@ -61,7 +62,7 @@ def test_everyone_whom_the_mask_admits_can_read_the_file(tmp_path):
 def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path, failure):
     (tmp_path / "a.txt").write_text("old")
     arguments = ("A", "b") if failure is DataError else ("b",)
-    with pytest.raises(failure), atomic_path(tmp_path / "a.txt") as temporary:
+    with pytest.raises(failure), atomic_path(tmp_path / "a.txt", replace=True) as temporary:
         temporary.write_text("half")
         raise failure(*arguments)
     assert (tmp_path / "a.txt").read_text() == "old"
@@ -113,7 +114,7 @@ def test_a_killed_writer_leaves_the_old_file_and_the_lock_sweeps(tmp_path):
     (tmp_path / "a.txt").write_text("old")
     child = os.fork()
     if not child:
-        with atomic_path(tmp_path / "a.txt") as temporary:
+        with atomic_path(tmp_path / "a.txt", replace=True) as temporary:
             temporary.write_text("half")
             os.kill(os.getpid(), signal.SIGKILL)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
@@ -134,7 +135,7 @@ def test_json_is_the_same_for_the_same_content(tmp_path):
 HOLD = """
 import sys
 from pathlib import Path
-from ldm.storage import folder_lock
+from ldm.claims import folder_lock
 with folder_lock(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()

@@ -22,13 +22,14 @@ from typing import Any
 
 from ldm.benchmark.kept_scores import evaluate_once
 from ldm.benchmark.plan import GridCell, Training
+from ldm.claims import folder_lock
 from ldm.config import read_saved_config, save_config
 from ldm.data.seen import Digests, read_seen, refuse_leaks
 from ldm.errors import BusyError, OutputError, PartialError, as_known_error
 from ldm.evaluation.scores import Evaluation
 from ldm.inference.baseline_volumes import write_baseline
 from ldm.progress import Progress, silent
-from ldm.storage import folder_lock, read_json, write_json
+from ldm.storage import appending, read_json, write_json
 from ldm.study import Study
 from ldm.util import targets_in
 
@@ -218,8 +219,7 @@ class Work:
         # as a console script runs: nothing in the working directory takes the place of a library
         environment = os.environ | {"PYTHONSAFEPATH": "1"}
         environment |= {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "log.txt").open("a", encoding="utf-8") as file:
+        with appending(folder / "log.txt") as file:
             process = subprocess.Popen(
                 [sys.executable, "-m", "ldm.cli.main", *map(str, arguments)],
                 stdout=file if self.is_quiet else None,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from ldm.benchmark.costs import cell_cost, loss_curve
 from ldm.benchmark.kept_scores import judge_once
 from ldm.benchmark.plan import OWN_KEYS, GridCell, Training, plan_cells, read_budget
 from ldm.benchmark.results import BenchmarkResult, mean_cost
+from ldm.claims import Claim, claim, folder_lock
 from ldm.config import TOP_LEVEL, merge_config, save_config
 from ldm.data.layouts import Subject
 from ldm.data.seen import Digests, inherited, read_seen, refuse_leaks, subject_digests
@@ -30,7 +32,6 @@ from ldm.evaluation.scores import Evaluation
 from ldm.inference.segmentation import NetworkSegmenter
 from ldm.progress import Progress, silent
 from ldm.report.gallery import Gallery
-from ldm.storage import folder_lock
 from ldm.study import read_study
 from ldm.util import instantiate_from_config
 
@@ -186,16 +187,24 @@ class Benchmark:
         return self.collect()
 
     def _run(self, cells: Sequence[GridCell], jobs: int, gpus: Sequence[str]) -> None:
-        save_config(self.described, self.work.output / "benchmark.yaml")
-        if code := run_cells(self.work, cells, jobs, gpus):
+        with self.claim():
+            save_config(self.described, self.work.output / "benchmark.yaml")
+            code = run_cells(self.work, cells, jobs, gpus)
+        if code:
             raise Stopped(code)
+
+    def claim(self) -> AbstractContextManager[Claim]:
+        """Own the folder, as several processes of this benchmark may do at once."""
+        output, known = self.work.output, (self.work.output / "locks").is_dir()
+        inputs = [self.work.reference]
+        return claim(output, "benchmark", inputs=inputs, shared=True, adopt=known)
 
     def collect(self) -> BenchmarkResult:
         """Return the results of the cells that are done, and write the report of all.
 
         A cell that failed, or is not done, is a failed row, and named in ``problems``.
         """
-        with folder_lock(self.work.output / "locks" / "report"):
+        with folder_lock(self.work.output / "locks" / "report"), self.claim():
             problems, partial = {}, {}
             for cell in self.cells:
                 state, reason = self.work.state(cell)

@@ -11,7 +11,7 @@ from typing import Any
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
-from ldm.storage import atomic_path
+from ldm.storage import appending, atomic_path
 
 METRICS_FILE = "metrics.csv"
 COLUMNS = ("step", "metric", "value")
@@ -40,7 +40,7 @@ class MetricsFile(Logger):
         """Append one line for each metric."""
         if not self.is_begun:
             self._begin(step)
-        with self.path.open("a", encoding="utf-8", newline="") as file:
+        with appending(self.path) as file:
             csv.writer(file).writerows(
                 (step, name, f"{value:.9g}") for name, value in metrics.items() if name != "epoch"
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,14 +13,22 @@ import torch
 from pytorch_lightning.callbacks import Callback, Checkpoint
 
 from ldm.callbacks.ema import averaged_module
-from ldm.checkpoint import CHECKPOINTS, save_model
-from ldm.errors import ConfigError, NonFiniteError, one_of
+from ldm.checkpoint import BOUND, CHECKPOINTS, save_model
+from ldm.errors import ConfigError, NonFiniteError, OutputError, one_of
 
+log = logging.getLogger(__name__)
+
+MOST_FAILURES = 3  # saves in a row
+ENDING = (signal.SIGINT, signal.SIGTERM)
+SAVING = [getattr(signal, name) for name in ("SIGUSR1", "SIGHUP") if hasattr(signal, name)]
 SMALLER_IS_BETTER = ("loss", "mae")
 
 
 class RunCheckpoint(Checkpoint):
     """Saves ``checkpoints/last.ckpt`` and ``model.safetensors`` in the run folder.
+
+    A save that fails is told and tried again after a tenth of the interval; the third failure in a
+    row, or one at the end of the training, ends it. The generations before stay until then.
 
     Args:
         every_n_steps: optimizer steps between saves; the end of training always saves.
@@ -40,7 +49,8 @@ class RunCheckpoint(Checkpoint):
                 "best_by=val/psnr",
             )
         self.every_n_steps, self.best_by, self.patience = every_n_steps, best_by, patience
-        self.saved_step = -1
+        self.saved_step = self.next_step = -1
+        self.failures = 0
         self.best: float | None = None
         self.worse = 0  # validations since the best
 
@@ -55,13 +65,14 @@ class RunCheckpoint(Checkpoint):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Remember where a resumed run stands."""
         self.saved_step = trainer.global_step
+        self.next_step = self.saved_step + self.every_n_steps
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any
     ) -> None:
         """Save when the interval is over."""
-        if trainer.global_step - self.saved_step >= self.every_n_steps:
-            self.save(trainer)
+        if trainer.global_step >= self.next_step and trainer.global_step != self.saved_step:
+            self.save(trainer, again=True)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep the weights if they are the best so far; end the training if none were for long.
@@ -86,20 +97,47 @@ class RunCheckpoint(Checkpoint):
         if trainer.global_step != self.saved_step:
             self.save(trainer)
 
-    def save(self, trainer: pl.Trainer) -> None:
-        """Write both files of the current step; not the model where a better one is kept."""
-        trainer.save_checkpoint(Path(trainer.default_root_dir) / CHECKPOINTS[0])
-        if self.best is None:
-            self.save_weights(trainer, {})
-        self.saved_step = trainer.global_step
+    def save(self, trainer: pl.Trainer, again: bool = False) -> None:
+        """Write both files of the current step; not the model where a better one is kept.
+
+        Args:
+            again: a failure is told, and the save is tried again some steps later.
+
+        Raises:
+            OutputError: OUT-IO.
+        """
+        run, step = Path(trainer.default_root_dir), trainer.global_step
+        files = trainer.strategy.checkpoint_io
+        files.failure = None  # set where the file could not be written: other ranks must hear of it
+        trainer.save_checkpoint(run / CHECKPOINTS[0])
+        if self.best is None and files.failure is None:
+            try:
+                self.save_weights(trainer, {})
+            except OutputError as error:
+                files.failure = error
+        failure = trainer.strategy.broadcast(files.failure)
+        self.failures = self.failures + 1 if failure else 0
+        if failure and (not again or self.failures == MOST_FAILURES):
+            raise failure
+        if failure:
+            wait = max(1, self.every_n_steps // 10)
+            log.warning(
+                "step %d is not saved: %s; the save before is whole, tried again in %d steps",
+                step,
+                failure,
+                wait,
+            )
+        else:
+            self.saved_step, wait = step, self.every_n_steps
+        self.next_step = step + wait
 
     def save_weights(self, trainer: pl.Trainer, described: dict[str, Any]) -> None:
         """Write ``model.safetensors``, the averaged weights."""
         if trainer.is_global_zero:
             averaged = averaged_module(trainer, trainer.lightning_module)
             metadata = averaged.facts() | averaged.measure(trainer.datamodule) | described
-            step = {"step": trainer.global_step}
-            save_model(Path(trainer.default_root_dir), averaged.state_dict(), step | metadata)
+            bound = {"step": trainer.global_step, BOUND: trainer.strategy.checkpoint_io.bound}
+            save_model(Path(trainer.default_root_dir), averaged.state_dict(), bound | metadata)
 
 
 def one_logged(metrics: Mapping[str, Any], name: str) -> Any:
@@ -114,9 +152,11 @@ def one_logged(metrics: Mapping[str, Any], name: str) -> Any:
 
 
 class StopOnSignal(Callback):
-    """On SIGINT or SIGTERM ends training after the current step, so that it saves and can resume.
+    """On SIGINT or SIGTERM saves after the current step and ends training, so that it can resume.
 
-    A second signal ends at once. SIGUSR1 saves and goes on.
+    It answers at once; a second signal ends at once and says what is lost. SIGUSR1, and SIGHUP when
+    the terminal is lost, save and go on. A signal that only one of several processes gets holds for
+    all of them.
 
     Attributes:
         received: number of the signal that ended training, or None.
@@ -126,23 +166,29 @@ class StopOnSignal(Callback):
         self.received: int | None = None
         self._save_requested = False
         self._before: dict[int, Any] = {}
+        self._saver: RunCheckpoint | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Install the handlers (after Lightning's own)."""
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        savers = (c for c in trainer.checkpoint_callbacks if isinstance(c, RunCheckpoint))
+        self._saver = next(savers, None)
+        for number in (*ENDING, *SAVING):
             self._before[number] = signal.signal(number, self._handle)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any
     ) -> None:
-        """Act on a signal that came during the step."""
-        if self.received is not None:
-            trainer.should_stop = True
-        if self._save_requested:
-            self._save_requested = False
-            for callback in trainer.checkpoint_callbacks:
-                if isinstance(callback, RunCheckpoint):
-                    callback.save(trainer)
+        """Act on a signal that came during the step, to this process or to another one."""
+        received, wanted = self.received or 0, self._save_requested
+        if trainer.world_size > 1:
+            flags = torch.tensor([received, int(wanted)], device=pl_module.device)
+            received, wanted = trainer.strategy.reduce(flags, reduce_op="max").tolist()
+        self._save_requested = False
+        if received:
+            self.received = received
+            trainer.should_stop, trainer.limit_val_batches = True, 0  # no validation before the end
+        if (received or wanted) and self._saver:
+            self._saver.next_step = trainer.global_step  # it comes after all other callbacks
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Restore the handlers."""
@@ -151,11 +197,14 @@ class StopOnSignal(Callback):
         self._before.clear()
 
     def _handle(self, number: int, frame: Any) -> None:
-        if number == signal.SIGUSR1:
+        name, saved = signal.Signals(number).name, self._saver.saved_step if self._saver else 0
+        if number in SAVING:
             self._save_requested = True
         elif self.received is None:
             self.received = number
+            log.warning("%s: saving after this step; once more ends at once", name)
         else:
+            log.warning("%s again: ended; what came after step %d is lost", name, saved)
             raise SystemExit(128 + number)
 
 

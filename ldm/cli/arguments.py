@@ -5,6 +5,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+# As the registries name them, which are not imported to show help; a test holds them together.
+SAMPLERS = "ddpm, ddim, plms, dpmpp_2m, dpmpp_3m, dpmpp_2m_sde, unipc_2, unipc_3, euler, heun"
+NOISES = "slice, smooth, patient"
+MASKS = "auto, nonzero, head"
+
 
 def add_trust_argument(parser: argparse.ArgumentParser) -> None:
     """Declare ``--trust``."""

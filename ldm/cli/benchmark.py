@@ -99,7 +99,8 @@ def show_plan(benchmark: Benchmark) -> int:
         for number, (state, reason) in benchmark.states().items()
     ]
     described = {"command": benchmark.command, "cells": listed}
-    write_json(benchmark.work.output / "plan.json", described)
+    with benchmark.claim():
+        write_json(benchmark.work.output / "plan.json", described)
     body = [[str(c["cell"]), c["state"], c["name"]] for c in listed]
     title = f"{len(listed)} cells of {len(benchmark.trainings)} trainings"
     Console().print(terminal_table(Table(title, ["cell", "state", "name"], body)))

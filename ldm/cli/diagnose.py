@@ -66,7 +66,9 @@ def run(args: argparse.Namespace) -> int:
 
 def diagnose_folder(args: argparse.Namespace) -> int:
     """Run ``dsdiff diagnose data``."""
+    from ldm.claims import claim
     from ldm.config import merge_config
+    from ldm.data.layouts.base import stored_files
     from ldm.diagnosis.data import data_params, diagnose_data
     from ldm.diagnosis.pictures import write_pictures
     from ldm.storage import write_json
@@ -75,14 +77,17 @@ def diagnose_folder(args: argparse.Namespace) -> int:
     diagnosis = diagnose_data(args.folder, params, progress=show_progress, layout=args.layout)
     show_data(diagnosis)
     if args.output:
-        write_json(args.output / "diagnosis.json", diagnosis.to_dict())
-        pictures = write_pictures(diagnosis, args.output)
+        inputs = [args.folder, *stored_files(diagnosis.files.values())]
+        with claim(args.output, "diagnose", inputs=inputs):
+            write_json(args.output / "diagnosis.json", diagnosis.to_dict())
+            pictures = write_pictures(diagnosis, args.output)
         print(f"Written: {args.output}/diagnosis.json, {pictures} pictures")
     return DATA_FAILS if diagnosis.breaks_training else 0
 
 
 def diagnose_training(args: argparse.Namespace) -> int:
     """Run ``dsdiff diagnose run``."""
+    from ldm.claims import claim
     from ldm.diagnosis.pictures import run_picture
     from ldm.diagnosis.run import diagnose_run
     from ldm.storage import atomic_path, write_json
@@ -91,9 +96,10 @@ def diagnose_training(args: argparse.Namespace) -> int:
     diagnosis = diagnose_run(args.folder, *told)
     show_run(diagnosis)
     if args.output:
-        write_json(args.output / "diagnosis.json", diagnosis.to_dict())
-        with atomic_path(args.output / "diagnosis.png") as temporary:
-            temporary.write_bytes(run_picture(diagnosis))
+        with claim(args.output, "diagnose", inputs=[args.folder]):
+            write_json(args.output / "diagnosis.json", diagnosis.to_dict())
+            with atomic_path(args.output / "diagnosis.png") as temporary:
+                temporary.write_bytes(run_picture(diagnosis))
         print(f"Written: {args.output}/diagnosis.json, diagnosis.png")
     return 0
 

@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 import ldm
+from ldm.errors import ConfigError, UnsafeError
 
 PACKAGES = (
     "torch",
@@ -27,7 +28,6 @@ PACKAGES = (
     "tensorboard",
     "rich",
 )
-STOLEN = ("2.6.2", "2.6.3")  # releases of Lightning made with stolen credentials
 ENOUGH_DISK = 5 << 30
 
 
@@ -36,11 +36,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print versions, devices and repairs; exit 2 if something must be repaired."""
+    """Print versions, devices and repairs; exit 2 for something to repair, 10 if it is unsafe."""
     import torch
 
     from ldm._torchvision import torchvision_state
-    from ldm.environment import device_name, installed_version, resolve_precision
+    from ldm.environment import (
+        device_name,
+        installed_version,
+        require_safe_libraries,
+        resolve_precision,
+    )
     from ldm.storage import cache_root
 
     repairs = []
@@ -50,8 +55,12 @@ def run(args: argparse.Namespace) -> int:
         print(f"  {package:20} {installed or 'MISSING'}")
         if installed is None and package != "torchvision":
             repairs.append(f"pip install {package}")
-    if installed_version("pytorch-lightning") in STOLEN:
-        repairs.append("pip install 'pytorch-lightning!=2.6.2,!=2.6.3'  # a compromised release")
+    code = ConfigError.exit_code
+    try:
+        require_safe_libraries()
+    except UnsafeError as error:
+        code = error.exit_code
+        repairs.append(error.message)
     print(f"torchvision beside torch: {torchvision_state()}")
     try:
         import torchvision  # noqa: F401
@@ -72,4 +81,4 @@ def run(args: argparse.Namespace) -> int:
     for repair in repairs:
         print(f"repair: {repair}")
     print("everything is in order" if not repairs else f"{len(repairs)} to repair")
-    return 2 if repairs else 0
+    return code if repairs else 0

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ldm.cli.arguments import add_layout_argument, add_trust_argument
+from ldm.cli.arguments import MASKS, add_layout_argument, add_trust_argument
 from ldm.errors import ConfigError, PartialError
 
 REPEATED = (
@@ -25,7 +25,6 @@ REPEATED = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    from ldm.data.brain import MASKS
     from ldm.study import Study
 
     parser.add_argument(
@@ -49,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--subjects", nargs="+", metavar="ID", help="only these")
     parser.add_argument(
         "--mask",
-        choices=MASKS,
+        choices=MASKS.split(", "),
         default="auto",
         help="what is brain (default: auto, which decides as in sampling)",
     )
@@ -74,6 +73,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Evaluate, and own the folder of the files."""
+    from ldm.claims import claim
+
+    if not args.output:
+        return evaluate(args)
+    folders = [folder for found in named_folders(args.prediction).values() for folder in found]
+    writes = ("metrics.csv", "metrics.json", "report.html")
+    with claim(args.output, "evaluate", inputs=[args.reference, *folders], writes=writes):
+        return evaluate(args)
+
+
+def evaluate(args: argparse.Namespace) -> int:
     """Evaluate, print the tables, write the files."""
     from rich.console import Console
 

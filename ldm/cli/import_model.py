@@ -59,11 +59,12 @@ def run(args: argparse.Namespace) -> int:
     except ImportMismatch as error:
         show_mismatch(error.report, Console(stderr=True, highlight=False))
         if args.report:
-            write_json(args.report, error.report.to_dict())
+            write_json(args.report, error.report.to_dict(), replace=args.overwrite)
         raise
     digest = write_imported(args.output, model, config, args.checkpoint, args.overwrite)
     if args.report:
-        write_json(args.report, {**report.to_dict(), "sha256": digest, "ignored_yaml": unused})
+        described = {**report.to_dict(), "sha256": digest, "ignored_yaml": unused}
+        write_json(args.report, described, replace=args.overwrite)
     console = Console(highlight=False)
     console.print(summary(model, config, report, unused, digest))
     console.print(f"Written: {args.output}", markup=False)

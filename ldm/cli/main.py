@@ -5,15 +5,16 @@ from __future__ import annotations
 import argparse
 import importlib
 import logging
-import os
 import signal
 import sys
 import threading
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
 from ldm import __version__
-from ldm.errors import DsdiffError, as_known_error, one_line
+from ldm.cli.streams import steady_streams
+from ldm.errors import ConfigError, DsdiffError, as_known_error, one_line
 
 VERBS = {
     "demo": "train, sample and evaluate on synthetic patients; needs no data (start here)",
@@ -56,7 +57,11 @@ def build_parser(verb: str | None) -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``dsdiff`` with the arguments and return the exit code (see ``ldm.errors``)."""
-    argv = list(sys.argv[1:] if argv is None else argv)
+    with steady_streams():
+        return _run(list(sys.argv[1:] if argv is None else argv))
+
+
+def _run(argv: list[str]) -> int:
     verb = next((a for a in argv if a in VERBS), None)
     logging.basicConfig(format="dsdiff: %(levelname)s %(message)s", level=logging.WARNING)
     parser = build_parser(verb)
@@ -68,13 +73,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # clean up
     try:
+        _require_working_directory()
         return args.run(args) or 0
     except KeyboardInterrupt:
         print(f"\ndsdiff {args.verb}: interrupted; the same command goes on", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of our output has left, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except Exception as error:
         if args.debug:
             traceback.print_exc()
@@ -87,6 +90,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             "this is a bug: run again with --debug and report it",
         )
         return known.exit_code if known else 70
+
+
+def _require_working_directory() -> None:
+    """Refuse to work in a folder that was removed: no relative path means anything there."""
+    try:
+        Path.cwd()
+    except FileNotFoundError as error:
+        raise ConfigError(
+            "USAGE", "the working directory was removed: cd into one that exists"
+        ) from error
 
 
 def report_error(verb: str, error: DsdiffError | str) -> None:

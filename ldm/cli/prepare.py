@@ -14,20 +14,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
-
 from ldm.cli.arguments import add_layout_argument
 from ldm.cli.main import report_error
 from ldm.cli.terminal import show_progress
-from ldm.data.manifest import (
-    Row,
-    examine,
-    files_in,
-    read_manifest,
-    state,
-    verify,
-    write_manifest,
-)
 from ldm.errors import (
     ConfigError,
     DataError,
@@ -36,8 +25,8 @@ from ldm.errors import (
     PartialError,
     as_known_error,
 )
-from ldm.storage import folder_lock
 
+Row = dict[str, str]  # of a manifest
 MANIFEST = "manifest.csv"
 log = logging.getLogger(__name__)
 
@@ -71,6 +60,10 @@ def run(args: argparse.Namespace) -> int:
     """Prepare every subject; one that fails does not stop the others."""
     from rich.console import Console
 
+    from ldm.claims import claim
+    from ldm.data.layouts.base import stored_files
+    from ldm.data.manifest import read_manifest, write_manifest
+
     if args.verify:
         return verify_manifest(args.verify)
     if not args.input or not args.output:
@@ -82,9 +75,11 @@ def run(args: argparse.Namespace) -> int:
     found = data.find_subjects()
     subjects = list(found.values())
     print(data.found, file=sys.stderr)
-    with folder_lock(args.output):
+    with claim(args.output, "prepare", inputs=[args.input, *stored_files(subjects)]) as own:
+        before = read_manifest(manifest)
+        own.record(MANIFEST)  # it is none of ours, or read_manifest has refused it
         data.learn_normaliser(found)
-        work = Preparer(data, args.output, read_manifest(manifest))
+        work = Preparer(data, args.output, before)
         outcomes = work.all_of(subjects)
         rows = [outcome for outcome in outcomes if isinstance(outcome, dict)]
         failures = [outcome for outcome in outcomes if isinstance(outcome, DsdiffError)]
@@ -123,6 +118,8 @@ def warn_of_leaks(data: Any, usable: set[str]) -> None:
 
 def verify_manifest(path: Path) -> int:
     """Compare files with digests; report each that differs."""
+    from ldm.data.manifest import verify
+
     problems = verify(path, show_progress)
     for problem in problems:
         report_error("prepare", problem)
@@ -169,11 +166,13 @@ class Preparer:
         Raises:
             OutputError: the cache cannot be written.
         """
+        from ldm.data.manifest import examine, state
+
         try:
             row = self.before.get(subject.id, {})
             if row.get("state") != state(subject):
                 row = examine(subject, self.data.layout, self.folder, self.data.study)
-            brain = int(np.count_nonzero(self.data.decode(subject).open("brain")))
+            brain = int(self.data.decode(subject).open("brain").sum())
         except Exception as error:
             known = as_known_error(error)
             if known is None or isinstance(known, OutputError):
@@ -189,6 +188,8 @@ def tables(rows: Sequence[Row]) -> list[Any]:
     """Return what was prepared: contrasts of each part, and the grids that occur."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
+
+    from ldm.data.manifest import files_in
 
     files = files_in(rows)
     parts = Table("Part", "Subjects", *files, "Brain voxels (median)", box=SIMPLE_HEAD)

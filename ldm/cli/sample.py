@@ -6,14 +6,12 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from ldm.cli.arguments import add_model_arguments, add_subject_arguments
+from ldm.cli.arguments import NOISES, SAMPLERS, add_model_arguments, add_subject_arguments
 from ldm.cli.terminal import report_written, reporter, show_progress
 
 if TYPE_CHECKING:
     from ldm.inference.request import Request
     from ldm.inference.synthesis import Synthesiser
-
-SAMPLERS = "as ddim, ddpm, dpmpp_2m, unipc_3, heun; a wrong name is answered with all"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_volume_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of every verb that samples volumes."""
-    from ldm.inference.request import NOISES, PRECISIONS
+    from ldm.inference.request import PRECISIONS
 
     add_subject_arguments(parser, "synthetic volumes")
     parser.add_argument(
@@ -48,7 +46,7 @@ def add_volume_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise (default: 0)")
     parser.add_argument(
         "--noise",
-        choices=NOISES,
+        choices=NOISES.split(", "),
         default="slice",
         help="independent in every slice (default), smooth along the slices, or one for a patient",
     )
@@ -83,16 +81,20 @@ def add_volume_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Sample every subject; one that fails does not stop the others."""
     from ldm.checkpoint import study_of
+    from ldm.claims import claim
     from ldm.data.layouts import Layout, Subject, detect_layout, select_subjects, summary
+    from ldm.data.layouts.base import stored_files
     from ldm.inference.outputs import write_each
-    from ldm.storage import folder_lock, write_json
+    from ldm.storage import write_json
 
     request(args)  # a wrong one is refused before the folder is listed
     contrasts = study_of(args.model, args.trust).contrasts
     layout, found = detect_layout(args.input, args.layout, contrasts)
     print(summary(layout, found), file=sys.stderr)
     subjects = select_subjects(found, args.subjects)
-    with folder_lock(args.output):
+    inputs = [args.input, args.model, *stored_files(found.values())]
+    own = {"inputs": inputs, "writes": ["cost.json"], "replace": args.overwrite}
+    with claim(args.output, "sample", **own):
         synthesiser = load_synthesiser(args)
         cost = args.output / "cost.json"
         if args.timing is not None:

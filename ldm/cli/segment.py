@@ -11,6 +11,7 @@ from ldm.cli.arguments import add_model_arguments, add_subject_arguments
 from ldm.cli.main import DEBUG
 from ldm.cli.terminal import report_written, reporter
 
+SCORES = ("segmentation.csv", "segmentation.json", "report.html")
 TASKS = {
     "train": "train a network from configs/segmentation, or resume a run",
     "predict": "write label maps (NIfTI) of the subjects in a folder",
@@ -73,12 +74,13 @@ def _add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
 def predict(args: argparse.Namespace) -> int:
     """Segment every subject; one that fails does not stop the others."""
     from ldm.checkpoint import study_of
+    from ldm.claims import claim
     from ldm.data.layouts import detect_layout, select_subjects
+    from ldm.data.layouts.base import stored_files
     from ldm.errors import ConfigError
     from ldm.inference.label_maps import LabelWriter
     from ldm.inference.outputs import write_each
     from ldm.inference.segmentation import NetworkSegmenter
-    from ldm.storage import folder_lock
 
     if args.batch_size < 1:
         raise ConfigError(
@@ -87,7 +89,8 @@ def predict(args: argparse.Namespace) -> int:
     contrasts = study_of(args.model, args.trust).contrasts
     layout, found = detect_layout(args.input, args.layout, contrasts)
     subjects = select_subjects(found, args.subjects)
-    with folder_lock(args.output):
+    inputs = [args.input, args.model, *stored_files(found.values())]
+    with claim(args.output, "segment", inputs=inputs, replace=args.overwrite):
         options = (args.trust, args.device, args.batch_size, args.allow_missing, args.nonfinite)
         segmenter = NetworkSegmenter(args.model, *options)
         writer = LabelWriter(segmenter, args.output, args.overwrite, not args.no_pictures)
@@ -96,6 +99,17 @@ def predict(args: argparse.Namespace) -> int:
 
 
 def evaluate(args: argparse.Namespace) -> int:
+    """Evaluate, and own the folder of the files."""
+    from ldm.claims import claim
+
+    if not args.output:
+        return _evaluate(args)
+    inputs = [args.prediction, args.reference]
+    with claim(args.output, "segment evaluate", inputs=inputs, writes=SCORES):
+        return _evaluate(args)
+
+
+def _evaluate(args: argparse.Namespace) -> int:
     """Evaluate, print the table, write the files."""
     from rich.console import Console
 

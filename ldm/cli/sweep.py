@@ -9,7 +9,8 @@ import argparse
 import shlex
 import sys
 
-from ldm.cli.sample import SAMPLERS, add_volume_arguments, load_synthesiser
+from ldm.cli.arguments import SAMPLERS
+from ldm.cli.sample import add_volume_arguments, load_synthesiser
 from ldm.cli.terminal import reporter
 from ldm.errors import PartialError
 
@@ -32,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_names,
         default=USUAL,
         metavar="NAME,NAME,...",
-        help=f"all, or {SAMPLERS} (default: {','.join(USUAL)})",
+        help=f"any of {SAMPLERS}, or all (default: {','.join(USUAL)})",
     )
 
 
@@ -43,16 +44,16 @@ def run(args: argparse.Namespace) -> int:
     from ldm.benchmark.sweep import Sweep
     from ldm.benchmark.sweep_cells import SweepCells, held_out
     from ldm.checkpoint import study_of
+    from ldm.claims import claim
     from ldm.cli.evaluate import terminal_table
     from ldm.data.layouts import detect_layout, select_subjects
+    from ldm.data.layouts.base import stored_files
     from ldm.evaluation.protocol import DEFAULT
-    from ldm.models.diffusion import samplers
-    from ldm.storage import folder_lock
+    from ldm.models.diffusion.samplers import get_sampler
 
-    names = list(samplers.SAMPLERS) if args.sampler == ["all"] else args.sampler
-    for name in names:
-        samplers.get_sampler(name)
-    wanted = [(name, steps) for name in names for steps in args.steps]
+    for name in args.sampler:
+        get_sampler(name)
+    wanted = [(name, steps) for name in args.sampler for steps in args.steps]
     contrasts = study_of(args.model, args.trust).contrasts
     layout, found = detect_layout(args.input, args.layout, contrasts)
     ids = args.subjects or held_out(args.model, sorted(found))
@@ -63,7 +64,8 @@ def run(args: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     subjects = select_subjects(found, ids or None)
-    with folder_lock(args.output):
+    inputs = [args.input, args.model, *stored_files(found.values())]
+    with claim(args.output, "sweep", inputs=inputs, writes=["sweep.json", "report.html"]):
         own = {"sampler": None, "steps": None, "eta": None}  # of the cells, not of the model
         if args.temperature is None:  # the posterior mean has no steps to count
             own["temperature"] = 1.0
@@ -102,4 +104,4 @@ def _numbers(text: str) -> list[int]:
 
 
 def _names(text: str) -> list[str]:
-    return list(dict.fromkeys(text.split(",")))
+    return SAMPLERS.split(", ") if text == "all" else list(dict.fromkeys(text.split(",")))

@@ -41,6 +41,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="start a new run with the weights of this one (fine-tuning); without a YAML with its "
         "configuration too",
     )
+    parser.add_argument(
+        "--allow-data-change",
+        action="store_true",
+        help="with --resume: go on though patients, or their files, are not those of the run",
+    )
     add_run_arguments(parser, "runs/NAME")
 
 
@@ -53,15 +58,15 @@ def run(args: argparse.Namespace) -> int:
     overrides = [a for a in args.config if "=" in a]
     if args.dry_run and files and not args.resume:
         return describe(load_config(files, overrides))
+    given = {"resume": args.resume, "trust": args.trust, **SHOWN}
     return finish(
         train(
             files,
             overrides,
             args.output,
-            resume=args.resume,
             start=args.start,
-            trust=args.trust,
-            **SHOWN,
+            allow_data_change=args.allow_data_change,
+            **given,
         )
     )
 

@@ -1,19 +1,16 @@
 """A cache of prepared subjects: a ``.nii.gz`` is decoded once, then slices come from a memory map.
 
-An entry is a folder named by the digest of what it depends on (files by path, size and time of
-change; contrasts; preparation). It is complete or absent: written beside, then renamed.
+An entry is a folder named by the digest of what it depends on (files by path, size and times of
+change; contrasts; preparation). It is complete or absent: written beside, then renamed. It is made
+again if it is no longer what was written.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import secrets
-import shutil
+import logging
 import threading
-import time
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,11 +21,21 @@ from ldm.data.contrasts import scheme_of
 from ldm.data.layouts import Layout, Subject
 from ldm.data.prepare import Preparation, prepare_subject
 from ldm.errors import OutputError
-from ldm.storage import TEMPORARY, cache_root, flush
+from ldm.storage import (
+    atomic_folder,
+    cache_root,
+    read_json,
+    remove_folder,
+    sha256,
+    write_json,
+)
 from ldm.study import LABELS, MASK_FILE
 
+log = logging.getLogger(__name__)
+
 FORMAT = 3
-ABANDONED_AFTER = 86400  # seconds; no entry takes a day to write
+ENTRY = "entry.json"  # array -> digest and state of its file
+REQUIRED = {"slices", "brain", "brain_share"}
 
 # NumPy parses a header with `ast`, which fails at random in CPython 3.11 when two threads do so at
 # once (python/cpython#106905), and subjects are decoded in threads.
@@ -77,6 +84,9 @@ def cached_subject(
     root = root or cache_root()
     key = _entry_key(subject, conditions, target, preparation)
     folder = root / f"{subject.id[:32]}-{key}"  # the id is for people, and may be long
+    if folder.is_dir() and not _is_whole(folder):
+        log.warning("the cache entry %s is damaged: it is made again", folder.name)
+        remove_folder(folder)
     if not folder.is_dir():
         prepared = prepare_subject(
             subject, layout, conditions, target, preparation, with_labels=True
@@ -90,7 +100,7 @@ def cached_subject(
             arrays["seg"] = prepared.seg
         _publish(folder, arrays)
     share = _load(folder / "brain_share.npy")
-    return CachedSubject(subject.id, folder, share, (folder / "seg.npy").exists())
+    return CachedSubject(subject.id, folder, share, "seg" in read_json(folder / ENTRY))
 
 
 def _entry_key(
@@ -110,29 +120,42 @@ def _entry_key(
 
 def _publish(folder: Path, arrays: dict[str, np.ndarray]) -> None:
     """Write an entry beside its place, then rename it: it is complete or absent."""
-    temporary = folder.parent / f"{TEMPORARY}{os.getpid()}-{secrets.token_hex(4)}"
     try:
-        temporary.mkdir(parents=True)
-        _sweep(folder.parent)
-        for name, array in arrays.items():
-            np.save(temporary / f"{name}.npy", array)
-            flush(temporary / f"{name}.npy")
-        temporary.rename(folder)
+        with atomic_folder(folder) as temporary:
+            for name, array in arrays.items():
+                np.save(temporary / f"{name}.npy", array)
+            write_json(temporary / ENTRY, {n: _described(temporary, n) for n in arrays})
     except OSError as error:
-        if folder.is_dir():  # another process published the same entry first
-            return
         raise OutputError(
             "OUT-IO",
             f"cannot write the cache in {folder.parent}: {error.strerror}; "
             "set DSDIFF_CACHE to a folder with free space",
         ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _sweep(root: Path) -> None:
-    """Remove what killed processes left."""
-    for leftover in root.glob(f"{TEMPORARY}*"):
-        with suppress(FileNotFoundError):  # renamed by its owner in the meantime
-            if leftover.stat().st_mtime < time.time() - ABANDONED_AFTER:
-                shutil.rmtree(leftover, ignore_errors=True)
+def _described(folder: Path, name: str) -> dict[str, Any]:
+    """Return the digest of an array of an entry, and what tells without reading that it changed."""
+    path = folder / f"{name}.npy"
+    return {"sha256": sha256(path), "state": _state(path)}
+
+
+def _state(path: Path) -> list[int]:
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+
+
+def _is_whole(folder: Path) -> bool:
+    """Return whether an entry is as it was written; what seems changed is read to know."""
+    known = read_json(folder / ENTRY, torn=True)
+    try:
+        changed = [n for n, d in known.items() if d["state"] != _state(folder / f"{n}.npy")]
+        now = {name: _described(folder, name) for name in changed}
+    except (OSError, LookupError, TypeError):
+        return False
+    if not known.keys() >= REQUIRED or any(
+        now[name]["sha256"] != known[name]["sha256"] for name in changed
+    ):
+        return False
+    if changed:  # copied or restored, but the same
+        write_json(folder / ENTRY, {**known, **now}, replace=True)
+    return True

@@ -226,10 +226,7 @@ def write_volume(path: Path, content: bytes, overwrite: bool = False) -> None:
     Raises:
         OutputError: OUT-EXISTS or OUT-IO.
     """
-    path = Path(path)
-    if path.exists() and not overwrite:
-        raise OutputError("OUT-EXISTS", f"{path.name} exists: give --overwrite to replace it")
-    with atomic_path(path) as temporary:
+    with atomic_path(path, overwrite) as temporary:
         temporary.write_bytes(content)
         try:
             read_volume(temporary)

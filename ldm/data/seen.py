@@ -19,7 +19,7 @@ from ldm.data.fingerprint import alike, fingerprint
 from ldm.data.layouts import Subject
 from ldm.data.manifest import DIGEST, read_manifest, state
 from ldm.data.patients import folded_patient, patient_of
-from ldm.errors import DataError
+from ldm.errors import CheckpointError, DataError
 from ldm.storage import cache_root, read_json, run_folder, write_json
 from ldm.study import KNOWN, LABELS, MASK_FILE
 
@@ -56,10 +56,15 @@ def subject_digests(subjects: Iterable[Subject], cache: Path | None = None) -> D
 
 def _kept_identity(subject: Subject, folder: Path) -> Mapping[str, str]:
     kept = folder / f"{state(subject)}-{FORMAT}.json"
-    if not (known := read_json(kept)):
+    known = read_json(kept, torn=True)
+    if not (subject.files.keys() <= known.keys() and all(map(_is_text, known.values()))):
         known = identity(subject)
-        write_json(kept, known)
+        write_json(kept, known, replace=True)
     return {**known, PATIENT: subject.patient}
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
 
 
 def identity(subject: Subject) -> dict[str, str]:
@@ -91,9 +96,40 @@ def manifest_digests(path: Path) -> Digests:
     return found
 
 
-def write_seen(run: Path, parts: Mapping[str, Digests]) -> None:
-    """Write ``subjects.json``: part (``train``, ``val``) -> subject -> contrast -> digest."""
-    write_json(run / SUBJECTS_FILE, parts)
+def write_seen(run: Path, parts: Mapping[str, Digests], before: Digests | None = None) -> None:
+    """Write ``subjects.json``: part (``train``, ``val``) -> subject -> contrast -> digest.
+
+    Args:
+        before: patients that the weights have seen already, in what they are built from.
+    """
+    own = {f"{part}_own": sorted(digests) for part, digests in parts.items()}
+    write_json(run / SUBJECTS_FILE, {**parts, "train": {**(before or {}), **parts["train"]}, **own})
+
+
+def require_same_patients(kept: Mapping[str, Any], now: Mapping[str, Digests]) -> None:
+    """Refuse to go on with other patients, or other files, than a run was begun with.
+
+    Args:
+        kept: ``subjects.json`` of the run; one of an earlier version tells less.
+        now: part -> subject -> contrast -> digest.
+
+    Raises:
+        CheckpointError: CKPT-DATA.
+    """
+    cure = "restore the data, or give --allow-data-change"
+    for part, digests in now.items():
+        before, own = kept.get(part, {}), kept.get(f"{part}_own")
+        if own is not None and (changed := {*own} ^ {*digests}):
+            subject = min(changed)
+            what = "is new among" if subject in digests else "is missing among"
+            raise CheckpointError("CKPT-DATA", f"{what} the patients of {part}: {cure}", subject)
+        for subject, files in digests.items():
+            told = before.get(subject, {})
+            for name in sorted((told.keys() & files.keys()) - {ANATOMY, PATIENT}):
+                if told[name] != files[name]:
+                    raise CheckpointError(
+                        "CKPT-DATA", f"{name} is not the file that was trained on: {cure}", subject
+                    )
 
 
 def read_seen(run: Path) -> Digests:

@@ -54,7 +54,7 @@ class VolumeFile:
             raise _unreadable(self.path, error) from error
 
     def state(self, case: str | None = None) -> list[Any]:
-        """Return place, size and time of change: what tells, without reading, that a file is new.
+        """Return place, size and times of change: what tells, without reading, that a file is new.
 
         Raises:
             DataError: DATA-IO, the file vanished or is a link to nothing.
@@ -64,7 +64,10 @@ class VolumeFile:
         except OSError as error:
             raise _unreadable(self.path, error, case) from error
         size, changed = sum(s.st_size for s in status), max(s.st_mtime_ns for s in status)
-        place = [str(self.path.resolve()), size, changed]
+        replaced = max(
+            s.st_ctime_ns for s in status
+        )  # nobody can set it, as `cp -p` does the other
+        place = [str(self.path.resolve()), size, changed, replaced]
         return place if self.channel is None else [*place, self.channel]
 
     def cell(self, folder: Path) -> str:

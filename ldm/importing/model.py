@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ldm.binding import decisive
 from ldm.checkpoint import (
+    BOUND,
     CHECKPOINTS,
     CONFIG_FILE,
     MODEL_FILE,
@@ -19,13 +21,14 @@ from ldm.checkpoint import (
     require_same_state,
     save_model,
 )
-from ldm.config import save_config
+from ldm.claims import claim
+from ldm.config import read_saved_config, save_config
 from ldm.errors import CheckpointError, ConfigError, OutputError
 from ldm.importing.files import PublicCheckpoint, read_public_checkpoint
 from ldm.importing.names import LIT_EMA, NETWORK, Fit, Translated, fit_shapes, hints, translate
 from ldm.models.diffusion.noise import KeyedNoise
 from ldm.models.diffusion.schedule import NoiseSchedule
-from ldm.storage import folder_lock, sha256
+from ldm.storage import remove, sha256
 from ldm.study import Study, build_model, read_study
 
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-8}  # public code keeps its schedule in float32
@@ -133,10 +136,11 @@ def write_imported(
     """
     require_free(folder, overwrite)
     origin = {"file": source.name, "sha256": sha256(source)}
-    metadata = {**model.facts(), "imported": origin}
-    with folder_lock(folder):
-        (folder / MODEL_FILE).unlink(missing_ok=True)  # never an old model beside a new config
+    with claim(folder, "import", inputs=[source], replace=overwrite):
+        remove(folder / MODEL_FILE)  # never an old model beside a new config
         save_config(config, folder / CONFIG_FILE)
+        bound = decisive(read_saved_config(folder / CONFIG_FILE))
+        metadata = {**model.facts(), BOUND: bound, "imported": origin}
         save_model(folder, model.state_dict(), metadata)
     return read_model(folder / MODEL_FILE)[1]["sha256"]
 

@@ -8,14 +8,15 @@ from typing import Any
 
 import numpy as np
 
+from ldm.claims import claim
 from ldm.data.datamodule import ContrastDataModule
 from ldm.data.layouts import Subject
+from ldm.data.layouts.base import stored_files
 from ldm.data.nifti import Geometry
 from ldm.data.normalise import RobustNormaliser
 from ldm.data.prepare import load_subject, prepare_subject
 from ldm.inference.baselines import Baseline, fit_baseline
 from ldm.inference.outputs import SyntheticVolume
-from ldm.storage import folder_lock
 from ldm.util import instantiate_from_config
 
 
@@ -37,7 +38,7 @@ def write_baseline(
     """
     data = instantiate_from_config(config, where="data")
     subjects = data.find_subjects()
-    with folder_lock(output):
+    with claim(output, "sample", inputs=stored_files(subjects.values())):
         if name == "copy":
             for subject in test:
                 _copy(subjects[subject], data, output)

@@ -21,10 +21,10 @@ class LabelWriter:
     """Writes the label map, its sidecar and the pictures of one subject after another.
 
     Args:
-        segmenter: what segments.
-        output: folder.
-        overwrite: replace what is not of this model and input.
-        pictures: draw them too.
+        segmenter: the network.
+        output: folder, which the caller has claimed.
+        overwrite: replace outputs of another request.
+        pictures: draw what was found.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class LabelWriter:
         write_json(sidecar, described)
         if self.pictures:
             self._draw(prepared, masks)
-        write_volume(path, content, overwrite=True)
+        write_volume(path, content)
         return True
 
     def _draw(self, prepared: PreparedSubject, masks: dict[str, np.ndarray]) -> None:

@@ -17,10 +17,11 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
+from ldm.claims import claimed, permit
 from ldm.data.layouts import Layout, Subject
 from ldm.data.nifti import Geometry, encode_volume, write_volume
 from ldm.errors import DsdiffError, OutputError, as_known_error
-from ldm.storage import sha256, write_json
+from ldm.storage import remove, sha256, write_json
 
 DECISIVE = ("Synthetic", "inputs", "request", "covariates")  # of a sidecar: what decides the voxels
 
@@ -94,11 +95,17 @@ class SyntheticVolume:
         """The volume as a ``.nii.gz`` file."""
         return encode_volume(self.volume, self.geometry)
 
+    @cached_property
+    def spread_content(self) -> bytes | None:
+        """The standard deviation as a ``.nii.gz`` file, None of a single sample."""
+        return None if self.spread is None else encode_volume(self.spread, self.geometry)
+
     @property
     def sidecar(self) -> dict[str, Any]:
-        """What is written beside the volume: model, request, inputs, units, digest."""
-        digest = hashlib.sha256(self.content).hexdigest()
-        return {**self.described, "target": self.target, "sha256": digest}
+        """What is written beside the volume: model, request, inputs, units, digests."""
+        contents = {"sha256": self.content, "std_sha256": self.spread_content}
+        digests = {n: hashlib.sha256(c).hexdigest() for n, c in contents.items() if c}
+        return {**self.described, "target": self.target, **digests}
 
     def save(self, folder: str | Path, overwrite: bool = False) -> Path:
         """Write ``ID_TARGET.nii.gz``, ``.json`` and, of several samples, ``_std.nii.gz``.
@@ -114,21 +121,27 @@ class SyntheticVolume:
         """
         path, sidecar = volume_paths(Path(folder), self.id, self.target)
         same = {key: self.described[key] for key in DECISIVE if key in self.described}
-        return path if is_written(path, sidecar, same, overwrite) else self.write(Path(folder))
+        with claimed(Path(folder), "sample", replace=overwrite):
+            return path if is_written(path, sidecar, same, overwrite) else self.write(Path(folder))
 
     def write(self, folder: Path) -> Path:
-        """Write the files, whatever stands there; see :meth:`save`.
+        """Write the files, also in place of those of another request; see :meth:`save`.
 
         Raises:
-            OutputError: OUT-IO.
+            OutputError: OUT-IO; OUT-EXISTS for a stranger's file.
         """
         path, sidecar = volume_paths(folder, self.id, self.target)
-        write_json(sidecar, self.sidecar)
-        spread = path.with_name(f"{self.id}_{self.target}_std.nii.gz")
-        spread.unlink(missing_ok=True)  # of another request
-        if self.spread is not None:
-            write_volume(spread, encode_volume(self.spread, self.geometry), overwrite=True)
-        write_volume(path, self.content, overwrite=True)
+        with claimed(folder, "sample"):
+            write_json(sidecar, self.sidecar)
+            try:
+                remove(spread_path(path))  # of another request
+                if self.spread_content:
+                    write_volume(spread_path(path), self.spread_content)
+                write_volume(path, self.content)
+            except OutputError:  # a stranger's file came in between
+                if not path.is_file() or sha256(path) != self.sidecar["sha256"]:
+                    remove(sidecar)
+                raise
         return path
 
 
@@ -144,12 +157,25 @@ def volume_paths(folder: Path, subject: str, name: str) -> tuple[Path, Path]:
     return folder / f"{subject}_{name}.nii.gz", folder / f"{subject}_{name}.json"
 
 
+def spread_path(path: Path) -> Path:
+    """Return where the standard deviation of the volume at ``path`` lies."""
+    return path.with_name(f"{path.name.removesuffix('.nii.gz')}_std.nii.gz")
+
+
 def is_written(path: Path, sidecar: Path, described: Mapping[str, Any], overwrite: bool) -> bool:
     """Return whether a volume is there, whole and as ``described``; False where it is to be made.
 
     Raises:
-        OutputError: OUT-EXISTS for any other output, unless it may be overwritten.
+        OutputError: OUT-EXISTS for any other output, unless it may be overwritten; OUT-INPUT.
     """
+    if _is_whole(path, sidecar, described, overwrite):
+        return True
+    for output in (path, sidecar, spread_path(path)):  # refused before any work
+        permit(output, overwrite)
+    return False
+
+
+def _is_whole(path: Path, sidecar: Path, described: Mapping[str, Any], overwrite: bool) -> bool:
     if not path.exists() and not sidecar.exists():
         return False
     try:
@@ -158,7 +184,9 @@ def is_written(path: Path, sidecar: Path, described: Mapping[str, Any], overwrit
     except (OSError, ValueError, KeyError, TypeError):
         same = False
     if same:
-        return path.is_file() and sha256(path) == before["sha256"]
+        files = {"sha256": path, "std_sha256": spread_path(path)}
+        kept = {name: file for name, file in files.items() if name in before}
+        return all(f.is_file() and sha256(f) == before[name] for name, f in kept.items())
     if overwrite:
         return False
     raise OutputError(

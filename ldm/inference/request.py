@@ -8,9 +8,12 @@ from numbers import Integral
 from typing import Any
 
 from ldm.errors import ConfigError, nearest
+from ldm.ranges import Range
 
 NOISES = ("slice", "smooth", "patient")  # of :func:`ldm.models.diffusion.noise.slice_noise`
 PRECISIONS = ("32", "bf16")
+SPANS = {"temperature": Range(0), "rescale": Range(0, 1), "eta": Range(0, 1)}
+SPANS |= {"overlap": Range(0, 0.9), "guidance": Range(0)}
 SAMPLER_OPTIONS = ("eta", "guidance", "rescale")
 
 
@@ -57,8 +60,6 @@ class Request:
     batch_size: int = 8
 
     def __post_init__(self) -> None:
-        if self.overlap is not None and not 0 <= self.overlap <= 0.9:
-            raise ConfigError("CONFIG-VALUE", f"overlap is {self.overlap}: give 0 to 0.9")
         for name in ("samples", "batch_size", "steps", "seed"):
             value = getattr(self, name)
             if value is None and name == "steps":
@@ -67,6 +68,10 @@ class Request:
             if not isinstance(value, Integral) or (least and value < 1):
                 raise ConfigError("CONFIG-VALUE", f"{name} is {value}: give a whole number{least}")
             object.__setattr__(self, name, int(value))  # of numpy too, for JSON
+        for name, span in SPANS.items():
+            value = getattr(self, name)
+            if value is not None and value not in span:
+                raise ConfigError("CONFIG-VALUE", f"{name} is {value}: give {span}")
         missing = self.allow_missing
         listed = (missing,) if isinstance(missing, str) else tuple(missing)
         object.__setattr__(self, "allow_missing", listed)

@@ -221,7 +221,7 @@ class Synthesiser:
         places = volume_paths(folder, subject.id, self.target)
         if is_written(*places, self._described(subject), overwrite):
             return False
-        self.synthesise(subject, layout, title).write(folder)
+        self.synthesise(subject, layout, title).save(folder, overwrite)
         return True
 
     def synthesise(

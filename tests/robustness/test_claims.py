@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from ldm import claims
+from ldm.claims import claim
 from ldm.errors import OutputError
-from ldm.storage import appending, atomic_folder, atomic_path, claim, remove, rename, write_json
+from ldm.storage import appending, atomic_folder, atomic_path, remove, rename, write_json
 
 DEAD = 4_000_000  # above the largest process number of Linux, 2**22, is 4_194_304: none has it
 
@@ -240,7 +241,8 @@ def test_a_generation_is_kept_under_another_name(tmp_path):
 
 def test_two_processes_share_a_claim_and_know_each_others_files(tmp_path):
     script = (
-        "import sys; from pathlib import Path; from ldm.storage import claim, write_json\n"
+        "import sys; from pathlib import Path; from ldm.storage import write_json\n"
+        "from ldm.claims import claim\n"
         "folder = Path(sys.argv[1])\n"
         "with claim(folder, 'benchmark', shared=True): write_json(folder / 'cell.json', {})"
     )

@@ -21,9 +21,9 @@ from ldm.benchmark import cells
 from ldm.benchmark.cells import Stopped, Work
 from ldm.benchmark.results import BenchmarkResult
 from ldm.callbacks.run import GradientGuard
+from ldm.claims import claim, folder_lock
 from ldm.cli.main import main
 from ldm.errors import BusyError
-from ldm.storage import folder_lock
 
 QUALITY = ("backbone", "PSNR dB", "NRMSE", "SSIM", "MS-SSIM", "n")
 PSNR = ("cell", "Phantom_0003", "brain", "psnr")
@@ -391,12 +391,13 @@ def test_verbs_run_in_processes_of_their_own(tmp_path, monkeypatch):
     fake.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{show}" "$@"\n')
     fake.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(fake))
-    assert work._dsdiff(tmp_path, "7", 0)[0] == 0
-    assert (tmp_path / "log.txt").read_text().endswith("7\n")
-    with pytest.raises(BusyError):
-        work._dsdiff(tmp_path, "7", 11)
-    with pytest.raises(Stopped):
-        work._dsdiff(tmp_path, "7", 143)
+    with claim(tmp_path, "benchmark", adopt=True):
+        assert work._dsdiff(tmp_path, "7", 0)[0] == 0
+        assert (tmp_path / "log.txt").read_text().endswith("7\n")
+        with pytest.raises(BusyError):
+            work._dsdiff(tmp_path, "7", 11)
+        with pytest.raises(Stopped):
+            work._dsdiff(tmp_path, "7", 143)
 
 
 def test_other_settings_in_one_folder_are_refused(undisturbed, plan, calls, capsys):

@@ -9,8 +9,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from ldm.claims import folder_lock
 from ldm.cli.main import VERBS, main
-from ldm.storage import folder_lock
 
 
 @pytest.fixture

@@ -144,6 +144,11 @@ class Subject:
         return [name for name in self.files if name not in (LABELS, MASK_FILE)]
 
 
+def stored_files(subjects: Iterable[Subject]) -> set[Path]:
+    """Return every file that a volume of these subjects is read from."""
+    return {path for s in subjects for file in s.files.values() for path in file.paths}
+
+
 class Entry(NamedTuple):
     """One file that a layout recognises; ``owner`` is the one folder that may use the id."""
 

@@ -70,7 +70,7 @@ class DicomSeries(VolumeFile):
                     "of parallel slices; convert it with dcm2niix",
                     case,
                 ) from error
-            with atomic_path(output) as temporary:
+            with atomic_path(output, replace=True) as temporary:
                 nib.save(content, temporary)
 
     def _digest(self) -> str:

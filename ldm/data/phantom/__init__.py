@@ -142,13 +142,13 @@ def write_phantoms(
             "choose an empty folder or pass --overwrite",
         )
     for index, name in enumerate(names):
-        write_patient(output / name, make_patient(size, seed, index, dwi))
+        write_patient(output / name, make_patient(size, seed, index, dwi), overwrite)
         if progress:
             progress(index + 1, subjects)
     return names
 
 
-def write_patient(folder: Path, patient: Patient) -> None:
+def write_patient(folder: Path, patient: Patient, overwrite: bool = False) -> None:
     """Write the volumes of a patient as ``FOLDER/FOLDER_{contrast,seg}.nii.gz``."""
     volumes = {name: volume.astype(np.int16) for name, volume in patient.contrasts.items()}
     for name, volume in {**volumes, "seg": patient.seg}.items():
@@ -157,12 +157,12 @@ def write_patient(folder: Path, patient: Patient) -> None:
         image.set_qform(patient.affine, code=1)
         image.header.set_xyzt_units("mm")
         image.header["descrip"] = "synthetic phantom, not a patient"
-        write_gzip(folder / f"{folder.name}_{name}.nii.gz", image.to_bytes())
+        write_gzip(folder / f"{folder.name}_{name}.nii.gz", image.to_bytes(), overwrite)
 
 
-def write_gzip(path: Path, content: bytes) -> None:
+def write_gzip(path: Path, content: bytes, overwrite: bool = False) -> None:
     """Write a gzip file atomically; its bytes depend on ``content`` only."""
-    with atomic_path(path) as temporary:
+    with atomic_path(path, overwrite) as temporary:
         temporary.write_bytes(gzip.compress(content, compresslevel=6, mtime=0))
 
 

@@ -1,0 +1,97 @@
+"""A run is what its configuration says: its weights are bound to it, and little of it may change.
+
+Both ``model.safetensors`` and the checkpoints hold what their weights depend on. A configuration
+that was edited, or is another run's, is refused instead of giving other volumes without a word.
+"""
+
+from __future__ import annotations
+
+import json
+import reprlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ldm.errors import CheckpointError
+from ldm.util import current_path
+
+# of data.params: where the data are, and who; the weights do not depend on the one, and the other
+# is known by the digests in subjects.json
+PLACES = ("root", "layout", "cache", "num_workers", "val_slices")
+PATIENTS = ("train", "val", "test", "fold", "folds")
+# what a resumed run takes: how long, on what, and what it shows and saves
+RESUMABLE = ("name", "lightning.trainer", *(f"data.params.{name}" for name in PLACES))
+SHOWS = ("gradient_norms", "timestep_losses", "checkpoint", "samples", "features", "curve")
+RESUMABLE += tuple(f"lightning.callbacks.{name}" for name in SHOWS)
+# of lightning.trainer, what decides the steps themselves
+FIXED = ("accumulate_grad_batches", "limit_train_batches", "overfit_batches")
+FIXED += ("gradient_clip_val", "gradient_clip_algorithm")
+
+Decisive = dict[str, Any]
+
+
+def decisive(config: Mapping[str, Any]) -> Decisive:
+    """Return what weights depend on, as JSON knows it: the model and, of the data, how they look.
+
+    Args:
+        config: resolved, with a ``model`` and a ``data`` section.
+    """
+    data, params = dict(config["data"]), dict(config["data"].get("params") or {})
+    left_out = (*PLACES, *PATIENTS)
+    data["params"] = {name: value for name, value in params.items() if name not in left_out}
+    return json.loads(json.dumps({"model": config["model"], "data": data}))
+
+
+def require_bound(kept: Decisive | None, now: Decisive, source: str) -> None:
+    """Refuse a configuration that is not the one that weights were trained with.
+
+    Args:
+        kept: what :func:`decisive` returned then; None: weights of a version that did not keep it.
+        now: the same of ``config.yaml``.
+        source: file of the weights.
+
+    Raises:
+        CheckpointError: CKPT-MISMATCH with the first key that differs, and both values.
+    """
+    for key, before, value in differences(kept, now) if kept else ():
+        raise CheckpointError(
+            "CKPT-MISMATCH",
+            f"config.yaml says {key}={_shown(value)}, but {source} was trained with "
+            f"{_shown(before)}: restore config.yaml",
+        )
+
+
+def require_resumable(before: Mapping[str, Any], now: Mapping[str, Any], run: str) -> None:
+    """Refuse a change that a resumed run would not apply, or that would make it another run.
+
+    Raises:
+        CheckpointError: CKPT-MISMATCH with the key and both values.
+    """
+    for key, old, new in differences(before, now):
+        parts = key.replace("[", ".").split(".")
+        prefixes = {".".join(parts[:n]) for n in range(1, len(parts) + 1)}
+        if prefixes.isdisjoint(RESUMABLE) or parts[-1] in FIXED:
+            raise CheckpointError(
+                "CKPT-MISMATCH",
+                f"{key}={_shown(new)}, but {run} was begun with {_shown(old)}: a resumed run takes "
+                "places, duration, devices, and what is shown and saved; else begin another",
+            )
+
+
+def differences(before: Any, now: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yield key path and both values of what differs; a class that has moved is the same."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        for key in sorted({*before, *now}):
+            inner = f"{path}.{key}" if path else str(key)
+            yield from differences(before.get(key), now.get(key), inner)
+    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        for index, pair in enumerate(zip(before, now, strict=True)):
+            yield from differences(*pair, f"{path}[{index}]")
+    elif path.endswith(".target") and isinstance(before, str) and isinstance(now, str):
+        if current_path(before) != current_path(now):
+            yield path, before, now
+    elif before != now:
+        yield path, before, now
+
+
+def _shown(value: Any) -> str:
+    return "nothing" if value is None else reprlib.repr(value)

@@ -1,0 +1,121 @@
+"""What a number in a configuration may be: a table of every parameter that the shipped YAMLs give.
+
+A value that cannot be meant, such as a negative learning rate, is refused before anything is built,
+read or written; without the table many would train, and say nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ldm.errors import ConfigError, one_of
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers from ``least`` to ``most``; ``above`` leaves out ``least``, ``below`` ``most``."""
+
+    least: float
+    most: float = math.inf
+    above: bool = False
+    below: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        enough = value > self.least if self.above else value >= self.least
+        return enough and (value < self.most if self.below else value <= self.most)
+
+    def __str__(self) -> str:
+        if self.most == math.inf:
+            return f"above {self.least:g}" if self.above else f"{self.least:g} or more"
+        low = "above " * self.above + f"{self.least:g}"
+        return f"{low} and below {self.most:g}" if self.below else f"{low} to {self.most:g}"
+
+
+POSITIVE, NOT_NEGATIVE, COUNT = Range(0, above=True), Range(0), Range(1)
+SHARE, INSIDE = Range(0, 1), Range(0, 1, above=True, below=True)
+_NAMES = {
+    POSITIVE: "lr gain max_norm eps channel_mult val_check_interval",
+    COUNT: "batch_size val_slices image_size every_n_steps sampling_steps substeps steps "
+    "model_channels num_res_blocks num_head_channels attention_resolutions patch_size hidden_size "
+    "depth num_heads middle_heads width embed_dim stem_channels channels block_out_channels "
+    "decoder_channels layers_per_block attention_head_dim size_divisor log_every_n_steps num_nodes "
+    "accumulate_grad_batches norm_num_groups transformer_depth z_channels resolution in_channels "
+    "out_ch ch ch_mult disc_channels",
+    NOT_NEGATIVE: "sparsity temperature warmup_steps weight_decay neighbours num_workers weight "
+    "content_style style_anatomy_lesion kl_weight perceptual_weight disc_start disc_weight degree "
+    "num_classes middle_depth num_downsamplings supervision fold limit_val_batches "
+    "limit_train_batches",
+    SHARE: "min_brain condition_dropout drop_all dropout mean_share visited",
+    INSIDE: "linear_start linear_end",
+    Range(0, 1, below=True): "decay betas",
+    Range(2): "timesteps folds",
+    Range(0, 100): "low high",
+    Range(0, 2**63 - 1): "seed",
+}
+RANGES = {name: span for span, names in _NAMES.items() for name in names.split()}
+
+OWNED = ("default_root_dir", "logger", "callbacks", "plugins")  # of lightning.trainer
+TRAINER_NAMES = {
+    "accelerator": ("auto", "cpu", "gpu", "cuda", "mps", "tpu"),
+    "precision": (
+        *("auto", "64", "64-true", "32", "32-true", "16", "16-mixed", "16-true"),
+        *("bf16", "bf16-mixed", "bf16-true", "transformer-engine", "transformer-engine-float16"),
+    ),
+}
+
+
+def check_ranges(params: Mapping[str, Any], path: str) -> None:
+    """Refuse a number, or a number in a list, that its parameter cannot have.
+
+    Args:
+        params: parameters by name; those that the table does not have may be anything.
+        path: of their mapping in the configuration.
+
+    Raises:
+        ConfigError: CONFIG-VALUE.
+    """
+    for name, value in params.items():
+        span = RANGES.get(name)
+        for number in _numbers(value) if span else ():
+            if number not in span:
+                raise ConfigError("CONFIG-VALUE", f"{path}.{name} is {number}: give {span}")
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    if isinstance(value, list):
+        for inner in value:
+            yield from _numbers(inner)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield value
+
+
+def check_trainer(trainer: Mapping[str, Any]) -> None:
+    """Refuse what Lightning finds too late, or what is not for a configuration to say.
+
+    Raises:
+        ConfigError: CONFIG-VALUE.
+    """
+    for name in OWNED:
+        if trainer.get(name) is not None:
+            raise ConfigError(
+                "CONFIG-VALUE",
+                f"lightning.trainer.{name} is decided by the run, whose folder is --output: "
+                "delete the line",
+            )
+    for name, known in TRAINER_NAMES.items():
+        if trainer.get(name) is not None:
+            one_of(f"lightning.trainer.{name}", str(trainer[name]), known)
+    check_ranges(trainer, "lightning.trainer")
+    devices, time = trainer.get("devices", 1), trainer.get("max_time")
+    if isinstance(devices, int) and devices < 1 and devices != -1:
+        raise ConfigError(
+            "CONFIG-VALUE", f"lightning.trainer.devices is {devices}: give 1 or more, or -1 for all"
+        )
+    if isinstance(time, str) and not re.fullmatch(r"\d+(:\d\d){3}", time):
+        raise ConfigError(
+            "CONFIG-VALUE", f"lightning.trainer.max_time is '{time}': give DAYS:HH:MM:SS in quotes"
+        )

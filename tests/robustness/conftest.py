@@ -1,0 +1,28 @@
+"""The small patients and runs of the end-to-end tests, and a way to run the command line."""
+
+import pytest
+from workflow.conftest import (  # noqa: F401 - fixtures
+    offline,
+    patients,
+    run_folder,
+    segmenter_run,
+    train,
+    train_segmenter,
+    weights,
+)
+
+from ldm.cli.main import main
+
+
+@pytest.fixture
+def dsdiff(capsys):
+    """``dsdiff(*arguments)``: exit code and the one line of an error, "" where there is none."""
+
+    def run(*arguments: object) -> tuple[int, str]:
+        capsys.readouterr()
+        code = main([str(a) for a in arguments])
+        lines = [n for n in capsys.readouterr().err.splitlines() if ": error " in n]
+        assert all(len(line) <= 300 for line in lines)
+        return code, "\n".join(lines)
+
+    return run

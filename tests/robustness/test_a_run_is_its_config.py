@@ -1,0 +1,206 @@
+"""Group B of docs/reliability.md: weights, configuration and data belong together, or exit 4."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+STEPS = "lightning.trainer.max_steps=6"
+
+
+@pytest.fixture
+def run(tmp_path, run_folder) -> Path:
+    """A copy of a run of four steps."""
+    return Path(shutil.copytree(run_folder, tmp_path / "run"))
+
+
+def edited(run: Path, before: str, after: str) -> None:
+    text = (run / "config.yaml").read_text()
+    assert len(re.findall(before, text, re.MULTILINE)) >= 1
+    (run / "config.yaml").write_text(re.sub(before, after, text, flags=re.MULTILINE))
+
+
+# --- TR-12: what a resumed run takes --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "model.params.optimizer_config.params.lr=0.05",
+        "model.params.optimizer_config.params.weight_decay=0.5",
+        "model.params.schedule_config.params.name=linear",
+        "model.params.parameterization=eps",
+        "data.params.batch_size=1",
+        "data.params.seed=5",
+        "seed=5",
+        "data.params.train=[Phantom_0003]",
+        "lightning.trainer.accumulate_grad_batches=2",
+        "lightning.callbacks.ema.params.decay=0.5",
+    ],
+)
+def test_tr_12_a_change_that_makes_another_run_is_refused(dsdiff, run, override):
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    code, line = dsdiff("train", "--resume", run, STEPS, override)
+    assert code == 4
+    assert f"CKPT-MISMATCH: {override.partition('=')[0]}" in line.replace("[0]", "")
+    assert "was begun with" in line
+    assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
+
+
+def test_tr_12_what_a_resumed_run_takes_is_applied(dsdiff, run):
+    taken = ["lightning.trainer.val_check_interval=1", "data.params.val_slices=1", "name=other"]
+    assert dsdiff("train", "--resume", run, STEPS, *taken) == (0, "")
+    config = (run / "config.yaml").read_text()
+    assert "name: other" in config and "val_slices: 1" in config
+    checkpoint = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 6
+    assert list((run / "samples").glob("step-*.png"))  # validated
+
+
+# --- CK-04: config.yaml is bound to the weights --------------------------------------------------
+
+EDITS = {
+    "parameterization": ("parameterization: x0", "parameterization: eps"),
+    "gain": (r"gain: 5\.0", "gain: 1.0"),
+    "subtract": ("subtract: t1$", "subtract: null"),
+    "axis": ("axis: axial", "axis: sagittal"),
+    "order of the contrasts": (r"^    - t1\n    - t2$", "    - t2\n    - t1"),
+    "normaliser": ("RobustNormaliser", "PercentileNormaliser"),
+}
+
+
+@pytest.mark.parametrize("name", EDITS)
+@pytest.mark.parametrize("verb", ["sample", "resume"])
+def test_ck_04_an_edited_configuration_is_refused(dsdiff, run, patients, tmp_path, name, verb):
+    edited(run, *EDITS[name])
+    if verb == "sample":
+        given = ("--input", patients, "--output", tmp_path / "out", "--steps", "1")
+        code, line = dsdiff("sample", run, *given)
+        assert not list(tmp_path.glob("out/*.nii.gz"))
+    else:
+        code, line = dsdiff("train", "--resume", run, STEPS)
+    assert code == 4
+    assert "CKPT-MISMATCH: config.yaml says" in line
+    assert "was trained with" in line and "restore config.yaml" in line
+
+
+def test_ck_04_where_the_data_are_may_be_edited(dsdiff, run, patients, tmp_path):
+    moved = shutil.copytree(patients, tmp_path / "moved")
+    edited(run, re.escape(f"root: {patients}"), f"root: {moved}")
+    given = ("--input", moved, "--output", tmp_path / "out", "--steps", "1")
+    assert dsdiff("sample", run, *given) == (0, "")
+    assert dsdiff("train", "--resume", run, STEPS) == (0, "")
+
+
+@pytest.mark.parametrize("key", ["optimizer_states", "current_model_state"])
+def test_ck_04_a_checkpoint_that_lost_a_part(dsdiff, run, key):
+    path = run / "checkpoints/last.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    del checkpoint[key]
+    torch.save(checkpoint, path)
+    code, line = dsdiff("train", "--resume", run, STEPS)
+    assert (code, f"CKPT-MISMATCH: last.ckpt holds no {key}" in line) == (4, True)
+
+
+def test_ck_04_a_checkpoint_that_lost_a_weight(dsdiff, run):
+    path = run / "checkpoints/last.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    for state in ("state_dict", "current_model_state"):
+        checkpoint[state].pop(next(iter(checkpoint[state])))
+    torch.save(checkpoint, path)
+    code, line = dsdiff("train", "--resume", run, STEPS)
+    assert (code, "CKPT-MISMATCH" in line) == (4, True)
+
+
+def test_ck_06_weights_that_are_nan_are_found_before_any_step(dsdiff, run):
+    path = run / "checkpoints/last.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    name = next(n for n, v in checkpoint["current_model_state"].items() if v.is_floating_point())
+    checkpoint["current_model_state"][name].view(-1)[0] = float("nan")
+    torch.save(checkpoint, path)
+    code, line = dsdiff("train", "--resume", run, STEPS)
+    assert (code, f"CKPT-NONFINITE: last.ckpt: {name}" in line) == (4, True)
+
+
+def test_ck_05_a_checkpoint_of_a_later_version(dsdiff, run):
+    path = run / "checkpoints/last.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["dsdiff"]["format"] = 99
+    torch.save(checkpoint, path)
+    code, line = dsdiff("train", "--resume", run, STEPS)
+    assert (code, "CKPT-VERSION: last.ckpt has format 99" in line) == (4, True)
+
+
+# --- TR-11: the data are those that the run was begun with ---------------------------------------
+
+
+@pytest.fixture
+def moved(dsdiff, run, patients, tmp_path):
+    """The patients of the run, in a folder that a test may change; resume with the result."""
+    folder = Path(shutil.copytree(patients, tmp_path / "patients"))
+
+    def resume(*options):
+        return dsdiff("train", "--resume", run, STEPS, f"data.params.root={folder}", *options)
+
+    return folder, resume
+
+
+def replaced(path: Path) -> None:
+    image = nib.load(path)
+    content = np.asarray(image.dataobj)
+    nib.save(nib.Nifti1Image(np.ascontiguousarray(content[::-1]), image.affine), path)
+
+
+def test_tr_11_other_files_are_refused_unless_the_user_says_so(moved):
+    folder, resume = moved
+    replaced(folder / "Phantom_0002/Phantom_0002_t2.nii.gz")
+    code, line = resume()
+    assert code == 4
+    said = "CKPT-DATA case=Phantom_0002: t2 is not the file that was trained on"
+    assert said in line and "--allow-data-change" in line
+    assert resume("--allow-data-change") == (0, "")
+    assert resume() == (0, "")  # what is trained on is what is known now
+
+
+def test_tr_11_other_patients_are_refused(dsdiff, train, tmp_path, patients):
+    """Patients that a fraction finds: one more changes who is trained on."""
+    folder = Path(shutil.copytree(patients, tmp_path / "patients"))
+    split = [f"data.params.root={folder}", "data.params.train=null", "data.params.val=null"]
+    assert train(tmp_path / "run", "lightning.trainer.max_steps=1", *split) == 0
+    shutil.copytree(folder / "Phantom_0003", folder / "Phantom_0009")
+    for file in (folder / "Phantom_0009").iterdir():
+        file.rename(file.with_name(file.name.replace("0003", "0009")))
+    code, line = dsdiff("train", "--resume", tmp_path / "run", "lightning.trainer.max_steps=2")
+    assert code == 4
+    assert "CKPT-DATA case=Phantom_0009: is new among the patients of train" in line
+
+
+# --- EX-01: a torn small file is said by name, or made again -------------------------------------
+
+
+@pytest.mark.parametrize("content", ["", '{"train": {"Phan', "[1, 2]"])
+@pytest.mark.parametrize("verb", ["sample", "resume"])
+def test_ex_01_a_torn_list_of_patients(dsdiff, run, patients, tmp_path, content, verb):
+    (run / "subjects.json").write_text(content)
+    given = ("--input", patients, "--output", tmp_path / "out", "--steps", "1")
+    command = ("sample", run, *given) if verb == "sample" else ("train", "--resume", run, STEPS)
+    code, line = dsdiff(*command)
+    assert (code, f"DATA-CORRUPT: {run}/subjects.json is torn" in line) == (3, True)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"t1": 5}'])
+def test_ex_01_a_torn_digest_is_made_again(brats_folder, tmp_path, content):
+    from ldm.data.layouts import detect_layout
+    from ldm.data.seen import subject_digests
+
+    subjects = detect_layout(brats_folder)[1].values()
+    digests = subject_digests(subjects, tmp_path)
+    for kept in (tmp_path / "digests").iterdir():
+        assert json.loads(kept.read_text())
+        kept.write_text(content)
+    assert subject_digests(subjects, tmp_path) == digests

@@ -1,0 +1,172 @@
+"""Groups A and C through the command line: the files of the patients stay as they are."""
+
+import csv
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+P1, P2 = "Phantom_0001", "Phantom_0002"
+QUICK = ("--steps", "1")
+
+
+@pytest.fixture
+def cohort(tmp_path, patients) -> Path:
+    """A copy of the patients that a verb may try to destroy."""
+    return Path(shutil.copytree(patients, tmp_path / "cohort"))
+
+
+def tree(folder: Path) -> dict[str, tuple]:
+    """Return path -> digest and time of change of every file of the patients below a folder."""
+    return {
+        str(p.relative_to(folder)): (hashlib.sha256(p.read_bytes()).digest(), p.stat().st_mtime_ns)
+        for p in folder.rglob("*_*.nii.gz")
+    }
+
+
+@pytest.mark.parametrize("way", ["folder", "link to the folder", "another path"])
+def test_oi_05_sample_into_the_patients_folder(dsdiff, tmp_path, run_folder, cohort, way):
+    output = {
+        "folder": cohort / P1,
+        "link to the folder": tmp_path / "link",
+        "another path": cohort / P2 / ".." / P1,
+    }[way]
+    (tmp_path / "link").symlink_to(cohort / P1)
+    before = tree(cohort)
+    given = ("--input", cohort, "--subjects", P1, "--output", output, "--overwrite", *QUICK)
+    code, line = dsdiff("sample", run_folder, *given)
+    assert (code, tree(cohort)) == (5, before)
+    assert f"OUT-INPUT: {output}/{P1}_t1ce.nii.gz is an input" in line
+
+
+def test_ex_03_the_t1_of_a_table_is_no_output(dsdiff, tmp_path, run_folder, cohort):
+    out = tmp_path / "out"
+    out.mkdir()
+    t1 = out / "Z_t1ce.nii.gz"
+    shutil.copy(cohort / P1 / f"{P1}_t1.nii.gz", t1)
+    rest = {c: cohort / P1 / f"{P1}_{c}.nii.gz" for c in ("t2", "flair")}
+    with (tmp_path / "rows.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("id", "t1", *rest), ("Z", t1, *rest.values())])
+    before = t1.read_bytes()
+    given = ("--input", tmp_path / "rows.csv", "--output", out, "--overwrite", *QUICK)
+    code, line = dsdiff("sample", run_folder, *given)
+    assert (code, t1.read_bytes()) == (5, before)
+    assert "OUT-INPUT" in line
+
+
+def test_oi_05_segment_predict_keeps_the_doctors_labels(dsdiff, segmenter_run, cohort):
+    before = tree(cohort)
+    given = ("--input", cohort, "--subjects", P1, "--output", cohort / P1, "--overwrite")
+    code, line = dsdiff("segment", "predict", segmenter_run, *given)
+    assert (code, tree(cohort)) == (5, before)
+    assert f"{P1}_seg.nii.gz is an input" in line
+
+
+def test_se_12_a_link_as_lock_empties_nothing(dsdiff, tmp_path, run_folder, cohort, train):
+    thesis = tmp_path / "thesis.tex"
+    thesis.write_text("all of it")
+    for folder in (tmp_path / "out", tmp_path / "run"):
+        folder.mkdir()
+        (folder / ".lock").symlink_to(thesis)
+    code, line = dsdiff("sample", run_folder, "--input", cohort, "--output", tmp_path / "out")
+    assert code == 5
+    assert "OUT-LINK" in line
+    assert train(tmp_path / "run", "lightning.trainer.max_steps=1") == 5
+    assert thesis.read_text() == "all of it"
+
+
+def test_se_x7_foreign_temporary_files_stay(dsdiff, tmp_path, run_folder, cohort):
+    out = tmp_path / "out"
+    (out / "deep").mkdir(parents=True)
+    (out / ".tmp-x").mkdir()
+    (out / "deep/.tmp-notes.txt").write_text("x")
+    live = out / f"sub/.tmp-{os.getpid()}-0123abcd.nii.gz"
+    live.parent.mkdir()
+    live.write_text("of another sampler")
+    given = ("--input", cohort, "--subjects", P1, "--output", out, *QUICK)
+    assert dsdiff("sample", run_folder, *given) == (0, "")
+    assert (out / "deep/.tmp-notes.txt").read_text() == "x"
+    assert live.read_text() == "of another sampler"
+
+
+def test_se_12_a_volume_that_came_while_sampling_is_kept(
+    dsdiff, tmp_path, run_folder, cohort, monkeypatch
+):
+    from ldm.inference.synthesis import Synthesiser
+
+    plain, other = Synthesiser._synthesise, tmp_path / f"out/{P2}_t1ce.nii.gz"
+
+    def meanwhile(self, *args):
+        if (tmp_path / f"out/{P1}_t1ce.nii.gz").exists():
+            other.write_text("of someone")
+        return plain(self, *args)
+
+    monkeypatch.setattr(Synthesiser, "_synthesise", meanwhile)
+    given = ("--input", cohort, "--subjects", P1, P2, "--output", tmp_path / "out", *QUICK)
+    for _ in range(2):  # nor is it taken for our own when the command is given again
+        code, line = dsdiff("sample", run_folder, *given)
+        assert (code, other.read_text()) == (5, "of someone")
+        assert "OUT-EXISTS" in line
+        monkeypatch.undo()
+    assert not other.with_name(f"{P2}_t1ce.json").exists()
+
+
+def test_oi_04_a_foreign_deviation_is_kept(dsdiff, tmp_path, run_folder, cohort):
+    foreign = tmp_path / f"out/{P1}_t1ce_std.nii.gz"
+    foreign.parent.mkdir()
+    foreign.write_text("of someone")
+    given = ("--input", cohort, "--subjects", P1, "--output", foreign.parent, *QUICK)
+    code, line = dsdiff("sample", run_folder, *given)
+    assert (code, foreign.read_text()) == (5, "of someone")
+    assert f"OUT-EXISTS: {foreign} exists" in line
+
+
+@pytest.mark.parametrize("verb", ["sample", "evaluate", "sweep", "diagnose", "prepare", "import"])
+def test_ex_02_no_verb_writes_into_a_run(dsdiff, tmp_path, run_folder, cohort, verb):
+    run = Path(shutil.copytree(run_folder, tmp_path / "run"))
+    files = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    command = {
+        "sample": ("sample", run_folder, "--input", cohort, *QUICK, "--overwrite"),
+        "evaluate": ("evaluate", "--prediction", cohort, "--reference", cohort),
+        "sweep": ("sweep", run_folder, "--input", cohort),
+        "diagnose": ("diagnose", "run", run_folder, "--no-data"),
+        "prepare": ("prepare", cohort),
+        "import": ("import", run / "model.safetensors", "--config", run / "config.yaml"),
+    }[verb]
+    code, line = dsdiff(*command, "--output", run)
+    assert code == 5
+    assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == files
+    assert ("OUT-EXISTS" if verb == "import" else "OUT-OWNER") in line
+
+
+def test_ex_02_evaluate_keeps_strangers_files(dsdiff, tmp_path, cohort):
+    for name in ("metrics.csv", "metrics.json", "report.html"):
+        (tmp_path / "out").mkdir(exist_ok=True)
+        (tmp_path / f"out/{name}").write_text("of someone")
+        given = ("--prediction", cohort / P1, "--reference", cohort, "--output", tmp_path / "out")
+        code, line = dsdiff("evaluate", *given)
+        assert (code, (tmp_path / f"out/{name}").read_text()) == (5, "of someone")
+        assert f"{name} exists and was not written by this command" in line
+        shutil.rmtree(tmp_path / "out")
+
+
+@pytest.mark.parametrize("damage", ["deleted", "cut", "scaled"])
+def test_sa_02_a_damaged_deviation_is_made_again(dsdiff, tmp_path, run_folder, cohort, damage):
+    import nibabel as nib
+    import numpy as np
+
+    given = ("--input", cohort, "--subjects", P1, "--output", tmp_path / "out", "--samples", "2")
+    assert dsdiff("sample", run_folder, *given, *QUICK) == (0, "")
+    spread = tmp_path / f"out/{P1}_t1ce_std.nii.gz"
+    whole = spread.read_bytes()
+    if damage == "deleted":
+        spread.unlink()
+    elif damage == "cut":
+        spread.write_bytes(whole[:300])
+    else:
+        image = nib.load(spread)
+        nib.save(nib.Nifti1Image(3 * np.asarray(image.dataobj), image.affine), spread)
+    assert dsdiff("sample", run_folder, *given, *QUICK) == (0, "")
+    assert spread.read_bytes() == whole

@@ -1,0 +1,162 @@
+"""TR and CK of docs/reliability.md: a training outlives its terminal, its log and a failed save."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from ldm.cli.main import main
+from ldm.errors import OutputError
+from ldm.models.diffusion.ddpm import LatentDiffusion
+
+STEPS = "lightning.trainer.max_steps=4"
+
+
+def at_step(monkeypatch, step: int, act) -> None:
+    """Call ``act()`` once, in the training step of this number."""
+    plain, done = LatentDiffusion.training_step, []
+
+    def acting(self, batch, batch_idx):
+        if batch_idx == step and not done:
+            done.append(act())
+        return plain(self, batch, batch_idx)
+
+    monkeypatch.setattr(LatentDiffusion, "training_step", acting)
+
+
+def steps_of(run: Path) -> int:
+    return torch.load(run / "checkpoints/last.ckpt", weights_only=True)["global_step"]
+
+
+@pytest.mark.parametrize("fault", ["reader left", "disk full", "closed"])
+def test_tr_13_output_that_nobody_takes_ends_no_training(tmp_path, train, monkeypatch, fault):
+    """As in ``dsdiff train ... | head -1``, ``>/dev/full`` and ``>&-``."""
+    if fault == "reader left":
+        reader, writer = os.pipe()
+        os.close(reader)
+        stream = os.fdopen(writer, "w", buffering=1)
+    else:
+        stream = os.fdopen(os.open("/dev/full", os.O_WRONLY), "w", buffering=1)
+    with pytest.raises(OSError):  # the fault fires
+        stream.write("x\n")
+    with monkeypatch.context() as patch:
+        for name in ("stdout", "stderr"):
+            patch.setattr(sys, name, None if fault == "closed" else stream)
+        code = train(tmp_path / "run", STEPS)
+    assert (code, steps_of(tmp_path / "run")) == (0, 4)
+
+
+def test_tr_13_a_pipe_that_closes_at_the_first_line(patients):
+    """A verb of a process of its own whose reader leaves ends as without a reader: exit 0."""
+    command = [sys.executable, "-m", "ldm.cli.main", "diagnose", "data", str(patients)]
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=Path(__file__).parents[2], **options) as process:
+        process.stdout.close()
+        assert process.stderr.read().count("Traceback") == 0
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGUSR1"])
+def test_tr_13_a_lost_terminal_saves_and_goes_on(tmp_path, train, weights, monkeypatch, name):
+    saved = []
+    number = getattr(signal, name)
+    at_step(monkeypatch, 1, lambda: os.kill(os.getpid(), number))
+    plain = LatentDiffusion.on_train_batch_start
+
+    def look(self, batch, batch_idx):
+        saved.append((tmp_path / "run/checkpoints/last.ckpt").exists())
+        return plain(self, batch, batch_idx)
+
+    monkeypatch.setattr(LatentDiffusion, "on_train_batch_start", look)
+    assert train(tmp_path / "run", STEPS) == 0
+    assert saved == [False, False, True, True]
+    monkeypatch.undo()
+    assert train(tmp_path / "whole", STEPS) == 0
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+
+
+def test_tr_02_ctrl_c_answers_at_once_and_saves_before_any_validation(
+    tmp_path, train, weights, monkeypatch, caplog
+):
+    at_step(monkeypatch, 1, lambda: os.kill(os.getpid(), signal.SIGINT))
+    validated = []
+    monkeypatch.setattr(LatentDiffusion, "validation_step", lambda *a: validated.append(a))
+    assert train(tmp_path / "run", STEPS, "lightning.trainer.val_check_interval=100") == 130
+    assert "SIGINT: saving after this step; once more ends at once" in caplog.text
+    assert (steps_of(tmp_path / "run"), validated) == (2, [])
+    monkeypatch.undo()
+    assert main(["train", "--resume", str(tmp_path / "run")]) == 0
+    assert train(tmp_path / "whole", STEPS) == 0
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+
+
+def test_tr_02_a_second_ctrl_c_says_what_is_lost(tmp_path, train, monkeypatch, caplog):
+    def twice():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    at_step(monkeypatch, 3, twice)
+    every = "lightning.callbacks.checkpoint.params.every_n_steps=2"
+    with pytest.raises(SystemExit) as stopped:
+        train(tmp_path / "run", STEPS, every)
+    assert stopped.value.code == 130
+    assert "SIGINT again: ended; what came after step 2 is lost" in caplog.text
+    assert steps_of(tmp_path / "run") == 2
+
+
+def fail_saves(monkeypatch, *numbers: int) -> list[int]:
+    """Let the saves of these numbers find a full disk; return the list of all saves so far."""
+    from ldm import checkpoint
+
+    plain, saves = checkpoint.torch.save, []
+
+    def save(*args, **options):
+        saves.append(len(saves))
+        if saves[-1] in numbers:
+            raise OSError(28, os.strerror(28))
+        return plain(*args, **options)
+
+    monkeypatch.setattr(checkpoint.torch, "save", save)
+    return saves
+
+
+def test_ck_12_a_failed_save_is_told_and_tried_again(tmp_path, train, weights, monkeypatch, caplog):
+    every = "lightning.callbacks.checkpoint.params.every_n_steps=2"
+    saves = fail_saves(monkeypatch, 0)
+    assert train(tmp_path / "run", STEPS, every) == 0
+    assert "step 2 is not saved: OUT-IO: cannot write last.ckpt: No space left" in caplog.text
+    assert len(saves) == 3  # of step 2; again, of step 3; of the last
+    monkeypatch.undo()
+    assert train(tmp_path / "whole", STEPS) == 0
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+
+
+def test_ck_12_the_third_failure_ends_the_training_and_the_old_save_stays(
+    tmp_path, train, monkeypatch, capsys
+):
+    every = "lightning.callbacks.checkpoint.params.every_n_steps=2"
+    fail_saves(monkeypatch, 1, 2, 3)
+    code = train(tmp_path / "run", "lightning.trainer.max_steps=12", every)
+    assert code == OutputError.exit_code
+    assert "OUT-IO: cannot write last.ckpt" in capsys.readouterr().err
+    assert steps_of(tmp_path / "run") == 2
+
+
+def test_ck_12_the_last_save_must_succeed(tmp_path, train, monkeypatch, capsys):
+    fail_saves(monkeypatch, 0)
+    assert train(tmp_path / "run", STEPS) == OutputError.exit_code
+    assert "No space left" in capsys.readouterr().err
+
+
+def test_ex_05_a_removed_working_directory(tmp_path, dsdiff, monkeypatch):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    code, line = dsdiff("doctor")
+    assert code == 2
+    assert "USAGE: the working directory was removed: cd into one that exists" in line

@@ -1,0 +1,130 @@
+"""CF, EX-04 and SE-08 of docs/reliability.md: a value that cannot be meant is refused, at once."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ldm.config import config_root
+from ldm.errors import ConfigError
+from ldm.ranges import RANGES, check_ranges
+
+STEPS = "lightning.trainer.max_steps=1"
+WRONG = [
+    "data.params.target=t1",
+    "data.params.conditions=[t1,t1]",
+    "data.params.batch_size=0",
+    "model.params.gain=0",
+    "model.params.gain=-1",
+    "model.params.sparsity=-1",
+    "model.params.warmup_steps=-1",
+    "model.params.temperature=-1",
+    "model.params.sampling_steps=0",
+    "model.params.optimizer_config.params.lr=-0.1",
+    "model.params.optimizer_config.params.lr=0",
+    "model.params.optimizer_config.params.weight_decay=-1",
+    "model.params.schedule_config.params.timesteps=0",
+    "lightning.callbacks.ema.params.decay=2",
+    "lightning.callbacks.ema.params.decay=-1",
+    "lightning.callbacks.gradients.params.max_norm=0",
+    "lightning.callbacks.gradients.params.max_norm=-1",
+    "lightning.callbacks.checkpoint.params.every_n_steps=0",
+    "lightning.trainer.accelerator=foo",
+    "lightning.trainer.devices=0",
+    "lightning.trainer.devices=-3",
+    "lightning.trainer.precision=foo",
+    "lightning.trainer.max_time=abc",
+    "lightning.trainer.val_check_interval=0",
+    "lightning.trainer.default_root_dir=/elsewhere",
+    "seed=-1",
+    "data.target=torch.optim.AdamW",
+    "model.target=ldm.data.datamodule.ContrastDataModule",
+    "lightning.callbacks.ema.target=torch.optim.AdamW",
+]
+
+
+@pytest.mark.parametrize("override", WRONG)
+def test_cf_03_a_value_that_cannot_be_meant(dsdiff, tmp_path, patients, override):
+    config = ("configs/backbone/unet_tiny.yaml", f"data.params.root={patients}", STEPS, override)
+    code, line = dsdiff("train", *config, "--output", tmp_path / "run")
+    assert code == 2
+    assert "CONFIG-" in line
+    named = override.partition("=")[0].rpartition(".")[2]
+    assert named in line or override.partition(".")[0] in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_cf_09_steps_that_the_schedule_does_not_have(dsdiff, tmp_path, patients):
+    """It trains, and would fail only when it samples."""
+    wrong = "model.params.sampling_steps=1001"
+    config = ("configs/backbone/unet_tiny.yaml", f"data.params.root={patients}", STEPS, wrong)
+    code, line = dsdiff("train", *config, "--output", tmp_path / "run")
+    assert (code, "1001" in line) == (2, True)
+    assert not (tmp_path / "run").exists()
+
+
+def numbers(node, trail=()):
+    """Yield (name of the parameter, number) of everything in a YAML."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from numbers(value, (*trail, key))
+    elif isinstance(node, list):
+        for value in node:
+            yield from numbers(value, trail)
+    elif isinstance(node, int | float) and not isinstance(node, bool):
+        yield trail, node
+
+
+# of a benchmark's plan, which checks its own; and shares of a split, which are checked there
+ELSEWHERE = {"seeds", "timing", "budget", "sampling", "val", "train", "test", "spacing"}
+ELSEWHERE |= {"age", "max_steps", "max_epochs", "steps", "max_time", "devices", "samples", "rows"}
+
+
+def test_cf_03_every_shipped_number_has_a_range_and_lies_in_it():
+    seen = 0
+    for path in sorted(config_root().rglob("*.yaml")):
+        for trail, value in numbers(yaml.safe_load(path.read_text())):
+            name = trail[-1]
+            if "params" in trail and name not in ELSEWHERE:
+                assert name in RANGES, f"{path.name}: {'.'.join(map(str, trail))}"
+                assert value in RANGES[name], f"{path.name}: {name}={value}"
+                seen += 1
+    assert seen > 100
+
+
+@pytest.mark.parametrize("value", [0, -1, float("nan"), [1, 0]])
+def test_cf_03_a_range_says_what_it_takes(value):
+    with pytest.raises(ConfigError, match=re.escape("a.lr is ")) as refused:
+        check_ranges({"lr": value}, "a")
+    assert "give above 0" in str(refused.value)
+    check_ranges({"lr": 1e-9, "unknown": -5}, "a")
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        (("--device", "cuda:99"), "device is 'cuda:99', which is not here"),
+        (("--device", "foo"), "device is 'foo'"),
+        (("--temperature", "-1"), "temperature is -1.0"),
+        (("--rescale", "2"), "rescale is 2.0"),
+        (("--rescale", "-0.5"), "rescale is -0.5"),
+        (("--eta", "-1"), "eta is -1.0"),
+        (("--temperature", "nan"), "temperature is nan"),
+    ],
+)
+def test_ex_04_an_option_that_cannot_be_meant(dsdiff, tmp_path, patients, run_folder, option, said):
+    given = ("--input", patients, "--output", tmp_path / "out", "--steps", "1")
+    code, line = dsdiff("sample", run_folder, *given, *option)
+    assert (code, said in line) == (2, True), line
+    assert not list(Path(tmp_path).glob("out/*.nii.gz"))
+
+
+@pytest.mark.parametrize("text", ["12:30", "0123", "1:30:00"])
+def test_cf_04_what_yaml_reads_as_another_number_is_refused(dsdiff, tmp_path, text):
+    (tmp_path / "a.yaml").write_text(
+        f"base: configs/backbone/unet_tiny.yaml\ndata:\n  params:\n    batch_size: {text}\n"
+    )
+    code, line = dsdiff("train", tmp_path / "a.yaml", "data.params.root=x", STEPS)
+    assert code == 2
+    assert f"CONFIG-VALUE: a.yaml line 4: {text} is read as" in line and "in quotes" in line
