@@ -1,19 +1,12 @@
 """Noise of the slices of a patient: which slices share it, and that each alone stays normal."""
 
 from math import exp
-from types import SimpleNamespace
 
 import pytest
 import torch
 
-<<<<<<< HEAD
 from ldm.inference.request import NOISES
 from ldm.models.diffusion.noise import SMOOTH_WIDTH, KeyedNoise, slice_noise
-=======
-from ldm.inference.request import Request
-from ldm.inference.synthesis import Synthesiser
-from ldm.models.diffusion.noise import NOISES, SMOOTH_WIDTH, KeyedNoise, slice_noise
->>>>>>> 2717aeb (Samples may be weighed more than the mean; antithetic samples)
 
 SHAPE = (2, 24, 20)
 
@@ -65,20 +58,6 @@ def test_correlation_of_smooth_noise_is_that_of_its_gaussian():
     for distance in (1, 2, 4, 8):
         measured = (noise[distance:] * noise[:-distance]).mean()
         assert measured == pytest.approx(exp(-((distance / SMOOTH_WIDTH) ** 2) / 4), abs=0.02)
-
-
-def test_antithetic_samples_are_pairs_of_opposite_noise():
-    """Each of the two alone is as before; the pairs have nothing to do with each other."""
-
-    def drawn(sample, antithetic):
-        request = Request(temperature=0.5, antithetic=antithetic)
-        sampler = SimpleNamespace(request=request, trained=SimpleNamespace(device="cpu"))
-        noise = Synthesiser._noise(sampler, lambda n: [slice_noise("slice", 0, "a", 3, n)], sample)
-        return noise.draw(SHAPE)
-
-    assert torch.equal(drawn(1, True), -drawn(0, True))
-    assert torch.equal(drawn(3, True), -drawn(2, False))
-    assert torch.equal(drawn(0, True), drawn(0, False))
 
 
 def test_independent_noise_is_that_of_the_plain_key():

@@ -60,11 +60,6 @@ def add_volume_arguments(parser: argparse.ArgumentParser) -> None:
         "--samples", type=int, default=1, help="average this many and write their deviation too"
     )
     parser.add_argument(
-        "--antithetic",
-        action="store_true",
-        help="each second sample has the noise of the one before with the other sign",
-    )
-    parser.add_argument(
         "--batch-size", type=int, default=8, help="slices, or windows of a volume, at once (8)"
     )
     parser.add_argument(

@@ -33,8 +33,6 @@ class Request:
         overlap: of the windows of a model of volumes, along each axis, 0 to 0.9.
         noise: ``slice``, ``smooth`` or ``patient``, see
             :func:`ldm.models.diffusion.noise.slice_noise`.
-        antithetic: each second sample has the noise of the one before with the other sign: each is
-            a sample still, and their mean is nearer to that of many.
         allow_missing: contrasts that may be absent (a model trained with condition_dropout).
         nonfinite: ``refuse`` NaN and infinity in an input, or set them to ``zero``.
         batch_size: slices, or windows of a volume, at once; changes no voxel beyond rounding.
@@ -54,7 +52,6 @@ class Request:
     precision: str = "32"
     overlap: float | None = None
     noise: str = "slice"
-    antithetic: bool = False
     allow_missing: Sequence[str] = ()
     nonfinite: str = "refuse"
     batch_size: int = 8
@@ -141,8 +138,7 @@ class Request:
         names = ("sampler", "steps", "seed", "samples", "temperature", "precision")
         described = {name: getattr(self, name) for name in names}
         described |= {"model_digest": digest, "options": self.options}
-        # written only where there is something to say
-        since = {"overlap": None, "noise": "slice", "antithetic": False}
+        since = {"overlap": None, "noise": "slice"}  # written only where there is something to say
         return described | {
             name: value for name, none in since.items() if (value := getattr(self, name)) != none
         }

@@ -10,7 +10,7 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -362,17 +362,10 @@ class Synthesiser:
         self.timings.append({"subject": prepared.id, "slices": len(total), "seconds": seconds})
         return mean.astype(np.float32), deviation.astype(np.float32) if count > 1 else None
 
-    def _noise(
-        self, keys: Callable[[int], Sequence[Key | Mapping[Key, float]]], sample: int
-    ) -> KeyedNoise:
-        """Return the noise of a sample, given its keys by number."""
+    def _noise(self, keys: Sequence[Key | Mapping[Key, float]]) -> KeyedNoise:
         temperature = self.request.temperature
         assert temperature is not None  # Request.of has the model's
-        mirrored = (
-            sample % 2 if self.request.antithetic else 0
-        )  # the noise of the one before, negative
-        sign = -1 if mirrored else 1
-        return KeyedNoise(keys(sample - mirrored), self.trained.device, sign * temperature)
+        return KeyedNoise(keys, self.trained.device, temperature)
 
     def _slices(self, prepared: PreparedSubject, sample: int, title: str) -> np.ndarray:
         """Return one sample of every slice (S, H, W) in [-1, 1]."""
@@ -380,15 +373,13 @@ class Synthesiser:
         present = torch.from_numpy(prepared.present).to(device)
         batches, results = self.windows.batches(prepared), []
         for places in self.progress(batches, title, len(batches)):
-
-            def keys(sample: int, places: Sequence[int] = places) -> list[Any]:
-                own = request.noise, request.seed, prepared.id
-                return [slice_noise(*own, i, sample) for i in places]
-
+            keys = [
+                slice_noise(request.noise, request.seed, prepared.id, i, sample) for i in places
+            ]
             images = self.model.synthesise(
                 self.windows.condition(prepared, places).to(device),
                 present.expand(len(places), -1),
-                self._noise(keys, sample),
+                self._noise(keys),
                 request.sampler,
                 request.steps,
                 self._others(prepared, len(places)),
@@ -413,7 +404,7 @@ class Synthesiser:
         image = self.model.synthesise(
             self.windows.condition(prepared, range(len(prepared.brain))).to(device),
             torch.from_numpy(prepared.present)[None].to(device),
-            self._noise(lambda number: [(request.seed, prepared.id, number)], sample),
+            self._noise([(request.seed, prepared.id, sample)]),
             request.sampler,
             request.steps,
             self._others(prepared, 1),
