@@ -51,7 +51,7 @@ from ldm.environment import prefers_channels_last, require_safe_libraries, resol
 from ldm.errors import ConfigError, OutputError
 from ldm.modules.diffusionmodules.util import to_channels_last
 from ldm.progress import Progress, silent
-from ldm.storage import read_json, write_json
+from ldm.storage import read_json, run_folder, write_json
 from ldm.study import build_model
 from ldm.util import instantiate_from_config
 
@@ -152,9 +152,9 @@ def run_training(
     checkpoint: Path | None = None,
     kept: Mapping[str, Any] | None = None,
     *,
+    start: Path | None = None,
     say: Callable[[str], None] | None = None,
     progress: Progress = silent,
-    start: Path | None = None,
 ) -> TrainedRun:
     """Run one training of a resolved configuration in ``folder``, from ``checkpoint`` if given.
 
@@ -163,9 +163,8 @@ def run_training(
         start: run folder, or model file, whose weights a new training starts with.
 
     Raises:
-        CheckpointError: CKPT-DATA, CKPT-MISMATCH.
         ConfigError, DataError, OutputError, NonFiniteError: see :func:`train`.
-        CheckpointError: CKPT-MISMATCH for weights of another model.
+        CheckpointError: CKPT-DATA; CKPT-MISMATCH, also for weights of another model.
     """
     require_safe_libraries()
     is_main = int(os.environ.get("LOCAL_RANK", 0)) == 0
@@ -179,20 +178,20 @@ def run_training(
     data.setup("fit")
     if is_main and say:
         say(data.found)
-    before = {**inherited(config["model"]), **read_seen(folder)}  # if resumed, it has no teacher
+    known = _known_patients(data) if is_main else {}
+    before = inherited(config["model"]) | (read_seen(run_folder(start)) if start else {})
+    before |= read_seen(folder)  # a resumed run has no teacher any more
     torch.manual_seed(config.get("seed", 0))  # the first weights
     model = build_model(config)
     if checkpoint is None:
         model.check_start(data)
         if hasattr(model, "network_calls"):  # steps without a grid would be found when sampling
             model.network_calls(model.sampling_steps, model.sampler)
+    require_same_patients(kept or {}, known)
     if start is not None:
         weights, _ = read_weights(start)
         require_same_state(model.state_dict(), weights, start.name)
         model.load_state_dict(weights)
-        before |= read_seen(start if start.is_dir() else start.parent)
-    known = _known_patients(data) if is_main else {}
-    require_same_patients(kept or {}, known)
     config = _portable(config, model, data)
     trainer, stop = build_trainer(config, folder, data, progress is not silent)
     inputs = [data.root, *stored_files(data.subjects.values())]

@@ -18,10 +18,10 @@ from ldm.errors import ConfigError, NonFiniteError, OutputError, one_of
 
 log = logging.getLogger(__name__)
 
+SMALLER_IS_BETTER = ("loss", "mae")
 MOST_FAILURES = 3  # saves in a row
 ENDING = (signal.SIGINT, signal.SIGTERM)
 SAVING = [getattr(signal, name) for name in ("SIGUSR1", "SIGHUP") if hasattr(signal, name)]
-SMALLER_IS_BETTER = ("loss", "mae")
 
 
 class RunCheckpoint(Checkpoint):
@@ -85,8 +85,9 @@ class RunCheckpoint(Checkpoint):
         value = float(one_logged(trainer.callback_metrics, self.best_by))
         sign = -1 if self.best_by.endswith(SMALLER_IS_BETTER) else 1
         if self.best is None or sign * value > sign * self.best:
+            if failure := self.save_weights(trainer, {"best": {self.best_by: value}}):
+                raise failure
             self.best, self.worse = value, 0
-            self.save_weights(trainer, {"best": {self.best_by: value}})
         else:
             self.worse += 1
         if self.patience is not None and self.worse >= self.patience:
@@ -106,15 +107,11 @@ class RunCheckpoint(Checkpoint):
         Raises:
             OutputError: OUT-IO.
         """
-        run, step = Path(trainer.default_root_dir), trainer.global_step
-        files = trainer.strategy.checkpoint_io
+        step, files = trainer.global_step, trainer.strategy.checkpoint_io
         files.failure = None  # set where the file could not be written: other ranks must hear of it
-        trainer.save_checkpoint(run / CHECKPOINTS[0])
-        if self.best is None and files.failure is None:
-            try:
-                self.save_weights(trainer, {})
-            except OutputError as error:
-                files.failure = error
+        trainer.save_checkpoint(Path(trainer.default_root_dir) / CHECKPOINTS[0])
+        if files.failure is None and self.best is None:
+            files.failure = self.save_weights(trainer, {})
         failure = trainer.strategy.broadcast(files.failure)
         self.failures = self.failures + 1 if failure else 0
         if failure and (not again or self.failures == MOST_FAILURES):
@@ -131,13 +128,17 @@ class RunCheckpoint(Checkpoint):
             self.saved_step, wait = step, self.every_n_steps
         self.next_step = step + wait
 
-    def save_weights(self, trainer: pl.Trainer, described: dict[str, Any]) -> None:
-        """Write ``model.safetensors``, the averaged weights."""
+    def save_weights(self, trainer: pl.Trainer, described: dict[str, Any]) -> OutputError | None:
+        """Write ``model.safetensors``, the averaged weights; return why that failed."""
         if trainer.is_global_zero:
             averaged = averaged_module(trainer, trainer.lightning_module)
             metadata = averaged.facts() | averaged.measure(trainer.datamodule) | described
-            bound = {"step": trainer.global_step, BOUND: trainer.strategy.checkpoint_io.bound}
-            save_model(Path(trainer.default_root_dir), averaged.state_dict(), bound | metadata)
+            metadata |= {"step": trainer.global_step, BOUND: trainer.strategy.checkpoint_io.bound}
+            try:
+                save_model(Path(trainer.default_root_dir), averaged.state_dict(), metadata)
+            except OutputError as error:
+                return error
+        return None
 
 
 def one_logged(metrics: Mapping[str, Any], name: str) -> Any:

@@ -34,17 +34,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--resume", type=Path, metavar="RUN", help="continue this run exactly")
     parser.add_argument(
+        "--allow-data-change",
+        action="store_true",
+        help="with --resume: go on though patients, or their files, are not those of the run",
+    )
+    parser.add_argument(
         "--from",
         dest="start",
         type=Path,
         metavar="RUN",
         help="start a new run with the weights of this one (fine-tuning); without a YAML with its "
         "configuration too",
-    )
-    parser.add_argument(
-        "--allow-data-change",
-        action="store_true",
-        help="with --resume: go on though patients, or their files, are not those of the run",
     )
     add_run_arguments(parser, "runs/NAME")
 

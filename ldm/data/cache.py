@@ -33,7 +33,7 @@ from ldm.study import LABELS, MASK_FILE
 
 log = logging.getLogger(__name__)
 
-FORMAT = 3
+FORMAT = 4
 ENTRY = "entry.json"  # array -> digest and state of its file
 REQUIRED = {"slices", "brain", "brain_share"}
 

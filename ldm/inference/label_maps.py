@@ -21,10 +21,10 @@ class LabelWriter:
     """Writes the label map, its sidecar and the pictures of one subject after another.
 
     Args:
-        segmenter: the network.
-        output: folder, which the caller has claimed.
-        overwrite: replace outputs of another request.
-        pictures: draw what was found.
+        segmenter: what segments.
+        output: folder.
+        overwrite: replace what is not of this model and input.
+        pictures: draw them too.
     """
 
     def __init__(
