@@ -8,16 +8,10 @@ constructor of its ``target``, so a misspelt key is refused with the nearest val
 from __future__ import annotations
 
 import difflib
-import inspect
 import math
 import re
 import reprlib
-import sys
-import types
-import typing
-from collections import ChainMap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,13 +21,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import ldm
+from ldm.config_arguments import admits, validate_arguments, validate_node
 from ldm.errors import ConfigError, UnsafeError
 from ldm.ranges import check_ranges, check_trainer
 from ldm.storage import atomic_path
 from ldm.util import (
     accepted_parameters,
-    check_parameter_names,
-    current_path,
     get_obj_from_str,
     nearest,
     resolve_target,
@@ -42,7 +35,6 @@ from ldm.util import (
 
 TOP_LEVEL = ("name", "seed", "model", "data", "lightning")
 LIGHTNING = ("trainer", "callbacks")
-OURS = ("ldm.", "guided_diffusion.", "UNet_DS_Diff.", "torch.optim.")
 MAX_BYTES = 256_000  # a thousand subjects by name take 30 kB; a YAML bomb takes more
 MAX_DEPTH = 50
 UNREADABLE = (yaml.YAMLError, OmegaConfBaseException, ValueError)  # 0b_ is a ValueError to PyYAML
@@ -215,7 +207,7 @@ def validate(config: Mapping[str, Any]) -> None:
             raise ConfigError("CONFIG-VALUE", f"{path} is {value}: give a finite number")
     for key, expected in (("name", str), ("seed", int)):
         value = config.get(key)
-        if value is not None and not _admits(expected, value):
+        if value is not None and not admits(expected, value):
             raise ConfigError(
                 "CONFIG-VALUE",
                 f"{key} is {value!r} ({type(value).__name__}): give {expected.__name__}, quoted if "
@@ -226,7 +218,7 @@ def validate(config: Mapping[str, Any]) -> None:
         if section not in config:
             raise ConfigError("CONFIG-MISSING", f"there is no '{section}' section: give its YAML")
         _require_kind(config[section], section, kind)
-        _validate_node(config[section], section)
+        validate_node(config[section], section)
     _validate_lightning(config.get("lightning") or {})
 
 
@@ -254,7 +246,7 @@ def _validate_lightning(lightning: Any) -> None:
                 "CONFIG-UNKNOWN", f"lightning.{key} is not known{nearest(key, LIGHTNING)}"
             )
     trainer = _mapping(lightning.get("trainer") or {}, "lightning.trainer")
-    _validate_arguments(Trainer, trainer, "lightning.trainer")
+    validate_arguments(Trainer, trainer, "lightning.trainer")
     check_trainer(trainer)
     for key in ("max_steps", "max_epochs", "accumulate_grad_batches"):
         value = trainer.get(key)
@@ -266,7 +258,7 @@ def _validate_lightning(lightning: Any) -> None:
     for name, callback in callbacks.items():
         if callback is not None:  # null turns a callback of the base off
             _require_kind(callback, f"lightning.callbacks.{name}", Callback)
-            _validate_node(callback, f"lightning.callbacks.{name}")
+            validate_node(callback, f"lightning.callbacks.{name}")
 
 
 @cache
@@ -375,79 +367,3 @@ def _mapping(value: Any, path: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise ConfigError("CONFIG-VALUE", f"{path} is {reprlib.repr(value)}: give a mapping")
     return value
-
-
-def _validate_node(node: Any, where: str) -> None:
-    """Check a ``target`` / ``params`` mapping and those nested in it."""
-    cls, params = resolve_target(node, where), node.get("params") or {}
-    _validate_arguments(cls, params, f"{where}.params")
-    if current_path(node["target"]).startswith(OURS):  # another class may mean something else
-        check_ranges(params, f"{where}.params")
-
-
-def _validate_arguments(cls: type, params: Mapping[str, Any], path: str) -> None:
-    check_parameter_names(cls, params, path)
-    named, _ = accepted_parameters(cls)
-    hints = _annotations(cls, named)
-    for name, value in params.items():
-        # Foreign annotations lie (`x: int = None`): a value of the default's type is right too.
-        as_default = name in named and type(value) is type(named[name].default)
-        if name in hints and not as_default and _admits(hints[name], value) is False:
-            raise ConfigError(
-                "CONFIG-VALUE",
-                f"{path}.{name} is {reprlib.repr(value)} ({type(value).__name__}): "
-                f"expected {inspect.formatannotation(hints[name])}",
-            )
-        for nested_path, nested in _nested_nodes(value, f"{path}.{name}"):
-            _validate_node(nested, nested_path)
-
-
-def _annotations(cls: type, parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
-    """Return the annotations of constructor parameters, as far as they can be resolved."""
-    scope = ChainMap(*(vars(sys.modules[c.__module__]) for c in cls.__mro__))
-    hints: dict[str, Any] = {}
-    for name, parameter in parameters.items():
-        if parameter.annotation is not parameter.empty:
-            holder = types.SimpleNamespace(__annotations__={name: parameter.annotation})
-            # A foreign class may annotate with names that only its type checker imports.
-            with suppress(Exception):
-                hints |= typing.get_type_hints(holder, {}, scope)
-    return hints
-
-
-def _nested_nodes(value: Any, path: str) -> list[tuple[str, Mapping]]:
-    if isinstance(value, Mapping):
-        if "target" in value:
-            return [(path, value)]
-        return [n for key, v in value.items() for n in _nested_nodes(v, f"{path}.{key}")]
-    if isinstance(value, list):
-        return [n for i, v in enumerate(value) for n in _nested_nodes(v, f"{path}[{i}]")]
-    return []
-
-
-def _admits(hint: Any, value: Any) -> bool | None:
-    """Return whether an annotation admits a YAML value; None if YAML cannot write such a thing."""
-    origin, arguments = typing.get_origin(hint) or hint, typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        answers = [_admits(alternative, value) for alternative in arguments]
-        return True if True in answers else (False if False in answers else None)
-    if origin is typing.Literal:
-        return type(value) in {type(a) for a in arguments}
-    if origin is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if origin is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if origin in (bool, str, types.NoneType):
-        return isinstance(value, origin)
-    if origin in (Any, object) or not isinstance(origin, type):
-        return True
-    if issubclass(origin, Path):
-        return isinstance(value, str)
-    if issubclass(origin, Sequence) or issubclass(list, origin):
-        return isinstance(value, list) and _admits_elements(arguments, value)
-    return isinstance(value, Mapping) if issubclass(dict, origin) else None
-
-
-def _admits_elements(hints: Sequence[Any], values: list[Any]) -> bool:
-    hints = [hint for hint in hints if hint is not Ellipsis] or [Any]
-    return all(any(_admits(hint, value) is not False for hint in hints) for value in values)

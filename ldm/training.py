@@ -176,9 +176,9 @@ def run_training(
     data = instantiate_from_config(config["data"], where="data")
     data.progress = progress
     data.setup("fit")
+    known = _known_patients(data) if is_main else {}
     if is_main and say:
         say(data.found)
-    known = _known_patients(data) if is_main else {}
     before = inherited(config["model"]) | (read_seen(run_folder(start)) if start else {})
     before |= read_seen(folder)  # a resumed run has no teacher any more
     torch.manual_seed(config.get("seed", 0))  # the first weights
@@ -189,27 +189,31 @@ def run_training(
             model.network_calls(model.sampling_steps, model.sampler)
     require_same_patients(kept or {}, known)
     if start is not None:
-        weights, _ = read_weights(start)
-        require_same_state(model.state_dict(), weights, start.name)
-        model.load_state_dict(weights)
+        _load_weights(model, start)
     config = _portable(config, model, data)
     trainer, stop = build_trainer(config, folder, data, progress is not silent)
-    inputs = [data.root, *stored_files(data.subjects.values())]
-    own = {"inputs": inputs, "writes": RUN_FILES, "adopt": checkpoint is not None}
+    own = {"inputs": [data.root, *stored_files(data.subjects.values())], "writes": RUN_FILES}
+    own["adopt"] = checkpoint is not None
     with _quiet_lightning(), claim(folder, "train", **own) if is_main else nullcontext():
         if is_main:
             permit(folder / "tensorboard" / "events", replace=False)  # that is no link
             save_config(config, folder / CONFIG_FILE)
+            write_seen(folder, known, before)
         if prefers_channels_last(trainer.precision):
             to_channels_last(model)
-        if is_main:
-            write_seen(folder, known, before)
         meter = EnergyMeter(trainer.strategy.root_device)
         trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         if is_main:
             _write_cost(folder, trainer, data, meter, checkpoint is not None, not stop.received)
-    following = model.next_command.format(run=folder)
-    return TrainedRun(folder, trainer.global_step, stop.received, following)
+    next_command = model.next_command.format(run=folder)
+    return TrainedRun(folder, trainer.global_step, stop.received, next_command)
+
+
+def _load_weights(model: Any, start: Path) -> None:
+    """Start with the weights of another run; raises CheckpointError: CKPT-MISMATCH."""
+    weights, _ = read_weights(start)
+    require_same_state(model.state_dict(), weights, start.name)
+    model.load_state_dict(weights)
 
 
 def build_trainer(

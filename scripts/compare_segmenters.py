@@ -19,11 +19,11 @@ from torch.utils.data import default_collate
 
 from ldm.config import load_config
 from ldm.cost.network import count_parameters
-from ldm.data.phantom import write_phantoms
 from ldm.data.slices import EndlessShuffle, SliceDataset
 from ldm.evaluation.metrics.overlap import dice
 from ldm.evaluation.statistics import summarise_values
 from ldm.models.segmentation import foreground_shares
+from ldm.phantom import write_phantoms
 from ldm.report.tables import Number, markdown_table
 from ldm.storage import atomic_path, read_json, write_json
 from ldm.study import build_model

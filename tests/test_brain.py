@@ -19,9 +19,9 @@ from ldm.data.brain import (
 from ldm.data.cache import cached_subject
 from ldm.data.contrasts import load_contrasts
 from ldm.data.layouts import detect_layout
-from ldm.data.phantom import make_patient
 from ldm.data.prepare import Preparation, prepare_subject
 from ldm.errors import ConfigError, DataError
+from ldm.phantom import make_patient
 
 SIZE, VOXEL = 64, 240 / 64  # mm
 FAT = {"t1": 1.6, "t1ce": 1.3, "t2": 0.8, "flair": 0.9}  # of the median of the brain

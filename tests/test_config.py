@@ -12,7 +12,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ldm import config
 from ldm.checkpoint import read_run_config
 from ldm.config import (
     config_root,
@@ -25,6 +24,7 @@ from ldm.config import (
     trusted_targets,
     validate,
 )
+from ldm.config_arguments import admits, validate_arguments
 from ldm.errors import MAX_LINE, DsdiffError, UnsafeError
 from ldm.util import (
     get_obj_from_str,
@@ -347,8 +347,8 @@ def test_a_missing_section_is_named(tiny, section):
     ],
 )
 def test_annotations_are_held_against_yaml_values(hint, good, bad):
-    assert all(config._admits(hint, value) is not False for value in good)
-    assert all(config._admits(hint, value) is False for value in bad)
+    assert all(admits(hint, value) is not False for value in good)
+    assert all(admits(hint, value) is False for value in bad)
 
 
 class Liar:
@@ -359,8 +359,8 @@ class Liar:
 
 
 def test_a_value_like_the_default_is_right_whatever_the_annotation_says():
-    config._validate_arguments(Liar, {"size": None, "name": 4, "other": "anything"}, "x")
-    assert refusal(config._validate_arguments, Liar, {"size": "a"}, "x").code == "CONFIG-VALUE"
+    validate_arguments(Liar, {"size": None, "name": 4, "other": "anything"}, "x")
+    assert refusal(validate_arguments, Liar, {"size": "a"}, "x").code == "CONFIG-VALUE"
 
 
 # --- Saving ---------------------------------------------------------------------------------------

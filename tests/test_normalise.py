@@ -23,10 +23,10 @@ from ldm.data.normalise import (
     build_normaliser,
     spread_through,
 )
-from ldm.data.phantom import write_phantoms
 from ldm.data.prepare import Preparation
 from ldm.errors import ConfigError, DataError
 from ldm.evaluation.case import Case, in_reference_units
+from ldm.phantom import write_phantoms
 from ldm.study import Study
 from ldm.util import instantiate_from_config, refuse_untrusted_targets
 

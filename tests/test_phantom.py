@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import binary_dilation
 
-from ldm.data.phantom import Patient, make_patient, write_phantoms
-from ldm.data.phantom.geometry import (
+from ldm.errors import ConfigError, OutputError
+from ldm.phantom import Patient, make_patient, write_phantoms
+from ldm.phantom.geometry import (
     SmoothField,
     column,
     ellipsoid_depth,
@@ -24,9 +25,9 @@ from ldm.data.phantom.geometry import (
     sheet_distance,
     tube_depth,
 )
-from ldm.data.phantom.lesions import draw_lesions
-from ldm.data.phantom.scanner import scan
-from ldm.data.phantom.signal import (
+from ldm.phantom.lesions import draw_lesions
+from ldm.phantom.scanner import scan
+from ldm.phantom.signal import (
     CONTRASTS,
     DWI_TE,
     DWI_TR,
@@ -40,8 +41,7 @@ from ldm.data.phantom.signal import (
     spin_echo,
     spoiled_gradient_echo,
 )
-from ldm.data.phantom.tissues import INDEX, TISSUES
-from ldm.errors import ConfigError, OutputError
+from ldm.phantom.tissues import INDEX, TISSUES
 
 SIZE = 64
 NORMAL = [name for name in TISSUES if name not in ("tumour", "necrosis", "oedema", "gliosis")]

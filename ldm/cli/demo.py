@@ -29,8 +29,8 @@ def run(args: argparse.Namespace) -> int:
 
     from ldm.benchmark.run import Benchmark
     from ldm.cli.benchmark import SHOWN, run_all
-    from ldm.data.phantom import write_phantoms
     from ldm.errors import ConfigError
+    from ldm.phantom import write_phantoms
 
     if args.subjects < int(HELD_OUT[-1][-4:]) + 1:
         raise ConfigError("CONFIG-VALUE", f"--subjects is {args.subjects}: give 8 or more")

@@ -25,8 +25,6 @@ REPEATED = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    from ldm.study import Study
-
     parser.add_argument(
         "--prediction",
         nargs="+",
@@ -43,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--target",
         metavar="CONTRAST",
-        help=f"that was synthesised (default: what the sidecars state, else {Study.target})",
+        help="that was synthesised (default: what the sidecars state, else that of configs/base.yaml)",
     )
     parser.add_argument("--subjects", nargs="+", metavar="ID", help="only these")
     parser.add_argument(

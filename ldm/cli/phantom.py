@@ -24,7 +24,7 @@ def run(args: argparse.Namespace) -> int:
     """Write the patients."""
     from rich.progress import Progress
 
-    from ldm.data.phantom import write_phantoms
+    from ldm.phantom import write_phantoms
 
     with Progress(transient=True) as progress:
         task = progress.add_task("Making patients", total=args.subjects)

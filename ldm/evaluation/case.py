@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -35,12 +35,20 @@ from ldm.storage import read_json
 from ldm.study import BRATS, Study
 from ldm.util import instantiate_from_config, refuse_untrusted_targets
 
-if TYPE_CHECKING:
-    from ldm.evaluation.protocol import MetricProtocol
-
 log = logging.getLogger(__name__)
 
 Made = TypeVar("Made")
+
+
+class Bounded(Protocol):
+    """What of a protocol decides the intensities that become 0 and 1."""
+
+    percentiles: tuple[float, float]
+    bounds_in: str
+    from_zero: bool
+
+    def bounds(self, volume: ArrayLike, brain: ArrayLike) -> tuple[float, float]:
+        """Return them for a volume."""
 
 
 @dataclass(eq=False)
@@ -93,12 +101,12 @@ class Case:
         """Return the mask of a region."""
         return self.once(("region", name), lambda: REGIONS[name].mask(self.anatomy))
 
-    def bounds(self, protocol: MetricProtocol) -> tuple[float, float]:
+    def bounds(self, protocol: Bounded) -> tuple[float, float]:
         """Intensities of the reference that become 0 and 1; NaN if there are no voxels."""
         key = (protocol.percentiles, protocol.bounds_in, protocol.from_zero)
         return self.once(key, lambda: protocol.bounds(self.reference, self.brain))
 
-    def unit(self, protocol: MetricProtocol) -> NDArray[np.float64]:
+    def unit(self, protocol: Bounded) -> NDArray[np.float64]:
         """The reference mapped onto [0, 1]."""
         bounds = self.bounds(protocol)
         return self.once(("unit", bounds), lambda: to_unit(self.reference, *bounds))

@@ -164,12 +164,7 @@ def viewer_patient(
     small_truth, small = shown(truth), {row: shown(v) for row, v in predictions.items()}
     inside = shown(mask) > 0.5
     errors = [np.abs(volume - small_truth)[inside] for volume in small.values()]
-    limits = {
-        # the median, so that one bad row does not make the errors of the others dark
-        "error": float(np.median([_top(e) for e in errors])) if errors else 0.0,
-        "spread": float(max((v.max() for v in spreads.values()), default=0)),
-        "white": _top(small_truth[inside]),  # vessels alone reach the upper bound
-    }
+    limits = _limits(errors, list(spreads.values()), small_truth[inside])
     centre = [(p.start + p.stop) / 2 for p in box] if focus is None else focus
     place = [int((f - o) / s) for f, o, s in zip(centre, origin, step, strict=True)]
     scores = {row: float(v) for row, v in (psnr or {}).items() if not math.isnan(v)}
@@ -187,6 +182,18 @@ def viewer_patient(
         limits=limits,
         psnr=scores,
     )
+
+
+def _limits(
+    errors: Sequence[NDArray], spreads: Sequence[NDArray], truth: NDArray
+) -> dict[str, float]:
+    """Return the values that are shown brightest, of errors and truth in the brain."""
+    return {
+        # the median, so that one bad row does not make the errors of the others dark
+        "error": float(np.median([_top(e) for e in errors])) if errors else 0.0,
+        "spread": float(max((v.max() for v in spreads), default=0)),
+        "white": _top(truth),  # vessels alone reach the upper bound
+    }
 
 
 def shown_shape(

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ldm.cli.main import main
-from ldm.data.phantom import write_phantoms
+from ldm.phantom import write_phantoms
 
 TINY = [
     "configs/backbone/unet_tiny.yaml",

@@ -10,8 +10,8 @@ from layout_writers import WRITERS, Head
 
 from ldm.cli.main import main
 from ldm.data.layouts import detect_layout, summary
-from ldm.data.phantom import make_patient
 from ldm.data.prepare import Preparation, prepare_subject
+from ldm.phantom import make_patient
 
 MM = np.diag([-1.0, -1.0, 1.0, 1.0])  # what an HDF5 file is taken to have
 

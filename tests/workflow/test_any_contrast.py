@@ -22,8 +22,8 @@ from ldm.benchmark.results import BenchmarkResult
 from ldm.checkpoint import MODEL_FILE, load_model, read_model, read_run_config, study_of
 from ldm.cli.main import main
 from ldm.data.layouts import detect_layout
-from ldm.data.phantom import write_phantoms
 from ldm.inference.synthesis import Synthesiser
+from ldm.phantom import write_phantoms
 
 OWN = "data.params.contrasts={swan: [SWAN_min], phase: [pha, PHA]}"
 

@@ -12,9 +12,9 @@ from scipy import ndimage
 
 from ldm.cli.main import main
 from ldm.config import merge_overrides, read_saved_config
-from ldm.data.phantom import write_phantoms
 from ldm.diagnosis.data import diagnose_data
 from ldm.diagnosis.findings import ERROR, NOTE
+from ldm.phantom import write_phantoms
 
 IDS = [f"Phantom_{number:04d}" for number in range(1, 6)]
 

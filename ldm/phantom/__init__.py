@@ -16,12 +16,12 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from ldm.data.phantom.anatomy import Anatomy, build_anatomy, voxel_size
-from ldm.data.phantom.geometry import SmoothField
-from ldm.data.phantom.scanner import acquire, scan
-from ldm.data.phantom.signal import Protocol, signals
-from ldm.data.phantom.tissues import INDEX, TISSUES
 from ldm.errors import ConfigError, OutputError
+from ldm.phantom.anatomy import Anatomy, build_anatomy, voxel_size
+from ldm.phantom.geometry import SmoothField
+from ldm.phantom.scanner import acquire, scan
+from ldm.phantom.signal import Protocol, signals
+from ldm.phantom.tissues import INDEX, TISSUES
 from ldm.regions import ENHANCING, NECROTIC_CORE, OEDEMA
 from ldm.storage import atomic_path
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ldm.data.phantom.geometry import SmoothField, column, inside
-from ldm.data.phantom.head import Depths, brain_depths
-from ldm.data.phantom.tissues import TissueMap
+from ldm.phantom.geometry import SmoothField, column, inside
+from ldm.phantom.head import Depths, brain_depths
+from ldm.phantom.tissues import TissueMap
 
 
 @dataclass(frozen=True)

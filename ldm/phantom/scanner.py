@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from scipy.ndimage import gaussian_filter, shift
 
-from ldm.data.phantom.geometry import SmoothField
+from ldm.phantom.geometry import SmoothField
 
 POINT_SPREAD = 0.5  # mm; standard deviation in the plane of a slice, with registration's resampling
 SLICE_SPREAD = 0.36  # of the thickness: a slice's profile, then interpolation between slices

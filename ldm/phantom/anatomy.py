@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ldm.data.phantom.geometry import (
+from ldm.phantom.geometry import (
     SmoothField,
     blend_max,
     column,
@@ -21,9 +21,9 @@ from ldm.data.phantom.geometry import (
     sheet_distance,
     tube_depth,
 )
-from ldm.data.phantom.head import Head, above_callosum, brain_depths, head_frame, sulci
-from ldm.data.phantom.lesions import Lesion, add_lesions, displace, draw_lesions
-from ldm.data.phantom.tissues import INDEX, TissueMap
+from ldm.phantom.head import Head, above_callosum, brain_depths, head_frame, sulci
+from ldm.phantom.lesions import Lesion, add_lesions, displace, draw_lesions
+from ldm.phantom.tissues import INDEX, TissueMap
 
 FIELD_OF_VIEW = (240.0, 240.0, 155.0)  # mm, as in BraTS
 CORTEX = 2.8  # mm thick

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ldm.data.phantom.tissues import TISSUES
+from ldm.phantom.tissues import TISSUES
 
 CONTRASTS = ("t1", "t1ce", "t2", "flair")
 DIFFUSION = "dwi"

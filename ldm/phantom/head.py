@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ldm.data.phantom.geometry import (
+from ldm.phantom.geometry import (
     SmoothField,
     blend_max,
     column,

@@ -1,0 +1,105 @@
+"""The arguments that a configuration gives a class, checked against its constructor."""
+
+from __future__ import annotations
+
+import inspect
+import reprlib
+import sys
+import types
+import typing
+from collections import ChainMap
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from ldm.errors import ConfigError
+from ldm.ranges import check_ranges
+from ldm.util import accepted_parameters, check_parameter_names, current_path, resolve_target
+
+OURS = ("ldm.", "guided_diffusion.", "UNet_DS_Diff.", "torch.optim.")
+
+
+def validate_node(node: Any, where: str) -> None:
+    """Check a ``target`` / ``params`` mapping and those nested in it; build nothing.
+
+    Raises:
+        ConfigError: CONFIG-TARGET, CONFIG-UNKNOWN or CONFIG-VALUE.
+    """
+    cls, params = resolve_target(node, where), node.get("params") or {}
+    validate_arguments(cls, params, f"{where}.params")
+    if current_path(node["target"]).startswith(OURS):  # another class may mean something else
+        check_ranges(params, f"{where}.params")
+
+
+def validate_arguments(cls: type, params: Mapping[str, Any], path: str) -> None:
+    """Check names and types of constructor arguments, and the nodes nested in them.
+
+    Raises:
+        ConfigError: CONFIG-UNKNOWN or CONFIG-VALUE.
+    """
+    check_parameter_names(cls, params, path)
+    named, _ = accepted_parameters(cls)
+    hints = _annotations(cls, named)
+    for name, value in params.items():
+        # Foreign annotations lie (`x: int = None`): a value of the default's type is right too.
+        as_default = name in named and type(value) is type(named[name].default)
+        if name in hints and not as_default and admits(hints[name], value) is False:
+            raise ConfigError(
+                "CONFIG-VALUE",
+                f"{path}.{name} is {reprlib.repr(value)} ({type(value).__name__}): "
+                f"expected {inspect.formatannotation(hints[name])}",
+            )
+        for nested_path, nested in _nested_nodes(value, f"{path}.{name}"):
+            validate_node(nested, nested_path)
+
+
+def _annotations(cls: type, parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
+    """Return the annotations of constructor parameters, as far as they can be resolved."""
+    scope = ChainMap(*(vars(sys.modules[c.__module__]) for c in cls.__mro__))
+    hints: dict[str, Any] = {}
+    for name, parameter in parameters.items():
+        if parameter.annotation is not parameter.empty:
+            holder = types.SimpleNamespace(__annotations__={name: parameter.annotation})
+            # A foreign class may annotate with names that only its type checker imports.
+            with suppress(Exception):
+                hints |= typing.get_type_hints(holder, {}, scope)
+    return hints
+
+
+def _nested_nodes(value: Any, path: str) -> list[tuple[str, Mapping]]:
+    if isinstance(value, Mapping):
+        if "target" in value:
+            return [(path, value)]
+        return [n for key, v in value.items() for n in _nested_nodes(v, f"{path}.{key}")]
+    if isinstance(value, list):
+        return [n for i, v in enumerate(value) for n in _nested_nodes(v, f"{path}[{i}]")]
+    return []
+
+
+def admits(hint: Any, value: Any) -> bool | None:
+    """Return whether an annotation admits a YAML value; None if YAML cannot write such a thing."""
+    origin, arguments = typing.get_origin(hint) or hint, typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        answers = [admits(alternative, value) for alternative in arguments]
+        return True if True in answers else (False if False in answers else None)
+    if origin is typing.Literal:
+        return type(value) in {type(a) for a in arguments}
+    if origin is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if origin is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if origin in (bool, str, types.NoneType):
+        return isinstance(value, origin)
+    if origin in (Any, object) or not isinstance(origin, type):
+        return True
+    if issubclass(origin, Path):
+        return isinstance(value, str)
+    if issubclass(origin, Sequence) or issubclass(list, origin):
+        return isinstance(value, list) and _admits_elements(arguments, value)
+    return isinstance(value, Mapping) if issubclass(dict, origin) else None
+
+
+def _admits_elements(hints: Sequence[Any], values: list[Any]) -> bool:
+    hints = [hint for hint in hints if hint is not Ellipsis] or [Any]
+    return all(any(admits(hint, value) is not False for hint in hints) for value in values)
