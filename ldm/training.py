@@ -173,12 +173,8 @@ def run_training(
             "OUT-EXISTS",
             f"{folder} holds a run: continue it with --resume {folder}, or choose another name=",
         )
-    data = instantiate_from_config(config["data"], where="data")
-    data.progress = progress
-    data.setup("fit")
+    data = _data(config, progress, say if is_main else None)
     known = _known_patients(data) if is_main else {}
-    if is_main and say:
-        say(data.found)
     before = inherited(config["model"]) | (read_seen(run_folder(start)) if start else {})
     before |= read_seen(folder)  # a resumed run has no teacher any more
     torch.manual_seed(config.get("seed", 0))  # the first weights
@@ -192,8 +188,8 @@ def run_training(
         _load_weights(model, start)
     config = _portable(config, model, data)
     trainer, stop = build_trainer(config, folder, data, progress is not silent)
-    own = {"inputs": [data.root, *stored_files(data.subjects.values())], "writes": RUN_FILES}
-    own["adopt"] = checkpoint is not None
+    inputs = [data.root, *stored_files(data.subjects.values())]
+    own = {"inputs": inputs, "writes": RUN_FILES, "adopt": checkpoint is not None}
     with _quiet_lightning(), claim(folder, "train", **own) if is_main else nullcontext():
         if is_main:
             permit(folder / "tensorboard" / "events", replace=False)  # that is no link
@@ -205,8 +201,20 @@ def run_training(
         trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         if is_main:
             _write_cost(folder, trainer, data, meter, checkpoint is not None, not stop.received)
-    next_command = model.next_command.format(run=folder)
-    return TrainedRun(folder, trainer.global_step, stop.received, next_command)
+    following = model.next_command.format(run=folder)
+    return TrainedRun(folder, trainer.global_step, stop.received, following)
+
+
+def _data(
+    config: Mapping[str, Any], progress: Progress, say: Callable[[str], None] | None
+) -> ContrastDataModule:
+    """Return the data of a configuration with its subjects found, split and decoded."""
+    data: ContrastDataModule = instantiate_from_config(config["data"], where="data")
+    data.progress = progress
+    data.setup("fit")
+    if say:
+        say(data.found)
+    return data
 
 
 def _load_weights(model: Any, start: Path) -> None:

@@ -621,7 +621,7 @@ def test_an_anchor_that_cannot_be_is_refused(tmp_path):
 )
 def test_the_learning_rate_follows_the_length_of_the_run(schedule, middle):
     """Linear warm-up of 10 steps, then down to a tenth at step 110, and no further."""
-    model = plain(probe(), rate_schedule=schedule, warmup_steps=10, decay_steps=110, final_rate=0.1)
+    model = plain(probe(), rate_schedule=schedule, warmup_steps=10, decay_steps=110, decay_to=0.1)
     rates = [model.rate_factor(step) for step in (0, 10, 60, 110, 500)]
     end = 1.0 if schedule == "constant" else 0.1
     assert rates == pytest.approx([0.1, 1.0, middle, end, end])

@@ -205,7 +205,7 @@ def test_attention_maps_have_the_size_of_the_image():
 
 
 def test_learning_rate_rises_then_falls_along_a_cosine():
-    model = segmenter(warmup_steps=10, decay_steps=110, final_rate=0.1)
+    model = segmenter(warmup_steps=10, decay_steps=110, decay_to=0.1)
     rates = [model.rate_factor(step) for step in range(130)]
     assert rates[0] == pytest.approx(0.1) and max(rates) == rates[10] == 1.0
     assert rates[60] == pytest.approx(0.55)  # the middle of the cosine

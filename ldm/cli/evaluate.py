@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--target",
         metavar="CONTRAST",
-        help="that was synthesised (default: what the sidecars state, else that of configs/base.yaml)",
+        help="that was synthesised (default: as the sidecars state, else as in configs/base.yaml)",
     )
     parser.add_argument("--subjects", nargs="+", metavar="ID", help="only these")
     parser.add_argument(

@@ -36,9 +36,9 @@ class RunModule(pl.LightningModule):
         optimizer_config: ``target`` / ``params`` of a torch optimizer; None: :data:`ADAMW`.
         warmup_steps: steps over which the learning rate rises linearly.
         rate_schedule: how it falls then: ``constant`` (not at all), ``cosine`` or ``polynomial``.
-        decay_steps: step at which it has fallen to ``final_rate`` of its height, the length of the
+        decay_steps: step at which it has fallen to ``decay_to`` of its height, the length of the
             run; None, or -1 as of a run without an end: it does not fall.
-        final_rate: see ``decay_steps``.
+        decay_to: see ``decay_steps``.
         seed: seed of the training noise.
 
     Attributes:
@@ -53,13 +53,13 @@ class RunModule(pl.LightningModule):
         warmup_steps: int = 100,
         rate_schedule: str = "constant",
         decay_steps: int | None = None,
-        final_rate: float = 0.01,
+        decay_to: float = 0.01,
         seed: int = 0,
     ) -> None:
         super().__init__()
         one_of("model.params.rate_schedule", rate_schedule, RATE_SCHEDULES)
         self.rate_schedule, self.decay_steps = RATE_SCHEDULES[rate_schedule], decay_steps
-        self.final_rate = final_rate
+        self.decay_to = decay_to
         self.optimizer_config = optimizer_config or ADAMW
         self.warmup_steps, self.seed = warmup_steps, seed
 
@@ -130,7 +130,7 @@ class RunModule(pl.LightningModule):
             return warm
         span = max(1, self.decay_steps - self.warmup_steps)
         progress = min(1.0, max(0.0, (step - self.warmup_steps) / span))
-        return warm * (self.final_rate + (1 - self.final_rate) * self.rate_schedule(progress))
+        return warm * (self.decay_to + (1 - self.decay_to) * self.rate_schedule(progress))
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Return the optimizer, with its schedule counted in steps."""
