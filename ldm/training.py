@@ -7,16 +7,16 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import RichProgressBar, Timer, TQDMProgressBar
 from pytorch_lightning.loggers import TensorBoardLogger
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from ldm.binding import decisive, require_resumable
 from ldm.callbacks.metrics_file import MetricsFile, read_curves
@@ -175,7 +175,7 @@ def run_training(
         )
     data = _data(config, progress, say if is_main else None)
     known = _known_patients(data) if is_main else {}
-    before = inherited(config["model"]) | (read_seen(run_folder(start)) if start else {})
+    before = {**inherited(config["model"]), **(read_seen(run_folder(start)) if start else {})}
     before |= read_seen(folder)  # a resumed run has no teacher any more
     torch.manual_seed(config.get("seed", 0))  # the first weights
     model = build_model(config)
@@ -188,9 +188,8 @@ def run_training(
         _load_weights(model, start)
     config = _portable(config, model, data)
     trainer, stop = build_trainer(config, folder, data, progress is not silent)
-    inputs = [data.root, *stored_files(data.subjects.values())]
-    own = {"inputs": inputs, "writes": RUN_FILES, "adopt": checkpoint is not None}
-    with _quiet_lightning(), claim(folder, "train", **own) if is_main else nullcontext():
+    owned = _claimed(folder, data, checkpoint is not None) if is_main else nullcontext()
+    with _quiet_lightning(), owned:
         if is_main:
             permit(folder / "tensorboard" / "events", replace=False)  # that is no link
             save_config(config, folder / CONFIG_FILE)
@@ -215,6 +214,14 @@ def _data(
     if say:
         say(data.found)
     return data
+
+
+def _claimed(
+    folder: Path, data: ContrastDataModule, is_resumed: bool
+) -> AbstractContextManager[Any]:
+    """Return the claim of a training on its run folder; what it reads is never written."""
+    inputs = [Path(data.root or ""), *stored_files(data.subjects.values())]
+    return claim(folder, "train", inputs=inputs, writes=RUN_FILES, adopt=is_resumed)
 
 
 def _load_weights(model: Any, start: Path) -> None:

@@ -43,9 +43,17 @@ Made = TypeVar("Made")
 class Bounded(Protocol):
     """What of a protocol decides the intensities that become 0 and 1."""
 
-    percentiles: tuple[float, float]
-    bounds_in: str
-    from_zero: bool
+    @property
+    def percentiles(self) -> tuple[float, float]:
+        """Intensities that become 0 and 1."""
+
+    @property
+    def bounds_in(self) -> str:
+        """Where they are taken."""
+
+    @property
+    def from_zero(self) -> bool:
+        """The lower one is never below 0."""
 
     def bounds(self, volume: ArrayLike, brain: ArrayLike) -> tuple[float, float]:
         """Return them for a volume."""

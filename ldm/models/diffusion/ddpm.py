@@ -72,7 +72,7 @@ class LatentDiffusion(RunModule):
         conditioning_key: str = "concat",
         cond_stage_config: Config | None = None,
         loss_config: Mapping[str, Config | None] | None = None,
-        sparsity: float = 0.1,
+        sparsity: float = 0.0,
         voxel_weight_config: Config | None = None,
         timesteps_config: Config = UNIFORM,
         drop_all: float = 0.0,

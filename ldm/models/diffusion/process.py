@@ -90,7 +90,7 @@ class GaussianProcess:
         parameterization: str = "x0",
         variance: str = "fixed_small",
         objective: str = "rescaled_mse",
-        loss_type: str = "l1",
+        loss_type: str = "l2",
         loss_weight: str | None = None,
         mean_share: float = 0.0,
     ) -> None:
