@@ -47,11 +47,13 @@ _NAMES = {
     "out_ch ch ch_mult disc_channels",
     NOT_NEGATIVE: "sparsity temperature warmup_steps weight_decay neighbours num_workers weight "
     "content_style style_anatomy_lesion kl_weight perceptual_weight disc_start disc_weight degree "
-    "num_classes middle_depth num_downsamplings supervision fold limit_val_batches "
+    "num_classes middle_depth num_downsamplings supervision fold abnormal enhancing "
+    "limit_val_batches "
     "limit_train_batches",
-    SHARE: "min_brain condition_dropout drop_all dropout mean_share visited",
-    INSIDE: "linear_start linear_end",
-    Range(0, 1, below=True): "decay betas",
+    SHARE: "min_brain condition_dropout drop_all dropout mean_share visited decay_to "
+    "abnormal_share",
+    INSIDE: "linear_start linear_end half_life",
+    Range(0, 1, below=True): "decay betas asymmetry",
     Range(2): "timesteps folds",
     Range(0, 100): "low high",
     Range(0, 2**63 - 1): "seed",

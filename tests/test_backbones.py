@@ -21,7 +21,7 @@ from ldm.config import config_root, load_config, merge_config
 from ldm.errors import ConfigError
 from ldm.models.diffusion.noise import KeyedNoise
 from ldm.study import build_model
-from ldm.util import accepted_parameters, instantiate_from_config, resolve_target, targets_in
+from ldm.util import accepted_parameters, resolve_target, targets_in
 
 FOLDER = config_root() / "backbone"
 TINY = sorted(path.stem for path in FOLDER.glob("*_tiny.yaml"))
@@ -190,12 +190,12 @@ def knows_volumes(name):
 def test_volumes(name):
     """Three numbers are all it takes to train on patches, of any size, and to sample a volume."""
     size = (6, 16, 20)
-    config = configuration(name, size, "configs/volume.yaml")["model"]
+    config = configuration(name, size, "configs/volume.yaml")
     if not knows_volumes(name):
         with pytest.raises(ConfigError, match=r"CONFIG-SHAPE: .*takes slices only"):
-            instantiate_from_config(config, where="model")
+            build_model(config)
         return
-    model = instantiate_from_config(config, where="model")
+    model = build_model(config)
     batch = {
         "condition": parity.normal("condition", (2, 3, *size)).clamp(-1, 1),
         "target": parity.normal("target", (2, 1, *size)).clamp(-1, 1),

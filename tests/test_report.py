@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ldm.claims import LOCK, claim
 from ldm.errors import OutputError
 from ldm.evaluation.protocol import DEFAULT
 from ldm.plots.figures import loss_figure, scatter_figure, strip_figure
@@ -155,17 +156,18 @@ def test_empty_parts_leave_no_empty_frames():
 
 def test_writing_is_atomic(tmp_path, monkeypatch):
     path = tmp_path / "out" / "report.html"
-    write_report(Report("First", "lead"), path)
-    assert "First" in path.read_text(encoding="utf-8")
 
     def disk_full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("ldm.storage.os.replace", disk_full)
-    with pytest.raises(OutputError, match="No space left"):
-        write_report(Report("Second", "lead"), path)
+    with claim(path.parent, "evaluate"):
+        write_report(Report("First", "lead"), path)
+        assert "First" in path.read_text(encoding="utf-8")
+        monkeypatch.setattr("ldm.storage.os.replace", disk_full)
+        with pytest.raises(OutputError, match="No space left"):
+            write_report(Report("Second", "lead"), path)
     assert "First" in path.read_text(encoding="utf-8")
-    assert [file.name for file in path.parent.iterdir()] == ["report.html"]
+    assert {file.name for file in path.parent.iterdir()} == {"report.html", LOCK}
 
 
 @pytest.mark.parametrize(

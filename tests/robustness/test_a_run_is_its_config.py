@@ -67,7 +67,7 @@ def test_tr_12_what_a_resumed_run_takes_is_applied(dsdiff, run):
 EDITS = {
     "parameterization": ("parameterization: x0", "parameterization: eps"),
     "gain": (r"gain: 5\.0", "gain: 1.0"),
-    "subtract": ("subtract: t1$", "subtract: null"),
+    "subtract": ("subtract: auto$", "subtract: null"),
     "axis": ("axis: axial", "axis: sagittal"),
     "order of the contrasts": (r"^    - t1\n    - t2$", "    - t2\n    - t1"),
     "normaliser": ("RobustNormaliser", "PercentileNormaliser"),
