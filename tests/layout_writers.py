@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 
 CONTRASTS = ("t1", "t1ce", "t2", "flair")
+OEDEMA_FIRST = {2: 1, 1: 2, 4: 3}  # as nnU-Net and the Decathlon number what BraTS calls 1, 2 and 4
 
 
 @dataclass(frozen=True)
@@ -19,10 +20,12 @@ class Head:
     volumes: dict[str, np.ndarray]  # t1, t1ce, t2, flair, seg; whole numbers
     affine: np.ndarray
 
-    def save(self, path: Path, *names: str) -> None:
-        """Write one volume, or several as a 4-D file."""
+    def save(self, path: Path, *names: str, labels: Mapping[int, int] | None = None) -> None:
+        """Write one volume, or several as a 4-D file; ``labels`` are renumbered."""
         path.parent.mkdir(parents=True, exist_ok=True)
         stack = [self.volumes[name] for name in names]
+        if labels:
+            stack = [np.vectorize(lambda value: labels.get(value, value))(v) for v in stack]
         array = stack[0] if len(stack) == 1 else np.stack(stack, axis=-1)
         nib.save(nib.Nifti1Image(array.astype(np.int16), self.affine), path)
 
@@ -34,9 +37,10 @@ def write_brats2021(root: Path, head: Head) -> str:
 
 
 def write_brats2023(root: Path, head: Head) -> str:
-    names = {"t1": "t1n", "t1ce": "t1c", "t2": "t2w", "flair": "t2f", "seg": "seg"}
+    names = {"t1": "t1n", "t1ce": "t1c", "t2": "t2w", "flair": "t2f"}
     for name, ending in names.items():
         head.save(root / "p-1" / f"p-1-{ending}.nii.gz", name)
+    head.save(root / "p-1/p-1-seg.nii.gz", "seg", labels={4: 3})
     return "p-1"
 
 
@@ -59,15 +63,16 @@ def write_bids(root: Path, head: Head) -> str:
 def write_nnunet(root: Path, head: Head) -> str:
     for number, name in enumerate(CONTRASTS):
         head.save(root / f"imagesTr/p_01_{number:04}.nii.gz", name)
-    head.save(root / "labelsTr/p_01.nii.gz", "seg")
+    head.save(root / "labelsTr/p_01.nii.gz", "seg", labels=OEDEMA_FIRST)
     names = {str(n): name for n, name in enumerate(("T1", "T1-Gd", "T2w", "FLAIR"))}
-    (root / "dataset.json").write_text(json.dumps({"channel_names": names, "labels": {}}))
+    labels = {"background": 0, "whole tumor": [1, 2, 3], "tumor core": [2, 3], "enhancing tumor": 3}
+    (root / "dataset.json").write_text(json.dumps({"channel_names": names, "labels": labels}))
     return "p_01"
 
 
 def write_decathlon(root: Path, head: Head) -> str:
     head.save(root / "imagesTr/BRATS_001.nii.gz", "flair", "t1", "t1ce", "t2")
-    head.save(root / "labelsTr/BRATS_001.nii.gz", "seg")
+    head.save(root / "labelsTr/BRATS_001.nii.gz", "seg", labels=OEDEMA_FIRST)
     names = {"0": "FLAIR", "1": "T1w", "2": "t1gd", "3": "T2w"}
     (root / "dataset.json").write_text(json.dumps({"modality": names}))
     return "BRATS_001"
