@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import reprlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ldm.errors import CheckpointError
@@ -18,8 +18,10 @@ from ldm.util import current_path
 # is known by the digests in subjects.json
 PLACES = ("root", "layout", "cache", "num_workers", "val_slices")
 PATIENTS = ("train", "val", "test", "fold", "folds")
+DURATION = "decay_steps"  # of model.params: as long as the run, which may be made longer
 # what a resumed run takes: how long, on what, and what it shows and saves
-RESUMABLE = ("name", "lightning.trainer", *(f"data.params.{name}" for name in PLACES))
+RESUMABLE = ("name", "lightning.trainer", f"model.params.{DURATION}")
+RESUMABLE += tuple(f"data.params.{name}" for name in PLACES)
 SHOWS = ("gradient_norms", "timestep_losses", "checkpoint", "samples", "features", "curve")
 RESUMABLE += tuple(f"lightning.callbacks.{name}" for name in SHOWS)
 # of lightning.trainer, what decides the steps themselves
@@ -35,10 +37,16 @@ def decisive(config: Mapping[str, Any]) -> Decisive:
     Args:
         config: resolved, with a ``model`` and a ``data`` section.
     """
-    data, params = dict(config["data"]), dict(config["data"].get("params") or {})
-    left_out = (*PLACES, *PATIENTS)
-    data["params"] = {name: value for name, value in params.items() if name not in left_out}
-    return json.loads(json.dumps({"model": config["model"], "data": data}))
+    left_out = {"model": (DURATION,), "data": (*PLACES, *PATIENTS)}
+    bound = {
+        section: {**config[section], "params": _without(config[section].get("params"), names)}
+        for section, names in left_out.items()
+    }
+    return json.loads(json.dumps(bound))
+
+
+def _without(params: Mapping[str, Any] | None, names: Sequence[str]) -> dict[str, Any]:
+    return {name: value for name, value in (params or {}).items() if name not in names}
 
 
 def require_bound(kept: Decisive | None, now: Decisive, source: str) -> None:

@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="default: %(default)s",
     )
     parser.add_argument("--subjects", type=int, default=30, help="patients (default: %(default)s)")
-    parser.add_argument("--size", type=int, default=64, help="voxels across (default: %(default)s)")
+    parser.add_argument("--size", type=int, default=96, help="voxels across (default: %(default)s)")
     parser.add_argument(
         "config", nargs="*", metavar="KEY=VALUE", help="overrides of configs/demo.yaml"
     )
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     if not patients.is_dir():
         print(f"1. {args.subjects} synthetic patients: {patients}")
         write_phantoms(patients, args.subjects, size=args.size)
-    print("2. A small diffusion model, and the same network as one-step regression")
+    print("2. A small diffusion model, its mean and a sample, and one-step regression")
     overrides = [f"data.params.root={patients}", f"data.params.test=[{','.join(HELD_OUT)}]"]
     told = ("configs/demo.yaml", [*overrides, *args.config], args.output / "benchmark")
     code = run_all(Benchmark(*told, command=f"dsdiff demo --output {args.output}", **SHOWN))

@@ -28,6 +28,9 @@ from ldm.phantom import write_phantoms
 OWN = "data.params.contrasts={swan: [SWAN_min], phase: [pha, PHA]}"
 
 
+SPARSE = "model.params.sparsity=0.1"  # which only a subtraction image is
+
+
 @dataclass(frozen=True)
 class Chain:
     """A study, what is subtracted from its target, and what it needs on the command line."""
@@ -74,7 +77,7 @@ def chain(request):
 def run(chain, five, train, tmp_path_factory):
     """A run of two steps on Phantom_0001 and 2, validated on 3."""
     folder = tmp_path_factory.mktemp("runs") / "run"
-    more = [f"data.params.root={five}", "lightning.trainer.max_steps=2"]
+    more = [f"data.params.root={five}", "lightning.trainer.max_steps=2", SPARSE]
     assert train(folder, *more, *chain.overrides) == 0
     return folder
 

@@ -33,7 +33,7 @@ def test_the_model_is_that_of_the_best_validation(tmp_path, train, weights):
 
 
 def test_training_ends_where_nothing_gets_better(tmp_path, train):
-    run, still = tmp_path / "run", RATE + "0.0"
+    run, still = tmp_path / "run", RATE + "1e-30"
     patience = "lightning.callbacks.checkpoint.params.patience=2"
     assert train(run, *options(9, BEST + "val/psnr", still, patience)) == 0
     assert json.loads((run / "cost.json").read_text())["steps"] == 3  # the best, and two like it
@@ -46,7 +46,7 @@ def test_what_is_not_logged_is_no_measure(tmp_path, train, capsys):
 
 def test_a_run_starts_with_the_weights_of_another(tmp_path, train, weights, run_folder):
     """Its optimizer is new; whom the first has seen, the second has seen too."""
-    still = options(1, RATE + "0.0", "data.params.train=[Phantom_0002]")
+    still = options(1, RATE + "1e-30", "data.params.train=[Phantom_0002]")
     assert train(tmp_path / "with_yaml", *still, "--from", str(run_folder)) == 0
     assert weights(tmp_path / "with_yaml") == weights(run_folder)
     without = ["train", "--from", str(run_folder), "--output", str(tmp_path / "without")]

@@ -95,6 +95,7 @@ def test_a_resumed_run_keeps_its_scale(sampled, heads):
     for path in (heads[0] / "Head_0").glob("*.nii.gz"):
         image = nib.load(path)
         nib.save(nib.Nifti1Image(np.sqrt(image.get_fdata()), image.affine), path)
-    assert main(["train", "--resume", str(sampled[0]), "lightning.trainer.max_steps=2"]) == 0
+    more = ["lightning.trainer.max_steps=2", "--allow-data-change"]
+    assert main(["train", "--resume", str(sampled[0]), *more]) == 0
     after = read_saved_config(sampled[0] / "config.yaml")
     assert after["data"] == before["data"]

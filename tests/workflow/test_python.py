@@ -88,7 +88,7 @@ def test_the_readme_works_as_written(tmp_path, monkeypatch, run_folder, patients
 def test_volumes_are_those_of_the_command_line(tmp_path, synthesiser, patients, sampled):
     (result,) = synthesiser.volumes(patients, [ID], samples=2, seed=4)
     result.save(tmp_path)
-    names = sorted(path.name for path in tmp_path.iterdir())
+    names = sorted(path.name for path in tmp_path.glob("[!.]*"))
     assert names == [f"{ID}_t1ce.json", f"{ID}_t1ce.nii.gz", f"{ID}_t1ce_std.nii.gz"]
     for name in names:
         assert sha256(tmp_path / name) == sha256(sampled / name)
