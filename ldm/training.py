@@ -146,6 +146,23 @@ def train(
     return run_training(resolved, folder, start=first, say=say, progress=progress)
 
 
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Keep back what Lightning says of no use to the user."""
+    logger = logging.getLogger("pytorch_lightning")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        for text in (".*num_workers.*", ".*No device id.*", ".*treespec.*", ".*litlogger.*"):
+            warnings.filterwarnings("ignore", text)
+        warnings.filterwarnings("ignore", category=UserWarning, module="pytorch_lightning")
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+
+
+@_quiet_lightning()
 def run_training(
     config: Mapping[str, Any],
     folder: Path,
@@ -189,7 +206,7 @@ def run_training(
     config = _portable(config, model, data)
     trainer, stop = build_trainer(config, folder, data, progress is not silent)
     owned = _claimed(folder, data, checkpoint is not None) if is_main else nullcontext()
-    with _quiet_lightning(), owned:
+    with owned:
         if is_main:
             permit(folder / "tensorboard" / "events", replace=False)  # that is no link
             save_config(config, folder / CONFIG_FILE)
@@ -332,19 +349,3 @@ def _write_cost(
             "val_subjects": data.split["val"],
         },
     )
-
-
-@contextmanager
-def _quiet_lightning() -> Iterator[None]:
-    """Keep back what Lightning says of no use to the user."""
-    logger = logging.getLogger("pytorch_lightning")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        for text in (".*num_workers.*", ".*No device id.*", ".*treespec.*", ".*litlogger.*"):
-            warnings.filterwarnings("ignore", text)
-        warnings.filterwarnings("ignore", category=UserWarning, module="pytorch_lightning")
-        try:
-            yield
-        finally:
-            logger.setLevel(level)

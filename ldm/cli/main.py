@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import logging
+import os
 import signal
 import sys
 import threading
@@ -57,6 +58,8 @@ def build_parser(verb: str | None) -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``dsdiff`` with the arguments and return the exit code (see ``ldm.errors``)."""
+    # read when torch is imported: threads that spin while they wait make a busy machine crawl
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with steady_streams():
         return _run(list(sys.argv[1:] if argv is None else argv))
 
