@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from ldm.cli.arguments import NOISES, SAMPLERS, add_model_arguments, add_subject_arguments
+from ldm.cli.arguments import SAMPLERS, add_model_arguments, add_subject_arguments
 from ldm.cli.terminal import report_written, reporter, show_progress
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_volume_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of every verb that samples volumes."""
-    from ldm.inference.request import PRECISIONS
+    from ldm.inference.request import NOISES, PRECISIONS
 
     add_subject_arguments(parser, "synthetic volumes")
     parser.add_argument(
@@ -46,7 +46,7 @@ def add_volume_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise (default: 0)")
     parser.add_argument(
         "--noise",
-        choices=NOISES.split(", "),
+        choices=NOISES,
         default="slice",
         help="independent in every slice (default), smooth along the slices, or one for a patient",
     )

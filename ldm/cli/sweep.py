@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_names,
         default=USUAL,
         metavar="NAME,NAME,...",
-        help=f"any of {SAMPLERS}, or all (default: {','.join(USUAL)})",
+        help=f"all, or {SAMPLERS} (default: {','.join(USUAL)})",
     )
 
 
@@ -49,11 +49,12 @@ def run(args: argparse.Namespace) -> int:
     from ldm.data.layouts import detect_layout, select_subjects
     from ldm.data.layouts.base import stored_files
     from ldm.evaluation.protocol import DEFAULT
-    from ldm.models.diffusion.samplers import get_sampler
+    from ldm.models.diffusion import samplers
 
-    for name in args.sampler:
-        get_sampler(name)
-    wanted = [(name, steps) for name in args.sampler for steps in args.steps]
+    names = list(samplers.SAMPLERS) if args.sampler == ["all"] else args.sampler
+    for name in names:
+        samplers.get_sampler(name)
+    wanted = [(name, steps) for name in names for steps in args.steps]
     contrasts = study_of(args.model, args.trust).contrasts
     layout, found = detect_layout(args.input, args.layout, contrasts)
     ids = args.subjects or held_out(args.model, sorted(found))
@@ -104,4 +105,4 @@ def _numbers(text: str) -> list[int]:
 
 
 def _names(text: str) -> list[str]:
-    return SAMPLERS.split(", ") if text == "all" else list(dict.fromkeys(text.split(",")))
+    return list(dict.fromkeys(text.split(",")))
