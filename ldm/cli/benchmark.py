@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ldm.benchmark.run import Benchmark
 
 SHOWN = {"say": partial(print, flush=True), "progress": show_progress}
-SHORT = ("backbone", "PSNR dB", "Recovery", "AUC tumour", "SSIM", "n", "parameters M", "s a volume")
+SHORT = ("backbone", "PSNR dB", "Recovery", "AUC tumour", "SSIM", "n")
 EPILOG = """\
 rows x spaces x seeds are trainings; each is sampled with every sampler and number of steps: a cell.
 Lists in `seeds` and `sampling` are axes of the grid. Without --plan, --cell or --collect, all cells
