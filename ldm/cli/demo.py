@@ -44,7 +44,8 @@ def run(args: argparse.Namespace) -> int:
     code = run_all(Benchmark(*told, command=f"dsdiff demo --output {args.output}", **SHOWN))
     if code == 0:
         print("\nThe same on your own patients (BraTS-like NIfTI, a folder of subjects):")
-        print("  dsdiff train configs/backbone/unet.yaml configs/objective/enhancing.yaml data.params.root=FOLDER")
+        recipe = "configs/backbone/unet.yaml configs/objective/enhancing.yaml"
+        print(f"  dsdiff train {recipe} data.params.root=FOLDER name=mine")
         print("  dsdiff sample runs/mine --input FOLDER --output predictions")
         print("  dsdiff evaluate --prediction predictions --reference FOLDER")
     return code
