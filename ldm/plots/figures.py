@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX*"  # eight shapes against seven colours: no pair comes twice before 56 points
 STRIP_CELL = 1.7  # inches, width of an image
+WIDEST_TITLE = 24  # letters of 9 points above a cell
 STRIP_BACKGROUND = "#101114"  # dark like a viewing station, in a light and in a dark page
 INK, GRID = "#2b2f36", "#e3e5e8"
 COLOUR_MAPS = {"error": "magma", "spread": "cividis"}  # perceptually uniform, rising in lightness
@@ -161,7 +162,8 @@ def _draw_pane(
     """Draw into ``place`` of the canvas; 0 in a colour map, outside the brain, stays dark."""
     ax = canvas.add_axes(place)
     ax.set_axis_off()
-    ax.set_title(pane.title, color="white", fontsize=9, pad=4, parse_math=False)
+    size = min(9.0, 9.0 * WIDEST_TITLE / max(1, len(pane.title)))  # beside its neighbours
+    ax.set_title(pane.title, color="white", fontsize=size, pad=4, parse_math=False)
     coloured = pane.kind in limits
     image = np.ma.masked_equal(pane.image, 0) if coloured else pane.image
     colours = COLOUR_MAPS[pane.kind] if coloured else "gray"
