@@ -303,6 +303,10 @@ class Study:
         own = self.contrasts.own
         return {"conditions": list(self.conditions)} | ({"contrasts": own} if own else {})
 
+    def channel(self, contrast: str) -> int:
+        """Return the channel of a condition of the slice itself; its neighbours stand around it."""
+        return self.neighbours * len(self.conditions) + self.conditions.index(contrast)
+
     def facts(self) -> dict[str, Any]:
         """Return what a model is told, see :func:`ldm.util.instantiate_from_config`."""
         return {

@@ -46,8 +46,7 @@ class ValidationRecovery(Callback):
         mask = enhancing_tumour(batch)
         if study.native is None or mask is None:
             return
-        place = study.neighbours * len(study.conditions) + study.conditions.index(study.native)
-        native = batch["condition"][:, place : place + 1]
+        native = batch["condition"][:, study.channel(study.native), None]
         pair = (outputs["synthetic"], batch["target"])
         self.sums += torch.stack([(image - native)[mask].double().sum().cpu() for image in pair])
 

@@ -75,14 +75,14 @@ def run(args: argparse.Namespace) -> int:
     from ldm.claims import claim
 
     if not args.output:
-        return evaluate(args)
+        return _evaluate(args)
     folders = [folder for found in named_folders(args.prediction).values() for folder in found]
     writes = ("metrics.csv", "metrics.json", "report.html")
     with claim(args.output, "evaluate", inputs=[args.reference, *folders], writes=writes):
-        return evaluate(args)
+        return _evaluate(args)
 
 
-def evaluate(args: argparse.Namespace) -> int:
+def _evaluate(args: argparse.Namespace) -> int:
     """Evaluate, print the tables, write the files."""
     from rich.console import Console
 
