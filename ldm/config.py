@@ -27,6 +27,7 @@ from ldm.ranges import check_ranges, check_trainer
 from ldm.storage import atomic_path
 from ldm.util import (
     accepted_parameters,
+    current_path,
     get_obj_from_str,
     nearest,
     resolve_target,
@@ -266,6 +267,11 @@ def trusted_targets() -> frozenset[str]:
     """Return the exact set of classes that the shipped YAML files name."""
     files = config_root().rglob("*.yaml")
     return frozenset(target for file in files for target in targets_in(_plain(read_yaml(file))))
+
+
+def foreign_targets(config: Mapping[str, Any]) -> list[str]:
+    """Return the classes of a configuration that a run folder may name only if they are trusted."""
+    return sorted({t for t in targets_in(config) if current_path(t) not in trusted_targets()})
 
 
 def save_config(config: Mapping[str, Any], path: Path) -> None:

@@ -67,13 +67,18 @@ def pick_device(name: str = "auto") -> str:
     return current.type if current else "cpu"
 
 
-def device_name() -> str:
-    """Return the accelerator in words, or the processor."""
-    if torch.cuda.is_available():
+def device_name(kind: str | None = None) -> str:
+    """Return a device in words; by default the accelerator, or where there is none the processor.
+
+    Args:
+        kind: ``cuda``, ``mps``, ``cpu``, ...; None: what ``auto`` means here.
+    """
+    kind = kind or pick_device()
+    if kind == "cuda":
         memory = torch.cuda.get_device_properties(0).total_memory / 2**30
         return f"{torch.cuda.get_device_name(0)} ({memory:.0f} GiB)"
-    if torch.accelerator.is_available():
-        return torch.accelerator.current_accelerator().type
+    if kind != "cpu":
+        return kind
     return f"cpu ({torch.cpu.get_capabilities().get('cpu_name') or platform.processor()})"
 
 

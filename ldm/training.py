@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -15,11 +16,12 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from pytorch_lightning.callbacks import RichProgressBar, Timer, TQDMProgressBar
+from pytorch_lightning.callbacks import Timer
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from ldm.binding import decisive, require_resumable
 from ldm.callbacks.metrics_file import MetricsFile, read_curves
+from ldm.callbacks.progress import TrainingProgress
 from ldm.callbacks.run import StopOnSignal
 from ldm.checkpoint import (
     CHECKPOINTS,
@@ -32,7 +34,7 @@ from ldm.checkpoint import (
     require_same_state,
 )
 from ldm.claims import claim, permit
-from ldm.config import load_config, merge_overrides, save_config
+from ldm.config import foreign_targets, load_config, merge_overrides, save_config
 from ldm.cost.energy import EnergyMeter
 from ldm.cost.network import peak_memory
 from ldm.data.datamodule import ContrastDataModule
@@ -56,6 +58,7 @@ from ldm.study import build_model
 from ldm.util import instantiate_from_config
 
 RUNS = Path("runs")
+HELD_OUT = 3  # patients that the next command names
 RUN_FILES = (CONFIG_FILE, MODEL_FILE, "metrics.csv", "subjects.json", "cost.json", "loss.svg")
 
 
@@ -68,12 +71,14 @@ class TrainedRun:
         steps: optimizer steps that it has had in all.
         stopped_by: number of the signal that ended the training early, or None.
         next_command: what to do with the run on the command line.
+        resume_command: what goes on with it there.
     """
 
     folder: Path
     steps: int
     stopped_by: int | None
     next_command: str
+    resume_command: str
 
     @property
     def model(self) -> Path:
@@ -114,8 +119,8 @@ def train(
             its configuration too.
         trust: classes accepted in that folder beside those that the shipped YAMLs name.
         allow_data_change: go on though the files of the patients, or who they are, changed.
-        say: told which subjects were found.
-        progress: wraps the subjects that are decoded; given, Lightning shows its bar too.
+        say: told one line at a time what is trained, how far it is and what validation found.
+        progress: wraps the subjects that are decoded; given, a terminal shows a bar of the steps.
 
     Raises:
         ConfigError: USAGE, and what is wrong, with its key path. DataError: a subject cannot be
@@ -204,7 +209,9 @@ def run_training(
     if start is not None:
         _load_weights(model, start)
     config = _portable(config, model, data)
-    trainer, stop = build_trainer(config, folder, data, progress is not silent)
+    is_bar = progress is not silent and sys.stdout.isatty()
+    shown = [TrainingProgress(say or _say_nothing, is_bar)] if say or is_bar else []
+    trainer, stop = build_trainer(config, folder, data, shown)
     owned = _claimed(folder, data, checkpoint is not None) if is_main else nullcontext()
     with owned:
         if is_main:
@@ -217,8 +224,24 @@ def run_training(
         trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         if is_main:
             _write_cost(folder, trainer, data, meter, checkpoint is not None, not stop.received)
-    following = model.next_command.format(run=folder)
-    return TrainedRun(folder, trainer.global_step, stop.received, following)
+    trust = "".join(f" --trust {target}" for target in foreign_targets(config))
+    resume = f"dsdiff train --resume {shlex.quote(str(folder))}{trust}"
+    following = _next_command(model, data, folder) + trust
+    return TrainedRun(folder, trainer.global_step, stop.received, following, resume)
+
+
+def _say_nothing(text: str) -> None:
+    """Take a line."""
+
+
+def _next_command(model: Any, data: ContrastDataModule, folder: Path) -> str:
+    """Return what to do with a run, on the patients that its training did not see."""
+    predictions = Path("predictions", folder.name)
+    places = (folder, data.root, predictions)
+    command = model.next_step(*(shlex.quote(str(place)) for place in places))
+    held_out = data.split["test"] or data.split["val"]
+    few = shlex.join(held_out[:HELD_OUT])
+    return f"{command} --subjects {few}" if held_out and "--input" in command else command
 
 
 def _data(
@@ -249,7 +272,10 @@ def _load_weights(model: Any, start: Path) -> None:
 
 
 def build_trainer(
-    config: Mapping[str, Any], folder: Path, data: ContrastDataModule, show: bool = True
+    config: Mapping[str, Any],
+    folder: Path,
+    data: ContrastDataModule,
+    shown: Sequence[pl.Callback] = (),
 ) -> tuple[pl.Trainer, StopOnSignal]:
     """Return the Lightning trainer of a run and the callback that knows why it stopped."""
     lightning = config.get("lightning") or {}
@@ -257,12 +283,11 @@ def build_trainer(
     options["precision"] = resolve_precision(options.get("precision", "auto"))
     _count_in_steps(options, data)
     stop = StopOnSignal()
-    bar = RichProgressBar() if sys.stdout.isatty() else TQDMProgressBar(50)
-    callbacks: list[Any] = [stop, *([bar] if show else [])]
+    callbacks: list[Any] = [stop]
     for name, node in (lightning.get("callbacks") or {}).items():
         if node:
             callbacks.append(instantiate_from_config(node, where=f"lightning.callbacks.{name}"))
-    callbacks.append(Timer(options.pop("max_time", None), verbose=False))
+    callbacks += [Timer(options.pop("max_time", None), verbose=False), *shown]
     tensorboard = TensorBoardLogger(folder, name="", version="tensorboard")
     given = {
         "default_root_dir": folder,
@@ -271,7 +296,7 @@ def build_trainer(
         "plugins": [AtomicCheckpointIO(decisive(config))],
         "check_val_every_n_epoch": None,
         "enable_model_summary": False,
-        "enable_progress_bar": show,
+        "enable_progress_bar": False,
         "num_sanity_val_steps": 0,
         "use_distributed_sampler": False,
         **options,

@@ -40,7 +40,7 @@ MAY = {
     "models": ["modules", "losses"],
     "data": [],
     "phantom": [],
-    "callbacks": ["plots", "models", "data", "evaluation"],
+    "callbacks": ["plots", "models", "data", "evaluation", "inference"],
     "inference": ["data", "models", "modules", "cost", "plots"],
     "evaluation": ["data", "inference", "models", "losses"],
     "report": ["evaluation", "plots", "data"],

@@ -29,6 +29,7 @@ def run(args: argparse.Namespace) -> int:
 
     from ldm.benchmark.run import Benchmark
     from ldm.cli.benchmark import SHOWN, run_all
+    from ldm.cli.terminal import training_command
     from ldm.errors import ConfigError
     from ldm.phantom import write_phantoms
 
@@ -44,8 +45,7 @@ def run(args: argparse.Namespace) -> int:
     code = run_all(Benchmark(*told, command=f"dsdiff demo --output {args.output}", **SHOWN))
     if code == 0:
         print("\nThe same on your own patients (BraTS-like NIfTI, a folder of subjects):")
-        recipe = "configs/backbone/unet.yaml configs/objective/enhancing.yaml"
-        print(f"  dsdiff train {recipe} data.params.root=FOLDER name=mine")
+        print(f"  {training_command('FOLDER')}")
         print("  dsdiff sample runs/mine --input FOLDER --output predictions")
         print("  dsdiff evaluate --prediction predictions --reference FOLDER")
     return code

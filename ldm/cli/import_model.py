@@ -146,9 +146,7 @@ def show_mismatch(report: Any, console: Any) -> None:
 
 def next_command(folder: Path, config: Mapping[str, Any]) -> str:
     """Return the command that samples from the model."""
-    from ldm.config import trusted_targets
-    from ldm.util import targets_in
+    from ldm.config import foreign_targets
 
-    foreign = sorted(set(targets_in(config)) - trusted_targets())
-    trust = "".join(f" --trust {target}" for target in foreign)
+    trust = "".join(f" --trust {target}" for target in foreign_targets(config))
     return f"dsdiff sample {folder} --input FOLDER --output predictions{trust}"

@@ -16,7 +16,7 @@ from typing import Any
 
 from ldm.cli.arguments import add_layout_argument
 from ldm.cli.main import report_error
-from ldm.cli.terminal import show_progress
+from ldm.cli.terminal import show_progress, training_command
 from ldm.errors import (
     ConfigError,
     DataError,
@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
             Console().print(table)
         new = sum(row["state"] != work.before.get(row["id"], {}).get("state") for row in rows)
         print(f"prepared={len(rows)} (new={new}) failed={len(failures)}: {manifest}")
-        print(f"next: dsdiff train configs/backbone/unet.yaml data.params.root={manifest}")
+        print(f"next: {training_command(manifest)}")
     if failures and rows:
         raise PartialError("PARTIAL", f"{len(failures)} of {len(subjects)} subjects failed")
     return failures[0].exit_code if failures else 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,11 +16,28 @@ if TYPE_CHECKING:
     from ldm.progress import Item
 
 
+CPU_STEPS = 1600  # of the smallest U-Net, as many as those of the README
+
+
 def show_progress(items: Iterable[Item], title: str, total: int | None = None) -> Iterable[Item]:
-    """Wrap what is worked through in a progress bar, see :class:`ldm.progress.Progress`."""
+    """Wrap what is worked through in a progress bar, see :class:`ldm.progress.Progress`.
+
+    In a file or a pipe nothing is shown: there a bar is only fragments.
+    """
     from rich.progress import track
 
-    return track(items, title, total, transient=True)
+    return track(items, title, total, transient=True, disable=not sys.stdout.isatty())
+
+
+def training_command(root: str | Path) -> str:
+    """Return a training that suits this machine: on a CPU a small network and an end."""
+    from ldm.environment import pick_device
+
+    small = pick_device() == "cpu"
+    words = [f"configs/backbone/{'unet_tiny' if small else 'unet'}.yaml"]
+    words += ["configs/objective/enhancing.yaml", f"data.params.root={shlex.quote(str(root))}"]
+    words += [f"lightning.trainer.max_steps={CPU_STEPS}"] if small else []
+    return f"dsdiff train {' '.join(words)} name=mine"
 
 
 def reporter(verb: str) -> Callable[[DsdiffError], None]:

@@ -75,7 +75,7 @@ def finish(run: TrainedRun) -> int:
     """Say what came of a training and what to do next; return the exit code."""
     if run.stopped_by:
         print(f"\nStopped after step {run.steps}; nothing is lost. To continue:")
-        print(f"  dsdiff train --resume {run.folder}")
+        print(f"  {run.resume_command}")
         return 128 + run.stopped_by
     print(f"\nTrained {run.steps} steps: {run.folder}")
     print("  pictures: samples/  curves: loss.svg, metrics.csv, tensorboard/")

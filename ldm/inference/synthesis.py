@@ -72,7 +72,7 @@ class Synthesiser:
             raise CheckpointError(
                 "CKPT-MISMATCH",
                 f"{trained.path} holds a {type(model).__name__}, which synthesises nothing: "
-                f"next is {model.next_command.format(run=trained.path)}",
+                f"next is {model.next_step(trained.path)}",
             )
         self.trained, self.model, self.study = trained, model, trained.study
         self.target = target

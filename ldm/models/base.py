@@ -42,7 +42,8 @@ class RunModule(pl.LightningModule):
         seed: seed of the training noise.
 
     Attributes:
-        next_command: what a user types after the training of a run, with ``{run}`` for its folder.
+        next_command: what a user types after the training of a run, with ``{run}`` for its folder,
+            ``{patients}`` for its data and ``{predictions}`` for a new folder.
     """
 
     next_command: str
@@ -62,6 +63,12 @@ class RunModule(pl.LightningModule):
         self.decay_to = decay_to
         self.optimizer_config = optimizer_config or ADAMW
         self.warmup_steps, self.seed = warmup_steps, seed
+
+    def next_step(
+        self, run: Any, patients: Any = "SUBJECTS", predictions: Any = "PREDICTIONS"
+    ) -> str:
+        """Return ``next_command`` for a run folder; what is not known stays a word in capitals."""
+        return self.next_command.format(run=run, patients=patients, predictions=predictions)
 
     def batch_loss(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Return the training loss of a batch by component; ``loss`` is what is minimised."""
@@ -115,11 +122,10 @@ class RunModule(pl.LightningModule):
 
     def log_validation(self, loss: Tensor, images: Tensor, batch: Mapping[str, Any]) -> None:
         """Log the loss, and the quality of images (B, 1, H, W) as the target, inside the brain."""
-        error = (images - batch["target"])[batch["brain"]]
         metrics = {
             "val/loss": loss,
-            "val/psnr": 10 * torch.log10(4 / error.square().mean()),  # the range of [-1, 1] is 2
-            "val/mae": error.abs().mean(),
+            "val/psnr": psnr_in_brain(images, batch),
+            "val/mae": (images - batch["target"])[batch["brain"]].abs().mean(),
         }
         self.log_dict(metrics, prog_bar=True, batch_size=len(images), sync_dist=True)
 
@@ -143,6 +149,12 @@ class RunModule(pl.LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
+
+
+def psnr_in_brain(images: Tensor, batch: Mapping[str, Any]) -> Tensor:
+    """Return the PSNR in dB of images (B, 1, *S) as the target, over the brain of a whole batch."""
+    error = (images - batch["target"])[batch["brain"]]
+    return 10 * torch.log10(4 / error.square().mean())  # the range of [-1, 1] is 2
 
 
 def places(batch: Mapping[str, Any]) -> list[tuple[str, int]]:

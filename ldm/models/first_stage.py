@@ -33,7 +33,7 @@ class FirstStageTraining(RunModule):
     """
 
     next_command = (
-        "dsdiff train configs/backbone/unet.yaml configs/latent.yaml data.params.root=PATIENTS "
+        "dsdiff train configs/backbone/unet.yaml configs/latent.yaml data.params.root={patients} "
         "model.params.first_stage_config.params.path={run}"
     )
 

@@ -53,7 +53,7 @@ class Segmentation(RunModule):
         rate_schedule, **settings: see :class:`RunModule`.
     """
 
-    next_command = "dsdiff segment predict {run} --input SUBJECTS --output PREDICTIONS"
+    next_command = "dsdiff segment predict {run} --input {patients} --output {predictions}"
 
     @shows(RunModule)
     def __init__(

@@ -154,3 +154,22 @@ def test_copied_run_folder_resumes(tmp_path, run_folder):
     copy = tmp_path / "elsewhere"
     shutil.copytree(run_folder, copy)
     assert main(["train", "--resume", str(copy), "lightning.trainer.max_steps=5"]) == 0
+
+
+def test_lines_in_a_pipe_count_to_the_end_of_the_whole_run(tmp_path, train, capsys):
+    """No bar, no number of an epoch; a resumed run counts on, and the printed command runs."""
+    every = "lightning.trainer.val_check_interval=2"
+    assert train(tmp_path / "run", "lightning.trainer.max_steps=2", every) == 0
+    told = capsys.readouterr()
+    assert "patients  2 to train on (" in told.err and "which holds every brain" in told.err
+    assert "step 2/2  val/psnr " in told.err and "(copy T1 " in told.err
+    assert not set("\r━█%|") & set(told.err)
+    resume = ["train", "--resume", str(tmp_path / "run"), "lightning.trainer.max_steps=4"]
+    assert main(resume) == 0
+    told = capsys.readouterr()
+    assert "step 4/4  val/psnr " in told.err and "step 2/2" not in told.err
+    command = told.out.partition("next: ")[2].splitlines()[0]
+    assert "--subjects Phantom_0003" in command
+    words = command.replace("predictions/run", str(tmp_path / "predictions")).split()
+    assert main(words[1:]) == 0
+    assert (tmp_path / "predictions/Phantom_0003_t1ce.nii.gz").is_file()

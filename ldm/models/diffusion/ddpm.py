@@ -58,7 +58,7 @@ class LatentDiffusion(RunModule):
     """
 
     has_reverse_steps = True  # whose variance may be learned
-    next_command = "dsdiff sample {run} --input SUBJECTS --output PREDICTIONS"
+    next_command = "dsdiff sample {run} --input {patients} --output {predictions}"
 
     @shows(GaussianProcess, LatentSpace, Sampling, RunModule)
     def __init__(
