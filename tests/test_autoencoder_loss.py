@@ -7,7 +7,8 @@ import torch
 from torch.distributions import Normal, kl_divergence
 
 from ldm.errors import CheckpointError, ConfigError
-from ldm.losses.autoencoder import AutoencoderLoss, hinge_loss
+from ldm.losses.adversarial import adversarial_terms, hinge_loss
+from ldm.losses.autoencoder import AutoencoderLoss
 from ldm.losses.perceptual import LPIPS, multi_scale_gradient
 from ldm.models.autoencoder import DiagonalGaussian
 
@@ -80,7 +81,7 @@ def test_adversarial_pull_has_its_stated_size_beside_l1():
 def test_pull_raises_the_score_of_the_reconstruction():
     model = loss(disc_weight=1.0, perceptual_weight=0, kl_weight=0)
     real, fake = images(0), images(1)
-    pull, _, _ = model.adversarial(real, fake.requires_grad_())
+    pull, _, _ = adversarial_terms(model.discriminator, real, fake.requires_grad_(), 1.0)
     pull.backward()
     before, after = (model.discriminator(x)[-1].mean() for x in (fake, fake - fake.grad))
     assert after > before
@@ -101,7 +102,7 @@ def test_discriminator_learns_only_from_its_own_loss():
 def test_reconstruction_is_not_moved_by_the_loss_of_the_discriminator():
     model = loss()
     fake = images(1).requires_grad_()
-    _, hinge, _ = model.adversarial(images(0), fake)
+    _, hinge, _ = adversarial_terms(model.discriminator, images(0), fake, 0.1)
     assert torch.autograd.grad(hinge, fake, allow_unused=True) == (None,)
 
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Protocol
 
-import torch
-import torch.nn.functional as F
-from monai.networks.nets import PatchDiscriminator
 from torch import Tensor, nn
 
+from ldm.losses.adversarial import adversarial_terms, patch_discriminator
 from ldm.losses.perceptual import LPIPS, multi_scale_gradient
 
 
@@ -20,15 +18,9 @@ class Posterior(Protocol):
 
 
 class AutoencoderLoss(nn.Module):
-    """L1 + perceptual + KL + adversarial, and the hinge loss of the discriminator, in one sum.
+    """L1 + perceptual + KL + adversarial, and the discriminator's loss, in one sum.
 
-    One sum means one optimizer and one backward pass. The two players do not see each other's
-    gradient: the discriminator is trained on a detached reconstruction, and the reconstruction is
-    pulled along the discriminator's gradient with respect to it, which is computed beforehand.
-
-    That pull has ``disc_weight`` times the size of the gradient of the L1 term (whose norm over N
-    pixels is N^-1/2). Latent diffusion balances gradients too, at the last layer, where it takes
-    two more backward passes (Esser et al. 2021, equation 7).
+    See :func:`ldm.losses.adversarial.adversarial_terms` for the two players.
 
     The adversarial terms add gradients to ``loss`` but nothing to its value, so that its curve
     means the same before and after ``disc_start``.
@@ -39,7 +31,7 @@ class AutoencoderLoss(nn.Module):
         perceptual_weight: weight of the perceptual term; 0: none.
         disc_weight: see above; 0: no discriminator.
         disc_num_layers, disc_in_channels, disc_channels: size of the discriminator (PatchGAN,
-            Isola et al. 2017). Its group norms keep no statistics.
+            Isola et al. 2017).
         lpips_weights, lpips_net: see :class:`ldm.losses.perceptual.LPIPS`; without weights
             :func:`ldm.losses.perceptual.multi_scale_gradient` is the perceptual term.
     """
@@ -62,12 +54,8 @@ class AutoencoderLoss(nn.Module):
         self.perceptual = LPIPS(lpips_weights, lpips_net) if lpips_weights else multi_scale_gradient
         self.discriminator = None
         if disc_weight:
-            self.discriminator = PatchDiscriminator(
-                spatial_dims=2,
-                channels=disc_channels,
-                in_channels=disc_in_channels,
-                num_layers_d=disc_num_layers,
-                norm=("GROUP", {"num_groups": 8}),
+            self.discriminator = patch_discriminator(
+                disc_in_channels, disc_channels, disc_num_layers
             )
 
     @property
@@ -105,7 +93,9 @@ class AutoencoderLoss(nn.Module):
             # every process of a distributed training expects a gradient for every parameter
             idle = sum(p.sum() for p in self.discriminator.parameters()) * 0.0
             return {**losses, "loss": losses["loss"] + idle}
-        pull, hinge, generator = self.adversarial(images, reconstruction.float())
+        pull, hinge, generator = adversarial_terms(
+            self.discriminator, images, reconstruction.float(), self.disc_weight
+        )
         silent = pull + self.disc_weight * hinge  # or it would dominate the clipped gradient
         return {
             **losses,
@@ -113,19 +103,3 @@ class AutoencoderLoss(nn.Module):
             "generator": generator,
             "discriminator": hinge,
         }
-
-    def adversarial(self, images: Tensor, reconstruction: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the term that pulls the reconstruction, the discriminator's loss, and -E[D]."""
-        fake = reconstruction.detach().requires_grad_()
-        score = self.discriminator(fake)[-1].float()
-        (ascent,) = torch.autograd.grad(score.mean(), fake, retain_graph=True)
-        size = self.disc_weight * fake.numel() ** -0.5
-        norm = torch.linalg.vector_norm(ascent).clamp_min(torch.finfo(ascent.dtype).tiny)
-        pull = -(ascent * (size / norm) * reconstruction).sum()
-        hinge = hinge_loss(self.discriminator(images)[-1].float(), score)
-        return pull, hinge, -score.mean().detach()
-
-
-def hinge_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """Return half the mean of max(0, 1 - D(real)) + max(0, 1 + D(fake)) (Lim and Ye 2017)."""
-    return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())

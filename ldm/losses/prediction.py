@@ -92,7 +92,10 @@ class Expectile(nn.Module):
 
 
 def build_losses(
-    loss_config: Mapping[str, Any], sparsity: float, without_features: str | None
+    loss_config: Mapping[str, Any],
+    sparsity: float,
+    without_features: str | None,
+    facts: Mapping[str, Any] | None = None,
 ) -> nn.ModuleDict:
     """Return the further losses of a model by name.
 
@@ -101,12 +104,16 @@ def build_losses(
             at the features of a backbone has the attribute ``needs_features``.
         sparsity: weight of a :class:`Sparsity` besides; 0: none.
         without_features: the class of a backbone that gives no features, None for one that does.
+        facts: ``channels`` and ``size`` of x_0 and the number of condition ``images``, for a loss
+            that asks for them.
 
     Raises:
         ConfigError: CONFIG-VALUE for a loss of features that the backbone does not give.
     """
     losses = {
-        name: instantiate_from_config(node, where=f"model.params.loss_config.{name}")
+        name: instantiate_from_config(
+            node, where=f"model.params.loss_config.{name}", interface=facts
+        )
         for name, node in loss_config.items()
         if node
     }

@@ -115,6 +115,7 @@ class LatentDiffusion(RunModule):
             loss_config or {},
             0.0 if self.space.has_no_native else sparsity,
             None if self.model.gives_features else type(self.model.diffusion_model).__name__,
+            {"channels": channels, "size": size, "images": self.images},
         )
         self.voxel_weights = VoxelWeights(voxel_weight_config, self.conditions, neighbours)
         self.drop_all = drop_all
