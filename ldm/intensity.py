@@ -7,6 +7,7 @@ The default normaliser maps healthy tissue by its median and inter-quartile rang
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,11 @@ LOWER, UPPER = -4.0, 8.0
 BACKGROUND = -1.0
 ABNORMAL_IN = ("flair", "t2")  # contrasts in which abnormal tissue is bright, the clearest first
 HIGH, MOST = 1.0, 3.0  # z from which an image counts as bright, and how much of it counts
+
+
+def clearest(contrasts: Sequence[str]) -> str | None:
+    """Return the contrast that shows best what is abnormal; None: none does."""
+    return next((name for name in ABNORMAL_IN if name in contrasts), None)
 
 
 def standard_units(images: Tensor) -> Tensor:
@@ -36,6 +42,11 @@ def blur(images: Tensor, width: float) -> Tensor:
     return images
 
 
+def bright(images: Tensor) -> Tensor:
+    """Return how much z of images in [-1, 1] is above HIGH, up to MOST."""
+    return (standard_units(images) - HIGH).clamp(0, MOST)
+
+
 def abnormality(images: Tensor, brain: Tensor, width: float) -> Tensor:
     """Return how bright the surroundings of each voxel are, (B, 1, *S), from 0; 0 outside brain.
 
@@ -47,6 +58,6 @@ def abnormality(images: Tensor, brain: Tensor, width: float) -> Tensor:
         images: (B, 1, *S) in [-1, 1].
         brain: (B, 1, *S) bool.
     """
-    excess = (standard_units(images) - HIGH).clamp(0, MOST) * brain
+    excess = bright(images) * brain
     inside = blur(brain.to(images.dtype), width).clamp(min=1e-3)
     return blur(excess, width) / inside * brain

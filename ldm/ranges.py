@@ -44,7 +44,7 @@ _NAMES = {
     "depth num_heads middle_heads width embed_dim stem_channels channels block_out_channels "
     "decoder_channels layers_per_block attention_head_dim size_divisor log_every_n_steps num_nodes "
     "accumulate_grad_batches norm_num_groups transformer_depth z_channels resolution in_channels "
-    "out_ch ch ch_mult disc_channels",
+    "out_ch ch ch_mult disc_channels disc_num_layers",
     NOT_NEGATIVE: "sparsity temperature warmup_steps weight_decay neighbours num_workers weight "
     "content_style style_anatomy_lesion kl_weight perceptual_weight disc_start disc_weight degree "
     "num_classes middle_depth num_downsamplings supervision fold abnormal enhancing "

@@ -83,8 +83,22 @@ def test_without_flair_t2_says_what_is_abnormal_and_without_both_nothing_does():
     data = phantom()
     data["condition"] = data["condition"][:, [0, 2]]  # what was FLAIR is called T2
     assert EnhancementWeights(("t1", "t2"))(data).max() > 3
-    with pytest.raises(ConfigError, match="needs one of flair, t2 and t1 among the conditions"):
-        EnhancementWeights(("t1", "dwi"))
+    assert (EnhancementWeights(("t1", "dwi"))(data) == 1).all()
+
+
+def test_voxels_weigh_alike_where_the_target_enhances_no_condition():
+    data = phantom()
+    assert (EnhancementWeights(("t1", "t2", "flair"), target="t2")(data) == 1).all()
+    assert (EnhancementWeights(("t2", "flair"), target="t1ce")(data) == 1).all()
+    with pytest.raises(ConfigError, match="params.source is 't1': give one of t2, flair"):
+        EnhancementWeights(("t2", "flair"), source="t1")
+
+
+def test_width_follows_the_image_so_that_it_is_the_same_in_millimetres():
+    widths = [
+        EnhancementWeights(("t1", "flair"), image_size=s).width for s in ((96, 80), (192, 160))
+    ]
+    assert widths == [2.0, 4.0]
 
 
 @pytest.mark.parametrize("cls", [LatentDiffusion, OneStepRegression])

@@ -35,7 +35,7 @@ def training_command(root: str | Path) -> str:
 
     small = pick_device() == "cpu"
     words = [f"configs/backbone/{'unet_tiny' if small else 'unet'}.yaml"]
-    words += ["configs/objective/enhancing.yaml", f"data.params.root={shlex.quote(str(root))}"]
+    words += [f"data.params.root={shlex.quote(str(root))}"]
     words += [f"lightning.trainer.max_steps={CPU_STEPS}"] if small else []
     return f"dsdiff train {' '.join(words)} name=mine"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,10 +21,12 @@ from ldm.data.prepare import Preparation, load_subject
 from ldm.data.slices import Drawing, EndlessShuffle, PatchDataset, SliceDataset, abnormality_of
 from ldm.data.split import split_subjects
 from ldm.errors import ConfigError, DataError
-from ldm.intensity import ABNORMAL_IN
+from ldm.intensity import ABNORMAL_IN, clearest
 from ldm.progress import Progress, silent
 from ldm.study import BATCH_SIZE, Study
 from ldm.util import evenly_spread, instantiate_from_config, shows, taken
+
+log = logging.getLogger(__name__)
 
 
 class ContrastDataModule(pl.LightningDataModule):
@@ -178,13 +181,13 @@ class ContrastDataModule(pl.LightningDataModule):
         """Return how abnormal each training example is, and the share that is drawn by it."""
         if not self.abnormal_share:
             return None, 0.0
-        guide = next((name for name in ABNORMAL_IN if name in self.conditions), None)
+        guide = clearest(self.conditions)
         if guide is None:
-            raise ConfigError(
-                "CONFIG-VALUE",
-                f"data.params.abnormal_share is {self.abnormal_share}, but no condition shows what "
-                f"is abnormal ({' or '.join(ABNORMAL_IN)}): give 0",
+            log.warning(
+                "no condition shows what is abnormal (%s): all slices are drawn alike",
+                " or ".join(ABNORMAL_IN),
             )
+            return None, 0.0
         channel = self.neighbours * len(self.conditions) + self.conditions.index(guide)
         return abnormality_of(self.train_slices, channel), self.abnormal_share
 

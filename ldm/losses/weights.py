@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm.errors import ConfigError
-from ldm.intensity import ABNORMAL_IN, abnormality, standard_units
+from ldm.errors import one_of
+from ldm.intensity import abnormality, clearest, standard_units
+from ldm.study import Study, native_of
 from ldm.util import instantiate_from_config
 
 MOST_ABNORMAL, MOST_ENHANCED = 2.0, 4.0
+OF_HEIGHT = 48  # a Gaussian of 4 mm in an image of 192 mm
 
 
 class VoxelWeights(nn.Module):
@@ -20,17 +23,13 @@ class VoxelWeights(nn.Module):
 
     Args:
         config: ``target`` / ``params`` of a module like :class:`EnhancementWeights`, or None.
-        conditions, neighbours: facts for it.
+        **facts: what it may ask for: ``conditions``, ``neighbours``, ``target``, ``image_size``.
     """
 
-    def __init__(
-        self, config: Mapping[str, Any] | None, conditions: Sequence[str], neighbours: int
-    ) -> None:
+    def __init__(self, config: Mapping[str, Any] | None, **facts: Any) -> None:
         super().__init__()
         self.weights: nn.Module | None = config and instantiate_from_config(
-            config,
-            where="model.params.voxel_weight_config",
-            interface={"conditions": conditions, "neighbours": neighbours},
+            config, where="model.params.voxel_weight_config", interface=facts
         )
 
     def forward(self, batch: Mapping[str, Any], size: Sequence[int], means: int) -> Tensor | float:
@@ -52,46 +51,51 @@ class EnhancementWeights(nn.Module):
     image in units of z where the surroundings are abnormal, so that vessels, which enhance in every
     patient and outweigh tumours, do not count; it trades error in the brain for enhancement.
 
+    Where nothing says what is abnormal, or the target is not the enhanced form of a condition, all
+    voxels weigh alike.
+
     Args:
         conditions: input contrasts, in channel order; passed in.
+        target: contrast to synthesise; passed in.
         neighbours: slices on each side that are conditions too; passed in.
+        image_size: of the images, passed in.
         abnormal, enhancing: weights of X and P.
         sampled: weight of P for the items of a batch that learn to be sampled, where they are to
             enhance more than the mean; None: ``enhancing`` for all.
-        width: of the Gaussian of X, in voxels; that of P is 1.5 times as wide.
-        guides: contrasts that show what is abnormal; the first that is a condition is taken.
-        source: contrast that the target is the enhanced form of.
+        width: of the Gaussian of X, in voxels; that of P is 1.5 times as wide. None: a 48th of the
+            height of the images, about 4 mm where they hold a brain.
+        guide: condition that shows what is abnormal; None: the clearest that is there.
+        source: condition that the target is the enhanced form of; None: as its name says.
 
     Raises:
-        ConfigError: CONFIG-VALUE where no condition is a guide, or the source is none.
+        ConfigError: CONFIG-VALUE where ``guide`` or ``source`` is no condition.
     """
 
     def __init__(
         self,
         conditions: Sequence[str],
+        target: str | None = Study.target,
         neighbours: int = 0,
+        image_size: Sequence[int] = (96, 96),
         abnormal: float = 1.0,
         enhancing: float = 2.0,
         sampled: float | None = None,
-        width: float = 2.0,
-        guides: Sequence[str] = ABNORMAL_IN,
-        source: str = "t1",
+        width: float | None = None,
+        guide: str | None = None,
+        source: str | None = None,
     ) -> None:
         super().__init__()
-        guide = next((name for name in guides if name in conditions), None)
+        for name, value in (("guide", guide), ("source", source)):
+            if value is not None:
+                one_of(f"model.params.voxel_weight_config.params.{name}", value, conditions)
+        guide = guide or clearest(conditions)
+        source = source or native_of(target, conditions)
+        self.is_flat = guide is None or source is None
         self.enhancing, self.sampled = enhancing, enhancing if sampled is None else sampled
-        looks_at_target = bool(self.enhancing or self.sampled)
-        if guide is None or (looks_at_target and source not in conditions):
-            raise ConfigError(
-                "CONFIG-VALUE",
-                "model.params.voxel_weight_config needs one of "
-                f"{', '.join(guides)} and {source} among the conditions, which are "
-                f"{', '.join(conditions)}: name others as guides and source, or leave it out",
-            )
         first, places = neighbours * len(conditions), list(conditions)
-        self.guide = first + places.index(guide)
-        self.source = first + places.index(source) if source in places else self.guide
-        self.abnormal, self.width = abnormal, width
+        if not self.is_flat:
+            self.guide, self.source = (first + places.index(name) for name in (guide, source))
+        self.abnormal, self.width = abnormal, width or image_size[-2] / OF_HEIGHT
 
     def forward(self, batch: Mapping[str, Any], means: int = 0) -> Tensor:
         """Return the weights of a batch with ``condition``, ``target`` and ``brain``.
@@ -99,6 +103,8 @@ class EnhancementWeights(nn.Module):
         Args:
             means: how many items at its start learn the mean.
         """
+        if self.is_flat:
+            return torch.ones_like(batch["target"])
         guide, brain = batch["condition"][:, self.guide, None], batch["brain"]
         x = abnormality(guide, brain, self.width).clamp(max=MOST_ABNORMAL)
         weights = 1 + self.abnormal * x

@@ -117,7 +117,13 @@ class LatentDiffusion(RunModule):
             None if self.model.gives_features else type(self.model.diffusion_model).__name__,
             {"channels": channels, "size": size, "images": self.images},
         )
-        self.voxel_weights = VoxelWeights(voxel_weight_config, self.conditions, neighbours)
+        self.voxel_weights = VoxelWeights(
+            voxel_weight_config,
+            conditions=self.conditions,
+            target=target,
+            neighbours=neighbours,
+            image_size=self.image_size,
+        )
         self.drop_all = drop_all
         self.last_fit: tuple[Tensor, Tensor] | None = None
 

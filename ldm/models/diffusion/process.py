@@ -26,6 +26,7 @@ COSINE: Mapping[str, Any] = {
     "target": "ldm.models.diffusion.schedule.NoiseSchedule",
     "params": {"name": "cosine", "timesteps": 1000},
 }
+MEAN_SHARE = 0.25  # of a batch, where nothing else is asked for
 # weights of the error of the output and of the bound's term, given T timesteps
 OBJECTIVES: dict[str, Callable[[int], tuple[float, float]]] = {
     "mse": lambda T: (1.0, 1.0),
@@ -75,13 +76,13 @@ class GaussianProcess:
         loss_weight: its weight over timesteps, ``min_snr``, ``p2`` or ``truncated_snr``; None: all
             outputs alike.
         mean_share: share of each training batch that learns the posterior mean, where sampling at
-            temperature 0 asks for it, see :meth:`at_mean`. 1 is a one-step regression.
+            temperature 0 asks for it, see :meth:`at_mean`. 1 is a one-step regression; ``auto`` is
+            a quarter, and 0 with ``eps``, which in pure noise says next to nothing of x_0.
 
     Raises:
         ConfigError: CONFIG-VALUE for an unknown name; for ``eps`` on a schedule that ends in pure
             noise, from which x_0 does not follow (Lin et al. 2023, section 3.2); for ``hybrid``
-            without a learned variance; for ``eps`` with ``mean_share``, since in pure noise it
-            says next to nothing of x_0.
+            without a learned variance; for ``eps`` with a ``mean_share``.
     """
 
     def __init__(
@@ -92,7 +93,7 @@ class GaussianProcess:
         objective: str = "rescaled_mse",
         loss_type: str = "l2",
         loss_weight: str | None = None,
-        mean_share: float = 0.0,
+        mean_share: float | str = 0.0,
     ) -> None:
         self.schedule: Schedule = (
             schedule_config
@@ -120,15 +121,21 @@ class GaussianProcess:
                 f"model.params.objective is 'hybrid' with variance {variance!r}, which it has "
                 f"nothing to teach; expected variance {' or '.join(LEARNED)}, or objective mse",
             )
-        if not 0 <= mean_share <= 1 or (mean_share and parameterization == "eps"):
+        if mean_share == "auto":
+            mean_share = 0.0 if parameterization == "eps" else MEAN_SHARE
+        if (
+            isinstance(mean_share, str)
+            or not 0 <= mean_share <= 1
+            or (mean_share and parameterization == "eps")
+        ):
             raise ConfigError(
                 "CONFIG-VALUE",
                 f"model.params.mean_share is {mean_share} with parameterization "
-                f"'{parameterization}': give 0 to 1, and above 0 only with x0, v or flow",
+                f"'{parameterization}': give auto, or 0 to 1, and above 0 only with x0, v or flow",
             )
         self.parameterization, self.variance, self.objective = parameterization, variance, objective
         self.error = POINTWISE_LOSSES[loss_type]
-        self.loss_weight, self.mean_share = loss_weight, mean_share
+        self.loss_weight, self.mean_share = loss_weight, float(mean_share)
 
     @property
     def learns_variance(self) -> bool:
