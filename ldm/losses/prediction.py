@@ -104,8 +104,8 @@ def build_losses(
             at the features of a backbone has the attribute ``needs_features``.
         sparsity: weight of a :class:`Sparsity` besides; 0: none.
         without_features: the class of a backbone that gives no features, None for one that does.
-        facts: ``channels`` and ``size`` of x_0 and the number of condition ``images``, for a loss
-            that asks for them.
+        facts: what a loss may ask for: ``channels`` and ``size`` of x_0, the number of condition
+            ``images``, ``conditions``, ``target``, ``neighbours``.
 
     Raises:
         ConfigError: CONFIG-VALUE for a loss of features that the backbone does not give.

@@ -23,7 +23,7 @@ class VoxelWeights(nn.Module):
 
     Args:
         config: ``target`` / ``params`` of a module like :class:`EnhancementWeights`, or None.
-        **facts: what it may ask for: ``conditions``, ``neighbours``, ``target``, ``image_size``.
+        **facts: what it may ask for, as ``conditions``, ``target``, ``neighbours``, ``image_size``.
     """
 
     def __init__(self, config: Mapping[str, Any] | None, **facts: Any) -> None:

@@ -58,6 +58,7 @@ class LatentDiffusion(RunModule):
     """
 
     has_reverse_steps = True  # whose variance may be learned
+    last_fit: tuple[Tensor, Tensor] | None = None
     next_command = "dsdiff sample {run} --input {patients} --output {predictions}"
 
     @shows(GaussianProcess, LatentSpace, Sampling, RunModule)
@@ -111,21 +112,16 @@ class LatentDiffusion(RunModule):
             conditioning_key,
             cond_stage_config,
         )
+        facts = {"channels": channels, "size": size, "images": self.images, "target": target}
+        facts |= {"conditions": self.conditions, "neighbours": neighbours}
         self.losses = build_losses(
             loss_config or {},
             0.0 if self.space.has_no_native else sparsity,
             None if self.model.gives_features else type(self.model.diffusion_model).__name__,
-            {"channels": channels, "size": size, "images": self.images},
+            facts,
         )
-        self.voxel_weights = VoxelWeights(
-            voxel_weight_config,
-            conditions=self.conditions,
-            target=target,
-            neighbours=neighbours,
-            image_size=self.image_size,
-        )
+        self.voxel_weights = VoxelWeights(voxel_weight_config, **facts, image_size=self.image_size)
         self.drop_all = drop_all
-        self.last_fit: tuple[Tensor, Tensor] | None = None
 
     @property
     def network(self) -> nn.Module:
