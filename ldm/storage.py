@@ -15,7 +15,7 @@ import os
 import secrets
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -181,6 +181,16 @@ def remove_folder(folder: Path) -> None:
     with suppress(FileNotFoundError):  # another process was first
         folder.rename(temporary)
     shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_own(paths: Iterable[Path]) -> None:
+    """Remove files that the verb has written; those of others stay."""
+    for path in paths:
+        with suppress(OutputError):
+            owner, name, _ = permit(path, replace=False)
+            path.unlink(missing_ok=True)
+            if owner:
+                owner.record(name, done=False)
 
 
 def flush(path: Path) -> None:

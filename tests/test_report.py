@@ -5,6 +5,8 @@ import csv
 import io
 import json
 import re
+import shutil
+import subprocess
 from dataclasses import replace
 from hashlib import sha256
 from html.parser import HTMLParser
@@ -19,7 +21,7 @@ from ldm.claims import LOCK, claim
 from ldm.errors import OutputError
 from ldm.evaluation.protocol import DEFAULT
 from ldm.plots.figures import loss_figure, scatter_figure, strip_figure
-from ldm.report.page import Figure, Report, Section, render, write_report
+from ldm.report.page import Figure, Report, Section, render, write_all, write_report
 from ldm.report.tables import (
     Number,
     Table,
@@ -232,21 +234,60 @@ def test_the_best_cell_of_each_column_is_marked():
     ]
 
 
+def latex_row(table: Table) -> str:
+    """The first line below the head."""
+    return latex_table(table).partition("\\midrule\n")[2].split("\n")[0]
+
+
 def test_latex_table_pastes_into_a_paper():
-    assert latex_table(scores_table()) == "\n".join(
+    """Text columns stay text; the one of numbers is aligned by siunitx, with its widest number."""
+    assert latex_table(scores_table(), "scores") == "\n".join(
         [
-            r"\begin{tabular}{llr}",
+            r"\begin{table}",
+            r"\centering",
+            r"\sisetup{separate-uncertainty=true, detect-weight=true}",
+            r"\caption{Scores. Bold: the best of a column.}",
+            r"\label{tab:scores}",
+            r"\begin{tabular}{l l S[table-format=1.5(3)]}",
             r"\toprule",
-            r" & PSNR dB $\uparrow$ & NRMSE $\downarrow$ \\",
+            r" & PSNR dB $\uparrow$ & {NRMSE $\downarrow$} \\",
             r"\midrule",
-            r"unet & 25.19 $\pm$ 1.04 & \textbf{0.05 $\pm$ 0.01} \\",
-            r"d\_i\_t & \textbf{27.00 $\pm$ 0.10} & n/a \\",
+            r"unet & 25.19 $\pm$ 1.04 & \bfseries 0.05 +- 0.01 \\",
+            r"d\_i\_t & \textbf{27.00 $\pm$ 0.10} & {--} \\",
             r"vit & FAILED & 0.06000 \\",
             r"\bottomrule",
             r"\end{tabular}",
+            r"\end{table}",
             "",
         ]
     )
+
+
+@pytest.mark.skipif(not shutil.which("pdflatex"), reason="there is no pdflatex")
+def test_latex_compiles(tmp_path):
+    table = Table("50 % & [more]", ["", "n_1"], [["a_b", Number(-1.5, "-1.5 ± 0.2")], ["c", 1234]])
+    paper = [r"\documentclass{article}\usepackage{booktabs,siunitx}\begin{document}"]
+    paper += [latex_table(scores_table()), latex_table(table), r"\end{document}"]
+    (tmp_path / "paper.tex").write_text("\n".join(paper), encoding="utf-8")
+    words = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "paper.tex"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:]
+
+
+def test_tables_and_figures_are_files_of_this_report_only(tmp_path):
+    """What an earlier report wrote is gone, what somebody else wrote stays."""
+    drawn = Figure("Cost of it", scatter_figure([("unet", 1, 2)], "s", "dB"), "caption", "points")
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures/mine.png").write_bytes(PNG)
+    with claim(tmp_path, "evaluate"):
+        write_all(Report("First", "", tables=[scores_table()], figures=[drawn]), tmp_path)
+        written = {p.relative_to(tmp_path).as_posix() for p in tmp_path.glob("*/*")}
+        tables = {f"tables/scores.{kind}" for kind in ("csv", "md", "tex")}
+        figures = {f"figures/{name}" for name in ("cost-of-it.png", "cost-of-it.svg", "mine.png")}
+        assert written == tables | figures
+        assert (tmp_path / "figures/cost-of-it.png").read_bytes().startswith(PNG)
+        write_all(Report("Second", "", figures=[Figure("Raw", PNG, "", "")]), tmp_path)
+    assert {p.name for p in tmp_path.glob("*/*")} == {"raw.png", "mine.png"}
 
 
 @pytest.mark.parametrize(
@@ -266,12 +307,12 @@ def test_latex_table_pastes_into_a_paper():
     ],
 )
 def test_latex_escapes_what_would_be_a_command(text, latex):
-    assert latex_table(Table("", ["a"], [[text]])).split("\n")[4] == rf"{latex} \\"
+    assert latex_row(Table("", ["a"], [[text]])) == rf"{latex} \\"
 
 
 @given(st.text())
 def test_latex_keeps_a_cell_a_cell(text):
-    line = latex_table(Table("", ["a", "b"], [[text, 1]])).split("\n")[4]
+    line = latex_row(Table("", ["a", "b"], [[text, 1]]))
     assert len(re.findall(r"(?<!\\)&", line)) == 1
     assert len(re.findall(r"(?<!\\)[{]", line)) == len(re.findall(r"(?<!\\)[}]", line))
 

@@ -39,7 +39,7 @@ def cell_cost(cell: GridCell) -> RowCost:
         volume_joules=sampling.get("energy_joules"),
         no_joules=run.get("energy_reason") or sampling.get("energy_reason") or "",
         device=run.get("device") or sampling.get("device", "cpu"),
-        precision=f"{run.get('precision', 'n/a')} / {sampling.get('precision', 'n/a')}",
+        precision=f"{run.get('precision', '-')} / {sampling.get('precision', '-')}",
     )
 
 

@@ -18,12 +18,13 @@ from ldm.evaluation.scores import FORMAT, Evaluation, Score
 from ldm.plots.figures import loss_figure, scatter_figure
 from ldm.regions import region_title
 from ldm.report.gallery import Gallery, spread_figure
-from ldm.report.page import Figure, Report, Section, write_report
+from ldm.report.page import Figure, Report, Section, write_all
 from ldm.report.score_tables import (
     BETTER,
     enhances_nothing,
     evaluation_tables,
     mean_cell,
+    paper_table,
     segmentation_tables,
 )
 from ldm.report.tables import Cell, Number, Table, write_table
@@ -107,6 +108,9 @@ class RowCost:
     precision: str = ""
 
 
+NO_NETWORK = RowCost(device="")
+
+
 def mean_cost(seeds: Sequence[RowCost]) -> RowCost:
     """Return the cost of a row: medians of times and work over its seeds, the largest memory."""
 
@@ -172,8 +176,14 @@ class BenchmarkResult:
                 "PARTIAL", f"{len(self.problems)} of {self.cells} cells failed ({listed})"
             )
 
-    def write(self, output: Path) -> Path:
-        """Write ``benchmark.csv``, ``.json``, ``.md``, ``.tex``, metrics and ``report.html``."""
+    def write(self, output: Path, columns: Sequence[str] = ()) -> Path:
+        """Write tables, metrics, figures and ``report.html``.
+
+        Args:
+            columns: of ``table.tex``, ``.md`` and ``.csv``, see
+                :func:`ldm.report.score_tables.paper_table`.
+        """
+        write_table(paper_table(self.result, columns), output, "table")
         write_table(self.summary(), output, "benchmark")
         write_table(self.cost_table(), output, "cost")
         described = {
@@ -190,9 +200,8 @@ class BenchmarkResult:
         self.result.write(output)
         if self.downstream:
             self.downstream.write(output, "downstream")
-        page = output / "report.html"
-        write_report(self.report(), page)
-        return page
+        write_all(self.report(), output)
+        return output / "report.html"
 
     def order(self) -> list[str]:
         """Return the rows from top to bottom."""
@@ -281,9 +290,8 @@ class BenchmarkResult:
     def cost_table(self) -> Table:
         """Return what each row cost, with batch sizes, precision and where it ran."""
         rows = [
-            [row, *(read(self.costs[row]) for read in ALL_COSTS.values())]
+            [row, *(read(self.costs.get(row, NO_NETWORK)) for read in ALL_COSTS.values())]
             for row in self.order()
-            if row in self.costs
         ]
         note = (
             "Each row was trained, sampled and timed in processes of its own. Time of a volume: "

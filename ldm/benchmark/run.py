@@ -32,6 +32,7 @@ from ldm.evaluation.scores import Evaluation
 from ldm.inference.segmentation import NetworkSegmenter
 from ldm.progress import Progress, silent
 from ldm.report.gallery import Gallery
+from ldm.report.score_tables import column_key
 from ldm.study import read_study
 from ldm.util import instantiate_from_config
 
@@ -52,6 +53,7 @@ class Benchmark:
         output: folder of the benchmark.
         trust: classes accepted in a run folder beside those that the shipped YAMLs name.
         command: what the user typed, for the report.
+        columns: of the table for a paper, see :func:`ldm.report.score_tables.paper_table`.
         say: told what begins; by default nothing is said, and what the cells say goes to files.
         progress: wraps the patients that are evaluated.
 
@@ -69,12 +71,15 @@ class Benchmark:
         *,
         trust: Sequence[str] = (),
         command: str = "Benchmark(...).run()",
+        columns: Sequence[str] = (),
         say: Callable[[str], None] | None = None,
         progress: Progress = silent,
     ) -> None:
         files = [plan] if isinstance(plan, str | Path) else list(plan)
         self.described = merge_config(files, list(overrides), (*TOP_LEVEL, *OWN_KEYS))
-        self.command, self.trusted = command, trust
+        self.command, self.trusted, self.columns = command, trust, columns
+        for column in columns:  # a wrong one is refused before hours of work
+            column_key(Evaluation(DEFAULT), column)
         cells = plan_cells(self.described, Path(output), trust)
         patients = Patients()
         fixed = {t.folder: patients.fix(t) for t in trainings_of(cells) if not t.is_given}
@@ -218,7 +223,7 @@ class Benchmark:
                 problems={names[number]: why for number, why in (problems | partial).items()},
                 cells=len(self.cells),
             )
-            result.write(self.work.output)
+            result.write(self.work.output, self.columns)
         return result
 
     def _result(self, problems: Mapping[int, str]) -> BenchmarkResult:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ldm.cli.arguments import add_trust_argument
+from ldm.cli.evaluate import add_columns_argument
 from ldm.cli.terminal import show_progress
 from ldm.errors import ConfigError, PartialError
 
@@ -55,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     part.add_argument(
         "--collect", action="store_true", help="run nothing; evaluate and report what is there"
     )
+    add_columns_argument(parser)
     add_trust_argument(parser)
 
 
@@ -75,6 +77,7 @@ def run(args: argparse.Namespace) -> int:
         args.output,
         trust=args.trust,
         command=shlex.join(words),
+        columns=args.columns,
         **SHOWN,
     )
     if args.plan:
@@ -148,7 +151,7 @@ def show_result(result: BenchmarkResult, output: Path) -> int:
     """
     from rich.console import Console
 
-    from ldm.cli.evaluate import terminal_table
+    from ldm.cli.evaluate import report_paths, terminal_table
     from ldm.report.score_tables import enhances_nothing
     from ldm.report.tables import Table
 
@@ -158,9 +161,7 @@ def show_result(result: BenchmarkResult, output: Path) -> int:
     Console().print(terminal_table(Table(result.title, shown, rows)))
     if nothing := enhances_nothing(result.result):
         print(nothing)
-    print(
-        f"Report: {output}/report.html  Tables: benchmark.csv, benchmark.md, cost.csv, metrics.csv"
-    )
+    report_paths(output)
     result.require_complete()
     return 0
 

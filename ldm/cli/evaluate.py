@@ -65,7 +65,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--lpips-weights", type=Path, metavar="FILE", help="torchvision's vgg16, for LPIPS"
     )
     parser.add_argument(
-        "--output", type=Path, metavar="FOLDER", help="for metrics.csv, metrics.json, report.html"
+        "--output",
+        type=Path,
+        metavar="FOLDER",
+        help="for report.html, table.tex, .md and .csv, figures and metrics",
+    )
+    add_columns_argument(parser)
+    parser.add_argument(
+        "--verbose",
+        action="store_true",
+        help="print every table: all regions, enhancement, detail, intervals",
     )
     add_segmenter_arguments(parser)
 
@@ -77,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.output:
         return _evaluate(args)
     folders = [folder for found in named_folders(args.prediction).values() for folder in found]
-    writes = ("metrics.csv", "metrics.json", "report.html")
+    writes = ("metrics.csv", "metrics.json", "report.html", "table.tex", "table.md", "table.csv")
     with claim(args.output, "evaluate", inputs=[args.reference, *folders], writes=writes):
         return _evaluate(args)
 
@@ -91,12 +100,17 @@ def _evaluate(args: argparse.Namespace) -> int:
     from ldm.evaluation.case import judged_study
     from ldm.evaluation.folder import evaluate
     from ldm.evaluation.protocol import find_protocol
+    from ldm.evaluation.scores import Evaluation
     from ldm.report.gallery import Gallery
+    from ldm.report.score_tables import column_key, enhances_nothing, paper_table
+    from ldm.report.tables import write_table
 
     protocols = [find_protocol(name) for name in dict.fromkeys(args.protocol)]
     rows = named_folders(args.prediction)
     study = judged_study([path for own in rows.values() for path in own], args.target)
     _check_comparison(args, protocols[0], [*rows, study.copied])
+    for column in args.columns:  # a wrong one is refused before hours of work
+        column_key(Evaluation(protocols[0]), column)
     segmenter = _segmenter(args)
     found = detect_layout(args.reference, args.layout, study.contrasts)
     print(summary(*found), file=sys.stderr)
@@ -115,17 +129,23 @@ def _evaluate(args: argparse.Namespace) -> int:
         progress=show_progress,
     )
     tables, console = _tables(result, args), Console()
-    for table in tables:
+    for table in tables if args.verbose else _main_tables(result, args):
         print_table(console, table)
-    for protocol in protocols:
-        console.print(f"Protocol {protocol.name}: {protocol.summary}.", style="dim")
-    console.print("Definitions: docs/metrics.md", style="dim")
+    if args.verbose:
+        for protocol in protocols:
+            console.print(f"Protocol {protocol.name}: {protocol.summary}.", style="dim")
+        console.print("Definitions: docs/metrics.md", style="dim")
+    elif nothing := enhances_nothing(result):
+        console.print(nothing, markup=False)
     if args.output:
         result.write(args.output)
         for name, other in result.others.items():
             other.write(args.output, name if name == "downstream" else f"metrics-{name}")
+        write_table(paper_table(result, args.columns), args.output, "table")
         write_evaluation_report(result, gallery, tables, args)
-        console.print(f"Written: {args.output}/metrics.csv, metrics.json, report.html")
+        report_paths(args.output)
+    else:
+        print("Every table: --verbose; report, LaTeX and figures: --output FOLDER")
     return PartialError.exit_code if result.failures else 0
 
 
@@ -194,6 +214,18 @@ def terminal_table(table: Any) -> Any:
     return shown
 
 
+def add_columns_argument(parser: argparse.ArgumentParser) -> None:
+    """Declare ``--columns``."""
+    parser.add_argument(
+        "--columns",
+        nargs="+",
+        default=[],
+        metavar="[REGION:]MEASURE",
+        help="of table.tex, .md and .csv, as psnr tumour:psnr recovery (default: what a paper "
+        "shows: psnr ssim ms_ssim nrmse recovery auc_tumour)",
+    )
+
+
 def add_segmenter_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what judges synthetic volumes by what is found on them."""
     judge = parser.add_mutually_exclusive_group()
@@ -220,8 +252,31 @@ def _segmenter(args: argparse.Namespace) -> Any:
     return CommandSegmenter(args.segmenter_command) if args.segmenter_command else None
 
 
+def report_paths(output: Path) -> None:
+    """Print where the report is, and the files for a paper."""
+    print(f"Report: {output}/report.html")
+    print("For a paper, beside it: table.tex, .md and .csv; all of it: tables/, figures/")
+
+
+def _main_tables(result: Any, args: argparse.Namespace) -> list[Any]:
+    """Return what a reader looks at first: the brain, the comparison, what failed."""
+    from ldm.report.score_tables import (
+        comparison_tables,
+        failure_table,
+        region_table,
+        segmentation_tables,
+    )
+
+    judged = {name: other for name, other in result.others.items() if name != "downstream"}
+    found = [region_table(r, r.main_region()) for r in (result, *judged.values())]
+    if "downstream" in result.others:
+        found += segmentation_tables(result.others["downstream"])[:1]
+    found += comparison_tables(result, args.region, args.metric, args.against)
+    return [t for t in (*found, failure_table(result)) if t.rows]
+
+
 def _tables(result: Any, args: argparse.Namespace) -> list[Any]:
-    """Return what is shown: all of the first protocol, of others the regions, then downstream."""
+    """Return all there is: all of the first protocol, of others the regions, then downstream."""
     from ldm.report.score_tables import evaluation_tables, region_table, segmentation_tables
 
     tables = evaluation_tables(result, args.region, args.metric, args.against)
@@ -239,7 +294,7 @@ def write_evaluation_report(
     """Write ``report.html`` of the evaluation."""
     from ldm.environment import environment
     from ldm.report.gallery import spread_figure
-    from ldm.report.page import Report, Section, write_report
+    from ldm.report.page import Report, Section, write_all
 
     failed = sum(map(len, result.failures.values()))
     lost = f" {failed} cases failed, see the table." if failed else ""
@@ -254,7 +309,7 @@ def write_evaluation_report(
         environment=environment(),
         viewer=gallery.viewer(result),
     )
-    write_report(report, args.output / "report.html")
+    write_all(report, args.output)
 
 
 def _command(args: argparse.Namespace) -> str:
@@ -263,6 +318,7 @@ def _command(args: argparse.Namespace) -> str:
     words += ["--reference", str(args.reference)]
     words += ["--subjects", *args.subjects] if args.subjects else []
     words += ["--protocol", *args.protocol] if args.protocol != ["default"] else []
+    words += ["--columns", *args.columns] if args.columns else []
     for option in REPEATED:
         value = getattr(args, option)
         words += [f"--{option.replace('_', '-')}", str(value)] if value is not None else []

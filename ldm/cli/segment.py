@@ -136,7 +136,7 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 def _write_report(tables: Any, gallery: Any, args: argparse.Namespace) -> None:
     from ldm.environment import environment
-    from ldm.report.page import Report, Section, write_report
+    from ldm.report.page import Report, Section, write_all
 
     command = f"dsdiff segment evaluate --prediction {args.prediction} --reference {args.reference}"
     report = Report(
@@ -147,4 +147,4 @@ def _write_report(tables: Any, gallery: Any, args: argparse.Namespace) -> None:
         sections=[Section("Command", [command])],
         environment=environment(),
     )
-    write_report(report, args.output / "report.html")
+    write_all(report, args.output)

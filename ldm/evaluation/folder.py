@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ldm.data.layouts import Layout, Subject, detect_layout, select_subjects
+from ldm.data.layouts.base import volume_stem
 from ldm.errors import DataError, one_line
 from ldm.evaluation.case import (
     Case,
@@ -93,7 +94,7 @@ def evaluate(
     segmenter, listed = _loaded(segmenter), _listed(predictions)
     study = study or judged_study([path for own in listed.values() for path in own], target)
     layout, real = detect_layout(Path(reference), layout, study.contrasts)
-    folders = find_predictions(listed, study)
+    folders = find_predictions(listed, study, real)
     predicted = {i for found in folders.values() for _, known in found for i in known}
     chosen = select_subjects(real, sorted(predicted if subjects is None else set(subjects)))
     results = [Evaluation(p, list(listed), [s.id for s in chosen], study=study) for p in asked]
@@ -107,15 +108,45 @@ def evaluate(
     return first
 
 
+class NamedForPatients(Layout):
+    """Volumes of one contrast that are called as their patients: ``ID.nii.gz``.
+
+    Args:
+        ids: of the real patients.
+        contrast: that the volumes are.
+    """
+
+    name = "ID.nii.gz"
+
+    def __init__(self, ids: Collection[str], contrast: str) -> None:
+        self.ids, self.contrast = ids, contrast
+
+    def parse(self, path: Path) -> tuple[str, str] | None:  # noqa: D102
+        stem = volume_stem(path.name)
+        return (stem, self.contrast) if stem and stem in self.ids else None
+
+    def file_name(self, subject: str, contrast: str) -> str:  # noqa: D102
+        return f"{subject}_{self.contrast}.nii.gz or {subject}.nii.gz"
+
+
 def find_predictions(
-    predictions: Mapping[str, Sequence[Path]], study: Study
+    predictions: Mapping[str, Sequence[Path]], study: Study, ids: Collection[str] = ()
 ) -> dict[str, list[tuple[Layout, dict[str, Subject]]]]:
-    """Return layout and subjects of the folders of each row; several are its training seeds."""
-    known = study.contrasts
-    return {
-        row: [detect_layout(path, contrasts=known) for path in own]
-        for row, own in predictions.items()
-    }
+    """Return layout and subjects of the folders of each row; several are its training seeds.
+
+    Args:
+        ids: of the real patients, for whom files may be named without a contrast.
+    """
+
+    def found(path: Path) -> tuple[Layout, dict[str, Subject]]:
+        try:
+            return detect_layout(path, contrasts=study.contrasts)
+        except DataError as error:
+            if error.code != "DATA-LAYOUT" or not path.is_dir():
+                raise
+            return detect_layout(path, NamedForPatients(ids, str(study.target)), study.contrasts)
+
+    return {row: [found(path) for path in own] for row, own in predictions.items()}
 
 
 def _listed(predictions: Place | Folders) -> dict[str, list[Path]]:

@@ -49,8 +49,10 @@ class SummaryRow(NamedTuple):
     n: int  # subjects with a value
     subjects: int  # subjects in all
     median: float
-    low: float  # 95 % bootstrap interval of the mean; NaN unless asked for
+    low: float  # 95 % interval of the mean; NaN for fewer than six
     high: float
+    median_low: float  # of the median; NaN for fewer than six
+    median_high: float
 
 
 @dataclass
@@ -135,8 +137,8 @@ class Evaluation:
         found = self.found(row).get((region, measure), {})
         return {subject: _mean(list(seeds.values())) for subject, seeds in found.items()}
 
-    def summary(self, row: str, interval: bool = False) -> dict[tuple[str, str], SummaryRow]:
-        """Return (region, measure) -> statistics over patients, with or without the bootstrap.
+    def summary(self, row: str) -> dict[tuple[str, str], SummaryRow]:
+        """Return (region, measure) -> statistics over patients.
 
         Patients without a value (NaN, or the region is absent) do not enter the mean, and the row
         says so by ``n < subjects``. An infinite PSNR stays infinite.
@@ -145,9 +147,9 @@ class Evaluation:
         for key in product(self.protocol.regions, self.protocol.names()):
             if key in found:
                 values = self.values(row, *key)
-                s = summarise_values(list(values.values()), interval=interval)
+                s = summarise_values(list(values.values()))._asdict()
                 count = 1 if list(values) == [""] else len({*self.subjects, *values})
-                rows[key] = SummaryRow(*key, s.mean, s.sd, s.n, count, s.median, s.low, s.high)
+                rows[key] = SummaryRow(*key, subjects=count, **s)
         return rows
 
     def mean(self, row: str, region: str, measure: str) -> float:
@@ -267,7 +269,7 @@ class Evaluation:
         """Return what follows from the scores."""
         told = (self.main_region(), self.main_measure())
         compared = compare({row: self.values(row, *told) for row in sorted(self.rows)})
-        rows = {row: self.summary(row, interval=True).values() for row in self.rows}
+        rows = {row: self.summary(row).values() for row in self.rows}
         return strict_json(
             {
                 "summary": {row: [s._asdict() for s in found] for row, found in rows.items()},
@@ -280,4 +282,4 @@ class Evaluation:
 
 
 def _mean(values: Sequence[float]) -> float:
-    return summarise_values(values, interval=False).mean
+    return summarise_values(values).mean

@@ -7,6 +7,7 @@ training seeds. Every function is deterministic; the order of the input does not
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from itertools import combinations
 from math import inf, isnan, nan
 from typing import NamedTuple
@@ -14,10 +15,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-RESAMPLES = 9999
 CONFIDENCE = 0.95
-FEWEST_RESAMPLED = 3  # of two patients, an interval could only be the two values
-FEWEST = 6  # with five pairs the smallest two-sided p of the signed-rank test is 2 / 2^5 = 0.0625
+# With five pairs the smallest two-sided p of the signed-rank test is 2 / 2^5 = 0.0625, and of five
+# values even the widest interval of the median, from the smallest to the largest, covers 93.75 %.
+FEWEST = 6
 
 
 class Summary(NamedTuple):
@@ -26,8 +27,10 @@ class Summary(NamedTuple):
     mean: float
     sd: float  # sample standard deviation; needs two values
     median: float
-    low: float  # 95 % bootstrap interval of the mean; needs three values
+    low: float  # 95 % interval of the mean; needs FEWEST values
     high: float
+    median_low: float  # 95 % interval of the median; needs FEWEST values
+    median_high: float
     n: int  # values that are not NaN
 
 
@@ -38,7 +41,7 @@ class Comparison(NamedTuple):
     other: str
     n: int  # patients with a value in both rows
     difference: float  # mean of the paired differences
-    low: float  # 95 % bootstrap interval of it
+    low: float  # 95 % interval of it
     high: float
     p: float  # two-sided Wilcoxon signed-rank test
     p_holm: float  # the same, corrected for the number of comparisons
@@ -53,52 +56,55 @@ class Seeds(NamedTuple):
     sd: float  # sample standard deviation of ``means``
 
 
-def summarise_values(values: Sequence[float], seed: int = 0, interval: bool = True) -> Summary:
-    """Mean, standard deviation, median and bootstrap interval of the mean.
+def summarise_values(values: Sequence[float]) -> Summary:
+    """Mean, standard deviation and median with their intervals.
 
     Args:
         values: one a patient; NaN means no value. An infinite one (the PSNR of an exact prediction)
-            makes the mean infinite and leaves standard deviation and interval undefined.
-        seed: of the bootstrap.
-        interval: False leaves the interval out (NaN), which is most of the time.
+            makes the mean infinite and leaves standard deviation and intervals undefined.
     """
     found = np.sort([value for value in values if not isnan(value)])  # any order, same bytes
     if not found.size:
-        return Summary(nan, nan, nan, nan, nan, 0)
+        return Summary(*[nan] * 7, 0)
     several = found.size > 1 and bool(np.isfinite(found).all())
-    enough = several and interval and found.size >= FEWEST_RESAMPLED
-    low, high = bootstrap_interval(found, seed) if enough else (nan, nan)
+    enough = several and found.size >= FEWEST
     return Summary(
         float(found.mean()),
         float(found.std(ddof=1)) if several else nan,
         float(np.median(found)),
-        low,
-        high,
+        *(mean_interval(found) if enough else (nan, nan)),
+        *(median_interval(found) if enough else (nan, nan)),
         found.size,
     )
 
 
-def bootstrap_interval(values: NDArray[np.float64], seed: int = 0) -> tuple[float, float]:
-    """95 % interval of the mean over resampled patients, bias-corrected and accelerated.
+def mean_interval(values: NDArray[np.float64]) -> tuple[float, float]:
+    """95 % interval of the mean by Student's t (1908).
 
-    BCa (Efron 1987) with 9999 resamples, as scipy. With few patients any bootstrap interval is too
-    narrow: for five of them it covers the true mean in some 80 to 85 % of the cases, not 95 %.
+    Of few patients it covers the true mean more often than bootstrap intervals do: simulated, 95 %
+    of normal values at any number of patients, where BCa covers 80 to 93 % at 6 to 10.
     """
-    from scipy.stats import bootstrap
+    half = _quantiles(values.size)[0] * values.std(ddof=1) / values.size**0.5
+    return float(values.mean() - half), float(values.mean() + half)
 
-    ordered = np.sort(values)
-    if np.ptp(ordered) <= 1e-12 * np.abs(ordered).max():
-        return float(ordered[0]), float(ordered[-1])
-    result = bootstrap(
-        (ordered,),
-        np.mean,
-        n_resamples=RESAMPLES,
-        confidence_level=CONFIDENCE,
-        method="BCa",
-        rng=np.random.default_rng(seed),
-    )
-    low, high = result.confidence_interval
-    return float(low), float(high)
+
+def median_interval(values: NDArray[np.float64]) -> tuple[float, float]:
+    """95 % interval of the median between two of the sorted values; of any distribution.
+
+    The true median lies between the k-th smallest and the k-th largest of n unless fewer than k
+    values are on one side of it, which is binomial (Thompson 1936); k is the largest that covers.
+    """
+    k = _quantiles(values.size)[1]
+    return float(values[k - 1]), float(values[-k])
+
+
+@cache
+def _quantiles(n: int) -> tuple[float, int]:
+    """Return Student's t of the mean of ``n`` values, and the place in order of the median's."""
+    from scipy.stats import binom, t
+
+    below = (1 - CONFIDENCE) / 2
+    return float(t.ppf(1 - below, n - 1)), int(binom.ppf(below, n, 0.5))
 
 
 def compare(
@@ -192,9 +198,14 @@ def over_seeds(runs: Mapping[str, Mapping[str, float]]) -> Seeds:
         seed: float(np.mean([scores[s] for s in shared])) if shared else nan
         for seed, scores in known.items()
     }
-    return Seeds(averages, means, summarise_values(list(means.values()), interval=False).sd)
+    return Seeds(averages, means, summarise_values(list(means.values())).sd)
 
 
-def smallest_p(n: int) -> float:
-    """Smallest two-sided p that the signed-rank test of ``n`` pairs can reach."""
-    return min(1.0, 2.0 / 2**n) if n else inf
+def smallest_p(n: int, comparisons: int = 1) -> float:
+    """Smallest two-sided p of the signed-rank test of ``n`` pairs, Holm-corrected."""
+    return min(1.0, comparisons * 2.0 / 2**n) if n else inf
+
+
+def fewest_patients(comparisons: int, p: float = 1 - CONFIDENCE) -> int:
+    """Fewest patients with whom one of so many comparisons can reach a corrected p below ``p``."""
+    return next(n for n in range(1, 1024) if smallest_p(n, comparisons) < p - 1e-12)

@@ -393,12 +393,25 @@ def _style(ax: Axes, xlabel: str, ylabel: str) -> None:
     ax.set_axisbelow(True)
 
 
-def figure_bytes(canvas: Canvas, kind: str, style: Mapping[str, Any] | None = None) -> bytes:
+class Picture(bytes):
+    """A drawn figure as the bytes of its file, which can be had in another format too."""
+
+    canvas: Canvas
+    style: Mapping[str, Any]
+
+    def to(self, kind: str) -> Picture:
+        """Return it as ``png`` or ``svg``."""
+        return figure_bytes(self.canvas, kind, self.style)
+
+
+def figure_bytes(canvas: Canvas, kind: str, style: Mapping[str, Any] | None = None) -> Picture:
     """A matplotlib figure as PNG or SVG, with further rcParams; the same for the same content."""
     import matplotlib as mpl
 
-    stream = io.BytesIO()
+    stream, style = io.BytesIO(), style or {}
     undated = {"Date": None, "Creator": None} if kind == "svg" else {}
-    with mpl.rc_context({"svg.hashsalt": "dsdiff", **(style or {})}):
+    with mpl.rc_context({"svg.hashsalt": "dsdiff", **style}):
         canvas.savefig(stream, format=kind, dpi=160, metadata=undated)
-    return stream.getvalue()
+    picture = Picture(stream.getvalue())
+    picture.canvas, picture.style = canvas, style
+    return picture

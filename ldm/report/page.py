@@ -19,10 +19,19 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from ldm.report.tables import Table, format_cell, latex_table, markdown_table
+from ldm.plots.figures import Picture
+from ldm.report.tables import (
+    Table,
+    format_cell,
+    latex_table,
+    markdown_table,
+    slug,
+    write_table,
+)
 from ldm.report.viewer import Viewer
-from ldm.storage import atomic_path
+from ldm.storage import atomic_path, remove_own
 
+KINDS = ("png", "svg")
 TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -39,10 +48,26 @@ class Figure:
     alt: str
     wide: bool = True
 
+    def write(self, folder: Path, stem: str) -> list[Path]:
+        """Write it as PNG and SVG, or as it is where only its bytes are known; return the files."""
+        kinds = KINDS if isinstance(self.image, Picture) else (self.kind,)
+        written = []
+        for kind in kinds:
+            image = self.image.to(kind) if isinstance(self.image, Picture) else self.image
+            written.append(folder / f"{stem}.{kind}")
+            with atomic_path(written[-1]) as temporary:
+                temporary.write_bytes(image)
+        return written
+
+    @property
+    def kind(self) -> str:
+        """The format of the picture."""
+        return "png" if self.image.startswith(b"\x89PNG") else "svg"
+
     def data_uri(self) -> str:
         """The picture as a ``data:`` address, so that the page needs no second file."""
-        kind = "image/png" if self.image.startswith(b"\x89PNG") else "image/svg+xml"
-        return f"data:{kind};base64,{base64.b64encode(self.image).decode()}"
+        kind = {"png": "png", "svg": "svg+xml"}[self.kind]
+        return f"data:image/{kind};base64,{base64.b64encode(self.image).decode()}"
 
 
 @dataclass(frozen=True)
@@ -107,3 +132,21 @@ def write_report(report: Report, path: Path | str) -> None:
     page = render(report)
     with atomic_path(Path(path)) as temporary:
         temporary.write_text(page, encoding="utf-8")
+
+
+def write_all(report: Report, folder: Path) -> None:
+    """Write ``report.html``, and its parts as ``tables/*.csv, .md, .tex``, ``figures/*.png, .svg``.
+
+    What an earlier report left there is removed, so that all files are of one report.
+
+    Raises:
+        OutputError: OUT-IO when the system refuses to write.
+    """
+    write_report(report, folder / "report.html")
+    written = [
+        path for t in report.tables for path in write_table(t, folder / "tables", slug(t.title))
+    ]
+    for figure in report.figures:
+        written += figure.write(folder / "figures", slug(figure.title))
+    found = [path for part in ("tables", "figures") for path in (folder / part).glob("*")]
+    remove_own(path for path in found if path not in written)

@@ -6,15 +6,20 @@ from collections.abc import Mapping, Sequence
 from math import isnan
 from typing import NamedTuple
 
+from ldm.errors import one_of
 from ldm.evaluation.measures import MEASURES
 from ldm.evaluation.protocol import DEFAULT
 from ldm.evaluation.scores import Evaluation, SummaryRow
-from ldm.evaluation.statistics import FEWEST, FEWEST_RESAMPLED, Comparison, smallest_p
+from ldm.evaluation.statistics import FEWEST, Comparison, fewest_patients, smallest_p
 from ldm.regions import LABELS, region_title
 from ldm.report.tables import Cell, Number, Table
 
 BETTER = {m.title: f"{m.best}er" for m in MEASURES.values() if m.best != "one"}
-INTERVALS = 4  # measures whose intervals fit beside each other
+INTERVALS = 3  # measures whose intervals fit beside each other
+SIGNIFICANT = 0.05
+# what a paper shows unless it asks for other columns; what no row has is left out
+COLUMNS = ("psnr", "ssim", "ms_ssim", "nrmse", "recovery", "auc_tumour")
+OWN_REGION = {name for name, m in MEASURES.items() if m.level == "enhancement"}  # in their title
 Summaries = Mapping[tuple[str, str], SummaryRow]
 
 
@@ -71,13 +76,11 @@ def evaluation_tables(
         reference_row: compare the others with this row; None: each with each.
     """
     told = (region or result.main_region(), measure or result.main_measure())
-    patients = len(result.subjects)
     found = [region_table(result, r) for r in result.regions()]
     found += [enhancement_table(result)]
     found += [group_table(result, group, result.protocol.more) for group in GROUPS]
-    found += [interval_table(result)] if patients >= FEWEST_RESAMPLED else []
-    if patients > 1 and len(result.rows) > 1:
-        found += [comparison_table(result, *told, reference_row)]
+    found += [interval_table(result)] if len(result.subjects) >= FEWEST else []
+    found += comparison_tables(result, *told, reference_row)
     found += (
         [seeds_table(result, *told)] if any(len(result.seeds(r)) > 1 for r in result.rows) else []
     )
@@ -160,25 +163,31 @@ def enhances_nothing(result: Evaluation) -> str:
 
 
 def interval_table(result: Evaluation) -> Table:
-    """Median and 95 % interval of the mean of the first measures, a line a row and region."""
+    """Mean and median of the first measures with their intervals, a line a row and region."""
     shown, body = result.protocol.measures[:INTERVALS], []
     for row in result.rows:
-        found = result.summary(row, interval=True)
+        found = result.summary(row)
         for region in result.regions():
-            cells = [interval_cell(found.get((region, m))) for m in shown]
+            cells = [c for m in shown for c in interval_cells(found.get((region, m)))]
             body.append([row, region, *cells])
-    columns = [MEASURES[m].title for m in shown]
+    columns = [f"{MEASURES[m].title} {kind}" for m in shown for kind in ("mean", "median")]
     note = (
-        "Median over patients; in brackets the 95 % bootstrap interval (BCa) of the mean. All "
-        "measures: metrics.json."
+        "In brackets 95 % intervals: of the mean by Student's t, of the median between two of the "
+        f"values; none below {FEWEST} patients. All measures: metrics.json."
     )
-    return Table(titled(result, "Median and interval"), ["", "Region", *columns], body, note)
+    return Table(titled(result, "Intervals"), ["", "Region", *columns], body, note)
 
 
-def comparison_table(
-    result: Evaluation, region: str, measure: str, reference_row: str | None = None
-) -> Table:
-    """Differences between rows on the same patients, and what they are worth."""
+def comparison_tables(
+    result: Evaluation,
+    region: str | None = None,
+    measure: str | None = None,
+    reference_row: str | None = None,
+) -> list[Table]:
+    """Return what differences between rows on the same patients are worth; none of one patient."""
+    if len(result.subjects) < 2 or len(result.rows) < 2:
+        return []
+    region, measure = region or result.main_region(), measure or result.main_measure()
     found = result.comparisons(region, measure, reference_row)
     body = [
         [c.row, c.other, c.n, signed(c.difference), bracket(c.low, c.high), *_tests(c)]
@@ -189,14 +198,72 @@ def comparison_table(
         f"Wilcoxon signed-rank test, two-sided; Holm over {len(found)} comparisons. Effect: "
         "matched-pairs rank-biserial correlation, -1 to 1."
     )
-    smallest = min((c.n for c in found), default=0)
-    if smallest < FEWEST:
-        note += (
-            f" With {smallest} patients no p below {smallest_p(smallest):.3g} is possible; 0.05 "
-            f"needs {FEWEST}."
-        )
+    if told := cannot_decide(found):
+        note = f"{told} {note}"
     columns = ["", "Against", "n", "Difference", "95 % interval", "p", "p Holm", "Effect"]
-    return Table(titled(result, "Paired comparison"), columns, body, note)
+    return [Table(titled(result, "Paired comparison"), columns, body, note)]
+
+
+def cannot_decide(found: Sequence[Comparison]) -> str:
+    """Warn where no difference, however clear, could reach 0.05; empty where one could."""
+    smallest, count = min((c.n for c in found), default=0), len(found)
+    if not found or smallest_p(smallest, count) < SIGNIFICANT:
+        return ""
+    return (
+        f"Too few patients to decide: with {smallest} and {count} comparison"
+        f"{'s' if count > 1 else ''} no corrected p below {smallest_p(smallest, count):.3g} is "
+        f"possible; {SIGNIFICANT} needs {fewest_patients(count)} patients"
+        f"{', or fewer comparisons (--against)' if count > 1 else ''}."
+    )
+
+
+def paper_table(result: Evaluation, columns: Sequence[str] = ()) -> Table:
+    """Every row under the chosen columns: one table for a paper.
+
+    Args:
+        columns: ``MEASURE`` or ``REGION:MEASURE``; where the region is not told it is the first
+            of the measure's own, or the brain. None: :data:`COLUMNS`.
+
+    Raises:
+        ConfigError: CONFIG-VALUE for a measure or region that the protocol does not have.
+    """
+    found = {row: result.summary(row) for row in result.rows}
+    keys = [column_key(result, column) for column in columns]
+    if not columns:
+        known = {key for own in found.values() for key in own}
+        named = [n for n in COLUMNS if n in result.protocol.names()]
+        keys = [key for key in (column_key(result, n) for n in named) if key in known]
+    body: list[list[Cell]] = [
+        [row, *(mean_cell(own.get(key)) for key in keys)] for row, own in found.items()
+    ]
+    main = result.main_region()
+    titles = [
+        MEASURES[m].title + ("" if r == main or m in OWN_REGION else f", {region_title(r)}")
+        for r, m in keys
+    ]
+    better = {
+        title: BETTER[MEASURES[m].title]
+        for title, (_, m) in zip(titles, keys, strict=True)
+        if MEASURES[m].title in BETTER
+    }
+    note = (
+        f"{result.target} of {len(result.subjects)} patients, in the {main} where no other region "
+        "is named: mean ± standard deviation over patients."
+    )
+    if any(MEASURES[m].typical == "median" for _, m in keys):
+        note += " Recovery: median."
+    return Table(titled(result, f"Synthetic {result.target}"), ["", *titles], body, note, better)
+
+
+def column_key(result: Evaluation, column: str) -> tuple[str, str]:
+    """Return (region, measure) of ``MEASURE`` or ``REGION:MEASURE``."""
+    region, colon, measure = column.rpartition(":")
+    one_of("--columns", measure, result.protocol.names())
+    if colon:
+        one_of(f"--columns {column}: region", region, result.protocol.regions)
+        return region, measure
+    own = MEASURES[measure].regions
+    return own[0] if own and result.main_region() not in own else result.main_region(), measure
 
 
 def seeds_table(result: Evaluation, region: str, measure: str) -> Table:
@@ -243,16 +310,22 @@ def mean_cell(summary: SummaryRow | None) -> Cell:
     if summary is None:
         return None
     if MEASURES[summary.measure].typical == "median":
-        return summary.median
+        median = summary.median
+        return None if isnan(median) else Number(median, f"{median:.3f}")
     return Number.mean(summary.mean, summary.sd)
 
 
-def interval_cell(summary: SummaryRow | None) -> Cell:
-    """Median and interval."""
-    if summary is None or isnan(summary.low):
-        return None if summary is None else summary.median
-    text = f"{number(summary.median)} {bracket(summary.low, summary.high)}"
-    return Number(summary.median, text)
+def interval_cells(summary: SummaryRow | None) -> tuple[Cell, Cell]:
+    """Mean and median, each with its interval."""
+    if summary is None:
+        return None, None
+    s = summary
+    told = ((s.mean, s.low, s.high), (s.median, s.median_low, s.median_high))
+    mean, median = (
+        value if isnan(low) else Number(value, f"{number(value)} {bracket(low, high)}")
+        for value, low, high in told
+    )
+    return mean, median
 
 
 def bracket(low: float, high: float) -> str | None:

@@ -32,6 +32,9 @@ LATEX = {
     "×": r"$\times$",
     "Δ": r"$\Delta$",
 }
+PLAIN_NUMBER = re.compile(
+    r"(?P<sign>-?)\+?(?P<whole>[\d,]+)(\.(?P<fraction>\d*))?( ± (?P<deviation>\d+(\.\d+)?))?"
+)
 ARROWS = {"higher": r" $\uparrow$", "lower": r" $\downarrow$"}
 
 
@@ -96,34 +99,76 @@ def _value(cell: Cell) -> float | None:
     return None if isinstance(number, str) or number is None or number != number else number
 
 
-def latex_table(table: Table) -> str:
-    """A ``tabular`` with the rules of booktabs, to stand in a ``table`` of a paper.
+def latex_table(table: Table, label: str = "") -> str:
+    """A ``table`` of a paper with its caption: booktabs, numbers aligned by siunitx.
 
     Text is escaped, the best values are bold, and an arrow in the head says which way is better.
-    Needs ``\\usepackage{booktabs}`` and UTF-8 input, as LaTeX has by default since 2018.
+    Needs ``\\usepackage{booktabs,siunitx}`` and UTF-8 input, as LaTeX has by default since 2018.
+
+    Args:
+        label: of ``\\ref``; empty: made from the title.
     """
     best = table.best()
+    formats = [_number_format([row[i] for row in table.rows]) for i in range(len(table.columns))]
+    numeric = table.numeric_columns()
     head = [latex_text(c) + ARROWS.get(table.better.get(c, ""), "") for c in table.columns]
     body = [
         [
-            rf"\textbf{{{latex_text(cell)}}}" if (place, index) in best else latex_text(cell)
+            _latex_cell(cell, bool(formats[index]), (place, index) in best)
             for index, cell in enumerate(row)
         ]
         for place, row in enumerate(table.rows)
     ]
-    columns = "".join("r" if numeric else "l" for numeric in table.numeric_columns())
+    columns = [
+        f or ("r" if is_number else "l") for f, is_number in zip(formats, numeric, strict=True)
+    ]
+    note = " ".join(filter(None, [table.note, "Bold: the best of a column." if best else ""]))
     return "\n".join(
         [
-            rf"\begin{{tabular}}{{{columns}}}",
+            r"\begin{table}",
+            r"\centering",
+            r"\sisetup{separate-uncertainty=true, detect-weight=true}",
+            rf"\caption{{{latex_text('. '.join(filter(None, [table.title, note])))}}}",
+            rf"\label{{tab:{label or slug(table.title)}}}",
+            rf"\begin{{tabular}}{{{' '.join(columns)}}}",
             r"\toprule",
-            " & ".join(head) + r" \\",
+            " & ".join(f"{{{c}}}" if f else c for c, f in zip(head, formats, strict=True)) + r" \\",
             r"\midrule",
             *(" & ".join(cells) + r" \\" for cells in body),
             r"\bottomrule",
             r"\end{tabular}",
+            r"\end{table}",
             "",
         ]
     )
+
+
+def _number_format(cells: Sequence[Cell]) -> str:
+    """Return the ``S`` column of siunitx for numbers, with or without ±; empty for other cells."""
+    found = [PLAIN_NUMBER.fullmatch(format_cell(c)) for c in cells if _value(c) is not None]
+    if not found or not all(found) or any(isinstance(c, str) for c in cells):
+        return ""
+    parts = [match.groupdict("") for match in found if match]
+    whole, fraction, deviation = (
+        max(len(part[name].replace(",", "").replace(".", "")) for part in parts)
+        for name in ("whole", "fraction", "deviation")
+    )
+    sign = "-" if any(part["sign"] for part in parts) else ""
+    return f"S[table-format={sign}{whole}.{fraction}{f'({deviation})' if deviation else ''}]"
+
+
+def _latex_cell(cell: Cell, is_aligned: bool, is_best: bool) -> str:
+    if not is_aligned:
+        return rf"\textbf{{{latex_text(cell)}}}" if is_best else latex_text(cell)
+    if _value(cell) is None:
+        return "{--}"
+    text = format_cell(cell).replace(",", "").replace(" ± ", " +- ")
+    return rf"\bfseries {text}" if is_best else text
+
+
+def slug(title: str) -> str:
+    """A title as the stem of a file: ``Paired comparison`` is ``paired-comparison``."""
+    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
 
 
 def latex_text(value: Cell) -> str:
@@ -135,18 +180,20 @@ def latex_text(value: Cell) -> str:
     return sign + escaped if sign else re.sub("-(?=-)", "-{}", escaped)
 
 
-def write_table(table: Table, folder: Path, stem: str) -> None:
-    """Write ``STEM.csv``, at full precision, ``STEM.md`` and ``STEM.tex``, atomically.
+def write_table(table: Table, folder: Path, stem: str) -> list[Path]:
+    """Write ``STEM.csv``, at full precision, ``STEM.md`` and ``STEM.tex``; return the files.
 
     Raises:
         OutputError: OUT-IO when the system refuses to write.
     """
     rows = [[c.text if isinstance(c, Number) else c for c in row] for row in table.rows]
-    write_csv(folder / f"{stem}.csv", table.columns, rows)
-    texts = {"md": markdown_table(table.columns, table.rows), "tex": latex_table(table)}
-    for kind, text in texts.items():
-        with atomic_path(folder / f"{stem}.{kind}") as temporary:
+    written = [folder / f"{stem}.{kind}" for kind in ("csv", "md", "tex")]
+    write_csv(written[0], table.columns, rows)
+    texts = (markdown_table(table.columns, table.rows), latex_table(table))
+    for path, text in zip(written[1:], texts, strict=True):
+        with atomic_path(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
+    return written
 
 
 def format_cell(value: Cell) -> str:

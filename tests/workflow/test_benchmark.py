@@ -156,7 +156,7 @@ def test_rows_of_the_grid_and_the_baselines(undisturbed):
     assert page.count("data:image") >= 4
     assert "://" not in page
     assert 'id="viewer-data"' in page
-    assert (undisturbed / "benchmark.tex").read_text().startswith("\\begin{tabular}")
+    assert (undisturbed / "benchmark.tex").read_text().startswith("\\begin{table}")
 
 
 def test_costs_say_batch_precision_and_work(undisturbed):

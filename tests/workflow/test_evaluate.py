@@ -89,7 +89,7 @@ def spread_out(tmp_path, patients):
 
 def test_spread_is_judged_in_the_units_of_the_reference(tmp_path, spread_out, patients, capsys):
     arguments = ["--prediction", str(spread_out), "--reference", str(patients)]
-    assert main(["evaluate", *arguments, "--output", str(tmp_path / "out")]) == 0
+    assert main(["evaluate", *arguments, "--output", str(tmp_path / "out"), "--verbose"]) == 0
     assert "Predicted spread" in capsys.readouterr().out
     scores = read_scores(tmp_path / "out/metrics.json")
     brain = {key[3]: value for key, value in scores.items() if key[::2] == ("prediction", "brain")}
@@ -209,7 +209,7 @@ def test_rows_are_compared_patient_by_patient(tmp_path, truth, patients, capsys)
     assert main(["evaluate", *arguments, "--output", str(tmp_path / "out")]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "MAE in tumour" in shown
-    assert "With 2 patients no p below 0.5 is possible" in shown
+    assert "with 2 and 1 comparison no corrected p below 0.5 is possible" in shown
     written = json.loads((tmp_path / "out/metrics.json").read_text())["comparisons"]
     assert (written["measure"], written["region"]) == ("psnr", "brain")
     assert {(pair["row"], pair["other"]) for pair in written["pairs"]} == {(COPY_T1, "real")}
@@ -240,10 +240,12 @@ def test_folders_of_one_name_are_training_seeds(tmp_path, truth, patients):
 def test_protocols_beside_each_other(tmp_path, truth, patients, capsys):
     output = tmp_path / "out"
     arguments = ["--prediction", str(truth), "--reference", str(patients), "--output", str(output)]
-    assert main(["evaluate", *arguments, "--protocol", "default", "region", "brasyn"]) == 0
+    words = [*arguments, "--protocol", "default", "region", "brasyn", "--verbose"]
+    assert main(["evaluate", *words]) == 0
     shown = capsys.readouterr().out
     assert "Ring · protocol region" in shown
-    assert max(map(len, shown.splitlines())) <= 80
+    lines = [line for line in shown.splitlines() if not line.startswith("Report: ")]
+    assert max(map(len, lines)) <= 80
     scores = read_scores(output / "metrics-brasyn.json")
     own = {key[2:]: value for key, value in scores.items() if key[0] == "prediction"}
     assert own == {(r, "brasyn_ssim"): pytest.approx(1) for r in ("tumour", "rest")}
@@ -358,3 +360,37 @@ def test_another_target_is_judged_and_named(tmp_path, patients, stated):
     assert (described["target"], described["inputs"]) == ("flair", ["t1", "t1ce", "t2"])
     page = (output / "report.html").read_text()
     assert "Synthetic against real FLAIR" in page and "real and synthetic FLAIR" in page
+
+
+def named_for_patients(folder, patients):
+    """The real T1ce of Phantom_0001 to 3 as another program would call them: ``ID.nii.gz``."""
+    folder.mkdir()
+    for subject in ("Phantom_0001", "Phantom_0002", "Phantom_0003"):
+        real = patients / subject / f"{subject}_t1ce.nii.gz"
+        shutil.copy(real, folder / f"{subject}.nii.gz")
+    return folder
+
+
+def test_the_terminal_shows_what_is_read_first(tmp_path, patients, capsys):
+    """Files called ``ID.nii.gz``; the brain, the comparison with its warning, and the report."""
+    folder = named_for_patients(tmp_path / "foreign", patients)
+    words = ["evaluate", "--prediction", f"ours={folder}", "--reference", str(patients)]
+    columns = ["--columns", "psnr", "tumour:psnr", "recovery"]
+    assert main([*words, "--output", str(tmp_path / "out"), *columns]) == 0
+    told = capsys.readouterr().out
+    assert "Brain" in told and "Paired comparison" in told and "Tumour" not in told
+    assert "Too few patients to decide: with 3 and 1 comparison" in " ".join(told.split())
+    assert "out/report.html" in told
+    assert main([*words, "--verbose"]) == 0
+    assert "Tumour" in capsys.readouterr().out
+    with (tmp_path / "out/table.csv").open() as file:
+        head, ours, copy = csv.reader(file)
+    assert head == ["", "PSNR dB", "PSNR dB, tumour", "Recovery"]
+    assert (ours[0], ours[3], copy[0], copy[3]) == ("ours", "1.000", COPY_T1, "0.000")
+    assert "siunitx" not in (tmp_path / "out/table.md").read_text()
+    assert (tmp_path / "out/table.tex").read_text().startswith("\\begin{table}")
+    pictures = {path.suffix for path in (tmp_path / "out/figures").iterdir()}
+    assert pictures == {".png", ".svg"}
+    assert '"n/a' not in (tmp_path / "out/metrics.json").read_text()
+    assert main([*words, "--columns", "pnsr"]) == 2
+    assert "--columns is 'pnsr': give one of psnr" in capsys.readouterr().err
