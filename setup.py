@@ -16,6 +16,23 @@ setup(
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="MIT",
+    license_files=["LICENSE"],
+    author="The DS-Diff developers",
+    keywords=["MRI", "diffusion models", "contrast enhancement", "image synthesis"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Environment :: Console",
+        "Environment :: GPU :: NVIDIA CUDA",
+        "Intended Audience :: Science/Research",
+        "Operating System :: OS Independent",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Medical Science Apps.",
+        "Typing :: Typed",
+    ],
     python_requires=">=3.10",
     packages=[
         *find_packages(include=["ldm*", "guided_diffusion*", "UNet_DS_Diff*"]),
@@ -43,6 +60,7 @@ setup(
         "rich",
     ],
     extras_require={
+        "docs": ["mkdocs-material", "mkdocstrings[python]"],
         "energy": ["nvidia-ml-py"],  # joules of a GPU in the benchmark
         "hdf5": ["h5py"],
         "dicom": ["pydicom", "dicom2nifti"],

@@ -25,7 +25,8 @@ SHORT = ("backbone", "PSNR dB", "Recovery", "AUC tumour", "SSIM", "n")
 EPILOG = """\
 rows x spaces x seeds are trainings; each is sampled with every sampler and number of steps: a cell.
 Lists in `seeds` and `sampling` are axes of the grid. Without --plan, --cell or --collect, all cells
-are run and the report is written; started again, the same command goes on. See docs/benchmark.md.
+are run and the report is written; started again, the same command goes on.
+See docs/run-a-benchmark.md.
 """
 
 

@@ -1,0 +1,229 @@
+"""What the documentation says is so: links lead somewhere, commands are commands, cells run."""
+
+import contextlib
+import io
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ldm.cli.main import VERBS, build_parser
+from ldm.config import TOP_LEVEL, config_root, load_config, merge_config
+from ldm.errors import DsdiffError
+
+REPO = Path(__file__).parents[1]
+PAGES = sorted([*REPO.glob("*.md"), *(REPO / "docs").rglob("*.md")])
+NAMES = [page.relative_to(REPO).as_posix() for page in PAGES]
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+FENCED = re.compile(r"^```bash\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+INDENTED = re.compile(r"^    (dsdiff (?:.*\\\n)*.*)$", re.MULTILINE)
+INLINE = re.compile(r"`(dsdiff [^`]+)`")
+MOST_WORDS = 600  # of the README
+CONFIGURED = ("train", "benchmark", "segment")
+
+
+def prose(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
+
+
+def anchor(title: str) -> str:
+    """The fragment that a heading is reached by."""
+    return re.sub(r"\s", "-", re.sub(r"[^\w\s-]", "", title.lower()).strip())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_links_lead_somewhere(name):
+    page, broken = REPO / name, []
+    for target in LINK.findall(re.sub(r"^```.*?^```$", "", prose(page), flags=re.M | re.S)):
+        if "://" in target:
+            continue
+        path, _, fragment = target.partition("#")
+        place = (page.parent / path).resolve() if path else page
+        if not place.exists():
+            broken.append(target)
+        elif fragment and place.suffix == ".md":
+            titles = re.findall(r"^#+ (.+)$", prose(place), re.MULTILINE)
+            broken += [target] if fragment not in map(anchor, titles) else []
+    assert broken == []
+
+
+def test_the_readme_is_read_in_three_minutes():
+    assert len(prose(REPO / "README.md").split()) <= MOST_WORDS
+
+
+def commands(text: str) -> list[str]:
+    """Every ``dsdiff`` command of a page to type: in fenced and in indented blocks."""
+    blocks = "\n".join(FENCED.findall(text)).replace("\\\n", " ")
+    lines = [part.strip() for line in blocks.splitlines() for part in line.split("&&")]
+    found = [line for line in lines if line.startswith("dsdiff ")]
+    return found + [match.replace("\\\n", " ") for match in INDENTED.findall(text)]
+
+
+def mentions(text: str) -> list[str]:
+    """Every command within a sentence, which may leave parts out."""
+    return INLINE.findall(re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL))
+
+
+def found(read) -> list[tuple[str, str]]:
+    return sorted({(name, text) for name in NAMES for text in read(prose(REPO / name))})
+
+
+def resolved(verb: str, words: list[str]) -> None:
+    """Merge the configuration that a command names as the verb does, if its files are ours."""
+    files = [w for w in words if "=" not in w]
+    overrides = [w for w in words if "=" in w]
+    if not files or not all((config_root().parent / f).is_file() for f in files):
+        return  # a file that the page writes, which the test of the page runs
+    if verb == "benchmark":
+        from ldm.benchmark.plan import OWN_KEYS
+
+        merge_config(files, overrides, (*TOP_LEVEL, *OWN_KEYS))
+    else:
+        load_config(files, overrides)
+
+
+@pytest.mark.parametrize(("page", "command"), found(commands))
+def test_commands_are_commands(page, command):
+    """By the real parser, and where it trains by the real merge of the configuration."""
+    words = shlex.split(command, comments=True)[1:]
+    try:
+        args, rest = build_parser(words[0]).parse_known_args(words)
+    except SystemExit:
+        pytest.fail(f"{page}: {command} is refused")
+    assert not [w for w in rest if w.startswith("-")], f"{page}: {command}"
+    if words[0] in CONFIGURED and hasattr(args, "config"):
+        try:
+            resolved(words[0], [*args.config, *rest])
+        except DsdiffError as error:
+            pytest.fail(f"{page}: {command}: {error}")
+
+
+@pytest.mark.parametrize(("page", "command"), found(mentions))
+def test_commands_in_sentences_name_what_there_is(page, command):
+    """The verb, and each option of it."""
+    verb, *rest = command.split()[1:]
+    if verb in VERBS:
+        task = rest[:1] if verb in ("segment", "diagnose") else []
+        told = " ".join(shown_help(verb, *task))
+        named = [word.split("=")[0] for word in rest if word.startswith("--")]
+        assert [name for name in named if name not in told] == [], f"{page}: {command}"
+    else:
+        assert verb == "VERB" or verb.startswith("--"), f"{page}: {command}"
+
+
+@cache
+def shown_help(*words: str) -> list[str]:
+    """What ``--help`` of a verb prints, in words."""
+    parser, printed = build_parser(words[0]), io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+        parser.parse_args([*words, "--help"])
+    return printed.getvalue().split()
+
+
+def test_there_are_commands_and_a_wrong_one_is_found():
+    assert len(found(commands)) > 40 and len(found(mentions)) > 20
+    assert commands("```bash\ndsdiff a && dsdiff b \\\n  c\n```\n    dsdiff d \\\n    e") == [
+        *("dsdiff a", "dsdiff b    c"),
+        "dsdiff d      e",
+    ]
+    with pytest.raises(pytest.fail.Exception, match="is refused"):
+        test_commands_are_commands("page", "dsdiff evaluate --prediction a")
+    with pytest.raises(pytest.fail.Exception, match="nearest"):
+        wrong = "configs/backbone/unet.yaml model.params.tempersture=1"
+        test_commands_are_commands("page", f"dsdiff train {wrong}")
+    with pytest.raises(AssertionError):
+        test_commands_in_sentences_name_what_there_is("page", "dsdiff sample --stepz 4")
+
+
+def test_the_notebook_runs(tmp_path, monkeypatch):
+    """Cell by cell in one namespace, as a kernel does, in an empty folder."""
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    monkeypatch.chdir(tmp_path)
+    notebook = json.loads(prose(REPO / "docs/notebooks/quickstart.ipynb"))
+    assert not any(cell.get("outputs") for cell in notebook["cells"])  # nothing stale is committed
+    namespace: dict = {}
+    for number, cell in enumerate(notebook["cells"]):
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), f"cell {number}", "exec"), namespace)  # noqa: S102
+    assert (tmp_path / "predictions/Phantom_0004_t1ce.nii.gz").is_file()
+    assert namespace["summary"].mean > 10
+
+
+def test_the_site_shows_every_page():
+    site = yaml.safe_load(prose(REPO / "mkdocs.yml"))
+
+    def pages(part) -> list[str]:
+        if isinstance(part, str):
+            return [part]
+        inner = part.values() if isinstance(part, dict) else part
+        return [page for below in inner for page in pages(below)]
+
+    assert sorted(f"docs/{page}" for page in pages(site["nav"])) == [
+        name for name in NAMES if name.startswith("docs/")
+    ]
+
+
+@pytest.mark.skipif(not shutil.which("mkdocs"), reason="mkdocs is not installed ([docs])")
+def test_the_site_builds(tmp_path):
+    words = ["mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(words, cwd=REPO, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Synthesiser" in prose(tmp_path / "site/api/index.html")
+
+
+def test_the_facts_of_a_citation_are_those_of_the_package():
+    from ldm import __version__
+
+    cited = yaml.safe_load(prose(REPO / "CITATION.cff"))
+    assert (cited["version"], cited["license"]) == (__version__, "MIT")
+    assert f"## {__version__}" in prose(REPO / "CHANGELOG.md")
+
+
+WITHOUT_POSIX = """
+import os, runpy, signal, sys
+
+class Hidden:
+    names = {"fcntl", "resource", "pwd", "grp", "termios", "tty", "pty", "syslog", "posix_ipc"}
+
+    def find_spec(self, name, path=None, target=None):
+        if name in self.names:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Hidden())
+for name in Hidden.names:
+    sys.modules.pop(name, None)
+for name in ("fork", "getuid", "geteuid", "getpgid", "setsid", "O_NOFOLLOW", "killpg"):
+    if hasattr(os, name):
+        delattr(os, name)
+os.environ["USERNAME"] = "somebody"  # as Windows has it
+for name in ("SIGHUP", "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGKILL"):
+    if hasattr(signal, name):
+        delattr(signal, name)
+
+import importlib, pkgutil, ldm
+for found in pkgutil.walk_packages(ldm.__path__, "ldm."):
+    if ".configs" not in found.name and not found.name.endswith("__main__"):
+        importlib.import_module(found.name)
+
+from ldm.cli.main import VERBS, build_parser
+for verb in VERBS:
+    build_parser(verb)
+print("started", len(VERBS))
+"""
+
+
+def test_everything_starts_without_what_windows_lacks():
+    """Modules, calls and signals of POSIX are hidden: every module imports, every verb parses."""
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_POSIX], capture_output=True, text=True, check=False, cwd=REPO
+    )
+    assert done.stdout == f"started {len(VERBS)}\n", done.stderr[-2000:]
