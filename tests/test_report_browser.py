@@ -128,7 +128,7 @@ def test_tables_and_commands_can_be_copied(page):
         *("Copied", "Selected"),  # the second where the browser has no clipboard
     )
     latex = page.run("document.querySelector('.sources pre').textContent")
-    assert latex.startswith("\\begin{tabular}{lrrl}")
+    assert latex.startswith("\\begin{table}")
 
 
 def slide(page, name, value):
@@ -274,6 +274,47 @@ def test_contrast_and_error_sliders_change_the_scale(page):
     slide(page, "error", 1)
     assert pane(page, UNET)[0].max() == pytest.approx(2 * dark, abs=2)
     assert pane(page, UNET_ERROR)[0].max() < error
+
+
+def test_a_window_of_one_contrast_leaves_the_others(page):
+    """T1 alone is made brighter; the real and the synthetic images share a window of their own."""
+    slide(page, "contrast", 1)
+    before = [pane(page, place)[0].max() for place in (0, REAL, UNET)]
+    choose(page, "window", "T1")
+    slide(page, "contrast", 0.5)
+    after = [pane(page, place)[0].max() for place in (0, REAL, UNET)]
+    assert after[0] == min(255, 2 * before[0]) > before[0] and after[1:] == before[1:]
+    choose(page, "window", "real and synthetic")
+    assert float(page.run("document.querySelector('[name=contrast]').value")) == 1
+
+
+@pytest.mark.parametrize(
+    ("plane", "axis", "index", "ends"),
+    [("axial", 2, 4, "RLAP"), ("coronal", 1, 8, "RLSI"), ("sagittal", 0, 6, "PASI")],
+)
+def test_the_radiological_view_has_the_left_at_the_right(page, plane, axis, index, ends):
+    page.click(f"[name=plane][value={plane}]")
+    choose(page, "side", "right")
+    slide(page, "contrast", 1)
+    expected = planes(volumes()[0], axis, index)
+    expected = expected if plane == "sagittal" else expected[:, ::-1]
+    assert np.abs(pane(page, REAL)[0][..., 0] - 255 * expected).max() <= 0.5 + 1e-9
+    assert page.run("document.querySelector('.frame').innerText.replace(/\\s/g, '')") == ends
+
+
+def test_a_click_on_a_mirrored_image_goes_to_the_place_that_is_shown(page):
+    choose(page, "side", "right")
+    page.click(".stage canvas", across=2.5 / 12, down=0.5 / 16)  # the third column: x = 9
+    page.click("[name=plane][value=sagittal]")
+    assert shown_slice(page) == 9
+
+
+def test_a_wide_table_says_so_until_its_end_is_seen(page):
+    page.resize(300, 800)
+    more = "document.querySelector('.wide-table').classList.contains('more')"
+    page.wait_for(more)
+    page.run("document.querySelector('.wide-table > .scroll').scrollLeft = 10000")
+    page.wait_for(f"!{more}")
 
 
 @pytest.mark.parametrize("width", [400, 1200])

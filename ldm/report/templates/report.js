@@ -79,7 +79,19 @@
     block.before(button);
   }
 
+  // A table that is wider than its frame says so until its last column is seen.
+  function tellWidth(scroll) {
+    const update = () => {
+      const left = scroll.scrollWidth - scroll.clientWidth - scroll.scrollLeft;
+      scroll.parentNode.classList.toggle("more", left > 2);
+    };
+    scroll.addEventListener("scroll", update, { passive: true });
+    new ResizeObserver(update).observe(scroll);
+  }
+
   document.querySelectorAll("table").forEach(makeSortable);
+  document.querySelectorAll(".wide-table > .scroll").forEach(tellWidth);
+  if (innerWidth < 1100) document.querySelector("nav details")?.removeAttribute("open");
   document.querySelectorAll("pre").forEach(addCopyButton);
   document.querySelectorAll(".scripted").forEach((part) => (part.hidden = false));
 })();

@@ -19,7 +19,9 @@
   const maps = Object.fromEntries(
     Object.entries(data.maps).map(([kind, text]) => [kind, bytes(text)]),
   );
+  const SHARED = "real and synthetic"; // these have one window, so that they can be compared
   const state = { patient: null, volumes: null, at: [0, 0, 0], panes: [], hidden: new Set() };
+  const white = new Map(); // window -> the level that is white
 
   function bytes(base64) {
     return Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));
@@ -57,8 +59,10 @@
   // A pane: name, kind of its colours, and the value of a voxel in units of the shown range.
   function describePanes() {
     const { inputs, truth, predictions, spreads } = state.volumes;
-    const grey = (name, volume) => ({ name, kind: "grey", value: (i) => volume[i] / 255 });
-    const groups = [[...inputs].map(([name, volume]) => grey(name, volume))];
+    const grey = (name, volume, window = SHARED) => ({
+      ...{ name, window, kind: "grey", value: (i) => volume[i] / 255 },
+    });
+    const groups = [[...inputs].map(([name, volume]) => grey(name, volume, name))];
     groups[0].push(grey("real", truth));
     for (const row of data.rows) {
       const made = predictions.get(row);
@@ -113,15 +117,18 @@
 
   const plane = () => PLANES[viewer.querySelector("[name=plane]:checked").value];
   const planeName = () => viewer.querySelector("[name=plane]:checked").value;
+  // radiological: as seen from the feet, the patient's left is at the right
+  const isMirrored = () => plane().across === 0 && control("side").value === "right";
 
   // Canvas sizes, aspect in millimetres and letters of a plane.
   function fitPanes() {
     const { across, up, axis, ends } = plane();
     const { shape, extent } = state.patient;
+    const letters = isMirrored() ? [ends[1], ends[0], ends[2], ends[3]] : [...ends];
     for (const { canvas } of state.panes) {
       [canvas.width, canvas.height] = [shape[across], shape[up]];
       canvas.style.aspectRatio = `${extent[across]} / ${extent[up]}`;
-      canvas.parentNode.querySelectorAll("i").forEach((mark, i) => (mark.textContent = ends[i]));
+      canvas.parentNode.querySelectorAll("i").forEach((mark, i) => (mark.textContent = letters[i]));
     }
     control("slice").max = shape[axis] - 1;
     draw();
@@ -134,25 +141,30 @@
     const strides = [1, X, X * Y];
     const start = state.at[axis] * strides[axis];
     const top = state.patient.shape[up] - 1;
-    return (column, line) => start + column * strides[across] + (top - line) * strides[up];
+    return (column, line) =>
+      start + place(column) * strides[across] + (top - line) * strides[up];
   }
 
-  const limitOf = (kind) =>
-    ({ grey: control("contrast").value, error: control("error").value, spread: data.limits.spread })[kind];
+  // Index across of a pixel column.
+  const place = (column) =>
+    isMirrored() ? state.patient.shape[plane().across] - 1 - column : column;
+
+  const limitOf = ({ kind, window }) =>
+    ({ grey: white.get(window), error: control("error").value, spread: data.limits.spread })[kind];
 
   function paint(pane, index) {
     const { width, height } = pane.canvas;
     const image = new ImageData(width, height);
     const colours = maps[pane.kind] ?? GREY;
-    const scale = 255 / limitOf(pane.kind);
-    let place = 0;
+    const scale = 255 / limitOf(pane);
+    let byte = 0;
     for (let line = 0; line < height; line++)
       for (let column = 0; column < width; column++) {
         const level = 3 * Math.min(255, Math.round(pane.value(index(column, line)) * scale));
-        image.data[place++] = colours[level];
-        image.data[place++] = colours[level + 1];
-        image.data[place++] = colours[level + 2];
-        image.data[place++] = 255;
+        image.data[byte++] = colours[level];
+        image.data[byte++] = colours[level + 1];
+        image.data[byte++] = colours[level + 2];
+        image.data[byte++] = 255;
       }
     pane.canvas.getContext("2d").putImageData(image, 0, 0);
   }
@@ -190,7 +202,7 @@
       const image = new ImageData(256, 1);
       for (let i = 0; i < 256; i++) image.data.set([...maps[kind].slice(3 * i, 3 * i + 3), 255], 4 * i);
       canvas.getContext("2d").putImageData(image, 0, 0);
-      bar.append(`${kind} 0 `, canvas, ` ${Number(limitOf(kind)).toPrecision(2)}`);
+      bar.append(`${kind} 0 `, canvas, ` ${Number(limitOf({ kind })).toPrecision(2)}`);
       return bar;
     });
     viewer.querySelector(".bars").replaceChildren(...bars);
@@ -230,7 +242,7 @@
     const found = pixel(event);
     if (!found) return;
     const { across, up } = plane();
-    state.at[across] = found[0];
+    state.at[across] = place(found[0]);
     state.at[up] = state.patient.shape[up] - 1 - found[1];
   }
 
@@ -307,7 +319,28 @@
     control("order").append(new Option("the mean", ""), ...data.rows.map((row) => new Option(row, row)));
   }
 
-  control("contrast").value = data.limits.white;
+  // The slider sets the white of one window, or of all.
+  function setWhite() {
+    const chosen = control("window").value;
+    for (const window of white.keys())
+      if (!chosen || window === chosen) white.set(window, control("contrast").value);
+    draw();
+  }
+
+  function listWindows() {
+    const names = [...data.patients[0].inputs.map(({ name }) => name), SHARED];
+    names.forEach((name) => white.set(name, data.limits.white));
+    const options = names.map((name) => new Option(name, name));
+    control("window").append(new Option("all images", ""), ...options);
+    control("contrast").value = data.limits.white;
+  }
+
+  function showWhite() {
+    control("contrast").value = white.get(control("window").value || SHARED);
+    draw();
+  }
+
+  listWindows();
   control("error").value = data.limits.error;
   listRows();
   listPatients();
@@ -315,7 +348,9 @@
   control("patient").addEventListener("change", choosePatient);
   viewer.querySelectorAll("[name=plane]").forEach((b) => b.addEventListener("change", fitPanes));
   control("slice").addEventListener("input", () => moveTo(Number(control("slice").value)));
-  control("contrast").addEventListener("input", draw);
+  control("contrast").addEventListener("input", setWhite);
+  control("window").addEventListener("change", showWhite);
+  control("side").addEventListener("change", fitPanes);
   control("error").addEventListener("input", () => (draw(), drawBars()));
   stage.addEventListener("wheel", onWheel, { passive: false });
   stage.addEventListener("keydown", onKey);
