@@ -16,7 +16,7 @@ from ldm.util import current_path
 
 # of data.params: where the data are, and who; the weights do not depend on the one, and the other
 # is known by the digests in subjects.json
-PLACES = ("root", "layout", "cache", "num_workers", "val_slices")
+PLACES = ("root", "layout", "cache", "num_workers", "worker_timeout", "val_slices")
 PATIENTS = ("train", "val", "test", "fold", "folds")
 DURATION = "decay_steps"  # of model.params: as long as the run, which may be made longer
 # what a resumed run takes: how long, on what, and what it shows and saves

@@ -15,7 +15,7 @@ import pickle
 import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pytorch_lightning.plugins.io import CheckpointIO
@@ -37,6 +37,7 @@ FORMAT_VERSION = 1
 MAX_ENTRIES = 100_000  # a tensor each; the largest network here has a thousand
 OWN, BOUND = "dsdiff", "bound"  # what a checkpoint says of itself; what its weights depend on
 RESTORED = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "global_step")
+WEIGHTS, EMA_WEIGHTS, LAST = "weights", "ema", "last"  # which weights a file holds
 MODEL_FILE, CONFIG_FILE = "model.safetensors", "config.yaml"
 CHECKPOINTS = ("checkpoints/last.ckpt", "checkpoints/previous.ckpt")  # newest first
 
@@ -61,6 +62,7 @@ class AtomicCheckpointIO(CheckpointIO):
         """Write ``checkpoint``; on failure the old generations stay, and ``failure`` says why."""
         try:
             own = {"format": FORMAT_VERSION, "keys": sorted(checkpoint), "processes": _processes()}
+            own[WEIGHTS] = EMA_WEIGHTS if "current_model_state" in checkpoint else LAST
             self._save({**checkpoint, OWN: {**own, BOUND: self.bound}}, Path(path))
         except OutputError as error:
             self.failure = error
@@ -165,12 +167,16 @@ def newest_checkpoint(run: Path) -> Path:
     existing = [run / name for name in CHECKPOINTS if (run / name).exists()]
     if not existing:
         raise CheckpointError("CKPT-MISSING", f"{run} has no checkpoint yet: start it anew")
+    skipped: list[CheckpointError] = []
     for path in existing:
         try:
             verify_archive(path)
-            return path
         except CheckpointError as error:
-            log.warning("skipped %s: %s", path.name, error)
+            skipped.append(error)
+            continue
+        for error in skipped:
+            log.warning("%s; going on from %s", error, path.name)
+        return path
     raise CheckpointError("CKPT-CORRUPT", f"no checkpoint of {run} is intact: restore a copy")
 
 
@@ -254,15 +260,24 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return checkpoint.get("state_dict", checkpoint), checkpoint.get(OWN, {})
 
 
-def load_model(path: Path, trust: Collection[str] = ()) -> tuple[Any, Study, str]:
+class Loaded(NamedTuple):
+    """A model in eval mode, the study it was trained for, and of its weights the digest and kind.
+
+    ``weights`` is ``ema`` or ``last``; None where the file does not say.
+    """
+
+    model: Any
+    study: Study
+    digest: str
+    weights: str | None
+
+
+def load_model(path: Path, trust: Collection[str] = ()) -> Loaded:
     """Build the model of a run or model folder and load its EMA weights.
 
     Args:
         path: a run folder, its ``model.safetensors``, or a checkpoint of its training.
         trust: classes accepted beside those that the shipped configurations name.
-
-    Returns:
-        The model in eval mode, the study it was trained for, and the digest of its weights.
 
     Raises:
         CheckpointError: see :func:`read_model`; CKPT-MISMATCH. UnsafeError: UNSAFE-TARGET.
@@ -283,7 +298,8 @@ def load_model(path: Path, trust: Collection[str] = ()) -> tuple[Any, Study, str
                 f"of its {CONFIG_FILE}: restore the file",
             )
     model.load_state_dict(tensors)
-    return model.eval().requires_grad_(False), study, tensor_digest(tensors)
+    model.eval().requires_grad_(False)
+    return Loaded(model, study, tensor_digest(tensors), metadata.get(WEIGHTS))
 
 
 def study_of(path: Path, trust: Collection[str] = ()) -> Study:
@@ -307,6 +323,8 @@ def read_run_config(folder: Path, trust: Collection[str] = ()) -> dict[str, Any]
     source = f"{folder.name}/{CONFIG_FILE}"
     refuse_untrusted_targets(config, trusted_targets(), source, named=trust)
     validate(config)
+    if (config["data"].get("params") or {}).pop("cache", None):  # where to write is the user's
+        log.warning("%s names a cache, which is not used: give data.params.cache=FOLDER", source)
     return config
 
 

@@ -98,8 +98,7 @@ def _require_plain_mapping(text: str, name: str) -> None:
                 f"{name} line {event.start_mark.line + 1}: tags (!!name) and aliases (*name) are "
                 "not read; write the value, or use 'base:' or ${key.path}",
             )
-        if isinstance(event, yaml.ScalarEvent) and event.implicit[0]:
-            _refuse_misread(event, name)
+        _refuse_misread(event, f"{name} line {event.start_mark.line + 1}")
         if isinstance(event, yaml.NodeEvent):
             root = root or event
         depth += isinstance(event, yaml.CollectionStartEvent)
@@ -110,14 +109,16 @@ def _require_plain_mapping(text: str, name: str) -> None:
         raise ConfigError("CONFIG-PARSE", f"{name} holds no mapping: write 'key: value' lines")
 
 
-def _refuse_misread(event: yaml.ScalarEvent, name: str) -> None:
+def _refuse_misread(event: yaml.Event, where: str) -> None:
     """Refuse what YAML 1.1 reads as another number: 12:30 as 750, 0123 as 83."""
+    if not (isinstance(event, yaml.ScalarEvent) and event.implicit[0]):
+        return
     read = yaml.safe_load(event.value) if MISREAD.fullmatch(event.value) else ""
     if not isinstance(read, str):
         raise ConfigError(
             "CONFIG-VALUE",
-            f"{name} line {event.start_mark.line + 1}: {event.value} is read as "
-            f"{read}: write the number meant, or the text in quotes",
+            f"{where}: {event.value} is read as {read}: write the number meant, or the text in "
+            "quotes",
         )
 
 
@@ -307,10 +308,12 @@ def _accepted_by(target: Any, params: dict[str, Any]) -> dict[str, Any]:
 
 def _override(config: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
     for override in overrides:
-        key, equals, _ = override.partition("=")
+        key, equals, value = override.partition("=")
         if not equals or not key:
             raise ConfigError("CONFIG-PARSE", f"'{override}' is neither a YAML file nor key=value")
         try:
+            for event in yaml.parse(value):
+                _refuse_misread(event, override)
             change = _plain(OmegaConf.from_dotlist([override]))
         except (*UNREADABLE, RecursionError, LookupError) as error:
             problem = getattr(error, "problem", None) or error

@@ -115,11 +115,22 @@ def as_known_error(error: BaseException) -> DsdiffError | None:
         return WorkerError(
             "RANK", "another process of the training is gone: look at its output, then --resume"
         )
-    if isinstance(error, RuntimeError) and "DataLoader worker" in text:
-        return WorkerError("WORKER", f"{text}; try data.params.num_workers=0")
+    if "DataLoader worker" in text or "DataLoader timed out" in text:
+        return _worker_error(text)
     if isinstance(error, OSError):
         return OutputError("OUT-IO", f"{error.strerror or error} ({error.filename or ''})")
     return None
+
+
+def _worker_error(text: str) -> WorkerError:
+    """Return what a loading process did: the last line of its traceback, if it has sent one."""
+    lines = text.strip().splitlines()
+    said = lines[-1] if "Traceback" in text else lines[0]
+    return WorkerError(
+        "WORKER",
+        f"{said.removeprefix('ldm.errors.')}; --resume goes on, data.params.worker_timeout=SECONDS "
+        "waits longer, data.params.num_workers=0 needs no process",
+    )
 
 
 def nearest(name: str, known: Collection[str]) -> str:

@@ -39,9 +39,9 @@ POSITIVE, NOT_NEGATIVE, COUNT = Range(0, above=True), Range(0), Range(1)
 SHARE, INSIDE = Range(0, 1), Range(0, 1, above=True, below=True)
 _NAMES = {
     POSITIVE: "lr gain max_norm eps channel_mult val_check_interval",
-    COUNT: "batch_size val_slices image_size every_n_steps sampling_steps substeps steps "
-    "model_channels num_res_blocks num_head_channels attention_resolutions patch_size hidden_size "
-    "depth num_heads middle_heads width embed_dim stem_channels channels block_out_channels "
+    COUNT: "batch_size worker_timeout val_slices image_size every_n_steps sampling_steps substeps "
+    "steps model_channels num_res_blocks num_head_channels attention_resolutions patch_size "
+    "hidden_size depth num_heads middle_heads width embed_dim stem_channels channels block_out_channels "
     "decoder_channels layers_per_block attention_head_dim size_divisor log_every_n_steps num_nodes "
     "accumulate_grad_batches norm_num_groups transformer_depth z_channels resolution in_channels "
     "out_ch ch ch_mult disc_channels disc_num_layers",

@@ -14,6 +14,7 @@ import math
 import os
 import secrets
 import shutil
+import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -303,8 +304,37 @@ def volume_digests(folder: Path) -> dict[str, str]:
     return {path.name: sha256(path) for path in sorted(folder.glob("*.nii*"))}
 
 
+def require_space(path: Path, size: int) -> None:
+    """Refuse to begin what does not fit on the disk.
+
+    Raises:
+        OSError: with the bytes that are needed, and free.
+    """
+    free = shutil.disk_usage(path.parent).free
+    if free < size:
+        raise OSError(errno.ENOSPC, f"{size} bytes are needed, {free} are free")
+
+
+def require_regular(path: Path, case: str | None = None) -> os.stat_result:
+    """Return the status of a regular file; opening a pipe waits for ever, a device has no end.
+
+    Raises:
+        DataError: DATA-FORMAT. OSError: there is no such file.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe, a socket or a device"
+        raise DataError("DATA-FORMAT", f"{path.name} is {kind}: expected a regular file", case)
+    return status
+
+
 def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file as hexadecimal digits."""
+    """Return the SHA-256 of a file as hexadecimal digits.
+
+    Raises:
+        DataError: DATA-FORMAT, see :func:`require_regular`. OSError.
+    """
+    require_regular(path)
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while chunk := stream.read(CHUNK):

@@ -332,6 +332,7 @@ def _portable(config: Mapping[str, Any], model: Any, data: ContrastDataModule) -
     portable = dict(config)
     for section, part in (("model", model), ("data", data)):
         params = {**config[section].get("params", {}), **part.portable_params()}
+        params.pop("cache", None)  # no run folder says where to write
         portable[section] = {**config[section], "params": params}
     return portable
 

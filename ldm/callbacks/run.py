@@ -13,8 +13,9 @@ import torch
 from pytorch_lightning.callbacks import Callback, Checkpoint
 
 from ldm.callbacks.ema import averaged_module
-from ldm.checkpoint import BOUND, CHECKPOINTS, save_model
+from ldm.checkpoint import BOUND, CHECKPOINTS, EMA_WEIGHTS, LAST, WEIGHTS, save_model
 from ldm.errors import ConfigError, NonFiniteError, OutputError, one_of
+from ldm.models.base import cases_of
 
 log = logging.getLogger(__name__)
 
@@ -134,6 +135,7 @@ class RunCheckpoint(Checkpoint):
             averaged = averaged_module(trainer, trainer.lightning_module)
             metadata = averaged.facts() | averaged.measure(trainer.datamodule) | described
             metadata |= {"step": trainer.global_step, BOUND: trainer.strategy.checkpoint_io.bound}
+            metadata[WEIGHTS] = LAST if averaged is trainer.lightning_module else EMA_WEIGHTS
             try:
                 save_model(Path(trainer.default_root_dir), averaged.state_dict(), metadata)
             except OutputError as error:
@@ -221,6 +223,13 @@ class GradientGuard(Callback):
 
     def __init__(self, max_norm: float | None = 1.0) -> None:
         self.max_norm = max_norm
+        self._places: list[dict[str, Any]] = []  # of the batches since the last step
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Remember whom the gradient comes from."""
+        self._places.append({name: batch[name] for name in ("subject", "slice")})
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
@@ -236,8 +245,10 @@ class GradientGuard(Callback):
             raise NonFiniteError(
                 "NONFINITE-GRADIENT",
                 f"gradient norm is {norm.item()} at step {trainer.global_step}; the checkpoint is "
-                "from before; try a lower learning rate or lightning.trainer.precision=32",
+                "from before; try a lower learning rate or lightning.trainer.precision=32; it is "
+                f"of {', '.join(map(cases_of, self._places))}",
             )
+        self._places.clear()
         if self.max_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.max_norm, norm)
         pl_module.log("train/grad_norm", norm)

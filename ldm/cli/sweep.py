@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
         if args.temperature is None:  # the posterior mean has no steps to count
             own["temperature"] = 1.0
         synthesiser = load_synthesiser(argparse.Namespace(**{**vars(args), **own}))
-        files = {s.id: {c: file.sha256() for c, file in s.files.items()} for s in subjects}
+        files = {s.id: {c: s.sha256(c) for c in s.files} for s in subjects}
         folders = (args.input, layout, subjects, args.output, files)
         work = SweepCells(synthesiser, *folders, reporter("sweep"))
         work.refuse_models_without_steps()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import multiprocessing
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -44,6 +45,8 @@ class ContrastDataModule(pl.LightningDataModule):
             are sampled.
         augmentation_config: ``target`` / ``params`` of an augmentation, or None.
         num_workers: processes that load slices; None: 4 beside an accelerator, else 0.
+        worker_timeout: seconds that a batch of theirs may take, after which the training ends;
+            None: 30, or 120 where a process is not forked and imports everything first.
         cache: folder of decoded subjects; None: ``$DSDIFF_CACHE`` or the user's cache folder.
         layout: naming of the files, see :func:`ldm.data.layouts.build_layout`; None: recognised.
         **settings: the study (:meth:`ldm.study.Study.of`: conditions, target, size, ...), the
@@ -66,6 +69,7 @@ class ContrastDataModule(pl.LightningDataModule):
         val_slices: int = 8,
         augmentation_config: Mapping[str, Any] | None = None,
         num_workers: int | None = None,
+        worker_timeout: int | None = None,
         cache: str | None = None,
         layout: str | Mapping[str, Any] | None = None,
         **settings: Any,
@@ -74,6 +78,11 @@ class ContrastDataModule(pl.LightningDataModule):
         _require_within("batch_size", batch_size, 1)
         _require_within("val_slices", val_slices, 1)
         _require_within("num_workers", num_workers or 0, 0)
+        is_forked = multiprocessing.get_start_method() == "fork"
+        self.worker_timeout = (
+            (30 if is_forked else 120) if worker_timeout is None else worker_timeout
+        )
+        _require_within("worker_timeout", self.worker_timeout, 1)
         drawing = Drawing(**taken(settings, Drawing))
         for name, value in asdict(drawing).items():
             _require_within(name, value, 0, 1)
@@ -97,6 +106,7 @@ class ContrastDataModule(pl.LightningDataModule):
         self.split: dict[str, list[str]] = {}
         self.subjects: dict[str, Subject] = {}
         self.progress: Progress = silent  # wraps subjects that are decoded
+        self._loaders: list[DataLoader] = []
 
     def find_subjects(self) -> dict[str, Subject]:
         """Return the subjects below the root; fill ``subjects``, ``layout``, ``found``, ``split``.
@@ -219,15 +229,23 @@ class ContrastDataModule(pl.LightningDataModule):
         )
 
     def _loader(self, dataset: Dataset, sampler: Sampler | None = None) -> DataLoader:
-        return DataLoader(
+        loader = DataLoader(
             dataset,
             batch_size=self.batch_size,
             sampler=sampler,
             num_workers=self.num_workers,
             pin_memory=torch.accelerator.is_available(),
             persistent_workers=self.num_workers > 0,
-            timeout=600 if self.num_workers else 0,
+            timeout=self.worker_timeout if self.num_workers else 0,
         )
+        self._loaders.append(loader)
+        return loader
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Kill the loading processes: one that is stopped would be waited for at the end."""
+        for loader in self._loaders:
+            for worker in getattr(loader._iterator, "_workers", ()):
+                worker.kill()
 
     def learn_normaliser(self, subjects: Mapping[str, Subject]) -> None:
         """Let the normaliser look at the training subjects, if it has anything to learn."""

@@ -11,11 +11,10 @@ from __future__ import annotations
 import gzip
 import io
 import logging
-import stat
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import nibabel as nib
 import numpy as np
@@ -27,9 +26,16 @@ from nibabel.orientations import (
     ornt_transform,
 )
 
-from ldm.data.nifti_header import checked_affine, corner_distance, read_header, spatial_shape
+from ldm.data.nifti_header import (
+    FORM_TOLERANCE,
+    checked_affine,
+    corner_distance,
+    gap_of_forms,
+    read_header,
+    spatial_shape,
+)
 from ldm.errors import DataError, NonFiniteError, OutputError
-from ldm.storage import CHUNK, atomic_path
+from ldm.storage import CHUNK, atomic_path, require_regular, require_space
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +97,13 @@ class Geometry:
     def spacing(self) -> tuple[float, ...]:
         """Size of a voxel along the RAS+ axes, in mm."""
         return tuple(np.linalg.norm(self.canonical_affine[:3, :3], axis=0).tolist())
+
+    @property
+    def stated(self) -> dict[str, Any]:
+        """Which form of the header is used, and how far from it the other one is, if it is."""
+        form = "sform" if self.header["sform_code"] > 0 else "qform"
+        gap = gap_of_forms(self.header, self.shape)
+        return {"form": form} | ({"qform_apart": round(gap, 3)} if gap > FORM_TOLERANCE else {})
 
     def to_canonical(self, array: np.ndarray) -> np.ndarray:
         """Flip and permute a stored array to RAS+; no interpolation."""
@@ -227,6 +240,7 @@ def write_volume(path: Path, content: bytes, overwrite: bool = False) -> None:
         OutputError: OUT-EXISTS or OUT-IO.
     """
     with atomic_path(path, overwrite) as temporary:
+        require_space(temporary, len(content))
         temporary.write_bytes(content)
         try:
             read_volume(temporary)
@@ -239,11 +253,7 @@ def write_volume(path: Path, content: bytes, overwrite: bool = False) -> None:
 def _read_bytes(path: Path, case: str | None) -> tuple[nib.Nifti1Header, bytes]:
     """Return the header and exactly the voxel bytes, reading on until the checksum is verified."""
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
-            raise DataError(
-                "DATA-FORMAT", f"{path.name} is not a regular file: give a .nii or .nii.gz", case
-            )
+        status = require_regular(path, case)
         with path.open("rb") as raw:
             is_gzip = raw.read(1) == GZIP_START
             if is_gzip != path.name.endswith(".gz"):

@@ -109,13 +109,20 @@ def checked_affine(
             case,
         )
     affines = [_valid_form(get, name, header, path, case) for name, get in stated]
-    if len(affines) == 2 and (gap := corner_distance(*affines, shape)) > FORM_TOLERANCE:
+    if (gap := gap_of_forms(header, shape)) > FORM_TOLERANCE:
         log.warning("%s: sform and qform lie %.3g mm apart; sform is used", path.name, gap)
     cosines = affines[0][:3, :3] / np.linalg.norm(affines[0][:3, :3], axis=0)
     if np.abs(cosines.T @ cosines - np.eye(3)).max() > 1e-3:
         log.warning("%s: the axes are not at right angles; ITK refuses such files", path.name)
     unit = UNITS.get(int(header["xyzt_units"]) & SPATIAL_UNIT, 1.0)
     return np.diag([unit, unit, unit, 1.0]) @ affines[0]
+
+
+def gap_of_forms(header: nib.Nifti1Header, shape: Sequence[int]) -> float:
+    """Return how far apart, in units of the header, sform and qform put a corner; 0 of one form."""
+    if min(header["sform_code"], header["qform_code"]) <= 0:
+        return 0.0
+    return corner_distance(header.get_sform(), header.get_qform(), shape)
 
 
 def _valid_form(

@@ -87,6 +87,10 @@ class IntensityScale:
         points = {n: tuple(map(float, numbers.get(n, ()))) for n in ("landmarks", "standard")}
         if len(points["landmarks"]) != len(points["standard"]):
             raise ValueError("landmarks and standard differ in length")
+        numbers_of = (*affine.values(), *points["landmarks"], *points["standard"])
+        rising = all(np.all(np.diff(values) > 0) for values in points.values())
+        if not (np.isfinite(numbers_of).all() and affine["width"] > 0 and rising):
+            raise ValueError(f"no scale has {affine}")
         return cls(**affine, **points)
 
     def _restored(self, array: np.ndarray) -> np.ndarray:

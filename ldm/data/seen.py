@@ -8,7 +8,7 @@ still the same patient.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,17 +17,18 @@ import numpy as np
 
 from ldm.data.fingerprint import alike, fingerprint
 from ldm.data.layouts import Subject
-from ldm.data.manifest import DIGEST, read_manifest, state
+from ldm.data.manifest import state
 from ldm.data.patients import folded_patient, patient_of
 from ldm.errors import CheckpointError, DataError
 from ldm.storage import cache_root, read_json, run_folder, write_json
 from ldm.study import KNOWN, LABELS, MASK_FILE
 
 SUBJECTS_FILE = "subjects.json"
-FORMAT = 2  # of a kept digest
-VOXELS, ANATOMY, PATIENT = "voxels_", "anatomy", "patient"
+FORMAT = 3  # of a kept digest
+VOXELS, ANATOMY, PATIENT, SPACING = "voxels_", "anatomy", "patient", "spacing"
+ALIKE_SPACING = 1.1  # ratio of voxel sizes that make no difference
 # subject -> what it is known by: contrast -> SHA-256 of its file; voxels_CONTRAST -> that of its
-# voxels; anatomy -> contrast and fingerprint; patient. Older runs know files only.
+# voxels; anatomy -> contrast and fingerprint; patient; spacing. Older runs know files only.
 Digests = Mapping[str, Mapping[str, str]]
 
 
@@ -60,6 +61,7 @@ def _kept_identity(subject: Subject, folder: Path) -> Mapping[str, str]:
     if not (subject.files.keys() <= known.keys() and all(map(_is_text, known.values()))):
         known = identity(subject)
         write_json(kept, known, replace=True)
+    subject.require_digests(known)
     return {**known, PATIENT: subject.patient}
 
 
@@ -73,27 +75,19 @@ def identity(subject: Subject) -> dict[str, str]:
     Raises:
         DataError: DATA-IO.
     """
-    known = {name: file.sha256() for name, file in sorted(subject.files.items())}
+    known = {name: subject.sha256(name) for name in sorted(subject.files)}
     for name in subject.images:
         try:
-            volume = subject.files[name].read(subject.id, nonfinite="zero").array
+            read = subject.files[name].read(subject.id, nonfinite="zero")
         except DataError:
             continue
+        volume = read.array
         content = str(volume.shape).encode() + np.ascontiguousarray(volume).tobytes()
         known[VOXELS + name] = hashlib.sha256(content).hexdigest()
+        known.setdefault(SPACING, spacing_text(read.geometry.spacing))
         if ANATOMY not in known and (anatomy := fingerprint(volume)):
             known[ANATOMY] = f"{name}:{anatomy}"
     return {**known, PATIENT: subject.patient}
-
-
-def manifest_digests(path: Path) -> Digests:
-    """Return what the subjects of a manifest are known by: their files and patient."""
-    found = {}
-    for subject, row in read_manifest(path).items():
-        named = {key.removeprefix(DIGEST): told for key, told in row.items() if DIGEST in key}
-        found[subject] = {key: told for key, told in named.items() if told}
-        found[subject][PATIENT] = row.get(PATIENT) or patient_of(subject)
-    return found
 
 
 def write_seen(run: Path, parts: Mapping[str, Digests], before: Digests | None = None) -> None:
@@ -138,6 +132,23 @@ def read_seen(run: Path) -> Digests:
     if found is not None:
         return found
     return {subject: {} for subject in read_json(run / "cost.json").get("train_subjects") or ()}
+
+
+def spacing_text(spacing: Sequence[float]) -> str:
+    """Return voxel sizes in words, such as ``1 x 1 x 5``."""
+    return " x ".join(f"{mm:.4g}" for mm in spacing)
+
+
+def other_spacing(spacing: Sequence[float], seen: Digests) -> str:
+    """Return the voxel sizes that a model has seen, if these are none of them; else nothing."""
+    told = {known[SPACING] for known in seen.values() if SPACING in known}
+    sizes = np.array([[float(mm) for mm in text.split(" x ")] for text in sorted(told)])
+    if not told:
+        return ""
+    low, high = sizes.min(axis=0), sizes.max(axis=0)
+    inside = (low / ALIKE_SPACING <= spacing) & (np.asarray(spacing) <= high * ALIKE_SPACING)
+    span = "" if len(told) == 1 else f" to {spacing_text(high)}"
+    return "" if inside.all() else f"{spacing_text(low)}{span} mm"
 
 
 def inherited(model: Mapping[str, Any]) -> Digests:
@@ -220,7 +231,7 @@ def _patient(subject: str, known: Mapping[str, str]) -> str:
 
 def _images(known: Mapping[str, str]) -> set[str]:
     """Return the digests of the images: segmentations without a tumour are all alike."""
-    others = (LABELS, MASK_FILE, ANATOMY, PATIENT)
+    others = (LABELS, MASK_FILE, ANATOMY, PATIENT, SPACING)
     return {digest for name, digest in known.items() if name not in others}
 
 

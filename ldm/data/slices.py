@@ -15,6 +15,7 @@ from torch.utils.data import Dataset, Sampler
 
 from ldm.data.cache import CachedSubject
 from ldm.data.prepare import fit_size
+from ldm.errors import DataError
 from ldm.intensity import BACKGROUND, bright
 from ldm.storage import stable_seed
 
@@ -154,7 +155,15 @@ class SliceDataset(Dataset):
     def _maps(self, number: int) -> dict[str, np.ndarray]:
         if number not in self._opened:
             subject = self.subjects[number]
-            self._opened[number] = {name: subject.open(name) for name in self.arrays}
+            try:
+                self._opened[number] = {name: subject.open(name) for name in self.arrays}
+            except (OSError, ValueError) as error:
+                raise DataError(
+                    "DATA-IO",
+                    f"cache entry {subject.folder.name} is gone or damaged ({error}): --resume "
+                    "makes it again",
+                    subject.id,
+                ) from error
         return self._opened[number]
 
     def _drop(self, presence: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 
 from ldm.data.nifti import Volume, read_volume
 from ldm.errors import DataError
-from ldm.storage import sha256
+from ldm.storage import require_regular, sha256
 
 
 @dataclass(frozen=True)
@@ -42,25 +42,28 @@ class VolumeFile:
         """
         return read_volume(self.path, case, nonfinite, self.channel)
 
-    def sha256(self) -> str:
+    def sha256(self, case: str | None = None) -> str:
         """Return the SHA-256 of the file, followed by ``#channel`` where it holds several volumes.
 
         Raises:
-            DataError: DATA-IO.
+            DataError: DATA-IO, or DATA-FORMAT where it is no regular file.
         """
         try:
+            for path in self.paths:
+                require_regular(path, case)
             return f"{self._digest()}{self._mark()}"
         except OSError as error:
-            raise _unreadable(self.path, error) from error
+            raise _unreadable(self.path, error, case) from error
 
     def state(self, case: str | None = None) -> list[Any]:
         """Return place, size and times of change: what tells, without reading, that a file is new.
 
         Raises:
-            DataError: DATA-IO, the file vanished or is a link to nothing.
+            DataError: DATA-IO, the file vanished or is a link to nothing; DATA-FORMAT, it is no
+                regular file.
         """
         try:
-            status = [path.stat() for path in self.paths]
+            status = [require_regular(path, case) for path in self.paths]
         except OSError as error:
             raise _unreadable(self.path, error, case) from error
         size, changed = sum(s.st_size for s in status), max(s.st_mtime_ns for s in status)
@@ -81,7 +84,7 @@ class VolumeFile:
         return sha256(self.path)
 
 
-def _unreadable(path: Path, error: OSError, case: str | None = None) -> DataError:
+def _unreadable(path: Path, error: OSError, case: str | None) -> DataError:
     return DataError(
         "DATA-IO", f"cannot read {path.name}: {error.strerror}; restore the file", case
     )

@@ -23,5 +23,5 @@ def equal_files(
                 sizes[size].append((subject, file))
     for group in sizes.values():
         for subject, file in group if len(group) > 1 else ():
-            digests[file.sha256()].append((subject, file))
+            digests[file.sha256(subject)].append((subject, file))
     return [group for group in digests.values() if len(group) > 1]

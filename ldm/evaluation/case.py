@@ -10,7 +10,6 @@ A volume without a sidecar is taken to be in the units of the reference already.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from contextlib import suppress
@@ -28,7 +27,7 @@ from ldm.data.layouts import Layout, Subject
 from ldm.data.nifti import Geometry, read_volume
 from ldm.data.normalise import IntensityScale, Normaliser, RobustNormaliser, spread_through
 from ldm.data.prepare import load_subject
-from ldm.errors import DataError
+from ldm.errors import ConfigError, DataError
 from ldm.evaluation.metrics.enhancement import enhancement
 from ldm.evaluation.regions import REGIONS, Labelled
 from ldm.storage import read_json
@@ -185,15 +184,23 @@ def judged_study(folders: Iterable[Path], target: str | None = None) -> Study:
     """
     sidecars = (path for folder in folders for path in sorted(folder.glob("*.json")))
     for path in sidecars if target is None else ():
-        with suppress(ValueError, OSError):  # a damaged one is a failure of its patient
-            described = read_json(path)
-            if described.get("Synthetic") and isinstance(described.get("target"), str):
-                target = described["target"]
-                inputs = described.get("conditions") or described.get("inputs") or ()
-                if inputs := tuple(c for c in inputs if c != target):
-                    return Study.of(inputs, target, contrasts=described.get("contrasts"))
-                break
+        odd = (DataError, ConfigError, OSError, TypeError, AttributeError)
+        with suppress(*odd):  # a damaged one is a failure of its patient
+            if study := _stated_study(read_json(path)):
+                return study
     target = target or Study().target
+    return Study(tuple(c for c in BRATS if c != target), target)
+
+
+def _stated_study(described: Mapping[str, Any]) -> Study | None:
+    target = described.get("target")
+    if not (described.get("Synthetic") and isinstance(target, str)):
+        return None
+    inputs = described.get("conditions") or described.get("inputs") or ()
+    if not all(isinstance(name, str) for name in inputs):
+        raise TypeError("a contrast is no text")
+    if inputs := tuple(c for c in inputs if c != target):
+        return Study.of(inputs, target, contrasts=described.get("contrasts"))
     return Study(tuple(c for c in BRATS if c != target), target)
 
 
@@ -237,31 +244,46 @@ def read_prediction(subject: Subject, layout: Layout, case: Case) -> Prediction:
     sidecar = path.with_name(f"{stem}.json")
     if not sidecar.is_file():
         return Prediction(arrays[target], spread)
-    try:
-        described = json.loads(sidecar.read_text(encoding="utf-8"))
-        scale = IntensityScale.from_dict(described["intensity"])
-        config = described.get("normaliser")
-        samples = described.get("request", {}).get("samples")
-        mask = described.get("preparation", {}).get("mask", case.mask)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            "DATA-SIDECAR",
-            f"{sidecar.name} does not state the units ({error}): sample again",
-            case.id,
-        ) from error
+    scale, normaliser, samples, mask = _stated(sidecar, case)
     if mask != case.mask:
         log.warning(
             "%s: sampled where '%s' says brain, compared where '%s' does", case.id, mask, case.mask
         )
-    normaliser = None
-    if config:
-        refuse_untrusted_targets(config, trusted_targets(), sidecar.name)
-        normaliser = instantiate_from_config(config, where=sidecar.name)
     volume = in_reference_units(arrays[target], scale, case, normaliser)
     if spread is None or samples == 1:  # one left by an earlier run, with samples
         return Prediction(volume)
     spread = in_reference_units(arrays[target], scale, case, normaliser, spread)
     return Prediction(volume, spread, samples)
+
+
+def _stated(sidecar: Path, case: Case) -> tuple[IntensityScale, Normaliser | None, int | None, str]:
+    """Return what a sidecar says: scale, normaliser, number of samples, and mask.
+
+    Raises:
+        DataError: DATA-SIDECAR. UnsafeError: UNSAFE-TARGET.
+    """
+    try:
+        described = read_json(sidecar)
+        scale = IntensityScale.from_dict(described["intensity"])
+        request, preparation = (described.get(n) or {} for n in ("request", "preparation"))
+        samples, mask = request.get("samples"), preparation.get("mask", case.mask)
+        if samples is not None and (not isinstance(samples, int) or samples < 1):
+            raise ValueError(f"samples is {samples!r}")
+        if not isinstance(mask, str):
+            raise ValueError(f"mask is {mask!r}")
+        config, normaliser = described.get("normaliser"), None
+        if config:
+            refuse_untrusted_targets(config, trusted_targets(), sidecar.name)
+            normaliser = instantiate_from_config(config, where=sidecar.name)
+        if not isinstance(normaliser, Normaliser | None):
+            raise ValueError(f"{type(normaliser).__name__} is no normaliser")
+        return scale, normaliser, samples, mask
+    except (DataError, ConfigError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise DataError(
+            "DATA-SIDECAR",
+            f"{sidecar.name} does not state the units ({error}): sample again",
+            case.id,
+        ) from error
 
 
 def _read_spread(path: Path, case: Case) -> np.ndarray | None:

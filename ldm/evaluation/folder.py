@@ -230,9 +230,12 @@ class _Work:
                     self._fail(row, subject.id, told + _reason(error))
                 else:
                     volumes.setdefault(row, volume)
-        if baseline and (copy := copied(case)):
-            volumes[self.copied] = copy
-            self._score(self.copied, 0, case, copy)
+        try:
+            if baseline and (copy := copied(case)):
+                volumes[self.copied] = copy
+                self._score(self.copied, 0, case, copy)
+        except DataError as error:
+            self._fail(self.copied, subject.id, _reason(error))
         return case, volumes
 
     def finish(self) -> None:

@@ -86,7 +86,7 @@ def _write(
     geometry: Geometry,
     units: dict[str, Any],
 ) -> None:
-    inputs = {c: subject.files[c].sha256() for c in data.conditions}
+    inputs = {c: subject.sha256(c) for c in data.conditions}
     described = {"Synthetic": True, "request": {"baseline": name}, "inputs": inputs, **units}
     described |= data.study.sidecar()
     SyntheticVolume(subject.id, str(data.target), geometry, volume, None, described).write(output)

@@ -10,7 +10,7 @@ import numpy as np
 from ldm.data.layouts import Layout, Subject
 from ldm.data.nifti import encode_volume, write_volume
 from ldm.data.prepare import PreparedSubject
-from ldm.inference.outputs import is_written, volume_paths
+from ldm.inference.outputs import is_written, require_remade, volume_paths
 from ldm.inference.segmentation import NetworkSegmenter
 from ldm.plots.overlay import attention_figure, overlay_figure
 from ldm.storage import atomic_path, write_json
@@ -60,7 +60,10 @@ class LabelWriter:
         found = self.segmenter.labels(prepared, masks, layout)
         content = encode_volume(found.labels, found.geometry, dtype=np.uint8)
         values = [int(v) for v in np.unique(found.labels)]
-        described |= {"sha256": hashlib.sha256(content).hexdigest(), "labels": values}
+        digest = hashlib.sha256(content).hexdigest()
+        if not self.overwrite:
+            require_remade(path, sidecar, digest)
+        described |= {"sha256": digest, "labels": values}
         described["scheme"] = str(self.segmenter.scheme(layout))
         write_json(sidecar, described)
         if self.pictures:

@@ -7,7 +7,6 @@ was killed between the two knows its own work from a stranger's.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,7 +20,7 @@ from ldm.claims import claimed, permit
 from ldm.data.layouts import Layout, Subject
 from ldm.data.nifti import Geometry, encode_volume, write_volume
 from ldm.errors import DsdiffError, OutputError, as_known_error
-from ldm.storage import remove, sha256, write_json
+from ldm.storage import read_json, remove, sha256, write_json
 
 DECISIVE = ("Synthetic", "inputs", "request", "covariates")  # of a sidecar: what decides the voxels
 
@@ -122,7 +121,11 @@ class SyntheticVolume:
         path, sidecar = volume_paths(Path(folder), self.id, self.target)
         same = {key: self.described[key] for key in DECISIVE if key in self.described}
         with claimed(Path(folder), "sample", replace=overwrite):
-            return path if is_written(path, sidecar, same, overwrite) else self.write(Path(folder))
+            if is_written(path, sidecar, same, overwrite):
+                return path
+            if not overwrite:
+                require_remade(path, sidecar, self.sidecar["sha256"])
+            return self.write(Path(folder))
 
     def write(self, folder: Path) -> Path:
         """Write the files, also in place of those of another request; see :meth:`save`.
@@ -176,21 +179,31 @@ def is_written(path: Path, sidecar: Path, described: Mapping[str, Any], overwrit
 
 
 def _is_whole(path: Path, sidecar: Path, described: Mapping[str, Any], overwrite: bool) -> bool:
-    if not path.exists() and not sidecar.exists():
-        return False
-    try:
-        before = json.loads(sidecar.read_text(encoding="utf-8"))
-        same = all(before[key] == described[key] for key in described) and before["sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
-        same = False
-    if same:
+    before = read_json(sidecar, torn=True)
+    if before.get("sha256") and all(before.get(key) == described[key] for key in described):
         files = {"sha256": path, "std_sha256": spread_path(path)}
         kept = {name: file for name, file in files.items() if name in before}
         return all(f.is_file() and sha256(f) == before[name] for name, f in kept.items())
-    if overwrite:
+    if overwrite or not before:  # without a sidecar: see require_remade
         return False
-    raise OutputError(
+    raise _another(path, "is not of this model, input and settings")
+
+
+def require_remade(path: Path, sidecar: Path, digest: str) -> None:
+    """Refuse to replace a volume whose sidecar is torn or lost, unless it was made again.
+
+    Args:
+        digest: of what was made.
+
+    Raises:
+        OutputError: OUT-EXISTS.
+    """
+    if path.is_file() and not read_json(sidecar, torn=True) and sha256(path) != digest:
+        raise _another(path, "has no sidecar, and this command makes another volume")
+
+
+def _another(path: Path, why: str) -> OutputError:
+    return OutputError(
         "OUT-EXISTS",
-        f"{path.name} exists and is not of this model, input and settings: choose another "
-        "--output, or give --overwrite",
+        f"{path.name} exists and {why}: choose another --output, or give --overwrite",
     )

@@ -138,7 +138,11 @@ class Request:
         names = ("sampler", "steps", "seed", "samples", "temperature", "precision")
         described = {name: getattr(self, name) for name in names}
         described |= {"model_digest": digest, "options": self.options}
-        since = {"overlap": None, "noise": "slice"}  # written only where there is something to say
+        since = {
+            "overlap": None,
+            "noise": "slice",
+            "nonfinite": "refuse",
+        }  # written only where there is something to say
         return described | {
             name: value for name, none in since.items() if (value := getattr(self, name)) != none
         }

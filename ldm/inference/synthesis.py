@@ -24,7 +24,7 @@ from ldm.cost.timing import measure
 from ldm.data.layouts import Layout, Subject, detect_layout, select_subjects
 from ldm.data.patients import patient_of
 from ldm.data.prepare import PreparedSubject
-from ldm.data.seen import identity, read_seen, same_patient
+from ldm.data.seen import identity, other_spacing, read_seen, same_patient, spacing_text
 from ldm.errors import (
     CheckpointError,
     ConfigError,
@@ -238,6 +238,7 @@ class Synthesiser:
         described = self._described(subject)
         prepared = self._prepare(subject, layout)
         described["seen"] = self._has_seen(subject)
+        self._warn_of_spacing(prepared)
         mean, deviation = self._synthesise(prepared, title or subject.id)
         unit = next(c for c in self.study.conditions if c in prepared.scales)
         scale = prepared.scales[unit]
@@ -245,6 +246,8 @@ class Synthesiser:
             "intensity": {"contrast": unit, **scale.to_dict()},
             "normaliser": self.study.data.get("normaliser_config"),
             "preparation": prepared.to_dict(),
+            "geometry": prepared.geometry.stated,
+            "weights": self.trained.weights,
             **self.study.sidecar(),
         }
         volume = prepared.to_volume(scale.restore(mean))
@@ -339,6 +342,18 @@ class Synthesiser:
             named = "" if other == subject.id else f" (as {other})"
             log.warning("%s was trained on%s: no test of this model", subject.id, named)
         return other is not None
+
+    def _warn_of_spacing(self, prepared: PreparedSubject) -> None:
+        """Say that voxels are of another size than any that the model was trained on."""
+        if self.trained.preparation.spacing is None and (
+            seen := other_spacing(prepared.geometry.spacing, self.seen)
+        ):
+            log.warning(
+                "%s has voxels of %s mm, and this model was trained on %s: resample it",
+                prepared.id,
+                spacing_text(prepared.geometry.spacing),
+                seen,
+            )
 
     def _synthesise(
         self, prepared: PreparedSubject, title: str

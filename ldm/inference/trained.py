@@ -25,7 +25,7 @@ class TrainedModel:
     Args:
         path: run folder, its model file, or a checkpoint.
         model: the LightningModule.
-        digest: of its weights.
+        digest, weights: see :class:`ldm.checkpoint.Loaded`.
         study: what it was trained for.
         preparation: how a subject becomes its slices.
         device: where it runs.
@@ -37,6 +37,7 @@ class TrainedModel:
     study: Study
     preparation: Preparation
     device: torch.device
+    weights: str | None = None
 
     @property
     def folder(self) -> Path:
@@ -60,10 +61,10 @@ class TrainedModel:
         """Return the digest of each file of a subject that is read.
 
         Raises:
-            DataError: DATA-IO.
+            DataError: DATA-IO, DATA-FORMAT; DATA-DIGEST, it is not the file of its manifest.
         """
         read = (*self.study.conditions, MASK_FILE)
-        return {c: subject.files[c].sha256() for c in read if c in subject.files}
+        return {c: subject.sha256(c) for c in read if c in subject.files}
 
     def prepare(
         self, subject: Subject, layout: Layout, allow_missing: Sequence[str], nonfinite: str
@@ -98,5 +99,6 @@ def load_for_inference(
         CheckpointError, UnsafeError: see :func:`ldm.checkpoint.load_model`.
     """
     path, place = Path(path), torch.device(pick_device(device))
-    model, study, digest = load_model(path, trust)
-    return TrainedModel(path, model.to(place), digest, study, Preparation.read(study), place)
+    model, study, digest, weights = load_model(path, trust)
+    preparation = Preparation.read(study)
+    return TrainedModel(path, model.to(place), digest, study, preparation, place, weights)

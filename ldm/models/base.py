@@ -114,7 +114,7 @@ class RunModule(pl.LightningModule):
         if not torch.isfinite(losses["loss"]):
             raise NonFiniteError(
                 "NONFINITE-LOSS",
-                f"loss is {losses['loss'].item()} at step {self.global_step} on {_cases(batch)}; "
+                f"loss is {losses['loss'].item()} at step {self.global_step} on {cases_of(batch)}; "
                 "the checkpoint is from before; try a lower learning rate or precision=32",
             )
         self.log_dict({f"train/{name}": value for name, value in losses.items()}, prog_bar=True)
@@ -162,5 +162,6 @@ def places(batch: Mapping[str, Any]) -> list[tuple[str, int]]:
     return list(zip(batch["subject"], batch["slice"].tolist(), strict=True))
 
 
-def _cases(batch: Mapping[str, Any]) -> str:
+def cases_of(batch: Mapping[str, Any]) -> str:
+    """Return subjects and slices of a batch in words."""
     return ", ".join(f"{subject} slice {index}" for subject, index in places(batch))

@@ -1,5 +1,8 @@
 """The small patients and runs of the end-to-end tests, and a way to run the command line."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 from workflow.conftest import (  # noqa: F401 - fixtures
     offline,
@@ -12,6 +15,12 @@ from workflow.conftest import (  # noqa: F401 - fixtures
 )
 
 from ldm.cli.main import main
+
+
+@pytest.fixture
+def cohort(tmp_path, patients) -> Path:  # noqa: F811
+    """A copy of the patients that a test may damage, or a verb try to."""
+    return Path(shutil.copytree(patients, tmp_path / "cohort"))
 
 
 @pytest.fixture

@@ -204,3 +204,46 @@ def test_ex_01_a_torn_digest_is_made_again(brats_folder, tmp_path, content):
         assert json.loads(kept.read_text())
         kept.write_text(content)
     assert subject_digests(subjects, tmp_path) == digests
+
+
+# --- SE-X2: a run folder says what it is, not where to write --------------------------------------
+
+
+def test_se_x2_a_run_folder_names_no_cache(dsdiff, run, tmp_path, patients, train, caplog):
+    elsewhere = tmp_path / "elsewhere"
+    edited(run, "    root: ", f"    cache: {elsewhere}\\n    root: ")
+    assert dsdiff("train", "--resume", run, STEPS) == (0, "")
+    assert not elsewhere.exists()
+    assert "names a cache, which is not used: give data.params.cache=FOLDER" in caplog.text
+    mine = tmp_path / "mine"
+    more = "lightning.trainer.max_steps=7"
+    assert dsdiff("train", "--resume", run, more, f"data.params.cache={mine}") == (0, "")
+    assert list(mine.iterdir())  # the user says where
+    assert str(mine) not in (run / "config.yaml").read_text()
+
+
+# --- CK-01: which checkpoint is taken in place of a damaged one ----------------------------------
+
+
+def test_ck_01_both_generations_are_named(dsdiff, train, tmp_path, caplog):
+    every = "lightning.callbacks.checkpoint.params.every_n_steps=2"
+    assert train(tmp_path / "run", "lightning.trainer.max_steps=4", every) == 0
+    last = tmp_path / "run/checkpoints/last.ckpt"
+    last.write_bytes(last.read_bytes()[:-100])
+    assert dsdiff("train", "--resume", tmp_path / "run", STEPS) == (0, "")
+    assert "CKPT-CORRUPT: last.ckpt is damaged" in caplog.text
+    assert "going on from previous.ckpt" in caplog.text
+
+
+# --- CK-15: which weights a volume is made with ---------------------------------------------------
+
+
+@pytest.mark.parametrize(("ema", "kind"), [("", "ema"), ("=null", "last")])
+@pytest.mark.parametrize("file", ["model.safetensors", "checkpoints/last.ckpt"])
+def test_ck_15_the_sidecar_says_which_weights(dsdiff, train, patients, tmp_path, ema, kind, file):
+    options = [f"lightning.callbacks.ema{ema}"] if ema else []
+    assert train(tmp_path / "run", "lightning.trainer.max_steps=1", *options) == 0
+    given = ("--input", patients, "--subjects", "Phantom_0003", "--output", tmp_path / "out")
+    assert dsdiff("sample", tmp_path / "run" / file, *given, "--steps", "1") == (0, "")
+    sidecar = json.loads((tmp_path / "out/Phantom_0003_t1ce.json").read_text())
+    assert sidecar["weights"] == kind

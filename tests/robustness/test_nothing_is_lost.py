@@ -12,12 +12,6 @@ P1, P2 = "Phantom_0001", "Phantom_0002"
 QUICK = ("--steps", "1")
 
 
-@pytest.fixture
-def cohort(tmp_path, patients) -> Path:
-    """A copy of the patients that a verb may try to destroy."""
-    return Path(shutil.copytree(patients, tmp_path / "cohort"))
-
-
 def tree(folder: Path) -> dict[str, tuple]:
     """Return path -> digest and time of change of every file of the patients below a folder."""
     return {
@@ -170,3 +164,41 @@ def test_sa_02_a_damaged_deviation_is_made_again(dsdiff, tmp_path, run_folder, c
         nib.save(nib.Nifti1Image(3 * np.asarray(image.dataobj), image.affine), spread)
     assert dsdiff("sample", run_folder, *given, *QUICK) == (0, "")
     assert spread.read_bytes() == whole
+
+
+@pytest.mark.parametrize("damage", ["lost", "torn"])
+def test_sa_03_a_volume_without_sidecar_is_made_again_and_compared(
+    dsdiff, tmp_path, run_folder, cohort, damage
+):
+    given = ("--input", cohort, "--subjects", P1, "--output", tmp_path / "out", *QUICK)
+    assert dsdiff("sample", run_folder, *given) == (0, "")
+    volume, sidecar = (tmp_path / f"out/{P1}_t1ce{end}" for end in (".nii.gz", ".json"))
+    before = volume.read_bytes(), sidecar.read_text()
+    sidecar.unlink() if damage == "lost" else sidecar.write_text(before[1][:100])
+    code, line = dsdiff("sample", run_folder, *given, "--seed", "7")
+    assert (code, volume.read_bytes()) == (5, before[0])  # another volume: it is kept
+    assert f"{P1}_t1ce.nii.gz exists and has no sidecar" in line
+    assert dsdiff("sample", run_folder, *given) == (0, "")
+    assert (volume.read_bytes(), sidecar.read_text()) == before
+
+
+def test_sa_04_a_disk_that_is_full_at_the_second_of_three_says_how_much_is_needed(
+    dsdiff, tmp_path, run_folder, cohort, monkeypatch
+):
+    plain, asked = shutil.disk_usage, []
+
+    def usage(path):
+        asked.append(path)
+        return plain(path)._replace(free=10) if len(asked) == 2 else plain(path)
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    given = ("--input", cohort, "--output", tmp_path / "out", *QUICK)
+    code, line = dsdiff("sample", run_folder, *given)
+    assert (code, len(asked)) == (5, 2)
+    assert f"cannot write {P2}_t1ce.nii.gz" in line and "bytes are needed, 10 are free" in line
+    assert [p.name for p in (tmp_path / "out").glob("*.nii.gz")] == [f"{P1}_t1ce.nii.gz"]
+    assert not list((tmp_path / "out").glob(".tmp-*"))
+    first = (tmp_path / f"out/{P1}_t1ce.nii.gz").read_bytes()
+    assert dsdiff("sample", run_folder, *given) == (0, "")
+    assert len(list((tmp_path / "out").glob("*.nii.gz"))) == 3
+    assert (tmp_path / f"out/{P1}_t1ce.nii.gz").read_bytes() == first

@@ -160,3 +160,28 @@ def test_ex_05_a_removed_working_directory(tmp_path, dsdiff, monkeypatch):
     code, line = dsdiff("doctor")
     assert code == 2
     assert "USAGE: the working directory was removed: cd into one that exists" in line
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_tr_03_a_nan_gradient_names_step_and_cases(
+    tmp_path, train, weights, monkeypatch, capsys, accumulated
+):
+    """A finite loss with a gradient that is not: nothing of it reaches the weights."""
+
+    def poison():
+        parameter = next(p for p in model[0].parameters() if p.requires_grad)
+        parameter.register_hook(lambda gradient: gradient * float("nan"))
+
+    model, plain = [], LatentDiffusion.on_fit_start
+    monkeypatch.setattr(
+        LatentDiffusion, "on_fit_start", lambda self: (model.append(self), plain(self))[1]
+    )
+    at_step(monkeypatch, 2 * accumulated, poison)
+    every = "lightning.callbacks.checkpoint.params.every_n_steps=2"
+    steps = f"lightning.trainer.accumulate_grad_batches={accumulated}"
+    assert train(tmp_path / "run", STEPS, every, steps) == 6
+    line = next(n for n in capsys.readouterr().err.splitlines() if ": error " in n)
+    assert "NONFINITE-GRADIENT: gradient norm is nan at step 2" in line
+    assert line.count("Phantom_000") == 2 * accumulated and " slice " in line
+    assert steps_of(tmp_path / "run") == 2
+    assert weights(tmp_path / "run")  # refuses what is not finite

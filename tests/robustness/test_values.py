@@ -128,3 +128,28 @@ def test_cf_04_what_yaml_reads_as_another_number_is_refused(dsdiff, tmp_path, te
     code, line = dsdiff("train", tmp_path / "a.yaml", "data.params.root=x", STEPS)
     assert code == 2
     assert f"CONFIG-VALUE: a.yaml line 4: {text} is read as" in line and "in quotes" in line
+
+
+@pytest.mark.parametrize("override", ["batch_size=12:30", "train=[P1,0123]", "image_size=1:30:00"])
+def test_cf_04_nor_is_it_taken_on_the_command_line(dsdiff, tmp_path, override):
+    config = ("configs/backbone/unet_tiny.yaml", "data.params.root=x", STEPS)
+    code, line = dsdiff("train", *config, f"data.params.{override}", "--output", tmp_path / "run")
+    assert code == 2
+    assert f"CONFIG-VALUE: data.params.{override}: " in line and "in quotes" in line
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("value", ["on", "off", "no", "yes"])
+def test_cf_04_a_word_that_yaml_takes_for_a_switch_is_no_name_and_no_number(dsdiff, value):
+    config = ("configs/backbone/unet_tiny.yaml", "data.params.root=x", STEPS)
+    for override in (f"data.params.train=[{value}]", f"name={value}", f"data.params.fold={value}"):
+        code, line = dsdiff("train", *config, override)
+        assert (code, "CONFIG-VALUE" in line) == (2, True), (override, line)
+
+
+def test_cf_04_what_is_quoted_or_grouped_is_read_as_it_is_meant():
+    from ldm.config import merge_config
+
+    wanted = {"data": {"a": 1000, "b": ["0123", "12:30"], "c": 1e-4, "d": "08"}}
+    overrides = ["data.a=1_000", "data.b=['0123',\"12:30\"]", "data.c=1e-4", "data.d=08"]
+    assert merge_config([], overrides) == wanted

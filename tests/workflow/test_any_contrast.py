@@ -101,7 +101,7 @@ def described(run: Path, tmp_path: Path) -> list[str]:
 
 
 def test_the_model_has_the_facts_of_the_study(chain, run):
-    model, study, _ = load_model(run)
+    model, study, *_ = load_model(run)
     assert (study.target, study.conditions) == (chain.target, chain.conditions)
     assert model.conditions == chain.conditions
     assert (model.anchor and model.anchor.extra_repr()) == chain.anchor
@@ -226,7 +226,7 @@ def test_a_student_makes_the_same_contrast(chain, run, tmp_path):
     few = ["lightning.trainer.max_steps=1", "data.params.batch_size=2"]
     output = ["--steps", "1", *few, "--output", str(tmp_path / "student")]
     assert main(["distill", str(run), *output]) == 0
-    model, study, _ = load_model(tmp_path / "student")
+    model, study, *_ = load_model(tmp_path / "student")
     assert study == study_of(run) and model.conditions == chain.conditions
 
 

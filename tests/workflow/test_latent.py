@@ -147,7 +147,7 @@ def test_run_of_a_latent_diffusion_needs_no_other_folder(latent_run, autoencoder
     assert params["first_stage_config"]["target"] == "ldm.models.autoencoder.AutoencoderKL"
     assert set(params["first_stage_config"]["params"]) == {"ddconfig", "embed_dim"}
     assert params["scale_factor"] == told["scale_factor"]
-    model, _, _ = load_model(latent_run)
+    model, *_ = load_model(latent_run)
     own = model.first_stage_model.state_dict()
     assert all(torch.equal(v, first_stage[f"autoencoder.{k}"]) for k, v in own.items())
 

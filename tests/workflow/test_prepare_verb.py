@@ -16,7 +16,7 @@ from ldm.data import volume_file
 from ldm.data.datamodule import ContrastDataModule
 from ldm.data.layouts import detect_layout
 from ldm.data.manifest import read_manifest
-from ldm.data.seen import leaks, manifest_digests, subject_digests
+from ldm.data.seen import leaks, subject_digests
 from ldm.data.split import split_subjects
 from ldm.errors import DataError
 
@@ -179,8 +179,8 @@ def test_a_patient_on_both_sides_is_found_by_id_session_or_image(tmp_path):
     write_subject(tmp_path / "test", "renamed", seed=1)  # the images of b
     write_subject(tmp_path / "test", "new", seed=9)
     assert prepare(tmp_path / "train", tmp_path / "out") == 0
-    train = manifest_digests(tmp_path / "out/manifest.csv")
-    test = subject_digests(detect_layout(tmp_path / "test")[1].values())
+    sides = (tmp_path / "out/manifest.csv", tmp_path / "test")
+    train, test = (subject_digests(detect_layout(side)[1].values()) for side in sides)
     assert leaks(train, test) == [
         ("a", "a", "same id"),
         ("b", "renamed", "same image"),

@@ -80,7 +80,7 @@ def test_content_of_a_missing_contrast_does_not_matter(run_folder):
     from ldm.checkpoint import load_model
     from ldm.models.diffusion.noise import KeyedNoise
 
-    model, _, _ = load_model(run_folder)
+    model, *_ = load_model(run_folder)
     condition = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     presence = torch.tensor([[True, False, True]])
     images = []

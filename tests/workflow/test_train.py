@@ -143,8 +143,8 @@ def test_regression_is_the_same_network(tmp_path, train, run_folder):
 
     run = tmp_path / "regression"
     assert train(run, "configs/regression.yaml", "lightning.trainer.max_steps=1") == 0
-    regression, _, _ = load_model(run)
-    diffusion, _, _ = load_model(run_folder)
+    regression, *_ = load_model(run)
+    diffusion, *_ = load_model(run_folder)
     assert type(regression).__name__ == "OneStepRegression"
     assert regression.state_dict().keys() == diffusion.state_dict().keys()
 

@@ -23,6 +23,7 @@ from ldm.label_scheme import USUAL, LabelScheme
 from ldm.study import KNOWN, LABELS, MASK_FILE, Contrasts
 from ldm.util import nearest
 
+DIGEST = "sha256_"  # and a contrast: column of a table that states the digest of the file
 MAX_ID_BYTES = 200  # leaves room for an ending within the 255 bytes of a file name
 
 
@@ -119,6 +120,35 @@ class Subject:
             raise DataError(
                 "DATA-FORMAT", f"{name} is '{row[name]}': give a number, or leave it empty", self.id
             ) from error
+
+    def sha256(self, contrast: str) -> str:
+        """Return the digest of a file, which must be that of its table, if that has one.
+
+        Raises:
+            DataError: DATA-IO, DATA-FORMAT, DATA-DIGEST.
+        """
+        digest = self.files[contrast].sha256(self.id)
+        self.require_digests({contrast: digest})
+        return digest
+
+    def require_digests(self, digests: Mapping[str, str]) -> None:
+        """Refuse files that are not those of the table that names them.
+
+        Args:
+            digests: contrast -> digest; others are passed over.
+
+        Raises:
+            DataError: DATA-DIGEST.
+        """
+        for contrast, digest in digests.items():
+            told = self.columns.get(f"{DIGEST}{contrast}")
+            if told and contrast in self.files and told != digest:
+                raise DataError(
+                    "DATA-DIGEST",
+                    f"{contrast} is not the file of the manifest: {self.files[contrast].name} "
+                    "changed; restore it, or run dsdiff prepare again",
+                    self.id,
+                )
 
     @property
     def patient(self) -> str:

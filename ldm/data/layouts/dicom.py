@@ -21,7 +21,7 @@ from ldm.data.layouts.series import read_series
 from ldm.data.nifti import Volume, read_volume
 from ldm.data.volume_file import VolumeFile
 from ldm.errors import DataError
-from ldm.storage import atomic_path, cache_root, sha256
+from ldm.storage import atomic_path, cache_root, require_regular, sha256
 from ldm.study import LABELS
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ class DicomSeries(VolumeFile):
     def paths(self) -> tuple[Path, ...]:  # noqa: D102
         if not self.path.is_dir():
             return (self.path,)  # its state says why it cannot be read
-        files = sorted(p for p in self.path.iterdir() if p.is_file() and p.name[0] != ".")
+        files = sorted(p for p in self.path.iterdir() if not p.is_dir() and p.name[0] != ".")
         return tuple(files) or (self.path,)
 
     def read(self, case: str | None = None, nonfinite: str = "refuse") -> Volume:  # noqa: D102
@@ -56,6 +56,9 @@ class DicomSeries(VolumeFile):
 
     def _convert(self, output: Path, case: str | None) -> None:
         dicom2nifti, _ = _libraries(case)
+        for path in self.path.rglob("*"):  # the library opens all of them
+            if not path.is_dir():
+                require_regular(path, case)
         with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(io.StringIO()):
             made = Path(scratch) / f"{secrets.token_hex(4)}.nii.gz"
             try:
@@ -115,10 +118,11 @@ class Dicom(Layout):
 def _first(paths: list[Path]) -> Path | None:
     """Return the first file if the files of a folder are DICOM."""
     first = next((p for p in paths if p.name.lower() not in ("dicomdir", "version")), None)
-    if first is None or first.suffix.lower() in ENDINGS:
+    if first is None or not first.is_file():
+        return None
+    if first.suffix.lower() in ENDINGS:
         return first
-    known = first.suffix and not first.suffix[1:].isdigit()  # 1.2.840.113619 is a common name
-    if known or not first.is_file():
+    if first.suffix and not first.suffix[1:].isdigit():  # 1.2.840.113619 is a common name
         return None
     try:
         with first.open("rb") as stream:

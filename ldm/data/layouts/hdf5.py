@@ -10,6 +10,7 @@ import hashlib
 import re
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -23,7 +24,7 @@ from ldm.data.nifti import MAX_VOLUME_BYTES, Geometry, Volume, finite_values
 from ldm.data.volume_file import VolumeFile
 from ldm.errors import DataError
 from ldm.label_scheme import SCHEMES
-from ldm.storage import sha256
+from ldm.storage import require_regular, sha256
 from ldm.study import BRATS, LABELS
 
 ENDINGS = (".h5", ".hdf5")
@@ -78,6 +79,7 @@ class HDF5Stack(VolumeFile):
         """Return the channel in one file: (X, Y) of a slice, (X, Y, Z) of a volume."""
         h5py = _h5py(case)
         try:
+            require_regular(path, case)
             with h5py.File(path, "r") as file:
                 return self._select(file, axes, path, case)
         except OSError as error:  # of h5py, for damaged files too
@@ -172,11 +174,10 @@ class HDF5(Layout):
 
     def _contents(self, path: Path) -> Iterator[tuple[str, int | str]]:
         """Yield contrast and channel of what a file holds; of a damaged one, what it should."""
-        try:
-            with _h5py().File(path, "r") as file:
+        h5py, names = _h5py(), {"image", "mask"}
+        if path.is_file():  # else reading it says why
+            with suppress(OSError), h5py.File(path, "r") as file:
                 names = set(file)
-        except OSError:
-            names = {"image", "mask"}
         if "image" in names:
             yield from ((contrast, i) for i, contrast in enumerate(self.channels))
             if names & {"mask", "label"}:
