@@ -12,7 +12,9 @@ import hashlib
 import json
 import logging
 import pickle
+import struct
 import zipfile
+import zlib
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +28,13 @@ from torch import Tensor
 from ldm.binding import Decisive, decisive, require_bound
 from ldm.config import read_saved_config, trusted_targets, validate
 from ldm.environment import require_safe_libraries
-from ldm.errors import CheckpointError, OutputError, UnsafeError
+from ldm.errors import (
+    CheckpointError,
+    OutOfMemory,
+    OutputError,
+    UnsafeError,
+    as_known_error,
+)
 from ldm.storage import atomic_path, remove, rename, run_folder
 from ldm.study import Study, build_model, read_study
 from ldm.util import refuse_untrusted_targets
@@ -34,11 +42,15 @@ from ldm.util import refuse_untrusted_targets
 log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
+# what zipfile and torch raise for damaged bytes, wherever the damage is
+UNREADABLE = (zipfile.BadZipFile, OSError, EOFError, RuntimeError, ValueError, LookupError)
+UNREADABLE += (TypeError, AttributeError, ArithmeticError, struct.error, zlib.error)
 MAX_ENTRIES = 100_000  # a tensor each; the largest network here has a thousand
 OWN, BOUND = "dsdiff", "bound"  # what a checkpoint says of itself; what its weights depend on
 RESTORED = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "global_step")
 WEIGHTS, EMA_WEIGHTS, LAST = "weights", "ema", "last"  # which weights a file holds
 MODEL_FILE, CONFIG_FILE = "model.safetensors", "config.yaml"
+DAMAGED = ("CKPT-CORRUPT", "CKPT-FORMAT", "CKPT-MISSING")
 CHECKPOINTS = ("checkpoints/last.ckpt", "checkpoints/previous.ckpt")  # newest first
 
 
@@ -131,7 +143,7 @@ def verify_archive(path: Path) -> None:
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
                 raise UnsafeError("UNSAFE-ARCHIVE", f"{path.name} has compressed entries")
             damaged = archive.testzip()
-    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError) as error:
+    except UNREADABLE as error:
         raise CheckpointError("CKPT-CORRUPT", f"{path.name} is damaged: {error}") from error
     if damaged:
         raise CheckpointError("CKPT-CORRUPT", f"{path.name} is damaged in {damaged}")
@@ -154,13 +166,20 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise UnsafeError(
             "UNSAFE-PICKLE", f"{path.name} holds objects other than tensors and plain values"
         ) from error
+    except UNREADABLE as error:
+        if isinstance(as_known_error(error), OutOfMemory):
+            raise
+        raise CheckpointError(
+            "CKPT-CORRUPT", f"{path.name} is no whole checkpoint: {str(error).splitlines()[0]}"
+        ) from error
 
 
 def newest_checkpoint(run: Path) -> Path:
     """Return the newest valid checkpoint of a run, reporting each that was skipped.
 
     Raises:
-        CheckpointError: CKPT-MISSING (no run, or nothing saved yet) or CKPT-CORRUPT (none valid).
+        CheckpointError: CKPT-MISSING (no run, or nothing saved yet), CKPT-CORRUPT (none valid),
+            CKPT-VERSION. UnsafeError: see :func:`read_checkpoint`.
     """
     if not (run / CONFIG_FILE).is_file():
         raise CheckpointError("CKPT-MISSING", f"{run} is no run folder (no {CONFIG_FILE})")
@@ -170,8 +189,10 @@ def newest_checkpoint(run: Path) -> Path:
     skipped: list[CheckpointError] = []
     for path in existing:
         try:
-            verify_archive(path)
+            read_checkpoint(path)
         except CheckpointError as error:
+            if error.code not in DAMAGED:
+                raise
             skipped.append(error)
             continue
         for error in skipped:

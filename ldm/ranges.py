@@ -42,7 +42,8 @@ _NAMES = {
     COUNT: "batch_size worker_timeout val_slices image_size every_n_steps sampling_steps substeps "
     "steps model_channels num_res_blocks num_head_channels attention_resolutions patch_size "
     "hidden_size depth num_heads middle_heads width embed_dim stem_channels channels "
-    "block_out_channels decoder_channels layers_per_block attention_head_dim size_divisor log_every_n_steps num_nodes "
+    "block_out_channels decoder_channels layers_per_block attention_head_dim size_divisor "
+    "log_every_n_steps num_nodes "
     "accumulate_grad_batches norm_num_groups transformer_depth z_channels resolution in_channels "
     "out_ch ch ch_mult disc_channels disc_num_layers",
     NOT_NEGATIVE: "sparsity temperature warmup_steps weight_decay neighbours num_workers weight "

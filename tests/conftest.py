@@ -7,6 +7,12 @@ import hypothesis
 import pytest
 import torch
 from builders import write_subject
+from robustness.record import (  # noqa: F401 - hooks of pytest
+    pytest_addoption,
+    pytest_collection_modifyitems,
+    pytest_runtest_makereport,
+    pytest_sessionfinish,
+)
 
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("dsdiff", deadline=None)

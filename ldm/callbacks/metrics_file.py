@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 from argparse import Namespace
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +48,7 @@ class MetricsFile(Logger):
             )
 
     def _begin(self, step: int) -> None:
-        kept = []
-        if self.path.is_file():
-            with self.path.open(encoding="utf-8", newline="") as file:
-                kept = [r for r in csv.reader(file) if r[0].isdigit() and int(r[0]) < step]
+        kept = [row for row in _rows(self.path) if row[0] < step]
         with (
             atomic_path(self.path) as temporary,
             temporary.open("w", encoding="utf-8", newline="") as file,
@@ -66,10 +65,19 @@ class MetricsFile(Logger):
 def read_curves(run: Path) -> dict[str, tuple[list[int], list[float]]]:
     """Return (steps, values) of each metric in a run's ``metrics.csv``."""
     curves: dict[str, tuple[list[int], list[float]]] = defaultdict(lambda: ([], []))
-    path = run / METRICS_FILE
-    if path.is_file():
-        with path.open(encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                curves[row["metric"]][0].append(int(row["step"]))
-                curves[row["metric"]][1].append(float(row["value"]))
+    for step, metric, value in _rows(run / METRICS_FILE):
+        curves[metric][0].append(step)
+        curves[metric][1].append(float(value))
     return dict(curves)
+
+
+def _rows(path: Path) -> Iterator[tuple[int, str, str]]:
+    """Yield step, metric and value of each whole line: a kill may have torn one."""
+    if not path.is_file():
+        return
+    with path.open(encoding="utf-8", errors="replace", newline="") as file:
+        for line in file:
+            with suppress(ValueError, csv.Error):
+                step, metric, value = next(csv.reader([line]), ())
+                float(value)
+                yield int(step), metric, value

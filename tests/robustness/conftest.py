@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from robustness.record import LAST_CODE, STOCK
 from workflow.conftest import (  # noqa: F401 - fixtures
     offline,
     patients,
@@ -24,12 +25,23 @@ def cohort(tmp_path, patients) -> Path:  # noqa: F811
 
 
 @pytest.fixture
-def dsdiff(capsys):
+def beside(request):
+    """``beside(damage, library, what it does, ours)``: a line of the comparison with stock."""
+
+    def note(damage: str, library: str, stock: str, ours: int) -> None:
+        told = {"damage": damage, "library": library, "stock": stock, "ours": int(ours)}
+        request.config.stash.setdefault(STOCK, {})[damage] = told
+
+    return note
+
+
+@pytest.fixture
+def dsdiff(capsys, request):
     """``dsdiff(*arguments)``: exit code and the one line of an error, "" where there is none."""
 
     def run(*arguments: object) -> tuple[int, str]:
         capsys.readouterr()
-        code = main([str(a) for a in arguments])
+        code = request.node.stash[LAST_CODE] = main([str(a) for a in arguments])
         lines = [n for n in capsys.readouterr().err.splitlines() if ": error " in n]
         assert all(len(line) <= 300 for line in lines)
         return code, "\n".join(lines)

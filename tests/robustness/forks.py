@@ -24,6 +24,7 @@ class Verb:
 
     def __init__(self, *arguments: object, log: Path, before: Callable[[], None] = lambda: None):
         self.log = log
+        self.code: int | None = None  # how it ended; negative for a signal
         self.pid = os.fork()
         if not self.pid:
             self._run([str(a) for a in arguments], before)
@@ -52,9 +53,8 @@ class Verb:
         """Return its exit code, negative for a signal; one that hangs is a failure."""
         end = time.monotonic() + limit
         while time.monotonic() < end:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            if pid:
-                return os.waitstatus_to_exitcode(status)
+            if not self.is_running():
+                return self.code
             time.sleep(0.02)
         self.kill()
         raise AssertionError(f"it hangs: {self.text[-2000:]}")
@@ -62,7 +62,15 @@ class Verb:
     def kill(self) -> int:
         """End it and all that it has started at once; return how it ended."""
         os.killpg(self.pid, signal.SIGKILL)
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        self.code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return self.code
+
+    def is_running(self) -> bool:
+        """Return whether it has not ended yet."""
+        pid, status = os.waitpid(self.pid, os.WNOHANG) if self.code is None else (0, 0)
+        if pid:
+            self.code = os.waitstatus_to_exitcode(status)
+        return self.code is None
 
     def await_word(self, word: str, limit: float = LIMIT) -> None:
         """Wait until it has printed a word."""
