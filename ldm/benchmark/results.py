@@ -18,7 +18,7 @@ from ldm.evaluation.scores import FORMAT, Evaluation, Score
 from ldm.plots.figures import loss_figure, scatter_figure
 from ldm.regions import region_title
 from ldm.report.gallery import Gallery, spread_figure
-from ldm.report.page import Figure, Report, Section, write_all
+from ldm.report.page import Figure, Report, Section, shareable, write_all
 from ldm.report.score_tables import (
     BETTER,
     enhances_nothing,
@@ -192,7 +192,7 @@ class BenchmarkResult:
             "costs": {row: asdict(cost) for row, cost in self.costs.items()},
             "seeds": {row: list(counts) for row, counts in self.seeds.items()},
             "failures": dict(self.failures),
-            "command": self.command,
+            "command": shareable(self.command),
             "settings": dict(self.settings),
             "environment": environment(),
         }
@@ -327,7 +327,7 @@ class BenchmarkResult:
                 self.cost_table(),
             ],
             figures=self.figures(),
-            sections=[Section("Command", [self.command])],
+            sections=[Section("Command", [shareable(self.command)])],
             protocol=self.result.protocol.to_dict(),
             environment=environment() | dict(self.settings),
             viewer=self.gallery.viewer(self.result),

@@ -11,7 +11,7 @@ from ldm.environment import environment
 from ldm.evaluation.measures import MEASURES
 from ldm.evaluation.scores import FORMAT, Evaluation, SummaryRow
 from ldm.plots.figures import lines_figure
-from ldm.report.page import Figure, Report, Section, write_report
+from ldm.report.page import Figure, Report, Section, shareable, write_report
 from ldm.report.score_tables import counted, mean_cell
 from ldm.report.tables import Cell as TableCell
 from ldm.report.tables import Table, write_table
@@ -126,7 +126,7 @@ class Sweep:
             "baseline": self.baseline.to_dict(),
             "subjects": list(self.subjects),
             "protocol": dict(self.protocol),
-            "command": self.command,
+            "command": shareable(self.command),
             "settings": dict(self.settings),
             "environment": environment(),
         }
@@ -190,7 +190,7 @@ class Sweep:
             lead=f"{len(self.subjects)} patients: {', '.join(self.subjects)}.",
             tables=[self.table()],
             figures=figures,
-            sections=[Section("Command", [self.command])],
+            sections=[Section("Command", [shareable(self.command)])],
             protocol=dict(self.protocol),
             environment=environment() | dict(self.settings),
         )

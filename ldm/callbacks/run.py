@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 SMALLER_IS_BETTER = ("loss", "mae")
 MOST_FAILURES = 3  # saves in a row
+MOST_SKIPPED = 20  # steps in a row whose gradient overflows: a scale of 2^16 is then below 1
 ENDING = (signal.SIGINT, signal.SIGTERM)
 SAVING = [getattr(signal, name) for name in ("SIGUSR1", "SIGHUP") if hasattr(signal, name)]
 
@@ -215,7 +216,9 @@ class GradientGuard(Callback):
     """Logs the gradient norm, clips it, and stops before a step that would make weights NaN.
 
     Clipping is here rather than in the trainer because Lightning refuses to clip for a fused
-    optimizer, and because the norm is then computed once.
+    optimizer, and because the norm is then computed once. Where losses are scaled for fp16, a
+    gradient that is not finite says that the scale is too large: the scaler leaves the step out and
+    halves its scale, so only the 21st in a row ends the training.
 
     Args:
         max_norm: largest norm of all gradients together; None: no clipping.
@@ -223,6 +226,7 @@ class GradientGuard(Callback):
 
     def __init__(self, max_norm: float | None = 1.0) -> None:
         self.max_norm = max_norm
+        self._skipped = 0  # steps in a row that a scaler of losses left out
         self._places: list[dict[str, Any]] = []  # of the batches since the last step
 
     def on_train_batch_start(
@@ -241,7 +245,13 @@ class GradientGuard(Callback):
         """
         parameters = [p for p in pl_module.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
-        if not torch.isfinite(norm):
+        self._skipped = 0 if torch.isfinite(norm) else self._skipped + 1
+        scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
+        if scaled and 0 < self._skipped <= MOST_SKIPPED:
+            log.warning("step %d overflows in fp16 and is left out", trainer.global_step)
+            self._places.clear()
+            return
+        if self._skipped:
             raise NonFiniteError(
                 "NONFINITE-GRADIENT",
                 f"gradient norm is {norm.item()} at step {trainer.global_step}; the checkpoint is "

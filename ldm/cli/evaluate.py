@@ -294,7 +294,7 @@ def write_evaluation_report(
     """Write ``report.html`` of the evaluation."""
     from ldm.environment import environment
     from ldm.report.gallery import spread_figure
-    from ldm.report.page import Report, Section, write_all
+    from ldm.report.page import Report, Section, shareable, write_all
 
     failed = sum(map(len, result.failures.values()))
     lost = f" {failed} cases failed, see the table." if failed else ""
@@ -304,7 +304,7 @@ def write_evaluation_report(
         lead=f"Patients: {len(result.subjects)}; mean ± standard deviation over patients.{lost}",
         tables=tables,
         figures=[*spread_figure(result), *gallery.figures(result)],
-        sections=[Section("Command", [_command(args)])],
+        sections=[Section("Command", [shareable(_command(args))])],
         protocol=described if len(described) > 1 else result.protocol.to_dict(),
         environment=environment(),
         viewer=gallery.viewer(result),

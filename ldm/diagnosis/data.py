@@ -72,7 +72,7 @@ class DataDiagnosis:
         """Return plain values for JSON."""
         share, fit = self.foreground_share, self.mask_fit
         return {
-            "root": str(self.root),
+            "root": self.root.name,
             "layout": self.layout.name,
             "breaks_training": self.breaks_training,
             "findings": [asdict(f) for f in self.findings],

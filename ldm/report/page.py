@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +34,14 @@ from ldm.report.viewer import Viewer
 from ldm.storage import atomic_path, remove_own
 
 KINDS = ("png", "svg")
+FOLDERS = re.compile(r"(^|[=,\[])/(?:[^/]*/)+")  # that an absolute path leads through
 TEMPLATES = Path(__file__).parent / "templates"
+
+
+def shareable(command: str) -> str:
+    """Return a command line in which an absolute path is its end alone: folders name people."""
+    words = [FOLDERS.sub(r"\1…/", word) for word in shlex.split(command)]
+    return " ".join(shlex.quote(word) if "…" not in word else word for word in words)
 
 
 @dataclass(frozen=True)

@@ -523,7 +523,15 @@ TRAINING = [
         _training("tr_03_a_nan_gradient_names_step_and_cases")
         + _train("nan_stops_before_the_weights"),
     ),
-    Case("TR-04", "overflow of the fp16 scaler", "skipped and counted; 6 above a limit"),
+    Case(
+        "TR-04",
+        "overflow of the fp16 scaler",
+        "left out and told; 6 at the 21st in a row",
+        _training(
+            "tr_04_steps_that_overflow_in_fp16_are_left_out_until_the_scale_fits",
+            "tr_04_a_gradient_that_overflows_at_every_scale_ends_the_training",
+        ),
+    ),
     Case(
         "TR-05",
         "a worker is killed, fails, stops",
@@ -934,7 +942,10 @@ SECURITY = [
         "SE-13",
         "names of patients in headers and paths",
         "in no output (the path: in config.yaml and manifest.csv)",
-        _gates("se_13_no_text_of_a_header_and_no_path_of_the_data_is_in_what_is_given_away")
+        _gates(
+            "se_13_no_text_of_a_header_and_no_path_of_the_data_is_in_what_is_given_away",
+            "se_13_a_report_shows_the_end_of_a_path_alone",
+        )
         + _nifti("no_text_of_the_input_travels"),
     ),
     Case(

@@ -16,6 +16,7 @@ from ldm import environment
 from ldm.config import trusted_targets
 from ldm.errors import ConfigError, UnsafeError
 from ldm.phantom import write_phantoms
+from ldm.report.page import shareable
 from ldm.util import refuse_untrusted_targets
 
 QUICK = ("--steps", "1")
@@ -149,6 +150,18 @@ def test_se_13_no_text_of_a_header_and_no_path_of_the_data_is_in_what_is_given_a
     assert len(found) > 20
     assert leaks <= {"run/config.yaml"}, leaks
     assert SECRET not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("command", "shown"),
+    [
+        ("dsdiff evaluate --reference /home/doe/PAT", "dsdiff evaluate --reference …/PAT"),
+        ("dsdiff x unet='/home/John Doe/out' a=[/x/y,/z/w]", "dsdiff x unet=…/out a=[…/w]"),
+        ("dsdiff x data.params.root=PAT ../a/b", "dsdiff x data.params.root=PAT ../a/b"),
+    ],
+)
+def test_se_13_a_report_shows_the_end_of_a_path_alone(command, shown):
+    assert shareable(command) == shown
 
 
 def unpacked(path: Path) -> bytes:

@@ -5,12 +5,14 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from ldm.callbacks.run import MOST_SKIPPED, GradientGuard
 from ldm.cli.main import main
-from ldm.errors import OutputError
+from ldm.errors import NonFiniteError, OutputError
 from ldm.models.diffusion.ddpm import LatentDiffusion
 
 STEPS = "lightning.trainer.max_steps=4"
@@ -185,3 +187,39 @@ def test_tr_03_a_nan_gradient_names_step_and_cases(
     assert line.count("Phantom_000") == 2 * accumulated and " slice " in line
     assert steps_of(tmp_path / "run") == 2
     assert weights(tmp_path / "run")  # refuses what is not finite
+
+
+def scaled_steps(scale: float, steps: int, gradient: float = 1.0) -> tuple[torch.nn.Linear, int]:
+    """Train one number with losses scaled for fp16, as Lightning's plugin does it.
+
+    Returns the layer and how many of the steps changed it.
+    """
+    layer = torch.nn.Linear(1, 1, bias=False)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=1e-4)
+    scaler, guard = torch.amp.GradScaler("cpu", init_scale=scale), GradientGuard()
+    trainer = SimpleNamespace(precision_plugin=SimpleNamespace(scaler=scaler), global_step=0)
+    layer.log, changed = lambda *args: None, 0
+    for _ in range(steps):
+        batch = {"subject": ["P1"], "slice": torch.tensor([3])}
+        guard.on_train_batch_start(trainer, layer, batch, 0)
+        before = layer.weight.item()
+        optimizer.zero_grad()
+        scaler.scale(layer(torch.tensor([[gradient]])).sum()).backward()
+        scaler.unscale_(optimizer)
+        guard.on_before_optimizer_step(trainer, layer, optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+        changed += layer.weight.item() != before
+    return layer, changed
+
+
+def test_tr_04_steps_that_overflow_in_fp16_are_left_out_until_the_scale_fits(caplog):
+    layer, changed = scaled_steps(scale=2.0**127, steps=10, gradient=30)  # float32 ends at 2^128
+    assert changed == 10 - caplog.text.count("overflows in fp16 and is left out")
+    assert 0 < changed < 10 and torch.isfinite(layer.weight).all()
+
+
+def test_tr_04_a_gradient_that_overflows_at_every_scale_ends_the_training(caplog):
+    with pytest.raises(NonFiniteError, match="NONFINITE-GRADIENT.*of P1 slice 3"):
+        scaled_steps(scale=2.0**16, steps=40, gradient=float("nan"))
+    assert caplog.text.count("is left out") == MOST_SKIPPED
