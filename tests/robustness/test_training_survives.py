@@ -204,7 +204,7 @@ def scaled_steps(scale: float, steps: int, gradient: float = 1.0) -> tuple[torch
         guard.on_train_batch_start(trainer, layer, batch, 0)
         before = layer.weight.item()
         optimizer.zero_grad()
-        scaler.scale(layer(torch.tensor([[gradient]])).sum()).backward()
+        scaler.scale(layer(torch.full((1, 1), gradient)).sum()).backward()
         scaler.unscale_(optimizer)
         guard.on_before_optimizer_step(trainer, layer, optimizer)
         scaler.step(optimizer)
@@ -214,7 +214,7 @@ def scaled_steps(scale: float, steps: int, gradient: float = 1.0) -> tuple[torch
 
 
 def test_tr_04_steps_that_overflow_in_fp16_are_left_out_until_the_scale_fits(caplog):
-    layer, changed = scaled_steps(scale=2.0**127, steps=10, gradient=30)  # float32 ends at 2^128
+    layer, changed = scaled_steps(scale=2.0**127, steps=10, gradient=30.0)  # float32 ends at 2^128
     assert changed == 10 - caplog.text.count("overflows in fp16 and is left out")
     assert 0 < changed < 10 and torch.isfinite(layer.weight).all()
 
