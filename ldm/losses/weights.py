@@ -78,7 +78,7 @@ class EnhancementWeights(nn.Module):
         neighbours: int = 0,
         image_size: Sequence[int] = (96, 96),
         abnormal: float = 1.0,
-        enhancing: float = 2.0,
+        enhancing: float = 1.0,
         sampled: float | None = None,
         width: float | None = None,
         guide: str | None = None,
