@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ldm.cli.main import VERBS, build_parser
+from ldm.cli.main import VERBS, build_parser, main
 from ldm.config import TOP_LEVEL, config_root, load_config, merge_config
 from ldm.errors import DsdiffError
 
@@ -140,6 +140,30 @@ def test_there_are_commands_and_a_wrong_one_is_found():
         test_commands_are_commands("page", f"dsdiff train {wrong}")
     with pytest.raises(AssertionError):
         test_commands_in_sentences_name_what_there_is("page", "dsdiff sample --stepz 4")
+
+
+SMALL = {"--subjects 8 --size 64": "--subjects 4 --size 32", "image_size=64": "image_size=32"}
+SMALL |= {"max_steps=1600": "max_steps=2"}
+
+
+def test_the_quick_start_runs(tmp_path, monkeypatch, capsys):
+    """Its commands one after another, on fewer and smaller patients; the benchmark is planned."""
+    monkeypatch.chdir(tmp_path)
+    page = commands(prose(REPO / "docs/index.md"))
+    assert [command.split()[1] for command in page] == [
+        *("doctor", "phantom", "diagnose", "train", "train", "sample", "evaluate", "benchmark")
+    ]
+    for command in page:
+        for written, small in SMALL.items():
+            command = command.replace(written, small)
+        words = shlex.split(command)[1:]
+        if words[0] == "benchmark":
+            words += ["--plan", "data.params.test=[Phantom_0004]"]
+        if words[0] == "sample":
+            words += ["--subjects", "Phantom_0004", "--steps", "1"]
+        assert main(words) == 0, f"{command}\n{capsys.readouterr()}"
+    for name in ("report.html", "table.tex", "tables/brain.csv"):
+        assert (tmp_path / "evaluation" / name).is_file()
 
 
 def test_the_notebook_runs(tmp_path, monkeypatch):

@@ -311,9 +311,9 @@ def test_a_click_on_a_mirrored_image_goes_to_the_place_that_is_shown(page):
 
 def test_a_wide_table_says_so_until_its_end_is_seen(page):
     page.resize(300, 800)
-    more = "document.querySelector('.wide-table').classList.contains('more')"
+    more = "document.querySelector('.beyond').classList.contains('more')"
     page.wait_for(more)
-    page.run("document.querySelector('.wide-table > .scroll').scrollLeft = 10000")
+    page.run("document.querySelector('.beyond > .scroll').scrollLeft = 10000")
     page.wait_for(f"!{more}")
 
 

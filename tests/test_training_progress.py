@@ -9,6 +9,7 @@ from pytorch_lightning.callbacks import Timer
 
 from ldm.callbacks.baselines import regressed
 from ldm.callbacks.progress import TrainingProgress, validated
+from ldm.config import foreign_targets
 from ldm.inference.baselines import ContrastRegression, design_matrix
 
 
@@ -81,3 +82,13 @@ def test_a_polynomial_target_is_regressed_exactly():
     found = regressed(regression, batch, [0, 1, 2])
     torch.testing.assert_close(found[brain], batch["target"][brain])
     assert not found[~brain].any()
+
+
+def test_a_class_that_a_run_may_not_name_is_named_once():
+    """What the printed command trusts; the classes of this project need no word."""
+    own = {"target": "ldm.models.diffusion.ddpm.LatentDiffusion"}
+    foreign = {"target": "my_net.MyNet", "params": {"target": "t1ce"}}
+    assert foreign_targets({"model": own | {"params": {"a": foreign, "b": foreign}}}) == [
+        "my_net.MyNet"
+    ]
+    assert foreign_targets({"model": own}) == []

@@ -76,7 +76,8 @@ def evaluation_tables(
         reference_row: compare the others with this row; None: each with each.
     """
     told = (region or result.main_region(), measure or result.main_measure())
-    found = [region_table(result, r) for r in result.regions()]
+    first = result.main_region()
+    found = [region_table(result, r) for r in sorted(result.regions(), key=lambda r: r != first)]
     found += [enhancement_table(result)]
     found += [group_table(result, group, result.protocol.more) for group in GROUPS]
     found += [interval_table(result)] if len(result.subjects) >= FEWEST else []
@@ -195,7 +196,7 @@ def comparison_tables(
     ]
     note = (
         f"{MEASURES[measure].title} in {region}, row minus the other on the same patients. p: "
-        f"Wilcoxon signed-rank test, two-sided; Holm over {len(found)} comparisons. Effect: "
+        f"Wilcoxon signed-rank test, two-sided; Holm over {counted_out(len(found))}. Effect: "
         "matched-pairs rank-biserial correlation, -1 to 1."
     )
     if told := cannot_decide(found):
@@ -209,12 +210,17 @@ def cannot_decide(found: Sequence[Comparison]) -> str:
     smallest, count = min((c.n for c in found), default=0), len(found)
     if not found or smallest_p(smallest, count) < SIGNIFICANT:
         return ""
+    reachable, fewer = smallest_p(smallest, count), ", or fewer comparisons (--against)"
     return (
-        f"Too few patients to decide: with {smallest} and {count} comparison"
-        f"{'s' if count > 1 else ''} no corrected p below {smallest_p(smallest, count):.3g} is "
-        f"possible; {SIGNIFICANT} needs {fewest_patients(count)} patients"
-        f"{', or fewer comparisons (--against)' if count > 1 else ''}."
+        f"Too few patients to decide: with {smallest} of them and {counted_out(count)} no "
+        f"corrected p below {reachable:.3g} is possible; {SIGNIFICANT} needs "
+        f"{fewest_patients(count)} patients{fewer if count > 1 else ''}."
     )
+
+
+def counted_out(comparisons: int) -> str:
+    """Their number in words."""
+    return f"{comparisons} comparison{'s' * (comparisons != 1)}"
 
 
 def paper_table(result: Evaluation, columns: Sequence[str] = ()) -> Table:

@@ -209,7 +209,7 @@ def test_rows_are_compared_patient_by_patient(tmp_path, truth, patients, capsys)
     assert main(["evaluate", *arguments, "--output", str(tmp_path / "out")]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "MAE in tumour" in shown
-    assert "with 2 and 1 comparison no corrected p below 0.5 is possible" in shown
+    assert "with 2 of them and 1 comparison no corrected p below 0.5 is possible" in shown
     written = json.loads((tmp_path / "out/metrics.json").read_text())["comparisons"]
     assert (written["measure"], written["region"]) == ("psnr", "brain")
     assert {(pair["row"], pair["other"]) for pair in written["pairs"]} == {(COPY_T1, "real")}
@@ -379,7 +379,7 @@ def test_the_terminal_shows_what_is_read_first(tmp_path, patients, capsys):
     assert main([*words, "--output", str(tmp_path / "out"), *columns]) == 0
     told = capsys.readouterr().out
     assert "Brain" in told and "Paired comparison" in told and "Tumour" not in told
-    assert "Too few patients to decide: with 3 and 1 comparison" in " ".join(told.split())
+    assert "Too few patients to decide: with 3 of them and 1 comparison" in " ".join(told.split())
     assert "out/report.html" in told
     assert main([*words, "--verbose"]) == 0
     assert "Tumour" in capsys.readouterr().out

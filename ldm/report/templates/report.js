@@ -79,7 +79,7 @@
     block.before(button);
   }
 
-  // A table that is wider than its frame says so until its last column is seen.
+  // What is wider than its frame says so until its end is seen.
   function tellWidth(scroll) {
     const update = () => {
       const left = scroll.scrollWidth - scroll.clientWidth - scroll.scrollLeft;
@@ -90,7 +90,7 @@
   }
 
   document.querySelectorAll("table").forEach(makeSortable);
-  document.querySelectorAll(".wide-table > .scroll").forEach(tellWidth);
+  document.querySelectorAll(".beyond > .scroll").forEach(tellWidth);
   if (innerWidth < 1100) document.querySelector("nav details")?.removeAttribute("open");
   document.querySelectorAll("pre").forEach(addCopyButton);
   document.querySelectorAll(".scripted").forEach((part) => (part.hidden = false));
