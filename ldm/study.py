@@ -55,13 +55,24 @@ FIELD = (
     Contrast(
         "t1",
         "T1",
-        ("t1w", "t1n", "t1pre", "t1weighted"),
+        ("t1w", "t1n", "t1pre", "t1weighted", "t1precontrast", "t1native"),
         {"brats2023": ("t1n",), "bids": ("T1w",)},
     ),
     Contrast(
         "t1ce",
         "T1ce",
-        ("t1c", "t1gd", "t1gad", "t1wgd", "t1wce", "t1post", "ce"),
+        (
+            "t1c",
+            "ct1",
+            "t1gd",
+            "t1gad",
+            "t1wgd",
+            "t1wce",
+            "t1post",
+            "t1postcontrast",
+            "t1gado",
+            "ce",
+        ),
         {"brats2023": ("t1c",), "bids": ("ce-gad_T1w",), "flat": ("ce", "t1ce")},
         native="t1",
     ),
@@ -76,10 +87,16 @@ FIELD = (
     Contrast(
         LABELS,
         "labels",
-        ("segmentation", "label", "labels"),
+        (
+            *("segmentation", "segm", "label", "labels", "truth", "groundtruth", "gtv"),
+            *("tumorsegmentation", "tumoursegmentation", "tumorseg", "tumormask", "lesionmask"),
+            *("glistrboost", "glistrboostmanuallycorrected"),
+        ),
         {"bids": ("dseg",), "flat": ("seg", "mask")},
     ),
-    Contrast(MASK_FILE, "brain mask", (), {"bids": ("desc-brain_mask",)}),
+    Contrast(
+        MASK_FILE, "brain mask", ("brainmask", "brainsegmentation"), {"bids": ("desc-brain_mask",)}
+    ),
 )
 
 
@@ -150,13 +167,15 @@ class Contrasts:
             table[name] = replace(before, words=words, own=(*written, *before.own))
         return replace(self, table=tuple(table.values()))
 
-    def with_labels(self, told: str | Mapping[str, Any] | None) -> Contrasts:
-        """Return these contrasts with ``data.params.labels``, what labels mean.
+    def with_labels(
+        self, told: str | Mapping[str, Any] | None, source: str = "data.params.labels"
+    ) -> Contrasts:
+        """Return these contrasts with what labels mean, by the word of the user in ``source``.
 
         Raises:
             ConfigError: CONFIG-VALUE.
         """
-        return replace(self, scheme=read_scheme(told, "data.params.labels")) if told else self
+        return replace(self, scheme=read_scheme(told, source)) if told else self
 
     def _require_free(self, name: str, text: Any) -> None:
         where = "data.params.contrasts"

@@ -42,8 +42,7 @@ from ldm.data.layouts.base import stored_files
 from ldm.data.seen import (
     SUBJECTS_FILE,
     Digests,
-    inherited,
-    read_seen,
+    origins,
     refuse_split,
     require_same_patients,
     subject_digests,
@@ -135,6 +134,7 @@ def train(
         checkpoint, before = newest_checkpoint(folder), read_run_config(folder, trust)
         resolved = merge_overrides(before, overrides)
         require_resumable(before, resolved, str(folder))
+        resolved = _with_found_root(resolved, folder)
         kept = None if allow_data_change else read_json(folder / SUBJECTS_FILE)
         return run_training(resolved, folder, checkpoint, kept, say=say, progress=progress)
     if not config and start is None:
@@ -149,6 +149,22 @@ def train(
     folder = Path(output) if output else RUNS / str(resolved.get("name", "run"))
     first = None if start is None else Path(start)
     return run_training(resolved, folder, start=first, say=say, progress=progress)
+
+
+def _with_found_root(config: dict[str, Any], run: Path) -> dict[str, Any]:
+    """Return a configuration whose root exists, also where the run is resumed from elsewhere.
+
+    A relative root counts from where the run was begun, which lies above the run folder; that the
+    patients are the same, their digests say.
+    """
+    params = config["data"].get("params") or {}
+    root = Path(params.get("root") or "")
+    if root.is_absolute() or root.exists():
+        return config
+    places = (above / root for above in run.absolute().parents)
+    found = next((place for place in places if place.exists()), root)
+    data = {**config["data"], "params": {**params, "root": str(found)}}
+    return {**config, "data": data}
 
 
 @contextmanager
@@ -197,8 +213,7 @@ def run_training(
         )
     data = _data(config, progress, say if is_main else None)
     known = _known_patients(data) if is_main else {}
-    before = {**inherited(config["model"]), **(read_seen(run_folder(start)) if start else {})}
-    before |= read_seen(folder)  # a resumed run has no teacher any more
+    built_from = [*origins(config["model"]), *([run_folder(start)] if start else [])]
     torch.manual_seed(config.get("seed", 0))  # the first weights
     model = build_model(config)
     if checkpoint is None:
@@ -217,7 +232,7 @@ def run_training(
         if is_main:
             permit(folder / "tensorboard" / "events", replace=False)  # that is no link
             save_config(config, folder / CONFIG_FILE)
-            write_seen(folder, known, before)
+            write_seen(folder, known, built_from)
         if prefers_channels_last(trainer.precision):
             to_channels_last(model)
         meter = EnergyMeter(trainer.strategy.root_device)

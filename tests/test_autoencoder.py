@@ -104,6 +104,18 @@ def test_posterior_is_finite_for_any_moments_and_repeats_with_its_generator():
     assert draws[0].isfinite() and draws[0] == draws[1]
 
 
+def test_the_public_defaults_may_be_written_out():
+    written = {"resamp_with_conv": True, "tanh_out": False, "use_linear_attn": False}
+    model = AutoencoderKL({**DDCONFIG, **written, "give_pre_end": False}, embed_dim=3)
+    assert model.state_dict().keys() == AutoencoderKL(DDCONFIG, embed_dim=3).state_dict().keys()
+
+
+@pytest.mark.parametrize("name", ["tanh_out", "use_linear_attn", "give_pre_end"])
+def test_what_is_not_offered_is_named(name):
+    with pytest.raises(ConfigError, match=f"ddconfig has {name} True: expected False"):
+        AutoencoderKL({**DDCONFIG, name: True}, embed_dim=3)
+
+
 def test_ddconfig_may_be_omegaconf():
     config = OmegaConf.create({"ddconfig": DDCONFIG, "embed_dim": 3})
     plain = {key: value.shape for key, value in autoencoder().state_dict().items()}

@@ -8,9 +8,9 @@ from builders import write_subject
 from ldm.data.layouts import detect_layout
 from ldm.data.seen import (
     inherited,
+    leaks,
     read_seen,
     refuse_leaks,
-    same_patient,
     subject_digests,
     write_seen,
 )
@@ -39,9 +39,9 @@ def test_digests_are_those_of_the_files_and_follow_a_change(tmp_path, patients):
 def test_a_patient_is_known_under_another_name(tmp_path, patients):
     digests = subject_digests(patients.values(), tmp_path / "cache")
     seen = {"p0": digests["p0"]}
-    assert same_patient("p0", {}, seen) == "p0"
-    assert same_patient("p2", digests["p2"], seen) == "p0"
-    assert same_patient("p1", digests["p1"], seen) is None
+    assert leaks(seen, {"p0": {}}) == [("p0", "p0", "same id")]
+    assert leaks(seen, {"p2": digests["p2"]}) == [("p0", "p2", "same image")]
+    assert leaks(seen, {"p1": digests["p1"]}) == []
     with pytest.raises(DataError, match=r"LEAK case=p2: .* under the name p0 \(same image\)"):
         refuse_leaks({"p2": digests["p2"]}, seen, "unet")
     with pytest.raises(DataError, match=r"LEAK case=p0: .* 'unet' was trained on it"):
@@ -53,7 +53,7 @@ def test_equal_segmentations_make_no_patient(tmp_path, patients):
     """Two patients without a tumour have the same empty mask."""
     digests = subject_digests(patients.values(), tmp_path / "cache")
     seg = digests["p0"]["seg"]
-    assert same_patient("p1", {**digests["p1"], "seg": seg}, {"p0": digests["p0"]}) is None
+    assert leaks({"p0": digests["p0"]}, {"p1": {**digests["p1"], "seg": seg}}) == []
 
 
 def test_a_run_tells_whom_it_was_trained_on(tmp_path, patients):

@@ -8,7 +8,7 @@ from typing import Any
 
 from ldm.data.layouts import detect_layout, select_subjects
 from ldm.evaluation.downstream import downstream_scores
-from ldm.evaluation.folder import evaluate, find_predictions
+from ldm.evaluation.folder import evaluate, predictions_of
 from ldm.evaluation.metrics.perceptual import stored_weights
 from ldm.evaluation.protocol import DEFAULT, DOWNSTREAM, MetricProtocol
 from ldm.evaluation.scores import FORMAT, Evaluation
@@ -50,6 +50,7 @@ def evaluate_once(
         "mask": mask,
         "target": study.target,
         "inputs": list(study.conditions),
+        "scheme": str(study.contrasts.scheme),
         "weights": getattr(stored_weights(), "name", None),
         "protocol": protocol.to_dict(),
         "format": FORMAT,
@@ -93,11 +94,12 @@ def judge_once(
     volumes = {row: [volume_digests(f) for f in folders] for row, folders in predictions.items()}
     described = {"segmenter": judge.digest, "volumes": volumes, "references": dict(references)}
     described |= {"target": study.target, "inputs": list(study.conditions)}
+    described["scheme"] = str(study.contrasts.scheme)
 
     def judged() -> dict[str, Any]:
         own, real = detect_layout(reference, layout, study.contrasts)
         chosen = select_subjects(real, sorted(references))
-        told = (judge, find_predictions(predictions, study), chosen, own, study)
+        told = (judge, predictions_of(predictions, real, study), chosen, own, study)
         return downstream_scores(*told, baseline=False, **options).to_dict()
 
     known = kept(path, strict_json({**described, "format": FORMAT}), judged)

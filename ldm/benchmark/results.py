@@ -193,6 +193,7 @@ class BenchmarkResult:
             "seeds": {row: list(counts) for row, counts in self.seeds.items()},
             "failures": dict(self.failures),
             "command": shareable(self.command),
+            "labels": self.result.labels,
             "settings": dict(self.settings),
             "environment": environment(),
         }
@@ -318,8 +319,8 @@ class BenchmarkResult:
             title=self.title,
             lead=(
                 f"{len(self.result.rows)} rows on {len(self.result.subjects)} held-out patients: "
-                f"{', '.join(self.result.subjects)}."
-            ),
+                f"{', '.join(self.result.subjects)}. {' '.join(self.result.remarks())}"
+            ).rstrip(),
             tables=[
                 self.summary(),
                 *evaluation_tables(self.result),

@@ -7,6 +7,7 @@ cell is run is in :mod:`ldm.benchmark.cells`, what the cells are in :mod:`ldm.be
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -24,7 +25,14 @@ from ldm.benchmark.results import BenchmarkResult, mean_cost
 from ldm.claims import Claim, claim, folder_lock
 from ldm.config import TOP_LEVEL, merge_config, save_config
 from ldm.data.layouts import Subject
-from ldm.data.seen import Digests, inherited, read_seen, refuse_leaks, subject_digests
+from ldm.data.seen import (
+    Digests,
+    inherited,
+    read_seen,
+    refuse_leaks,
+    subject_digests,
+    tells_all,
+)
 from ldm.errors import ConfigError, DataError
 from ldm.evaluation.downstream import require_target
 from ldm.evaluation.protocol import DEFAULT
@@ -35,6 +43,8 @@ from ldm.report.gallery import Gallery
 from ldm.report.score_tables import column_key
 from ldm.study import read_study
 from ldm.util import instantiate_from_config
+
+log = logging.getLogger(__name__)
 
 TIMING = 3  # repeats
 SPLIT_KEYS = ("root", "layout", "train", "val", "test", "fold", "folds", "seed", "patient")
@@ -137,6 +147,11 @@ class Benchmark:
             refuse_leaks(held_out, seen, training.row)
             if not given:
                 require_same_config(training)
+            elif not tells_all(training.run):
+                log.warning(
+                    "%s: does not say whom it was trained on, so it may know tested patients",
+                    training.row,
+                )
         if self.described.get("segmenter"):
             _check_segmenter(Path(self.described["segmenter"]), self.work, self.trusted)
 
@@ -314,8 +329,9 @@ def trainings_of(cells: Sequence[GridCell]) -> list[Training]:
 
 def _check_segmenter(path: Path, work: Work, trusted: Sequence[str]) -> None:
     """Refuse a segmenter that cannot judge, before hours of work."""
-    require_target(NetworkSegmenter(path, trusted), work.study)
-    refuse_leaks(work.held_out, read_seen(path), "the segmenter")
+    segmenter = NetworkSegmenter(path, trusted)
+    require_target(segmenter, work.study)
+    refuse_leaks(work.held_out, segmenter.trained.seen, "the segmenter")
 
 
 class Patients:

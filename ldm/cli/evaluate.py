@@ -20,6 +20,7 @@ REPEATED = (
     "lpips_weights",
     "segmenter",
     "segmenter_command",
+    "labels",
 )
 
 
@@ -76,6 +77,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="print every table: all regions, enhancement, detail, intervals",
     )
+    add_label_argument(parser, "--labels", "those of the reference")
+    add_seen_argument(parser)
     add_segmenter_arguments(parser)
 
 
@@ -124,7 +127,9 @@ def _evaluate(args: argparse.Namespace) -> int:
         segmenter=segmenter,
         lpips_weights=args.lpips_weights,
         layout=args.layout,
+        labels=args.labels,
         mask=args.mask,
+        allow_seen=args.allow_seen,
         watch=gallery.add if args.output else None,
         progress=show_progress,
     )
@@ -137,6 +142,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         console.print("Definitions: docs/metrics.md", style="dim")
     elif nothing := enhances_nothing(result):
         console.print(nothing, markup=False)
+    console.print(*remarks(result), style="dim", markup=False)
     if args.output:
         result.write(args.output)
         for name, other in result.others.items():
@@ -146,7 +152,14 @@ def _evaluate(args: argparse.Namespace) -> int:
         report_paths(args.output)
     else:
         print("Every table: --verbose; report, LaTeX and figures: --output FOLDER")
-    return PartialError.exit_code if result.failures else 0
+    failed = any(r.failures for r in (result, *result.others.values()))
+    return PartialError.exit_code if failed else 0
+
+
+def remarks(result: Any) -> list[str]:
+    """Return each sentence about the patients once, of an evaluation and its others."""
+    said = (text for r in (result, *result.others.values()) for text in r.remarks())
+    return list(dict.fromkeys(said))
 
 
 def named_folders(given: Sequence[str]) -> dict[str, list[Path]]:
@@ -226,6 +239,25 @@ def add_columns_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_label_argument(parser: argparse.ArgumentParser, option: str, whose: str) -> None:
+    """Declare what labels mean."""
+    parser.add_argument(
+        option,
+        metavar="SCHEME",
+        help=f"what labels mean, {whose}: brats2017, brats2023, ... or 'necrosis 1, oedema 2, "
+        "enhancing 4' (default: as the data set says, see docs/data.md)",
+    )
+
+
+def add_seen_argument(parser: argparse.ArgumentParser) -> None:
+    """Declare whether patients of the training are judged."""
+    parser.add_argument(
+        "--allow-seen",
+        action="store_true",
+        help="judge patients that a model was trained on too (default: they are failed cases)",
+    )
+
+
 def add_segmenter_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what judges synthetic volumes by what is found on them."""
     judge = parser.add_mutually_exclusive_group()
@@ -297,11 +329,12 @@ def write_evaluation_report(
     from ldm.report.page import Report, Section, shareable, write_all
 
     failed = sum(map(len, result.failures.values()))
-    lost = f" {failed} cases failed, see the table." if failed else ""
+    lead = [f"Patients: {len(result.subjects)}; mean ± standard deviation over patients."]
+    lead += [f"{failed} cases failed, see the table."] if failed else []
     described = {r.protocol.name: r.protocol.to_dict() for r in (result, *result.others.values())}
     report = Report(
         title=f"Synthetic against real {result.target}",
-        lead=f"Patients: {len(result.subjects)}; mean ± standard deviation over patients.{lost}",
+        lead=" ".join([*lead, *remarks(result)]),
         tables=tables,
         figures=[*spread_figure(result), *gallery.figures(result)],
         sections=[Section("Command", [shareable(_command(args))])],
@@ -319,6 +352,7 @@ def _command(args: argparse.Namespace) -> str:
     words += ["--subjects", *args.subjects] if args.subjects else []
     words += ["--protocol", *args.protocol] if args.protocol != ["default"] else []
     words += ["--columns", *args.columns] if args.columns else []
+    words += ["--allow-seen"] if args.allow_seen else []
     for option in REPEATED:
         value = getattr(args, option)
         words += [f"--{option.replace('_', '-')}", str(value)] if value is not None else []

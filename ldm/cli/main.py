@@ -90,7 +90,8 @@ def _run(argv: list[str]) -> int:
             known
             if known
             else f"INTERNAL: {type(error).__name__}: {error}; "
-            "this is a bug: run again with --debug and report it",
+            "a bug, not your fault: run again with --debug and send the traceback and the output "
+            "of 'dsdiff doctor' to whom you have this program from",
         )
         return known.exit_code if known else 70
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import Any
 
 from ldm.cli import train
 from ldm.cli.arguments import add_model_arguments, add_subject_arguments
+from ldm.cli.evaluate import add_label_argument, add_seen_argument
 from ldm.cli.main import DEBUG
 from ldm.cli.terminal import report_written, reporter
+from ldm.errors import PartialError
 
 SCORES = ("segmentation.csv", "segmentation.json", "report.html")
 TASKS = {
@@ -52,12 +55,19 @@ def _add_predict_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--prediction", type=Path, required=True, metavar="FOLDER", help="holds ID_seg.nii.gz"
+        "--prediction",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="holds ID_seg.nii.gz or ID.nii.gz",
     )
     parser.add_argument(
         "--reference", type=Path, required=True, metavar="FOLDER", help="the subjects with seg"
     )
     parser.add_argument("--subjects", nargs="+", metavar="ID", help="only these")
+    add_label_argument(parser, "--labels", "those of the reference")
+    add_label_argument(parser, "--prediction-labels", "those of the prediction")
+    add_seen_argument(parser)
     parser.add_argument(
         "--regions",
         choices=("tumour", "lesion"),
@@ -122,29 +132,43 @@ def _evaluate(args: argparse.Namespace) -> int:
 
     regions = region_names(args.regions) if args.regions else None
     gallery = OverlayGallery()
-    told = (args.prediction, args.reference, args.subjects, regions, gallery.add)
-    result = evaluate_segmentations(*told, show_progress)
+    result = evaluate_segmentations(
+        args.prediction,
+        args.reference,
+        args.subjects,
+        regions,
+        args.labels,
+        args.prediction_labels,
+        args.allow_seen,
+        gallery.add,
+        show_progress,
+    )
     tables, console = segmentation_tables(result), Console()
     for table in tables:
         print_table(console, table)
+    console.print(" ".join(result.remarks()), style="dim")
     if args.output:
         result.write(args.output, "segmentation")
-        _write_report(tables, gallery, args)
+        _write_report(result, tables, gallery, args)
         print(f"Written: {args.output}/segmentation.csv, segmentation.json, report.html")
-    return 0
+    return PartialError.exit_code if result.failures else 0
 
 
-def _write_report(tables: Any, gallery: Any, args: argparse.Namespace) -> None:
+def _write_report(result: Any, tables: Any, gallery: Any, args: argparse.Namespace) -> None:
     from ldm.environment import environment
     from ldm.report.page import Report, Section, write_all
 
-    command = f"dsdiff segment evaluate --prediction {args.prediction} --reference {args.reference}"
+    words = ["dsdiff", "segment", "evaluate", "--prediction", str(args.prediction)]
+    words += ["--reference", str(args.reference)]
+    for option in ("labels", "prediction_labels"):
+        if value := getattr(args, option):
+            words += [f"--{option.replace('_', '-')}", value]
     report = Report(
         title="Segmentation against the reference",
-        lead="Mean ± standard deviation over patients.",
+        lead=" ".join(["Mean ± standard deviation over patients.", *result.remarks()]),
         tables=tables,
         figures=gallery.figures(),
-        sections=[Section("Command", [command])],
+        sections=[Section("Command", [shlex.join(words)])],
         environment=environment(),
     )
     write_all(report, args.output)

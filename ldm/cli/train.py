@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +58,8 @@ def run(args: argparse.Namespace) -> int:
     overrides = [a for a in args.config if "=" in a]
     if args.dry_run and files and not args.resume:
         return describe(load_config(files, overrides))
+    if files and not args.resume:
+        _refuse_research_yaml(files)
     given = {"resume": args.resume, "trust": args.trust, **SHOWN}
     return finish(
         train(
@@ -69,6 +71,26 @@ def run(args: argparse.Namespace) -> int:
             **given,
         )
     )
+
+
+def _refuse_research_yaml(files: Sequence[str]) -> None:
+    """Refuse a YAML of latent-diffusion, and say what it is good for here.
+
+    Raises:
+        ConfigError: CONFIG-UNKNOWN.
+    """
+    from ldm.config import find_config, read_yaml
+    from ldm.errors import ConfigError
+    from ldm.importing.research_yaml import is_research_yaml
+
+    for file in files:
+        if is_research_yaml(read_yaml(find_config(file))):
+            raise ConfigError(
+                "CONFIG-UNKNOWN",
+                f"{file} is a YAML of latent-diffusion: for its weights dsdiff import CHECKPOINT "
+                f"--config {file}; to train its network, copy its model.params.unet_config into a "
+                "YAML with 'base: configs/base.yaml' (docs/add-a-backbone.md)",
+            )
 
 
 def finish(run: TrainedRun) -> int:

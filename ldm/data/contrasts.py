@@ -11,7 +11,6 @@ from ldm.data.layouts import Layout, Subject
 from ldm.data.nifti import Geometry
 from ldm.errors import DataError
 from ldm.label_scheme import TELL, LabelScheme, read_scheme
-from ldm.storage import read_json
 from ldm.study import LABELS
 
 log = logging.getLogger(__name__)
@@ -84,13 +83,9 @@ def labels_inside(array: np.ndarray, subject: Subject) -> np.ndarray:
 
 def scheme_of(subject: Subject) -> LabelScheme:
     """Return what the labels of a subject mean; a sidecar beside them outweighs the naming."""
-    path = subject.files[LABELS].path
-    sidecar = path.with_name(f"{path.name.split('.nii')[0]}.json")
-    try:
-        told = read_json(sidecar).get("scheme")
-    except (OSError, ValueError, AttributeError):  # one of another program
-        told = None
-    return read_scheme(told, sidecar.name) if told else subject.scheme
+    file = subject.files[LABELS]
+    told = file.described().get("scheme")
+    return read_scheme(told, file.sidecar.name) if told else subject.scheme
 
 
 def as_labels(array: np.ndarray, case: str | None = None) -> np.ndarray:

@@ -12,6 +12,8 @@ import gzip
 import io
 import logging
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -159,6 +161,12 @@ class Volume:
     geometry: Geometry
 
 
+def volume_stem(name: str) -> str | None:
+    """Return a file name less ``.nii.gz`` or ``.nii``, in any case, or None if it has neither."""
+    suffix = next((s for s in SUFFIXES if name.lower().endswith(s)), None)
+    return name[: -len(suffix)] if suffix else None
+
+
 def read_volume(
     path: Path, case: str | None = None, nonfinite: str = "refuse", channel: int | None = None
 ) -> Volume:
@@ -243,11 +251,24 @@ def write_volume(path: Path, content: bytes, overwrite: bool = False) -> None:
         require_space(temporary, len(content))
         temporary.write_bytes(content)
         try:
-            read_volume(temporary)
+            with _quietly():  # what there is to say was said about the input
+                read_volume(temporary)
         except DataError as error:
             raise OutputError(
                 "OUT-IO", f"{path.name} cannot be read back ({error.code}): is the disk sound?"
             ) from error
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Keep back the warnings about a file."""
+    logger = logging.getLogger("ldm.data")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _read_bytes(path: Path, case: str | None) -> tuple[nib.Nifti1Header, bytes]:
@@ -256,7 +277,7 @@ def _read_bytes(path: Path, case: str | None) -> tuple[nib.Nifti1Header, bytes]:
         status = require_regular(path, case)
         with path.open("rb") as raw:
             is_gzip = raw.read(1) == GZIP_START
-            if is_gzip != path.name.endswith(".gz"):
+            if is_gzip != path.name.lower().endswith(".gz"):
                 kind = "gzip-compressed" if is_gzip else "not gzip-compressed"
                 raise DataError("DATA-FORMAT", f"{path.name} is {kind}: rename or repack it", case)
             raw.seek(0)

@@ -12,11 +12,14 @@ EXAMINATIONS = [
     r"(?P<patient>sub-[^_]+)_ses-[^_]+",  # BIDS
     r"(?P<patient>BraTS-[A-Z-]+-\d{4,5})-\d{1,3}",  # BraTS 2023 and later
     r"(?P<patient>BraTSReg_\d+)_\w+",
-    r"(?P<patient>(?:UPENN-GBM|UCSD-PTGBM)-\d+)_\d+",
+    r"(?P<patient>brats_(?:2013|tcia)_pat\d+)_\d+",  # BraTS 2013-2016
+    r"(?P<patient>(?:UPENN-GBM|UCSD-PTGBM|RHUH)-\d+)_\d+",
+    r"(?P<patient>\d{6})[A-D]",  # UCSF-BMSR
     r"(?P<patient>training\d+|test\d+)_\d+",  # ISBI 2015
     r"(?P<patient>OAS\d+)_MR.*",  # OASIS-3
     r"(?P<patient>.*\d.*)[_.-](?:19|20)\d\d([_.-]?)(?:0[1-9]|1[0-2])\2(?:0[1-9]|[12]\d|3[01])",
     r"(?P<patient>.*\d.*)[ _.-](?:w|m|d|y|mo)-?\d{1,4}",
+    r"(?P<patient>.*\d.*)[ _.-]\d{1,3} ?(?:mo|months?|wk|weeks?|yr|years?)",
     r"(?P<patient>.+?)[ _.-](?:t|tp|v|mr|ses|fu)-?\d+[dwmy]?",
     r"(?P<patient>.+?)[ _.-](?:time[ _-]?(?:point)?|visit|session|scan|exam|week|wk|month|day|year)"
     r"[ _-]?\d+(?:[_-]\d+)?",
@@ -39,6 +42,11 @@ def patient_of(subject: str, pattern: str | None = None) -> str:
         return match[1] if match else subject
     match = next(filter(None, (known.fullmatch(subject) for known in KNOWN)), None)
     return match["patient"] if match else subject
+
+
+def is_examination(name: str) -> bool:
+    """Return whether a name alone is one of an examination, such as ``week-044``."""
+    return patient_of(f"patient0_{name}") == "patient0"
 
 
 def patient_pattern(pattern: str) -> re.Pattern[str]:

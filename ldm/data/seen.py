@@ -19,12 +19,14 @@ from ldm.data.fingerprint import alike, fingerprint
 from ldm.data.layouts import Subject
 from ldm.data.manifest import state
 from ldm.data.patients import folded_patient, patient_of
+from ldm.data.volume_file import VolumeFile
 from ldm.errors import CheckpointError, DataError
 from ldm.storage import cache_root, read_json, run_folder, write_json
 from ldm.study import KNOWN, LABELS, MASK_FILE
 
 SUBJECTS_FILE = "subjects.json"
 FORMAT = 3  # of a kept digest
+UNTOLD = "untold"  # in subjects.json: what the weights are built from and does not say whom it saw
 VOXELS, ANATOMY, PATIENT, SPACING = "voxels_", "anatomy", "patient", "spacing"
 ALIKE_SPACING = 1.1  # ratio of voxel sizes that make no difference
 # subject -> what it is known by: contrast -> SHA-256 of its file; voxels_CONTRAST -> that of its
@@ -90,14 +92,22 @@ def identity(subject: Subject) -> dict[str, str]:
     return {**known, PATIENT: subject.patient}
 
 
-def write_seen(run: Path, parts: Mapping[str, Digests], before: Digests | None = None) -> None:
+def write_seen(run: Path, parts: Mapping[str, Digests], built_from: Iterable[Path] = ()) -> None:
     """Write ``subjects.json``: part (``train``, ``val``) -> subject -> contrast -> digest.
 
+    The patients of what the weights are built from count as trained on; so do those that the file
+    names already, because a resumed run has no teacher any more.
+
     Args:
-        before: patients that the weights have seen already, in what they are built from.
+        built_from: runs that gave weights, see :func:`origins`.
     """
-    own = {f"{part}_own": sorted(digests) for part, digests in parts.items()}
-    write_json(run / SUBJECTS_FILE, {**parts, "train": {**(before or {}), **parts["train"]}, **own})
+    runs = [*built_from, run]
+    before = {subject: known for each in runs for subject, known in read_seen(each).items()}
+    untold = {str(each) for each in runs[:-1] if not tells_all(each)}
+    untold |= {*read_json(run / SUBJECTS_FILE).get(UNTOLD, ())}
+    own: dict[str, Any] = {f"{part}_own": sorted(digests) for part, digests in parts.items()}
+    told = {**parts, "train": {**before, **parts["train"]}, **own, UNTOLD: sorted(untold)}
+    write_json(run / SUBJECTS_FILE, told)
 
 
 def require_same_patients(kept: Mapping[str, Any], now: Mapping[str, Digests]) -> None:
@@ -151,19 +161,29 @@ def other_spacing(spacing: Sequence[float], seen: Digests) -> str:
     return "" if inside.all() else f"{spacing_text(low)}{span} mm"
 
 
-def inherited(model: Mapping[str, Any]) -> Digests:
-    """Return the patients that a model has seen through what it is built from.
+def tells_all(run: Path) -> bool:
+    """Return whether a run says of every patient that its weights have seen."""
+    told = read_json(run / SUBJECTS_FILE)
+    return bool(read_seen(run)) and not told.get(UNTOLD)
+
+
+def origins(model: Mapping[str, Any]) -> list[Path]:
+    """Return the runs that a model is built from: teacher, first stage and anchor.
 
     Args:
-        model: the ``model`` section of a configuration: teacher, first stage and anchor count.
+        model: the ``model`` section of a configuration.
     """
     params = model.get("params") or {}
     parts = (params.get(name) or {} for name in ("first_stage_config", "anchor_config"))
     paths = [(part.get("params") or {}).get("path") for part in parts]
+    return [run_folder(Path(path)) for path in (params.get("teacher"), *paths) if path]
+
+
+def inherited(model: Mapping[str, Any]) -> Digests:
+    """Return the patients that a model has seen through what it is built from."""
     seen: dict[str, Mapping[str, str]] = {}
-    for path in (params.get("teacher"), *paths):
-        if path:
-            seen |= read_seen(run_folder(Path(path)))
+    for run in origins(model):
+        seen |= read_seen(run)
     return seen
 
 
@@ -191,10 +211,19 @@ def leaks(train: Digests, test: Digests) -> list[Leak]:
     return found
 
 
-def same_patient(subject: str, digests: Mapping[str, str], seen: Digests) -> str | None:
-    """Return the id under which a model has seen a patient, or None."""
-    found = leaks(seen, {subject: digests})
-    return found[0].train if found else None
+def refuse_seen(file: VolumeFile, subject: str) -> None:
+    """Refuse a prediction whose sidecar says that its model was trained on the patient.
+
+    Raises:
+        DataError: LEAK.
+    """
+    if (told := file.described()).get("seen") is True:
+        named = f" (as {told['seen_as']})" if "seen_as" in told else ""
+        raise DataError(
+            "LEAK",
+            f"the model was trained on this patient{named}: judge others, or --allow-seen",
+            subject,
+        )
 
 
 def refuse_leaks(held_out: Digests, seen: Digests, where: str) -> None:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ldm.data.nifti import Volume, read_volume
+from ldm.data.nifti import Volume, read_volume, volume_stem
 from ldm.errors import DataError
-from ldm.storage import require_regular, sha256
+from ldm.storage import read_json, require_regular, sha256
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,18 @@ class VolumeFile:
     def cell(self, folder: Path) -> str:
         """Return the text that names this volume in a CSV file that lies in ``folder``."""
         return Path(os.path.relpath(self.path, folder)).as_posix() + self._mark()
+
+    @property
+    def sidecar(self) -> Path:
+        """The JSON file beside the volume, where something was said about it."""
+        return self.path.with_name(f"{volume_stem(self.path.name) or self.path.name}.json")
+
+    def described(self) -> dict[str, Any]:
+        """Return what the sidecar says; empty without one, or for one that cannot be read."""
+        try:
+            return read_json(self.sidecar, torn=True)
+        except OSError:
+            return {}
 
     def _mark(self) -> str:
         return "" if self.channel is None else f"#{self.channel}"

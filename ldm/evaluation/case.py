@@ -238,10 +238,8 @@ def read_prediction(subject: Subject, layout: Layout, case: Case) -> Prediction:
     target = case.study.target
     arrays, geometry = load_contrasts(subject, layout, [target])
     case.geometry.require_same_grid(geometry, ("reference", "prediction"), case.id)
-    path = subject.files[target].path
-    stem = path.name.split(".nii")[0]
-    spread = _read_spread(path.with_name(f"{stem}_std.nii.gz"), case)
-    sidecar = path.with_name(f"{stem}.json")
+    sidecar = subject.files[target].sidecar
+    spread = _read_spread(sidecar.with_name(f"{sidecar.stem}_std.nii.gz"), case)
     if not sidecar.is_file():
         return Prediction(arrays[target], spread)
     scale, normaliser, samples, mask = _stated(sidecar, case)

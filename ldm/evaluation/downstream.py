@@ -14,17 +14,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ldm.data.contrasts import read_labels
+from ldm.data.contrasts import read_labels, scheme_of
 from ldm.data.layouts import Layout, Subject
+from ldm.data.seen import refuse_seen
 from ldm.errors import DataError
 from ldm.evaluation.protocol import DOWNSTREAM
 from ldm.evaluation.scores import Evaluation
 from ldm.evaluation.segmentation import score_regions
 from ldm.progress import Progress, silent
-from ldm.study import Study
+from ldm.study import LABELS, Study
 
 if TYPE_CHECKING:
     from ldm.inference.segmentation import Segmented, Segmenter
+
+SEEN = "LEAK: the segmenter was trained on this patient: judge others, or --allow-seen"
 
 
 def require_target(segmenter: Segmenter, study: Study) -> None:
@@ -50,6 +53,7 @@ def downstream_scores(
     layout: Layout,
     study: Study,
     baseline: bool = True,
+    allow_seen: bool = False,
     progress: Progress = silent,
 ) -> Evaluation:
     """Segment patients with their real target and with each synthetic one in its place.
@@ -57,11 +61,12 @@ def downstream_scores(
     Args:
         segmenter: a :class:`~ldm.inference.segmentation.NetworkSegmenter` or ``CommandSegmenter``.
         folders: row name -> folders of its training seeds, as
-            :func:`ldm.evaluation.folder.find_predictions` returns them. A volume that cannot be
+            :func:`ldm.evaluation.folder.predictions_of` returns them. A volume that cannot be
             used is passed over: the evaluation of the images names it.
         subjects: real patients, in ``layout``.
         study: what was synthesised, and from what.
         baseline: add the row of the source contrast copied as the target.
+        allow_seen: judge patients of a training too; else one of the segmenter's is a failure.
         progress: shows how many patients are done.
 
     Raises:
@@ -75,6 +80,10 @@ def downstream_scores(
     result.rows = [real, *folders, *([result.copied] if baseline else [])]
     for subject in progress(subjects, "Segmenting", len(subjects)):
         subject.require([target], layout)
+        if _knows(segmenter, subject, result) and not allow_seen:
+            for row in result.rows:
+                result.fail(row, subject.id, SEEN)
+            continue
         candidates = [
             (row, seed, known[subject.id].files[target])
             for row, found in folders.items()
@@ -89,14 +98,26 @@ def downstream_scores(
         for row, seed, file in candidates:
             swapped = Subject(subject.id, {**subject.files, target: file})
             with suppress(DataError):
+                if not allow_seen:
+                    refuse_seen(file, subject.id)
                 found = segmenter.segment(swapped, layout)
                 scores = score_regions(found.labels, found.geometry, *told)
                 result.add(row, subject.id, scores, seed)
     return result
 
 
+def _knows(segmenter: Segmenter, subject: Subject, result: Evaluation) -> bool:
+    """Return whether a segmenter was trained on a patient; note what is to be said of both."""
+    seen = segmenter.has_seen(subject)
+    if seen is None:
+        result.note_untold("the segmenter")
+    if LABELS in subject.files:
+        result.note_labels("reference", scheme_of(subject))
+    return bool(seen)
+
+
 def _labels(subject: Subject, layout: Layout, truth: Segmented) -> np.ndarray | None:
-    if "seg" not in subject.files:
+    if LABELS not in subject.files:
         return None
     labels, geometry = read_labels(subject, layout)
     truth.geometry.require_same_grid(geometry, ("the image", "seg"), subject.id)

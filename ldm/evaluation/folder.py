@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ldm.data.layouts import Layout, Subject, detect_layout, select_subjects
-from ldm.data.layouts.base import volume_stem
+from ldm.data.contrasts import scheme_of
+from ldm.data.layouts import (
+    Layout,
+    Subject,
+    detect_layout,
+    find_predictions,
+    select_subjects,
+)
+from ldm.data.seen import refuse_seen
 from ldm.errors import DataError, one_line
 from ldm.evaluation.case import (
     Case,
@@ -33,7 +40,7 @@ from ldm.evaluation.protocol import (
 )
 from ldm.evaluation.scores import Evaluation
 from ldm.progress import Progress, silent
-from ldm.study import Study
+from ldm.study import LABELS, Study
 
 if TYPE_CHECKING:
     from ldm.evaluation.metrics.perceptual import Perceptual
@@ -58,14 +65,15 @@ def evaluate(
     segmenter: Segmenter | Place | None = None,
     lpips_weights: Place | None = None,
     layout: Any = None,
+    labels: str | Mapping[str, Any] | None = None,
     mask: str = "auto",
+    allow_seen: bool = False,
     watch: Watch | None = None,
     progress: Progress = silent,
 ) -> Evaluation:
     """Compare each folder of synthetic volumes with the real patients.
 
-    A patient whose files are missing or cannot be used is a failure of the row, with its reason,
-    and does not stop the others.
+    A patient whose files cannot be used, or whom a model was trained on, is a failure of the row.
 
     Args:
         predictions: row name -> folder of ``ID_TARGET.nii.gz``; several folders are the training
@@ -79,7 +87,9 @@ def evaluate(
         segmenter: what finds tumours with the synthetic volumes, or its run folder.
         lpips_weights: of the network of LPIPS; None looks where torch keeps downloads.
         layout: of ``reference``; None: recognised.
+        labels: what labels mean, see :func:`ldm.label_scheme.read_scheme`; None: by the data set.
         mask: what is brain, see :func:`ldm.data.brain.subject_brain`.
+        allow_seen: judge the patients of the training too.
         watch: called with each patient's volumes, of the first seed of each row.
         progress: shows how many patients are done.
 
@@ -90,63 +100,48 @@ def evaluate(
         DataError: no patients; DATA-MISSING for one that the reference lacks; DATA-SEGMENTER for a
             segmenter that does not look at the target. CheckpointError: of ``lpips_weights``.
     """
-    asked = [find_protocol(p) if isinstance(p, str) else p for p in protocols]
     segmenter, listed = _loaded(segmenter), _listed(predictions)
-    study = study or judged_study([path for own in listed.values() for path in own], target)
+    told = study or judged_study([path for own in listed.values() for path in own], target)
+    study = replace(told, contrasts=told.contrasts.with_labels(labels, "labels"))
     layout, real = detect_layout(Path(reference), layout, study.contrasts)
-    folders = find_predictions(listed, study, real)
-    predicted = {i for found in folders.values() for _, known in found for i in known}
-    chosen = select_subjects(real, sorted(predicted if subjects is None else set(subjects)))
-    results = [Evaluation(p, list(listed), [s.id for s in chosen], study=study) for p in asked]
-    for result in results if baseline else ():
-        result.rows.append(result.copied)
-    work = _Work(layout, mask, folders, results, *_network(results, lpips_weights))
+    folders = predictions_of(listed, real, study)
+    chosen = select_subjects(real, _predicted(folders) if subjects is None else subjects)
+    results = _empty(protocols, [*listed, *([study.copied] if baseline else [])], chosen, study)
+    work = _Work(layout, mask, folders, results, *_network(results, lpips_weights), allow_seen)
     first = work.run(chosen, baseline, watch, progress)
     if segmenter:
-        told = (segmenter, folders, chosen, layout, study)
-        first.others["downstream"] = downstream_scores(*told, baseline, progress)
+        options = (layout, study, baseline, allow_seen, progress)
+        first.others["downstream"] = downstream_scores(segmenter, folders, chosen, *options)
     return first
 
 
-class NamedForPatients(Layout):
-    """Volumes of one contrast that are called as their patients: ``ID.nii.gz``.
-
-    Args:
-        ids: of the real patients.
-        contrast: that the volumes are.
-    """
-
-    name = "ID.nii.gz"
-
-    def __init__(self, ids: Collection[str], contrast: str) -> None:
-        self.ids, self.contrast = ids, contrast
-
-    def parse(self, path: Path) -> tuple[str, str] | None:  # noqa: D102
-        stem = volume_stem(path.name)
-        return (stem, self.contrast) if stem and stem in self.ids else None
-
-    def file_name(self, subject: str, contrast: str) -> str:  # noqa: D102
-        return f"{subject}_{self.contrast}.nii.gz or {subject}.nii.gz"
+def _predicted(
+    folders: Mapping[str, Sequence[tuple[Layout, Mapping[str, Subject]]]],
+) -> set[str]:
+    """Return the patients that any folder predicts."""
+    return {subject for found in folders.values() for _, known in found for subject in known}
 
 
-def find_predictions(
-    predictions: Mapping[str, Sequence[Path]], study: Study, ids: Collection[str] = ()
+def _empty(
+    protocols: Sequence[MetricProtocol | str],
+    rows: Sequence[str],
+    subjects: Sequence[Subject],
+    study: Study,
+) -> list[Evaluation]:
+    """Return an evaluation without scores for each protocol."""
+    asked = [find_protocol(p) if isinstance(p, str) else p for p in protocols]
+    return [Evaluation(p, list(rows), [s.id for s in subjects], study=study) for p in asked]
+
+
+def predictions_of(
+    predictions: Mapping[str, Sequence[Path]], real: Mapping[str, Subject], study: Study
 ) -> dict[str, list[tuple[Layout, dict[str, Subject]]]]:
-    """Return layout and subjects of the folders of each row; several are its training seeds.
-
-    Args:
-        ids: of the real patients, for whom files may be named without a contrast.
-    """
-
-    def found(path: Path) -> tuple[Layout, dict[str, Subject]]:
-        try:
-            return detect_layout(path, contrasts=study.contrasts)
-        except DataError as error:
-            if error.code != "DATA-LAYOUT" or not path.is_dir():
-                raise
-            return detect_layout(path, NamedForPatients(ids, str(study.target)), study.contrasts)
-
-    return {row: [found(path) for path in own] for row, own in predictions.items()}
+    """Return layout and subjects of the folders of each row; several are its training seeds."""
+    known = study.contrasts
+    return {
+        row: [find_predictions(path, real, study.target or LABELS, known) for path in own]
+        for row, own in predictions.items()
+    }
 
 
 def _listed(predictions: Place | Folders) -> dict[str, list[Path]]:
@@ -187,6 +182,7 @@ class _Work:
     folders: Mapping[str, Sequence[tuple[Layout, Mapping[str, Subject]]]]
     results: Sequence[Evaluation]
     perceptual: Perceptual | None
+    allow_seen: bool = False
     features: dict[tuple[int, str, int], list[tuple[NDArray[Any], NDArray[Any]]]] = field(
         default_factory=dict
     )
@@ -217,12 +213,15 @@ class _Work:
             for row in self.folders:
                 self._fail(row, subject.id, f"the real patient: {_reason(error)}")
             return None
+        for result in self.results if case.seg is not None else ():
+            result.note_labels("reference", scheme_of(subject))
         volumes: dict[str, Prediction] = {}
         for row, found in self.folders.items():
             for seed, (layout, predicted) in enumerate(found):
                 try:
                     if subject.id not in predicted:
                         raise DataError("DATA-MISSING", "there is no prediction", subject.id)
+                    self._check_seen(row, predicted[subject.id])
                     volume = read_prediction(predicted[subject.id], layout, case)
                     self._score(row, seed, case, volume)
                 except DataError as error:
@@ -253,6 +252,14 @@ class _Work:
     def _fail(self, row: str, subject: str, reason: str) -> None:
         for result in self.results:
             result.fail(row, subject, reason)
+
+    def _check_seen(self, row: str, predicted: Subject) -> None:
+        """Refuse a patient of the training; note a model that does not say whom it saw."""
+        file = predicted.files[str(self.results[0].study.target)]
+        if not self.allow_seen:
+            refuse_seen(file, predicted.id)
+        for result in self.results if file.described().get("seen", False) is None else ():
+            result.note_untold(row)
 
     def _score(self, row: str, seed: int, case: Case, predicted: Prediction) -> None:
         """Add the scores of one prediction."""

@@ -21,10 +21,11 @@ from ldm.evaluation.statistics import (
     over_seeds,
     summarise_values,
 )
+from ldm.label_scheme import LabelScheme
 from ldm.storage import strict_json, write_csv, write_json
 from ldm.study import Study
 
-FORMAT = 2  # of the files; 1 held nested mappings, and text for what is not available
+FORMAT = 3  # of the files; 2 without labels; 1 with nested mappings
 INFINITE = {"inf": float("inf"), "-inf": float("-inf"), None: nan}
 
 
@@ -67,6 +68,8 @@ class Evaluation:
         failures: row -> subject -> why it has no score (or, of several seeds, fewer).
         notes: measure -> why it is not defined in any row.
         reliability: (row, seed, subject) -> spread and error in the brain, for what has a spread.
+        labels: whose segmentations -> what their labels mean -> in how many patients.
+        untold: rows whose models do not say whom they were trained on.
         others: name -> the same predictions under a further protocol.
         study: which contrast was judged, and from which it was made.
     """
@@ -78,6 +81,8 @@ class Evaluation:
     failures: dict[str, dict[str, str]] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
     reliability: dict[tuple[str, int, str], Reliability] = field(default_factory=dict)
+    labels: dict[str, dict[str, int]] = field(default_factory=dict)
+    untold: list[str] = field(default_factory=list)
     others: dict[str, Evaluation] = field(default_factory=dict)
     study: Study = Study()
     _index: dict[str, dict[tuple[str, str], dict[str, dict[int, float]]]] = field(
@@ -108,6 +113,28 @@ class Evaluation:
         failed = self.failures.setdefault(row, {})
         failed[subject] = "; ".join(filter(None, [failed.get(subject), reason]))
 
+    def note_labels(self, whose: str, scheme: LabelScheme) -> None:
+        """Note what the labels of one patient mean."""
+        found = self.labels.setdefault(whose, {})
+        text = f"{scheme} ({scheme.source or 'assumed'})"
+        found[text] = found.get(text, 0) + 1
+
+    def note_untold(self, row: str) -> None:
+        """Note that the model of a row does not say whom it was trained on."""
+        if row not in self.untold:
+            self.untold.append(row)
+
+    def remarks(self) -> list[str]:
+        """Return, a sentence each, what labels mean and which models may know these patients."""
+        said = [
+            f"Labels of the {whose}: {'; '.join(_counted(found))}."
+            for whose, found in self.labels.items()
+        ]
+        if self.untold:
+            told = ", ".join(self.untold)
+            said.append(f"Trained on unknown patients, so these may be among them: {told}.")
+        return said
+
     def take(self, row: str, seed: int, found: Evaluation, told: str = "") -> None:
         """Add the only row of another evaluation as one training of a row.
 
@@ -123,6 +150,9 @@ class Evaluation:
             for subject, reason in failed.items():
                 self.fail(row, subject, told + reason)
         self.notes |= found.notes
+        self.labels |= found.labels
+        if found.untold:
+            self.note_untold(row)
 
     def found(self, row: str) -> Mapping[tuple[str, str], Mapping[str, Mapping[int, float]]]:
         """Return (region, measure) -> subject -> seed -> value of a row."""
@@ -243,6 +273,8 @@ class Evaluation:
                 "scores": [score._asdict() for score in sorted(self.scores)],
                 "failures": self.failures,
                 "notes": self.notes,
+                "labels": self.labels,
+                "untold": self.untold,
                 "reliability": reliability,
             }
         )
@@ -262,6 +294,8 @@ class Evaluation:
             result.reliability[told["row"], told["seed"], told["subject"]] = Reliability(*groups)
         result.failures = {row: dict(failed) for row, failed in described["failures"].items()}
         result.notes = dict(described["notes"])
+        result.labels = {whose: dict(found) for whose, found in described["labels"].items()}
+        result.untold = list(described["untold"])
         result.rows = list(dict.fromkeys([s.row for s in result.scores] + list(result.failures)))
         return result
 
@@ -279,6 +313,10 @@ class Evaluation:
                 },
             }
         )
+
+
+def _counted(found: Mapping[str, int]) -> list[str]:
+    return [f"{text} in {n}" if len(found) > 1 else text for text, n in found.items()]
 
 
 def _mean(values: Sequence[float]) -> float:

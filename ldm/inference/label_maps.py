@@ -65,6 +65,7 @@ class LabelWriter:
             require_remade(path, sidecar, digest)
         described |= {"sha256": digest, "labels": values}
         described["scheme"] = str(self.segmenter.scheme(layout))
+        described |= self.segmenter.trained.said_of(subject)
         write_json(sidecar, described)
         if self.pictures:
             self._draw(prepared, masks)

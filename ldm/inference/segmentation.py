@@ -51,6 +51,9 @@ class Segmenter(Protocol):
     def segment(self, subject: Subject, layout: Layout) -> Segmented:
         """Segment a patient from the files of its contrasts."""
 
+    def has_seen(self, subject: Subject) -> bool | None:
+        """Return whether it was trained on a patient; None where that is not known."""
+
 
 class NetworkSegmenter:
     """A model of ``dsdiff segment train``; ``from ldm import Segmenter`` gives it.
@@ -85,7 +88,7 @@ class NetworkSegmenter:
             )
         trained.require_missing_allowed(allow_missing)
         self.trained, self.model = trained, model
-        self.digest = trained.digest
+        self.digest, self.has_seen = trained.digest, trained.has_seen
         self.regions: tuple[str, ...] = model.regions
         self.contrasts: tuple[str, ...] | None = trained.study.conditions
         self.windows = Windows(model.window, model.neighbours, batch_size)
@@ -235,6 +238,10 @@ class CommandSegmenter:
             written = replace(subject, files=found)  # labels mean what the data set says
             labels = load_labels(written, BraTS2021(), geometry)
         return Segmented(labels, geometry)
+
+    def has_seen(self, subject: Subject) -> bool | None:
+        """Return None: no command says whom it was trained on."""
+        return None
 
     def _run(self, places: Mapping[str, str], case: str) -> None:
         arguments = self.command

@@ -22,9 +22,8 @@ import torch
 from ldm.cost.network import peak_memory
 from ldm.cost.timing import measure
 from ldm.data.layouts import Layout, Subject, detect_layout, select_subjects
-from ldm.data.patients import patient_of
 from ldm.data.prepare import PreparedSubject
-from ldm.data.seen import identity, other_spacing, read_seen, same_patient, spacing_text
+from ldm.data.seen import other_spacing, spacing_text
 from ldm.errors import (
     CheckpointError,
     ConfigError,
@@ -79,7 +78,6 @@ class Synthesiser:
         self.progress = progress
         self._ask(request or Request())  # a wrong request is refused before any work
         to_channels_last(model.model.to(DTYPES[self.request.precision]))
-        self.seen = read_seen(trained.folder)
 
     @classmethod
     def load(
@@ -237,7 +235,7 @@ class Synthesiser:
         """
         described = self._described(subject)
         prepared = self._prepare(subject, layout)
-        described["seen"] = self._has_seen(subject)
+        described |= self.trained.said_of(subject)
         self._warn_of_spacing(prepared)
         mean, deviation = self._synthesise(prepared, title or subject.id)
         unit = next(c for c in self.study.conditions if c in prepared.scales)
@@ -326,27 +324,10 @@ class Synthesiser:
         numbers = torch.tensor(prepared.numbers, device=self.trained.device)
         return {"covariates": numbers.expand(items, -1)}
 
-    def _has_seen(self, subject: Subject) -> bool | None:
-        """Return whether the model was trained on this patient; None where that is not known."""
-        if not self.seen:
-            log.warning(
-                "%s: this model does not say whom it was trained on, so it may know this patient",
-                subject.id,
-            )
-            return None
-        read = {c: subject.files[c] for c in self.study.conditions if c in subject.files}
-        pattern = self.study.data.get("patient")
-        patient = subject.examined or patient_of(subject.id, pattern)
-        known = identity(replace(subject, files=read, examined=patient))
-        if other := same_patient(subject.id, known, self.seen):
-            named = "" if other == subject.id else f" (as {other})"
-            log.warning("%s was trained on%s: no test of this model", subject.id, named)
-        return other is not None
-
     def _warn_of_spacing(self, prepared: PreparedSubject) -> None:
         """Say that voxels are of another size than any that the model was trained on."""
         if self.trained.preparation.spacing is None and (
-            seen := other_spacing(prepared.geometry.spacing, self.seen)
+            seen := other_spacing(prepared.geometry.spacing, self.trained.seen)
         ):
             log.warning(
                 "%s has voxels of %s mm, and this model was trained on %s: resample it",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,15 @@ import torch
 
 from ldm.checkpoint import load_model
 from ldm.data.layouts import Layout, Subject
+from ldm.data.patients import patient_of
 from ldm.data.prepare import Preparation, PreparedSubject, prepare_subject
+from ldm.data.seen import Digests, identity, leaks, read_seen, tells_all
 from ldm.environment import pick_device
 from ldm.errors import CheckpointError
 from ldm.storage import run_folder
 from ldm.study import MASK_FILE, Study
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,37 @@ class TrainedModel:
         """
         read = (*self.study.conditions, MASK_FILE)
         return {c: subject.sha256(c) for c in read if c in subject.files}
+
+    @cached_property
+    def seen(self) -> Digests:
+        """The patients that the weights were trained on, as far as the run tells."""
+        return read_seen(self.folder)
+
+    def has_seen(self, subject: Subject) -> bool | None:
+        """Return whether this is a patient of the training, under whatever name.
+
+        Returns:
+            None where the run does not tell of every patient, and this is none of those it tells.
+        """
+        return self.said_of(subject)["seen"]
+
+    def said_of(self, subject: Subject) -> dict[str, Any]:
+        """Return what a sidecar says: ``seen``, and ``seen_as`` whom and by which evidence."""
+        read = {c: subject.files[c] for c in self.study.conditions if c in subject.files}
+        patient = subject.examined or patient_of(subject.id, self.study.data.get("patient"))
+        known = identity(replace(subject, files=read, examined=patient)) if self.seen else {}
+        for leak in leaks(self.seen, {subject.id: known}):
+            told = f"{leak.train}, {leak.reason}"
+            named = "" if leak.train == subject.id else f" (as {told})"
+            log.warning("%s was trained on%s: no test of this model", subject.id, named)
+            return {"seen": True, "seen_as": told}
+        if tells_all(self.folder):
+            return {"seen": False}
+        log.warning(
+            "%s: this model does not say whom it was trained on, so it may know this patient",
+            subject.id,
+        )
+        return {"seen": None}
 
     def prepare(
         self, subject: Subject, layout: Layout, allow_missing: Sequence[str], nonfinite: str

@@ -16,7 +16,7 @@ from ldm.data.contrasts import load_contrasts
 from ldm.data.layouts import Layout, Subject, detect_layout
 from ldm.data.prepare import bounding_box
 from ldm.evaluation.case import Case, Prediction, load_case, read_prediction
-from ldm.evaluation.folder import find_predictions
+from ldm.evaluation.folder import predictions_of
 from ldm.evaluation.protocol import MetricProtocol
 from ldm.evaluation.scores import Evaluation
 from ldm.plots.figures import Pane, panes_figure, reliability_figure
@@ -147,7 +147,7 @@ class Gallery:
         """Add the patients of an evaluation whose scores are known, a row a folder."""
         study = result.study
         layout, real = detect_layout(reference, layout, study.contrasts)
-        found = find_predictions({row: [path] for row, path in predictions.items()}, study)
+        found = predictions_of({row: [path] for row, path in predictions.items()}, real, study)
         scored = {(score.row, score.subject) for score in result.scores}
         for subject in result.subjects:
             if not any((row, subject) in scored for row in found):

@@ -98,7 +98,9 @@ def segmentation_tables(result: Evaluation) -> list[Table]:
         ),
         Group("Volumes found", ("segmentation",), VOLUMES): protocol.more,
     }
-    return [group_table(result, group, names) for group, names in groups.items()]
+    found = [group_table(result, group, names) for group, names in groups.items()]
+    found += [failure_table(result)] if result.failures else []
+    return [table for table in found if table.rows]
 
 
 def region_table(result: Evaluation, region: str) -> Table:
@@ -296,7 +298,8 @@ def failure_table(result: Evaluation) -> Table:
         for subject, reason in sorted(failed.items())
     ]
     note = "They count in the patients of n, not in the means: compare rows on the same patients."
-    return Table("Failed cases", ["", "Patient", "Reason"], body, note)
+    where = ", downstream" if result.protocol.name == "downstream" else ""
+    return Table(f"Failed cases{where}", ["", "Patient", "Reason"], body, note)
 
 
 def titled(result: Evaluation, title: str) -> str:

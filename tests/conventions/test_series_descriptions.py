@@ -18,6 +18,17 @@ AX T1 W/O FAT SAT | T1 (C-) | T1 C(-) | T1 COR-C | t1_space_sag | T1-weighted | 
 T1 without contrast | T1 w/out contrast | AX T1 PRE GADAVIST | AX T1 -C | tfl3d1 T1 | T1 CUBE
 t1_vibe_tra | AX T1 POST RADIATION | T1 no IV contrast | AX T1 FLAIR PRE | T1_fl2d_tra | T1 3D GRE
 T1 tse cor | OAx T1 MEMP
+t1_mprage_sag_p2_iso_0.9 | t1_mpr_ns_sag_p2_iso | t1_fl2d_tra_p2 | Ax T1 FSE | SAG T1 SE
+AX 3D T1 BRAVO | Sag 3D T1 FSPGR | WIP T1W_3D_TFE_SENSE | T1W_3D_FFE | T1W_FFE_tra | sT1TFE
+T1_3D_TFE_SAG_ISO | Ax T1 MEMP | AXIAL T1 | AXIAL T1 SE | T1 AXIAL | T1 AX | T1_SE_TRA_5MM
+3D SAG T1 MPRAGE | Accelerated Sagittal MPRAGE | MPRAGE_GRAPPA2 | MPRAGE SENSE2
+Sagittal 3D Accelerated MPRAGE | SAG IR-SPGR | t1_se_sag | T1 SE SAG 448 | T1 TSE TRA
+t1_tse_fs_cor | t1_vibe_dixon_tra | T1 SAG 3D PRE | AX T1 PRE-CONTRAST | PRE AX T1 | T1 NATIV TRA
+T1 3D NATIV | T1 axial sin gadolinio | T1 sin contraste | AX T1 sans injection
+T1 avant injection | T1 senza contrasto | T1 basale | AX T1 NC | T1 W/O CM | AX T1 UNENH
+T1_tfe_3D_nativ | ax t1 flair wo | AX T1 FS W/O | eTHRIVE T1 pre | T1 FSPGR 3D ISO | AX T1 non-gad
+Ax T1 Pre Gd | 3D T1 TFE SAG | CS 3D T1 TFE | 3DT1_MPRAGE_CS | T1 MPRAGE STEALTH
+t1_mprage_navigation | AX T1 BRAIN LAB | Brainlab T1 3D | SAG T1 MPRAGE ADNI
 """
 ENHANCED_T1 = """
 AX T1 +C | AX T1 C+ | T1WI C+ | T1 + C | T1+C | AX T1 POST | AX T1 POST GAD | T1 GADO
@@ -30,15 +41,34 @@ AX T1 POST CONTRAST W/O FAT SAT | COR T1 FS POST | AX T1 FLAIR +C | T1 POST STEA
 AX T1 PRE-OP +C | T1 POST OP WITH CONTRAST | t1_vibe_tra_KM | T1 (C+) | T1 C(+) | T1_SPACE_POST_GD
 T1 POSTGAD | VIBE post contrast | T1 contrast-enhanced | AX T1+ | t1_mpr_sag_p2_iso_post
 T1 NO FS POST | T1W_CE
+AX T1 POST GD | AX T1 GD | AXIAL T1 POST-GAD | COR T1 POST GD FSPGR | 3D AXIAL IRSPGR +C
+T1_AX_POST GD | T1 AX POST | AX T1 SE POST | SAG T1 POST | AX T1 FSE +C | SAG 3D FSPGR +C
+Ax 3D T1 BRAVO +C | Ax T1 FLAIR +C FS | Cor T1 +C | ORIG AX T1 MEMP GD | Ax T1 MEMP +C
+T1W_3D_FFE_post Gd | T1 3D TFE GADO | WIP MPRAGE_POST | MPRAGE post Gd | t1_mprage_tra_p2_iso_KM
+t1_vibe_fs_tra_p4_post | t1_mprage_sag_p2_iso_KM | t1_space_sag_p2_iso_KM | T1_se_tra_nach_KM
+T1 TSE tra nach KM | T1 SE COR GD | T1W_TSE_GD | sT1W_3D_TFE_GADO | T1_3D_TFE_SAG_GADO
+AX T1 GADO FS | AX T1 W/GAD | T1 W GAD | AX T1 WITH GAD | T1 axial con gadolinio | T1 3D CON GADO
+AX T1 avec injection | T1 gado axial | T1 apres gado | T1 dopo mdc | T1 con contrasto
+T1 met contrast | AX T1 DOTAREM | T1 GADOVIST 3D | POST AX T1 | POST T1 MPRAGE
+POST-CONTRAST AX T1 FSE | AX T1 C+ FS | CE T1 MPRAGE | CE-T1 | ceT1w | AX BRAVO POST GAD
+Ax T1 BRAVO+C | 3D T1 GD BRAVO | AX T1 FS +GAD | Ax T1 +Gd | SAG CUBE T1 +C | Ax VIBE +C
 """
 T2 = """
 AX T2 | AX T2 TSE | AX T2 FSE PROPELLER | T2W_TSE | t2_tse_tra_p2 | t2_blade_tra | Ax T2 FRFSE
 T2WI | sT2W_TSE | SAG T2 CUBE | t2_space_sag | T2 3D VISTA | T2W_3D | COR T2 FS
+AX T2 FSE XL | T2 AXIAL FSE | AX T2 PROPELLER | t2_tse_tra_512 | T2W_TSE_CS | T2 TSE TRA 3MM
+AXIAL T2 | T2 AX | AX FSE T2 | AX T2 BLADE | T2W TSE AX | Ax T2 FS | SAG T2 FSE | COR T2 TSE
+T2W_TSE_tra | T2 SPACE | sag 3d t2 space | OAx T2 FRFSE | AX T2 CUBE | T2 TSE tra native
 """
 FLAIR = """
 AX FLAIR | AX T2 FLAIR | Sag CUBE T2 FLAIR | t2_tirm_tra_dark-fluid | t2_space_dark-fluid_sag
 3D FLAIR | T2W_FLAIR | FLAIR_longTR | T2FLAIR | t2_spc_da-fl_irprep_sag | AX FLAIR FS
 T2 FLAIR W/O CONTRAST | FLAIR nativ | AX FLAIR PRE | eT2W_FLAIR
+AXIAL FLAIR | FLAIR AX | Ax T2 FLAIR FS | t2_space_dark-fluid_sag_p2_iso_ns-t2prep
+t2_tirm_tra_dark-fluid_fs | Sag 3D CUBE FLAIR | 3D_Brain_VIEW_FLAIR_SHC | FLAIR_longTR SENSE
+Ax FLAIR mVox | T2 FLAIR AXIAL | t2_flair_tra | 3D FLAIR VISTA | SAG SPACE FLAIR | T2W_FLAIR_SPIR
+FLAIR 3D SAG ISO | Ax T2 FLAIR PROPELLER | t2_spc_flair_sag | Ax T2 FLAIR W/O | FLAIR BLADE tra
+AX FLAIR PRE GD
 """
 PASSED_OVER = """
 T1 SAG C-SPINE | T1 C SPINE | T2 LSPINE | SAG T1 L-SPINE POST | T1 CERVICAL SPINE +C
@@ -49,6 +79,15 @@ DWI B1000 | AX PERFUSION T1 DCE | localizer t1 | 3 PLANE LOC | MRA TOF | MRV T1 
 AX FLAIR +C | AX T2 FLAIR POST | FLAIR GD | T1 PRE/POST | T1 W/WO CONTRAST | FAT12 | STEALTH
 AX PD | T2 STIR | CISS T2 | T1_mp2rage_INV1 | fMRI T1 overlay | T10 SE | SCREEN SAVE
 T1 Pituitary dynamic | T1 IAC +C | R2STAR | T1 MTC | phase contrast T1
+3-pl T2* FGRE | 3Plane Loc SSFSE | Ax DWI 1000b | Average DC
+Apparent Diffusion Coefficient (mm2/s) | eADC | AX T2* GRE | AX GRE | MPGR | SWAN | SWI_Images
+Mag_Images | Pha_Images | mIP_Images(SW) | ep2d_diff_3scan_trace_p2_TRACEW | ep2d_perf
+DSC PERFUSION | rCBV | RELCBF | DTI 30 DIR | T1 3D DYN | TWIST | PCASL | 3D TOF MRA
+SAG T2 C-SPINE | SAG T1 T SPINE | T1 MAP MOLLI | T1 SUB POST-PRE | AX T1 SUBTRACTED | FLAIR +C
+AX FLAIR POST GAD | SAG STIR | AX PD T2 | PJN | CALIBRATION | ASSET CAL | SmartBrain | Survey_SHC
+Processed Images | MPR Range[1] | T1 MPR cor reformat | COR MPR T1 POST | cor T1 reformatted
+MIP T1 | T2 haste localizer | 1H MRS | Phoenix Document | AX T1 IAC POST | Sella T1 COR
+T1 ORBITS | FIESTA-C | SAG CISS | QSM | MT ON T1 | AX T1 PRE AND POST | T1 TRA PRE+POST
 """
 
 
@@ -76,7 +115,9 @@ def test_what_a_description_means(description, contrast):
 
 
 def test_the_table_is_large():
-    assert len(TABLE) >= 120
+    """Descriptions that differ in more than case, spaces and lines."""
+    distinct = {" ".join(text.lower().replace("_", " ").split()) for text, _ in TABLE}
+    assert len(distinct) == len(TABLE) >= 400
 
 
 @pytest.mark.parametrize("agent", ["Gadavist", "MAGNEVIST 10 ml", "gd-dtpa", "7.5ml", "KM", "Yes"])

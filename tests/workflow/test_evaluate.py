@@ -328,9 +328,9 @@ def test_kept_scores_of_another_format_target_or_prediction_are_made_again(
     for _ in range(2):
         evaluate_once(truth, patients, digests, path, Study())
     assert len(made) == 1
-    path.write_text(path.read_text().replace('"format": 2', '"format": 1'))
+    path.write_text(path.read_text().replace('"format": 3', '"format": 1'))
     evaluate_once(truth, patients, digests, path, Study())
-    assert len(made) == 2 and json.loads(path.read_text())["format"] == 2
+    assert len(made) == 2 and json.loads(path.read_text())["format"] == 3
     evaluate_once(truth, patients, digests, path, Study(conditions=("t1", "t2")))
     assert len(made) == 3
 

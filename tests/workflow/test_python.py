@@ -176,7 +176,7 @@ def test_a_model_that_synthesises_nothing_says_what_it_is_for(segmenter_run, run
 def test_a_checkpoint_of_the_last_step_is_the_model(synthesiser, run_folder):
     loaded = Synthesiser.load(run_folder / "checkpoints/last.ckpt", device="cpu")
     assert loaded.trained.digest == synthesiser.trained.digest
-    assert loaded.seen == synthesiser.seen and loaded.seen
+    assert loaded.trained.seen == synthesiser.trained.seen and loaded.trained.seen
 
 
 def test_a_patient_that_fails_does_not_stop_the_others(tmp_path, synthesiser, patients, caplog):

@@ -173,3 +173,14 @@ def test_lines_in_a_pipe_count_to_the_end_of_the_whole_run(tmp_path, train, caps
     words = command.replace("predictions/run", str(tmp_path / "predictions")).split()
     assert main(words[1:]) == 0
     assert (tmp_path / "predictions/Phantom_0003_t1ce.nii.gz").is_file()
+
+
+def test_a_run_is_resumed_from_another_folder(tmp_path, patients, train, monkeypatch):
+    """Its relative root counts from where it was begun."""
+    shutil.copytree(patients, tmp_path / "own")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    run, steps = tmp_path / "runs/run", "lightning.trainer.max_steps="
+    assert train(run, "data.params.root=own", f"{steps}1") == 0
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert main(["train", "--resume", str(run), f"{steps}2"]) == 0

@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-from ldm.data.nifti import SUFFIXES
+from ldm.data.nifti import volume_stem
 from ldm.data.patients import patient_of
 from ldm.data.volume_file import VolumeFile
 from ldm.errors import DataError
@@ -25,14 +25,6 @@ from ldm.util import nearest
 
 DIGEST = "sha256_"  # and a contrast: column of a table that states the digest of the file
 MAX_ID_BYTES = 200  # leaves room for an ending within the 255 bytes of a file name
-
-
-def volume_stem(name: str) -> str | None:
-    """Return a file name less ``.nii.gz`` or ``.nii``, or None if it has neither."""
-    for suffix in SUFFIXES:
-        if name.endswith(suffix):
-            return name.removesuffix(suffix)
-    return None
 
 
 class Tree:
@@ -57,14 +49,14 @@ class Tree:
             seen.add(real)
             below[:] = sorted(name for name in below if not name.startswith("."))
             # A folder with the name of a volume is listed too: reading it says why.
-            named = (name for name in below if name.endswith(SUFFIXES))
+            named = (name for name in below if volume_stem(name) is not None)
             yield from (Path(folder, n) for n in (*names, *named) if not n.startswith("."))
 
     @cached_property
     def volumes(self) -> list[Path]:
         """The NIfTI files, less diffusion series: their ``.bval`` lies beside them."""
         directions = {path.with_suffix("") for path in self.files if path.suffix == ".bval"}
-        volumes = [path for path in self.files if path.name.endswith(SUFFIXES)]
+        volumes = [path for path in self.files if volume_stem(path.name) is not None]
         return [p for p in volumes if p.with_name(volume_stem(p.name) or "") not in directions]
 
     @cached_property
@@ -162,11 +154,25 @@ class Subject:
                 continue
             if contrast in layout.contrasts.known:
                 expected = f"expected {layout.file_name(self.id, contrast)} ({layout.name})"
+                if beside := self._beside():
+                    expected += f"; not recognised there: {beside}; name the file in a CSV"
             else:
                 known = ", ".join(layout.contrasts.names)
                 expected = f"it is none of the known contrasts, {known}; name it in data.params"
             misspelt = "" if contrast in KNOWN.known else nearest(contrast, KNOWN.names)
             raise DataError("DATA-MISSING", f"no {contrast}{misspelt}: {expected}", self.id)
+
+    def _beside(self) -> str:
+        """Return the volumes that lie among the images of the subject and are not read."""
+        read = {path for file in self.files.values() for path in file.paths}
+        places = {self.files[name].path.parent for name in self.images}
+        if len(places) != 1:
+            return ""
+        (place,) = places
+        there = sorted(place.iterdir()) if place.is_dir() else []
+        own = [p.name for p in there if volume_stem(p.name) and p not in read]
+        others = [name for name in own if place.name == self.id or name.startswith(self.id)]
+        return ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
 
     @property
     def images(self) -> list[str]:

@@ -7,7 +7,8 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from ldm.data.layouts.base import Entry, Layout, Tree, volume_stem
+from ldm.data.layouts.base import Entry, Layout, Tree
+from ldm.data.nifti import volume_stem
 from ldm.data.volume_file import VolumeFile
 from ldm.study import LABELS, MASK_FILE
 

@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from ldm.data.layouts.base import Layout, volume_stem
+from ldm.data.layouts.base import Entry, Layout, Tree
+from ldm.data.nifti import volume_stem
+from ldm.data.volume_file import VolumeFile
 from ldm.label_scheme import NOT_TOLD, SCHEMES, LabelScheme
+from ldm.study import LABELS, MASK_FILE
 
-PAEDIATRIC = "BraTS-PED"
+CORRECTED = re.compile("corrected", re.IGNORECASE)  # by hand: it outweighs what it corrects
+MASKS = (LABELS, MASK_FILE)
+NUMBERED = (  # ids that say by which scheme of BraTS labels are numbered, the first that fits
+    (r"BraTS-PED", NOT_TOLD),  # numbered twice, under the same names
+    (r"BraTS-MEN-RT", LabelScheme({"lesion": (1,)}, "BraTS-MEN-RT")),
+    (r"BraTS-[A-Z]", SCHEMES["brats2024"]),
+    (r"brats_(2013|tcia)_", SCHEMES["brats2012"]),
+    (r"(Sim)?BRATS_[HL]G", NOT_TOLD),
+)
 
 
 class SuffixLayout(Layout):
-    """Files named ID, separator, contrast, ``.nii.gz`` or ``.nii``, in any folder below a root."""
+    """Files named ID, separator, contrast, ``.nii.gz`` or ``.nii``, in any folder below a root.
+
+    Endings are those of the challenge. Where a subject has no such file of a contrast, the words
+    of the field in any case are read too: ``ID_T1GD``, ``ID_FLAIR``, ``ID_tumor_segmentation``.
+    Labels may lie in a folder of their own (``images_segm/ID_segm.nii.gz``).
+    """
 
     separator: str
     naming: str  # of the endings, in ldm.study
@@ -26,6 +45,40 @@ class SuffixLayout(Layout):
         ending = max(fitting, key=len, default=None)  # of an ID_b0_dwi, b0_dwi where that is known
         subject = stem.removesuffix(f"{self.separator}{ending}")
         return (subject, known[ending]) if ending and subject else None
+
+    def find(self, tree: Tree) -> Iterator[Entry]:  # noqa: D102
+        exact = list(super().find(tree))
+        read = {entry.file.path for entry in exact}
+        told = {(entry.subject, entry.contrast) for entry in exact}
+        rest = [path for path in tree.volumes if path not in read]
+        words = [entry for path in rest if (entry := self._by_words(path))]
+        told |= {(e.subject, LABELS) for e in words if CORRECTED.search(e.file.path.name)}
+        words = [
+            entry
+            for entry in words
+            if (entry.subject, entry.contrast) not in told or CORRECTED.search(entry.file.path.name)
+        ]
+        yield from _gathered(exact, words)
+
+    def _by_words(self, path: Path) -> Entry | None:
+        """Return what the longest known words at the end of a name say."""
+        stem = volume_stem(path.name) or ""
+        if stem.startswith("sub-") or self.contrasts.named(stem):
+            return None  # of BIDS; of a folder per patient
+        parts = stem.split(self.separator)
+        for place in range(1, len(parts)):
+            if contrast := self.contrasts.named(self.separator.join(parts[place:])):
+                subject = self.separator.join(parts[:place])
+                return Entry(subject, contrast, VolumeFile(path), path.parent) if subject else None
+        return None
+
+    def scheme_of(self, subject: str) -> LabelScheme:
+        """Return what labels mean: in some years the id says it."""
+        told = super().scheme_of(subject)
+        if told is not self.scheme:
+            return told
+        fitting = (scheme for start, scheme in NUMBERED if re.match(start, subject))
+        return next(fitting, told)
 
 
 class BraTS2021(SuffixLayout):
@@ -46,7 +99,31 @@ class BraTS2023(SuffixLayout):
     separator = "-"
     naming = "brats2023"
 
-    def scheme_of(self, subject: str) -> LabelScheme:
-        """Return what labels mean: paediatric ones were numbered twice, under the same names."""
-        told = super().scheme_of(subject)
-        return NOT_TOLD if told is self.scheme and subject.startswith(PAEDIATRIC) else told
+
+def _gathered(exact: Iterable[Entry], words: Iterable[Entry]) -> Iterator[Entry]:
+    """Yield entries with every mask at the images that it is of.
+
+    A mask that was found by words and is of no subject with an image is passed over
+    (``ID_brain_parenchyma_segmentation``), unless there are masks only, or it is the one label map
+    of a folder that is named as its subject (one was published as ``W39_1998.09.19_Segm.nii``).
+    """
+    entries = [*exact, *words]
+    places: dict[str, set[Path]] = defaultdict(set)
+    for entry in entries:
+        if entry.contrast not in MASKS:
+            places[entry.subject].add(entry.owner)
+    labelled = {entry.subject for entry in entries if entry.contrast == LABELS}
+    astray: dict[Path, list[Entry]] = defaultdict(list)
+    for entry in entries:
+        own = places.get(entry.subject, set())
+        if entry.contrast in MASKS and own and entry.owner not in own:
+            yield entry._replace(owner=min(own))
+        elif entry.contrast not in MASKS or own or not places or entry in exact:
+            yield entry
+        else:
+            astray[entry.owner].append(entry)
+    for folder, found in astray.items():
+        strangers = (entry for entry in found if not entry.subject.startswith(folder.name))
+        maps = [entry for entry in strangers if entry.contrast == LABELS]
+        if len(maps) == 1 and folder in places.get(folder.name, ()) and folder.name not in labelled:
+            yield maps[0]._replace(subject=folder.name)

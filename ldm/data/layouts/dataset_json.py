@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ldm.data.layouts.base import Entry, Layout, Tree, volume_stem
+from ldm.data.layouts.base import Entry, Layout, Tree
+from ldm.data.nifti import volume_stem
 from ldm.data.volume_file import VolumeFile
 from ldm.errors import DataError
 from ldm.label_scheme import NOT_TOLD, SCHEMES, TELL, LabelScheme, scheme_of_json

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,15 +12,19 @@ from typing import Any
 from ldm.data.layouts.base import Entry, Layout, Subject, Tree
 from ldm.data.layouts.bids import BIDS
 from ldm.data.layouts.brats import BraTS2021, BraTS2023
-from ldm.data.layouts.dataset_json import Decathlon, NnUNet
+from ldm.data.layouts.dataset_json import Decathlon, NnUNet, label_scheme
 from ldm.data.layouts.dicom import Dicom
 from ldm.data.layouts.flat import Flat
 from ldm.data.layouts.hdf5 import HDF5
 from ldm.data.layouts.table import PARTS, SubjectTable
+from ldm.data.nifti import volume_stem
 from ldm.data.patients import patient_of, patient_pattern
 from ldm.errors import ConfigError, DataError
+from ldm.label_scheme import LabelScheme
 from ldm.study import BRATS, KNOWN, LABELS, MASK_FILE, Contrasts
 from ldm.util import get_obj_from_str, instantiate_from_config, nearest
+
+SHOWN_FILES = 4  # of a folder in which nothing is recognised
 
 log = logging.getLogger(__name__)
 
@@ -90,14 +94,69 @@ def detect_layout(
     tree, chosen = Tree(root), _told(build_layout(layout), contrasts)
     found = {chosen: list(chosen.find(tree))} if chosen else _candidates(tree, contrasts)
     if not any(found.values()):
-        names = [chosen] if chosen else [cls() for cls in LAYOUTS.values()]
-        expected = ", ".join(candidate.file_name("ID", "t1") for candidate in names)
-        raise DataError(
-            "DATA-LAYOUT", f"no subject found: expected files like {expected}; looked in {root}"
-        )
+        raise _nothing_found(tree, chosen)
     best = max(found, key=lambda candidate: _weight(found[candidate]))
     _report_others(found, best)
     return best, best.subjects(found[best])
+
+
+def _nothing_found(tree: Tree, chosen: Layout | None) -> DataError:
+    """Return an error that names what lies in a folder, and the ways out."""
+    names = [path.name for path in tree.volumes or tree.files]
+    few = ", ".join(names[:SHOWN_FILES]) + (", ..." if len(names) > SHOWN_FILES else "")
+    shown = [chosen] if chosen else [cls() for cls in (BraTS2021, BraTS2023, BIDS, Flat)]
+    expected = ", ".join(candidate.file_name("ID", "t1") for candidate in shown)
+    return DataError(
+        "DATA-LAYOUT",
+        f"no subject found: {few or 'no file'}; expected files like {expected}; else give a CSV "
+        "that names them (id,t1,t1ce,...), or a layout of your own in 15 lines (docs/data.md); "
+        f"looked in {tree.root}",
+    )
+
+
+def find_predictions(
+    root: Path, reference: Mapping[str, Subject], contrast: str, contrasts: Contrasts = KNOWN
+) -> tuple[Layout, dict[str, Subject]]:
+    """Return what a folder holds of the patients of a reference.
+
+    ``ID.nii.gz`` with the id of a patient is the prediction of that patient, as segmenters write
+    it; its labels mean what those of the patient mean. Else the folder is in any known layout.
+
+    Args:
+        root: folder of predictions.
+        reference: the real patients.
+        contrast: what was predicted, ``seg`` or an image.
+        contrasts: see :func:`detect_layout`.
+
+    Raises:
+        DataError: see :func:`detect_layout`.
+    """
+    layout = _told(PerPatient(reference, contrast), contrasts)
+    entries = list(layout.find(Tree(root))) if Path(root).is_dir() else []
+    return (layout, layout.subjects(entries)) if entries else detect_layout(root, None, contrasts)
+
+
+class PerPatient(Layout):
+    """``ID.nii.gz``: a file a patient, in a folder of one contrast."""
+
+    name = "a file per patient"
+
+    def __init__(self, reference: Mapping[str, Subject], contrast: str) -> None:
+        self.reference, self.contrast = reference, contrast
+
+    def file_name(self, subject: str, contrast: str) -> str:  # noqa: D102
+        return f"{subject}.nii.gz"
+
+    def parse(self, path: Path) -> tuple[str, str] | None:  # noqa: D102
+        stem = volume_stem(path.name)
+        return (stem, self.contrast) if stem in self.reference else None
+
+    def find(self, tree: Tree) -> Iterator[Entry]:  # noqa: D102
+        self.written = label_scheme(tree.root)  # nnU-Net writes its dataset.json there
+        yield from super().find(tree)
+
+    def scheme_of(self, subject: str) -> LabelScheme:  # noqa: D102
+        return self.contrasts.scheme or self.written or self.reference[subject].scheme
 
 
 def name_patients(subjects: Mapping[str, Subject], pattern: str) -> dict[str, Subject]:

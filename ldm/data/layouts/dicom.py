@@ -8,6 +8,7 @@ import io
 import logging
 import secrets
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +17,9 @@ from typing import Any
 import nibabel as nib
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
-from ldm.data.layouts.base import Entry, Layout, Tree, volume_stem
+from ldm.data.layouts.base import Entry, Layout, Tree
 from ldm.data.layouts.series import read_series
-from ldm.data.nifti import Volume, read_volume
+from ldm.data.nifti import Volume, read_volume, volume_stem
 from ldm.data.volume_file import VolumeFile
 from ldm.errors import DataError
 from ldm.storage import atomic_path, cache_root, require_regular, sha256
@@ -52,13 +53,18 @@ class DicomSeries(VolumeFile):
         converted = cache_root() / "dicom" / f"{self.path.name[:32]}-{key}.nii.gz"
         if not converted.is_file():
             self._convert(converted, case)
-        return read_volume(converted, case, nonfinite)
+        try:
+            return read_volume(converted, case, nonfinite)
+        except DataError as error:
+            told = error.message.replace(converted.name, f"series {self.path.name}")
+            raise DataError(error.code, told, case) from error
 
     def _convert(self, output: Path, case: str | None) -> None:
         dicom2nifti, _ = _libraries(case)
         for path in self.path.rglob("*"):  # the library opens all of them
             if not path.is_dir():
                 require_regular(path, case)
+        self._require_one_volume(case)
         with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(io.StringIO()):
             made = Path(scratch) / f"{secrets.token_hex(4)}.nii.gz"
             try:
@@ -75,6 +81,26 @@ class DicomSeries(VolumeFile):
                 ) from error
             with atomic_path(output, replace=True) as temporary:
                 nib.save(content, temporary)
+
+    def _require_one_volume(self, case: str | None) -> None:
+        """Refuse several images of one place, of which the converter would take any.
+
+        Raises:
+            DataError: DATA-NDIM.
+        """
+        tags = ("SOPInstanceUID", "ImagePositionPatient", "EchoTime")
+        found = [_header(path, *tags) for path in self.paths]
+        images = {str(h.SOPInstanceUID): h for h in found if h and "SOPInstanceUID" in h}.values()
+        places = Counter(str(h.get("ImagePositionPatient")) for h in images)
+        if len(images) > 1 and max(places.values()) > 1:
+            echoes = sorted({str(h.get("EchoTime")) for h in images})
+            several = f"echo times {', '.join(echoes)}" if len(echoes) > 1 else "several volumes"
+            raise DataError(
+                "DATA-NDIM",
+                f"series {self.path.name} holds {several}, {max(places.values())} images at one "
+                "place: give each volume a folder of its own, or convert it with dcm2niix",
+                case,
+            )
 
     def _digest(self) -> str:
         parts = sorted(sha256(path) for path in self.paths)
@@ -131,12 +157,19 @@ def _first(paths: list[Path]) -> Path | None:
         return None
 
 
-def _described(path: Path) -> str | None:
+def _header(path: Path, *tags: str) -> Any:
+    """Return some tags of a DICOM file; None where it is none."""
     _, pydicom = _libraries()
     try:
-        tags = ["SeriesDescription", "ContrastBolusAgent"]
-        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags)
+        return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(tags))
     except (OSError, pydicom.errors.InvalidDicomError):
+        return None
+
+
+def _described(path: Path) -> str | None:
+    tags = ("SeriesDescription", "ContrastBolusAgent")
+    header = _header(path, *tags)
+    if header is None:
         return None
     series = read_series(*(str(header.get(tag) or "") for tag in tags))
     if series.doubt:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from ldm.data.layouts.base import Entry, Layout, Tree, volume_stem
+from ldm.data.layouts.base import Entry, Layout, Tree
+from ldm.data.nifti import volume_stem
+from ldm.data.patients import is_examination
 
 
 class Flat(Layout):
     """Folders of the DS-Diff research code: ``ID/t1.nii.gz``, ``t2``, ``flair``, ``ce``, ``seg``.
 
-    The name of a contrast may stand for ``ce``, and ``mask`` for ``seg``; ``brain`` is a mask of
-    the brain. A ``mask`` beside a ``seg`` may be either, and is passed over.
+    Words of the field in any case are read too (``T1Gd``, ``FLAIR``). The name of a contrast may
+    stand for ``ce``, and ``mask`` for ``seg``; ``brain`` is a mask of the brain. A ``mask`` beside
+    a ``seg`` may be either, and is passed over. Folders of time points (``week-044``), and any
+    whose name comes again, are called by the folder above too: ``Patient-001_week-044``.
     """
 
     name = "folder per patient"
@@ -21,12 +26,23 @@ class Flat(Layout):
         return f"{subject}/{self.contrasts.expected(contrast, 'flat')}.nii.gz"
 
     def parse(self, path: Path) -> tuple[str, str] | None:  # noqa: D102
-        contrast = self.contrasts.endings("flat").get(volume_stem(path.name) or "")
+        stem = volume_stem(path.name) or ""
+        contrast = self.contrasts.endings("flat").get(stem) or self.contrasts.named(stem)
         return (path.parent.name, contrast) if contrast else None
 
     def find(self, tree: Tree) -> Iterator[Entry]:  # noqa: D102
-        found = list(super().find(tree))
-        labelled = {e.owner for e in found if volume_stem(e.file.path.name) == "seg"}
-        for entry in found:
-            if not (entry.owner in labelled and volume_stem(entry.file.path.name) == "mask"):
-                yield entry
+        found = [(e, volume_stem(e.file.path.name)) for e in super().find(tree)]
+        endings = self.contrasts.endings("flat")
+        exact = {(entry.owner, entry.contrast) for entry, stem in found if stem in endings}
+        labelled = {entry.owner for entry, stem in found if stem == "seg"}
+        folders: dict[str, set[Path]] = defaultdict(set)
+        for entry, _ in found:
+            folders[entry.subject].add(entry.owner)
+        for entry, stem in found:
+            spelt = stem not in endings and (entry.owner, entry.contrast) in exact
+            if spelt or (stem == "mask" and entry.owner in labelled):
+                continue
+            again = len(folders[entry.subject]) > 1 or is_examination(entry.subject)
+            if again and tree.root not in (entry.owner, entry.owner.parent):
+                entry = entry._replace(subject=f"{entry.owner.parent.name}_{entry.subject}")
+            yield entry

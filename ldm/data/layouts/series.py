@@ -18,6 +18,7 @@ SPELLINGS = [
     (r"_", " "),
     (r"mp[ -]?rage", " mprage "),
     (r"dark[ -]?fl(uid)?\b|\bda-fl\b|\bir ?prep\b", " flair "),
+    (r"\bce(?=t1)", "ce "),
     (r"(?<![a-z0-9])(?:[desv]|[23]d|ax|sag|cor|tra)?(t[12])(?:weighted|wi?)?(?!\d(?!d))", r" \1 "),
     (r"\*", " star "),
     (r"\b[ctl][ -]?spine", " spine "),
@@ -28,7 +29,8 @@ SPELLINGS = [
     (r"\b(o|ohne|m|mit|n|nach|p|vor)?[. ]?k\.? ?m\b", r" \1 km "),
 ]
 JOINED = re.compile(r"(non?|pre|wo|post|with)(op|con|c|contrast\w*|gad\w*|gd|km|enh\w*|inj\w*)")
-T1_WORDS = {"t1", "mprage", "memprage", "spgr", "fspgr", "bravo", "tfl3d", "vibe"}
+T1_WORDS = {"t1", "mprage", "memprage", "spgr", "fspgr", "irspgr", "bravo"}
+T1_WORDS |= {"tfl3d", "vibe"}
 T2_STAR = {"star", "gre", "hemo", "heme", "medic", "fl2d", "fl3d", "ffe", "flash"}
 OTHER = re.compile(  # maps, other physics, scouts, reformations, other parts of the body
     r"swi|swan|qsm|dwi|dti|e?adc|isodwi|ep2d|epi|diff\w*|trace\w?|tensor|fa|colfa|perf\w*|d[sc][ce]|"

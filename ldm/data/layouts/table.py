@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -11,13 +12,15 @@ from pathlib import Path
 from ldm.data.layouts.base import Entry, Layout, Subject
 from ldm.data.layouts.dicom import DicomSeries
 from ldm.data.layouts.hdf5 import ENDINGS, HDF5Stack
-from ldm.data.nifti import SUFFIXES
+from ldm.data.nifti import volume_stem
 from ldm.data.volume_file import VolumeFile
 from ldm.errors import DataError
 from ldm.label_scheme import NOT_TOLD, LabelScheme, read_scheme
 from ldm.study import LABELS, MASK_FILE, Contrasts
 
 CELL = re.compile(r"(.+)#(\d+|mask)")
+DRIVE = re.compile(r"[A-Za-z]:[\\/]")
+ABSENT = ("", "nan", "none", "null", "na", "n/a", "<na>")  # an empty cell, as pandas and R write it
 PARTS = ("train", "val", "test")
 FORMULA = ("=", "+", "-", "@")  # a spreadsheet runs a cell that starts so, unless a ' is before it
 
@@ -26,10 +29,12 @@ def volume_at(cell: str, folder: Path) -> VolumeFile:
     """Return the volume that a cell names: a path, relative to ``folder``, with ``#channel``."""
     marked = CELL.fullmatch(cell)
     text, channel = marked.groups() if marked else (cell, None)
+    if "\\" in text and not (folder / text).exists():
+        text = cell = text.replace("\\", "/")  # as Windows writes it
     path = folder / Path(text).expanduser()
     if text.endswith(ENDINGS):
         return HDF5Stack(path, int(channel) if channel and channel.isdigit() else "mask")
-    if text.endswith(SUFFIXES):
+    if volume_stem(text) is not None:
         return VolumeFile(path, int(channel) if channel else None)
     return DicomSeries(folder / cell)
 
@@ -55,11 +60,12 @@ class SubjectTable(Layout):
             DataError: DATA-LAYOUT (no column ``id`` or no contrast, an unknown split), DATA-ID,
                 DATA-FORMAT (not a text file), DATA-IO.
         """
-        rows = read_rows(path)
+        numbered = numbered_rows(path)
+        rows = [row for _, row in numbered]
         columns = {text.lower(): name for text, name in self.contrasts.endings("csv").items()}
         if not rows or "id" not in rows[0] or not _images(columns, rows[0]):
             raise _no_table(rows, path, self.contrasts)
-        subjects = self.subjects(_entries(rows, path, columns))
+        subjects = self.subjects(_entries(numbered, path, columns))
         told = {row["id"]: row for row in rows}
         return {
             i: replace(
@@ -87,6 +93,11 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     Raises:
         DataError: DATA-FORMAT, DATA-IO.
     """
+    return [row for _, row in numbered_rows(path)]
+
+
+def numbered_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
+    """Return the rows of a CSV file, see :func:`read_rows`, each with the number of its line."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -98,7 +109,10 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     lines = csv.reader(text.splitlines(), delimiter=separator)
     columns = [name.strip().lower() for name in next(lines, [])]
     return [
-        {name: _without_guard(cell.strip()) for name, cell in zip(columns, line, strict=False)}
+        (
+            lines.line_num,
+            {name: _without_guard(cell.strip()) for name, cell in zip(columns, line, strict=False)},
+        )
         for line in lines
         if any(cell.strip() for cell in line)
     ]
@@ -125,12 +139,30 @@ def _no_table(rows: list[dict[str, str]], path: Path, contrasts: Contrasts) -> D
     )
 
 
-def _entries(rows: list[dict[str, str]], path: Path, columns: Mapping[str, str]) -> Iterator[Entry]:
-    for number, row in enumerate(rows, 2):
+def _entries(
+    rows: list[tuple[int, dict[str, str]]], path: Path, columns: Mapping[str, str]
+) -> Iterator[Entry]:
+    for number, row in rows:
         owner = path.with_name(f"line {number}")
+        if row["id"].lower() in ABSENT:
+            raise DataError(
+                "DATA-ID", f"{path.name} line {number} has no id: every row needs one of its own"
+            )
         for column, contrast in columns.items():
-            if cell := row.get(column):
+            cell = row.get(column, "")
+            if cell.lower() not in ABSENT:
+                _refuse_drive(cell, number, path, row["id"])
                 yield Entry(row["id"], contrast, volume_at(cell, path.parent), owner)
+
+
+def _refuse_drive(cell: str, number: int, path: Path, subject: str) -> None:
+    if DRIVE.match(cell) and os.name != "nt":
+        raise DataError(
+            "DATA-MISSING",
+            f"{path.name} line {number}: {cell} is a path of Windows, which does not exist here: "
+            "give it relative to the CSV file",
+            subject,
+        )
 
 
 def _split(row: Mapping[str, str], path: Path) -> str | None:

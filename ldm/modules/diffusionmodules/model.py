@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -81,7 +81,8 @@ class AutoencoderSettings:
         attn_resolutions: sizes of the map, when the image has size ``resolution``, at which
             attention follows each residual block; the middle always has attention.
         z_channels: channels of the latents.
-        double_z: the encoder returns mean and log-variance, the only kind offered here.
+        double_z, resamp_with_conv, tanh_out, use_linear_attn, give_pre_end: of the public class, at
+            its defaults, the only kind offered here (the encoder returns mean and log-variance).
         in_channels, out_ch: channels of the image and of its reconstruction.
         dropout: rate inside the residual blocks.
         attn_type: ``vanilla`` or ``vanilla-xformers``, which are the same mathematics.
@@ -101,14 +102,20 @@ class AutoencoderSettings:
     dropout: float = 0.0
     double_z: bool = True
     attn_type: str = "vanilla"
+    resamp_with_conv: bool = True
+    tanh_out: bool = False
+    use_linear_attn: bool = False
+    give_pre_end: bool = False
 
     def __post_init__(self) -> None:
-        if not self.double_z or not self.attn_type.startswith("vanilla"):
-            raise ConfigError(
-                "CONFIG-VALUE",
-                f"ddconfig has double_z {self.double_z} and attn_type '{self.attn_type}': "
-                "expected true and 'vanilla'",
-            )
+        offered = {f.name: f.default for f in fields(self) if isinstance(f.default, bool)}
+        own = {name: getattr(self, name) for name in offered} | {"attn_type": self.attn_type}
+        offered["attn_type"] = self.attn_type if self.attn_type.startswith("vanilla") else "vanilla"
+        for name, value in own.items():
+            if value != offered[name]:
+                raise ConfigError(
+                    "CONFIG-VALUE", f"ddconfig has {name} {value}: expected {offered[name]}"
+                )
 
     @property
     def channels(self) -> list[int]:

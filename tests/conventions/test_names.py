@@ -1,0 +1,108 @@
+"""Names of files in public data sets: which is which contrast, and which is none."""
+
+import pytest
+
+from ldm.data.layouts import detect_layout
+
+FOUR = ("t1", "t1ce", "t2", "flair")
+
+
+def found(root, *names: str) -> dict[str, dict[str, str]]:
+    """Return subject -> contrast -> file name, of empty files."""
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    subjects = detect_layout(root)[1]
+    return {i: {c: f.path.name for c, f in s.files.items()} for i, s in subjects.items()}
+
+
+def scheme(root) -> str:
+    (subject,) = detect_layout(root)[1].values()
+    return str(subject.scheme)
+
+
+@pytest.mark.parametrize(
+    ("start", "endings"),
+    [
+        ("P/P_", ("t1.NII.GZ", "T1CE.nii.gz", "T2.nii", "FLAIR.NII", "SEG.nii.gz")),
+        ("P/P_", ("T1.nii.gz", "T1ce.nii.gz", "T2.nii.gz", "Flair.nii.gz", "Seg.nii.gz")),
+        ("P/P_", ("T1pre.nii.gz", "T1post.nii.gz", "T2.nii.gz", "FLAIR.nii.gz", "seg.nii.gz")),
+        ("P/P_", ("T1w.nii.gz", "T1Gd.nii.gz", "T2w.nii.gz", "T2_FLAIR.nii.gz", "label.nii.gz")),
+        ("P/P_", ("t1n.nii.gz", "t1c.nii.gz", "t2w.nii.gz", "t2f.nii.gz", "tumorseg.nii.gz")),
+        ("P/P_", ("t1.nii.gz", "T1_post.nii.gz", "t2.nii.gz", "fla.nii.gz", "truth.nii.gz")),
+        ("P/P-", ("t1n.nii.gz", "t1c.nii.gz", "t2w.nii.gz", "t2f.nii.gz", "seg.nii.gz")),
+        ("P/P-", ("T1N.NII.GZ", "T1C.NII.GZ", "T2W.NII.GZ", "T2F.NII.GZ", "SEG.NII.GZ")),
+        ("P/P-", ("T1.nii.gz", "T1-Gd.nii.gz", "T2.nii.gz", "FLAIR.nii.gz", "segm.nii.gz")),
+        ("P/", ("T1.nii.gz", "T1Gd.nii.gz", "T2.nii.gz", "FLAIR.nii.gz", "segmentation.nii.gz")),
+        ("P/", ("t1.NII.GZ", "CE.nii.gz", "t2.nii", "Flair.nii.gz", "mask.nii.gz")),
+        ("P/", ("T1.nii.gz", "CT1.nii.gz", "T2.nii.gz", "FLAIR.nii.gz", "tumor_mask.nii.gz")),
+    ],
+)
+def test_words_of_the_field_in_any_case(tmp_path, start, endings):
+    names = [start + ending for ending in endings]
+    files = [name.rpartition("/")[2] for name in names]
+    assert found(tmp_path, *names) == {"P": dict(zip((*FOUR, "seg"), files, strict=True))}
+
+
+@pytest.mark.parametrize("kind", ["GLI", "MET", "SSA", "PED", "MEN", "GoAT"])
+def test_every_challenge_since_2023(tmp_path, kind):
+    i = f"BraTS-{kind}-00004-000"
+    files = found(tmp_path, *(f"{i}/{i}-{c}.nii.gz" for c in ("t1n", "t1c", "t2w", "t2f", "seg")))
+    assert set(files) == {i} and set(files[i]) == {*FOUR, "seg"}
+    assert scheme(tmp_path).startswith("not known" if kind == "PED" else "necrosis 1, oedema 2")
+
+
+def test_meningioma_before_radiotherapy_has_one_image_and_one_target(tmp_path):
+    i = "BraTS-MEN-RT-0002-1"
+    files = found(tmp_path, f"{i}/{i}_t1c.nii.gz", f"{i}/{i}_gtv.nii.gz")
+    assert files == {i: {"t1ce": f"{i}_t1c.nii.gz", "seg": f"{i}_gtv.nii.gz"}}
+    assert scheme(tmp_path) == "lesion 1"
+
+
+def test_maps_and_masks_of_anatomy_are_no_contrasts(tmp_path):
+    names = ("T1", "T1_bias", "ADC", "SWI", "DTI_eddy_FA", "T1_unstripped", "rCBV", "T2Synth")
+    names += ("brain_parenchyma_segmentation", "subtraction", "brain_mask")
+    files = found(tmp_path, *(f"P/P_{name}.nii.gz" for name in names))
+    assert files == {"P": {"t1": "P_T1.nii.gz", "brain": "P_brain_mask.nii.gz"}}
+
+
+def test_the_name_of_the_challenge_goes_before_another_word(tmp_path):
+    """A raw image beside the prepared one is no second T1."""
+    files = found(tmp_path, "P/P_t1.nii.gz", "P/P_T1w.nii.gz", "P/P_t2.nii.gz", "P/P_T2W.nii.gz")
+    assert files == {"P": {"t1": "P_t1.nii.gz", "t2": "P_t2.nii.gz"}}
+
+
+def test_labels_in_a_folder_of_their_own(tmp_path):
+    files = found(tmp_path, "a/P_T1.nii.gz", "a/Q_T1.nii.gz", "b/P_segm.nii.gz", "b/Q_segm.nii.gz")
+    assert {i: set(own) for i, own in files.items()} == dict.fromkeys("PQ", {"t1", "seg"})
+
+
+def test_one_label_map_of_another_name_is_that_of_its_folder(tmp_path):
+    """Not where the folder has labels of its own, or two such maps."""
+    start = [f"P{n}/P{n}_t1.nii.gz" for n in (1, 2, 3)]
+    odd = ["P1/W39_Segm.nii", "P2/P2_seg.nii.gz", "P2/W40_Segm.nii"]
+    files = found(tmp_path, *start, *odd, "P3/W41_Segm.nii", "P3/W42_Segm.nii")
+    assert {i: own.get("seg") for i, own in files.items()} == {
+        "P1": "W39_Segm.nii",
+        "P2": "P2_seg.nii.gz",
+        "P3": None,
+    }
+
+
+def test_time_points_of_one_name_are_told_apart_by_their_patient(tmp_path):
+    places = ("Patient-001/week-000-1", "Patient-001/week-044", "Patient-002/week-044")
+    names = [f"{place}/{c}.nii.gz" for place in places for c in ("CT1", "T1", "T2", "FLAIR")]
+    assert set(found(tmp_path, *names)) == {place.replace("/", "_") for place in places}
+
+
+def test_folders_of_one_name_are_told_apart_by_the_folder_above(tmp_path):
+    names = [f"{place}/t1.nii.gz" for place in ("site A/p1", "site B/p1", "site B/p2")]
+    assert set(found(tmp_path, *names)) == {"site A_p1", "site B_p1", "p2"}
+
+
+def test_bids_is_read_as_bids(tmp_path):
+    start = "sub-01/anat/sub-01_"
+    names = ("T1w", "ce-gad_T1w", "T2w", "FLAIR")
+    found(tmp_path, *(f"{start}{name}.nii.gz" for name in names))
+    layout, subjects = detect_layout(tmp_path)
+    assert layout.name == "BIDS" and set(subjects["sub-01"].files) == set(FOUR)
