@@ -114,7 +114,7 @@ class AutoencoderSettings:
         for name, value in own.items():
             if value != offered[name]:
                 raise ConfigError(
-                    "CONFIG-VALUE", f"ddconfig has {name} {value}: expected {offered[name]}"
+                    "CONFIG-VALUE", f"ddconfig has {name} {value!r}: expected {offered[name]!r}"
                 )
 
     @property
