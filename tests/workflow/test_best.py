@@ -21,7 +21,9 @@ def options(steps, *more):
 def test_the_model_is_that_of_the_best_validation(tmp_path, train, weights):
     """Also where the run was cut: what is kept survives in the folder, its value in the run."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    more = (BEST + "val/loss", RATE + "3.0e-2", "model.params.warmup_steps=1")
+    # a rate that follows the length of the run would make the cut run another one
+    constant = "model.params.rate_schedule=constant"
+    more = (BEST + "val/loss", RATE + "3.0e-2", "model.params.warmup_steps=1", constant)
     assert train(whole, *options(6, *more)) == 0
     assert train(parts, *options(3, *more)) == 0
     assert main(["train", "--resume", str(parts), "lightning.trainer.max_steps=6"]) == 0
