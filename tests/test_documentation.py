@@ -143,7 +143,11 @@ def test_there_are_commands_and_a_wrong_one_is_found():
 
 
 SMALL = {"--subjects 8 --size 64": "--subjects 4 --size 32", "image_size=64": "image_size=32"}
-SMALL |= {"max_steps=1600": "max_steps=2"}
+MORE = {
+    "train": ["lightning.trainer.max_steps=2"],
+    "sample": ["--subjects", "Phantom_0004", "--steps", "1"],
+    "benchmark": ["--plan", "data.params.test=[Phantom_0004]"],
+}
 
 
 def test_the_quick_start_runs(tmp_path, monkeypatch, capsys):
@@ -157,10 +161,7 @@ def test_the_quick_start_runs(tmp_path, monkeypatch, capsys):
         for written, small in SMALL.items():
             command = command.replace(written, small)
         words = shlex.split(command)[1:]
-        if words[0] == "benchmark":
-            words += ["--plan", "data.params.test=[Phantom_0004]"]
-        if words[0] == "sample":
-            words += ["--subjects", "Phantom_0004", "--steps", "1"]
+        words += MORE.get(words[0], [])
         assert main(words) == 0, f"{command}\n{capsys.readouterr()}"
     for name in ("report.html", "table.tex", "tables/brain.csv"):
         assert (tmp_path / "evaluation" / name).is_file()
