@@ -143,9 +143,10 @@ def test_there_are_commands_and_a_wrong_one_is_found():
 
 
 SMALL = {"--subjects 8 --size 64": "--subjects 4 --size 32", "image_size=64": "image_size=32"}
+SMALL |= {"Phantom_0007": "Phantom_0003", "Phantom_0008": "Phantom_0004"}
 MORE = {
     "train": ["lightning.trainer.max_steps=2"],
-    "sample": ["--subjects", "Phantom_0004", "--steps", "1"],
+    "sample": ["--steps", "1"],
     "benchmark": ["--plan", "data.params.test=[Phantom_0004]"],
 }
 

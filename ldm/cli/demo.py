@@ -44,8 +44,8 @@ def run(args: argparse.Namespace) -> int:
     told = ("configs/demo.yaml", [*overrides, *args.config], args.output / "benchmark")
     code = run_all(Benchmark(*told, command=f"dsdiff demo --output {args.output}", **SHOWN))
     if code == 0:
-        print("\nThe same on your own patients (BraTS-like NIfTI, a folder of subjects):")
+        print("\nThe same on your own patients (a folder; NEW: those that are not trained on):")
         print(f"  {training_command('FOLDER')}")
-        print("  dsdiff sample runs/mine --input FOLDER --output predictions")
-        print("  dsdiff evaluate --prediction predictions --reference FOLDER")
+        print("  dsdiff sample runs/mine --input NEW --output predictions")
+        print("  dsdiff evaluate --prediction predictions --reference NEW")
     return code
