@@ -64,6 +64,7 @@ setup(
         "energy": ["nvidia-ml-py"],  # joules of a GPU in the benchmark
         "hdf5": ["h5py"],
         "dicom": ["pydicom", "dicom2nifti"],
+        "register": ["SimpleITK"],
         "test": [
             *("pytest", "hypothesis", "ruff", "mypy", "pytorch-msssim", "SimpleITK"),
             *("diffusers", "segmentation_models_pytorch"),  # networks that shipped YAMLs adapt

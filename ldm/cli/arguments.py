@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ldm.cli.terminal import show_progress
+
+if TYPE_CHECKING:
+    from ldm.data.datamodule import ContrastDataModule
 
 SAMPLERS = "as ddim, ddpm, dpmpp_2m, unipc_3, heun; a wrong name is answered with all"
 # As ldm.data.brain names them, which is not imported to show help; a test holds them together.
@@ -29,6 +36,31 @@ def add_layout_argument(parser: argparse.ArgumentParser) -> None:
         help="of the files (default: recognised): brats2021, brats2023, bids, nnunet, flat, "
         "decathlon, hdf5, dicom, or my_module.MyLayout",
     )
+
+
+def add_config_argument(parser: argparse.ArgumentParser) -> None:
+    """Declare ``--config`` of a verb that looks at data as a training does."""
+    parser.add_argument(
+        "--config",
+        nargs="+",
+        default=[],
+        metavar="CONFIG|KEY=VALUE",
+        help="YAML whose data section says contrasts, normaliser, axis and split, then overrides "
+        "such as data.params.axis=coronal (default: configs/base.yaml)",
+    )
+
+
+def data_module(config: Sequence[str], root: Path, layout: str | None) -> ContrastDataModule:
+    """Return the data module of ``--config``, on the subjects below ``root``."""
+    from ldm.config import load_config
+    from ldm.util import instantiate_from_config
+
+    files = [a for a in config if "=" not in a] or ["configs/base.yaml"]
+    node = load_config(files, [a for a in config if "=" in a])["data"]
+    own = {"root": str(root), **({"layout": layout} if layout else {})}
+    data = instantiate_from_config(node, where="data", **own)
+    data.progress = show_progress
+    return data
 
 
 def add_subject_arguments(parser: argparse.ArgumentParser, written: str) -> None:

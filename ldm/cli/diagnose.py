@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldm.cli.arguments import add_layout_argument
+from ldm.cli.arguments import add_config_argument, add_layout_argument, data_module
 from ldm.cli.main import DEBUG
 from ldm.cli.terminal import show_progress
 
@@ -31,13 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "training, else 0. What is checked: docs/diagnose.md.",
     )
     data.add_argument("folder", type=Path, metavar="FOLDER|CSV", help="subjects, in any layout")
-    data.add_argument(
-        "--config",
-        dest="yaml",
-        type=Path,
-        metavar="YAML",
-        help="of the training: which contrasts it needs, and its split, to find leaks",
-    )
+    add_config_argument(data)
     run_parser = kinds.add_parser(
         "run",
         help="rank the likely causes of a training that is stuck, each with its cure",
@@ -67,14 +61,12 @@ def run(args: argparse.Namespace) -> int:
 def diagnose_folder(args: argparse.Namespace) -> int:
     """Run ``dsdiff diagnose data``."""
     from ldm.claims import claim
-    from ldm.config import merge_config
     from ldm.data.layouts.base import stored_files
-    from ldm.diagnosis.data import data_params, diagnose_data
+    from ldm.diagnosis.data import diagnose
     from ldm.diagnosis.pictures import write_pictures
     from ldm.storage import write_json
 
-    params = data_params(merge_config([args.yaml])) if args.yaml else None
-    diagnosis = diagnose_data(args.folder, params, progress=show_progress, layout=args.layout)
+    diagnosis = diagnose(data_module(args.config, args.folder, args.layout))
     show_data(diagnosis)
     if args.output:
         inputs = [args.folder, *stored_files(diagnosis.files.values())]

@@ -14,8 +14,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from ldm.cli.arguments import add_layout_argument
+from ldm.cli.arguments import add_config_argument, add_layout_argument, data_module
 from ldm.cli.main import report_error
+from ldm.cli.registering import add_register_arguments, refuse_leftovers, register, unregister
 from ldm.cli.terminal import show_progress, training_command
 from ldm.errors import (
     ConfigError,
@@ -39,14 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", type=Path, metavar="FOLDER", help=f"for {MANIFEST} (the volumes stay in place)"
     )
-    parser.add_argument(
-        "--config",
-        nargs="+",
-        default=[],
-        metavar="CONFIG|KEY=VALUE",
-        help="YAML whose data section says contrasts, normaliser, axis and split, then overrides "
-        "such as data.params.axis=coronal (default: configs/base.yaml)",
-    )
+    add_config_argument(parser)
     add_layout_argument(parser)
     parser.add_argument(
         "--verify",
@@ -54,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="CSV",
         help="compare a manifest with its files",
     )
+    add_register_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -68,10 +63,13 @@ def run(args: argparse.Namespace) -> int:
         return verify_manifest(args.verify)
     if not args.input or not args.output:
         raise ConfigError("USAGE", "give FOLDER and --output FOLDER, or --verify MANIFEST")
+    refuse_leftovers(args)
+    if args.register or args.unregister:
+        return register(args) if args.register else unregister(args)
     manifest = args.output / MANIFEST
     if manifest.exists() and args.input.exists() and manifest.samefile(args.input):
         raise OutputError("OUT-EXISTS", f"{manifest} is the input: choose another --output")
-    data = data_module(args)
+    data = data_module(args.config, args.input, args.layout)
     found = data.find_subjects()
     subjects = list(found.values())
     print(data.found, file=sys.stderr)
@@ -125,19 +123,6 @@ def verify_manifest(path: Path) -> int:
         report_error("prepare", problem)
     print(f"{path}: {f'{len(problems)} files differ' if problems else 'every file is as it was'}")
     return DataError.exit_code if problems else 0
-
-
-def data_module(args: argparse.Namespace) -> Any:
-    """Return the data module of the configuration, on the input."""
-    from ldm.config import load_config
-    from ldm.util import instantiate_from_config
-
-    files = [a for a in args.config if "=" not in a] or ["configs/base.yaml"]
-    config = load_config(files, [a for a in args.config if "=" in a])
-    layout = {"layout": args.layout} if args.layout else {}
-    data = instantiate_from_config(config["data"], where="data", root=str(args.input), **layout)
-    data.progress = show_progress
-    return data
 
 
 @dataclass

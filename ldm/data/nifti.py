@@ -49,6 +49,7 @@ GZIP_START = b"\x1f"  # no NIfTI file starts so; the second byte of gzip may be 
 CANONICAL = axcodes2ornt("RAS")
 GRID_TOLERANCE = 0.05  # voxels between the corners of two contrasts of one subject
 QUATERNION_TOLERANCE = 0.5  # voxels, where a quaternion of float32 alone says how a grid is turned
+REGISTER = "register the contrasts to one grid with dsdiff prepare FOLDER --register"
 USUAL_SPACING = (0.05, 20.0)  # mm; a voxel of a brain scan beyond has a wrong unit or a wrong size
 GEOMETRY_FIELDS = [
     "xyzt_units",
@@ -137,7 +138,7 @@ class Geometry:
             raise DataError(
                 "DATA-SHAPE",
                 f"{names[0]} is {own} but {names[1]} is {others} (RAS axes); all contrasts of a "
-                "subject need one grid: resample them to one",
+                f"subject need one grid: {REGISTER}",
                 case,
             )
         forms = [geometry.header["sform_code"] for geometry in (self, other)]
@@ -148,7 +149,7 @@ class Geometry:
             raise DataError(
                 "DATA-AFFINE",
                 f"{names[1]} lies {distance:.3g} mm away from {names[0]} at a corner (at most "
-                f"{tolerance:.3g}); register the contrasts to one grid",
+                f"{tolerance:.3g}); {REGISTER}",
                 case,
             )
 

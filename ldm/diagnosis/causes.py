@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from ldm.data.nifti import REGISTER
 from ldm.diagnosis.facts import STALLED_FALL, VALIDATION, Cause, RunFacts
 from ldm.diagnosis.findings import WARNING
 from ldm.diagnosis.masks import SMALL_SHARE
@@ -61,7 +62,7 @@ def masks_shuffled(run: RunFacts) -> Cause | None:
 
 
 def contrasts_not_registered(run: RunFacts) -> Cause | None:
-    """Contrasts of many subjects that agree better when shifted."""
+    """Contrasts of many subjects that agree better elsewhere."""
     shifted = {f.subject for f in run.data.of_kind("registration")} if run.data else set()
     if not shifted:
         return None
@@ -70,8 +71,8 @@ def contrasts_not_registered(run: RunFacts) -> Cause | None:
         "contrasts are not registered",
         min(0.85, 0.3 + len(shifted) / len(run.data.subjects)),
         f"{len(shifted)} of {len(run.data.subjects)} subjects; {worst.subject}: "
-        f"{worst.message.removesuffix(': register it')}",
-        "register the contrasts of each subject",
+        f"{worst.message.removesuffix(f': {REGISTER}')}",
+        REGISTER,
         train_on(run, shifted),
     )
 

@@ -6,26 +6,28 @@ from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ldm.data.datamodule import ContrastDataModule
 from ldm.data.fingerprint import alike
-from ldm.data.layouts import Choice, Layout, Subject, detect_layout
-from ldm.data.split import split_subjects
+from ldm.data.layouts import Choice, Layout, Subject
+from ldm.data.registration import NEEDS_SIMPLEITK
 from ldm.diagnosis.duplicates import equal_files
 from ldm.diagnosis.findings import ERROR, NOTE, WARNING, Finding, by_severity
 from ldm.diagnosis.masks import SMALL_SHARE, MaskFit, fit_of_masks
 from ldm.diagnosis.subject import SubjectReport, examine_subject
-from ldm.errors import ConfigError
+from ldm.errors import ConfigError, DataError
 from ldm.label_scheme import TELL
 from ldm.losses.segmentation import positive_weight
 from ldm.progress import Progress, silent
-from ldm.study import BRATS, KNOWN, LABELS, MASK_FILE, Study
+from ldm.study import LABELS
 
 MOST_CASES = 24  # subjects whose masks are compared with each other
-UNLIKE_SCALE = 20  # times larger or smaller than the median of the subjects
+STEP = 32  # voxels; an image size that is a multiple of it suits every network
 READERS = 4
 
 
@@ -37,7 +39,7 @@ class DataDiagnosis:
         files: id -> where the files of each subject are.
         subjects: those that were examined.
         findings: of subjects and of the whole, worst first.
-        split: {part: ids}, empty without a configuration.
+        split: {part: ids}.
         mask_fit: whether masks lie on something; None with fewer than 3.
     """
 
@@ -91,51 +93,94 @@ def diagnose_data(
     progress: Progress = silent,
     layout: Choice = None,
 ) -> DataDiagnosis:
-    """Examine the subjects below a folder, and compare them.
+    """Examine the subjects below a folder: see :func:`diagnose`.
 
     Args:
-        data_params: ``data.params`` of a configuration: which contrasts are needed, and the split
-            across which nothing may occur twice. None: what most subjects have is needed.
+        data_params: ``data.params`` of a configuration; None: the defaults, a synthesis of T1ce.
+        layout: see :func:`ldm.data.layouts.detect_layout`; None: as told, or recognised.
+    """
+    told = {**(data_params or {}), "root": str(root)} | ({"layout": layout} if layout else {})
+    data = ContrastDataModule(**told)
+    data.progress = progress
+    return diagnose(data, limit)
+
+
+def diagnose(data: ContrastDataModule, limit: int | None = None) -> DataDiagnosis:
+    """Examine subjects for the training that a data module serves, and compare them.
+
+    They are found, split, and prepared by the module's own code, as a training does it.
+
+    Args:
         limit: examine at most so many, spread evenly; files are compared for all.
-        progress: wraps the subjects while they are examined.
-        layout: see :func:`ldm.data.layouts.detect_layout`; None: recognised.
 
     Raises:
         DataError: there is no subject at all, or the split cannot be made.
     """
-    study = Study.read(data_params) if data_params else None
-    layout, found = detect_layout(root, layout, study.contrasts if study else KNOWN)
-    subjects = list(found.values())
-    split = _split(list(found), data_params)
-    required = list(study.needed) if study else _had_by_most(subjects)
-    chosen = _spread(subjects, limit)
-    compared = {s.id for s in _spread([s for s in chosen if "seg" in s.files], MOST_CASES)}
+    found = data.find_subjects()
+    learning = _learn(data, found)
+    chosen = _spread(list(found.values()), limit)
+    masked = [s for s in chosen if LABELS in s.files and data.target is None]
+    compared = {s.id for s in _spread(masked, MOST_CASES)}
 
     def examine(subject: Subject) -> SubjectReport:
-        return examine_subject(subject, layout, required, subject.id in compared)
+        return examine_subject(subject, data, subject.id in compared)
 
     with ThreadPoolExecutor(READERS) as pool:
         done = pool.map(examine, chosen)
-        reports = list(progress(done, "Examining patients", len(chosen)))
-    diagnosis = DataDiagnosis(root, layout, found, reports, split=split)
+        reports = list(data.progress(done, "Examining patients", len(chosen)))
+    diagnosis = DataDiagnosis(data.root, data.layout, found, reports, split=data.split)
     diagnosis.mask_fit = fit_of_masks({r.id: r.case for r in reports if r.case})
     own = [finding for report in reports for finding in report.findings]
-    shared = [*_duplicates(found, reports, split), *_masks(diagnosis), *_scales(reports)]
-    shared += _stripping(reports)
-    diagnosis.findings = by_severity([*own, *shared])
+    shared = [*_duplicates(found, reports, data.split), *_masks(diagnosis, data.target is None)]
+    shared += [*_stripping(reports), *_sizes(reports, data), *_can_register()]
+    known = any(f.severity == ERROR for f in own)
+    diagnosis.findings = by_severity([*own, *shared, *([] if known else learning)])
     return diagnosis
 
 
-def _split(ids: list[str], params: Mapping[str, Any] | None) -> dict[str, list[str]]:
-    names = ("train", "val", "test", "seed", "fold", "folds")
-    given = {name: params[name] for name in names if name in params} if params else {}
-    return split_subjects(ids, **given) if given else {}
+def _learn(data: ContrastDataModule, found: Mapping[str, Subject]) -> list[Finding]:
+    """Let the normaliser learn as in a training; return why it cannot."""
+    try:
+        data.learn_normaliser(found)
+    except DataError as error:
+        return [Finding(ERROR, "unfit", f"{error.code}: {error.message}", error.case)]
+    return []
 
 
-def _had_by_most(subjects: list[Subject]) -> list[str]:
-    counts = Counter(name for subject in subjects for name in subject.files)
-    usual = (*BRATS, LABELS, MASK_FILE)
-    return [name for name, count in counts.items() if count > len(subjects) / 2 and name in usual]
+def _can_register() -> list[Finding]:
+    """Return that registration is not judged, where its library is missing."""
+    if find_spec("SimpleITK"):
+        return []
+    return [Finding(NOTE, "extra", f"registration is not judged: {NEEDS_SIMPLEITK}")]
+
+
+def _sizes(reports: list[SubjectReport], data: ContrastDataModule) -> list[Finding]:
+    """Return whether ``image_size`` cuts brains off, or nothing is left to train on."""
+    findings, size = [], data.image_size
+    if cut := [r for r in reports if r.cut > 0]:
+        worst = max(cut, key=lambda r: r.cut)
+        sides = [max(r.plane[axis] for r in cut) for axis in (0, 1)]
+        enough = [max(own, STEP * -(-n // STEP)) for own, n in zip(size, sides, strict=True)]
+        findings.append(
+            Finding(
+                WARNING,
+                "crop",
+                f"image_size {list(size)} cuts off a part of the brain of {len(cut)} of "
+                f"{len(reports)} subjects ({worst.cut:.1%} here, of {worst.plane[0]} x "
+                f"{worst.plane[1]} voxels): give data.params.image_size={_told(enough)}, or "
+                "larger voxels by data.params.spacing",
+                worst.id,
+            )
+        )
+    train = [r for r in reports if r.examples is not None and r.id in data.split["train"]]
+    if train and not any(r.examples for r in train):
+        least = f"no slice has {data.min_brain:.0%} brain: lower data.params.min_brain"
+        findings.append(Finding(ERROR, "unfit", f"DATA-EMPTY: {least}"))
+    return findings
+
+
+def _told(sides: list[int]) -> str:
+    return f"[{','.join(map(str, sides))}]"
 
 
 def _spread(subjects: list[Subject], most: int | None) -> list[Subject]:
@@ -198,11 +243,11 @@ def _stripping(reports: list[SubjectReport]) -> list[Finding]:
     return [Finding(WARNING, "stripping", message, heads[0])]
 
 
-def _masks(diagnosis: DataDiagnosis) -> list[Finding]:
-    """Return what the masks are like on the whole."""
+def _masks(diagnosis: DataDiagnosis, are_learned: bool) -> list[Finding]:
+    """Return what the masks are like on the whole; of a synthesis, what their labels mean."""
     findings, share, fit = [], diagnosis.foreground_share, diagnosis.mask_fit
     findings += _schemes(diagnosis.subjects)
-    if share:
+    if share and are_learned:
         small = share < SMALL_SHARE
         findings.append(
             Finding(
@@ -238,24 +283,6 @@ def _schemes(reports: list[SubjectReport]) -> list[Finding]:
         shown = "; ".join(f"{labels} in {n}" for labels, n in groups.most_common(4))
         message = f"labels of two schemes seem to be mixed ({shown} subjects): split the folder"
         findings.append(Finding(WARNING, "labels", message, wrong[0].id))
-    return findings
-
-
-def _scales(reports: list[SubjectReport]) -> list[Finding]:
-    """Return the contrasts whose intensities are of quite another size than in other subjects."""
-    findings = []
-    for contrast in sorted({name for r in reports for name in r.contrasts}):
-        tops = {r.id: r.contrasts.get(contrast, {}).get("percentile_99") for r in reports}
-        known = {subject: top for subject, top in tops.items() if top is not None and top > 0}
-        if len(known) < 3:
-            continue
-        middle = float(np.median(list(known.values())))
-        for subject, top in known.items():
-            if not 1 / UNLIKE_SCALE < top / middle < UNLIKE_SCALE:
-                message = (
-                    f"{contrast} reaches {top:.3g}, where others reach {middle:.3g}: other units?"
-                )
-                findings.append(Finding(NOTE, "scale", message, subject))
     return findings
 
 

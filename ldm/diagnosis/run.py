@@ -17,6 +17,7 @@ from ldm.errors import DataError
 from ldm.progress import Progress, silent
 
 EXAMINED = 24  # subjects of a run's data that are read
+CLASSES = ("layout", "normaliser_config", "augmentation_config")  # may name what is not trusted
 
 
 @dataclass
@@ -109,7 +110,8 @@ def diagnose_run(
             params = data_params(facts.config)
             named = params.get("layout")
             named = named if isinstance(named, str) and "." not in named else None
-            told = (params, EXAMINED, progress, layout or named)
+            own = {name: value for name, value in params.items() if name not in CLASSES}
+            told = (own, EXAMINED, progress, layout or named)
             facts.data = diagnose_data(_root(root, params), *told)
             facts.train_subjects = len(facts.data.split.get("train", ()))
         except DataError as error:

@@ -1,20 +1,22 @@
-"""What is wrong with the files of one subject."""
+"""What is wrong with the files of one subject, for the training that a configuration describes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from nibabel.orientations import aff2axcodes
 
-from ldm.data.brain import subject_brain
 from ldm.data.contrasts import load_contrasts, scheme_of
 from ldm.data.fingerprint import fingerprint
-from ldm.data.layouts import Layout, Subject
-from ldm.data.nifti import Geometry
-from ldm.data.prepare import bounding_box
+from ldm.data.layouts import Subject
+from ldm.data.nifti import REGISTER, Volume
+from ldm.data.prepare import PreparedSubject, fit_size, prepare_subject
+from ldm.data.registration import Alignment, Reference
+from ldm.data.volume_file import VolumeFile
 from ldm.diagnosis.findings import ERROR, NOTE, WARNING, Finding
 from ldm.diagnosis.masks import (
     SMALL_SHARE,
@@ -24,15 +26,26 @@ from ldm.diagnosis.masks import (
     mask_case,
     scheme_problem,
 )
-from ldm.diagnosis.registration import Shift, best_shift
 from ldm.errors import DataError
 from ldm.label_scheme import LabelScheme
 from ldm.losses.segmentation import positive_weight
 from ldm.study import BRATS, LABELS, MASK_FILE
 
+if TYPE_CHECKING:
+    from ldm.data.datamodule import ContrastDataModule
+
 # Share of the voxels: a brain that large has its skull, or a background that is not 0.
 WHOLE_VOLUME = 0.95
-Volumes = dict[str, tuple[np.ndarray, Geometry]]
+
+
+@dataclass(frozen=True)
+class ReadVolume(VolumeFile):
+    """A volume that was read already."""
+
+    volume: Volume | None = field(default=None, repr=False, compare=False)
+
+    def read(self, case: str | None = None, nonfinite: str = "refuse") -> Volume:  # noqa: D102
+        return self.volume
 
 
 @dataclass
@@ -41,12 +54,15 @@ class SubjectReport:
 
     Attributes:
         contrasts: {name: shape, voxel sizes in mm, orientation, intensity range and empty slices}.
-        shifts: {contrast: the shift that agrees best with T1}.
+        alignments: {contrast: where it agrees best with T1}.
         labels: values of the mask, ascending; None without one.
         scheme: what they mean.
         share: of the box around the brain, which training sees, that is foreground; None without
             a mask.
         brain: what says where it is, see :func:`ldm.data.brain.subject_brain`.
+        plane: voxels of the brain along the rows and columns of its slices.
+        cut: share of the brain that ``image_size`` leaves out.
+        examples: slices with enough brain to train on; None for patches.
         case, anatomy: what is compared with other subjects; ``anatomy`` is a contrast and its
             fingerprint.
     """
@@ -54,11 +70,14 @@ class SubjectReport:
     id: str
     findings: list[Finding] = field(default_factory=list)
     contrasts: dict[str, dict[str, Any]] = field(default_factory=dict)
-    shifts: dict[str, Shift] = field(default_factory=dict)
+    alignments: dict[str, Alignment] = field(default_factory=dict)
     labels: list[float] | None = None
     scheme: LabelScheme | None = None
     share: float | None = None
     brain: str | None = None
+    plane: tuple[int, ...] = ()
+    cut: float = 0.0
+    examples: int | None = None
     case: MaskCase | None = field(default=None, repr=False)
     anatomy: tuple[str, str] = field(default=("", ""), repr=False)
 
@@ -68,93 +87,86 @@ class SubjectReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
-        shifts = {
-            name: {
-                "voxels": list(s.voxels),
-                "mm": round(s.millimetres, 2),
-                "gain": round(s.gain, 3),
-            }
-            for name, s in self.shifts.items()
+        registration = {
+            name: {"mm": round(a.millimetres, 2), "gain": round(a.gain, 3)}
+            for name, a in self.alignments.items()
         }
         return {
             "id": self.id,
             "contrasts": self.contrasts,
-            "shift_from_t1": shifts,
+            "registration": registration,
             "labels": self.labels,
             "scheme": self.scheme and str(self.scheme),
             "foreground_share": self.share,
+            "brain": self.brain,
+            "brain_cut": self.cut,
         }
 
 
 def examine_subject(
-    subject: Subject, layout: Layout, required: Sequence[str] = (), keep_case: bool = True
+    subject: Subject, data: ContrastDataModule, keep_case: bool = True
 ) -> SubjectReport:
     """Return what is right and wrong with a subject; a file that cannot be read is a finding.
 
+    It is prepared as ``dsdiff prepare`` and ``dsdiff train`` do it, so that what is fit trains.
+
     Args:
-        required: contrasts (and ``seg``) without which it cannot be used.
+        data: what the training needs; its subjects are found.
         keep_case: whether its mask is to be compared with those of others (2 MB).
     """
-    report = SubjectReport(subject.id)
-    for name in required:
+    report, study = SubjectReport(subject.id), data.study
+    for name in study.needed:
         if name not in subject.files:
-            expected = layout.file_name(subject.id, name)
-            report.add(ERROR, "missing", f"{name} is missing: expected {expected}")
-    volumes = _readable(subject, layout, required, report)
-    images = {name: array for name, (array, _) in volumes.items() if name != "seg"}
-    if not images:
+            expected = data.layout.file_name(subject.id, name)
+            there = ", ".join(subject.files)
+            message = f"{name} is missing: expected {expected}; there are {there}"
+            report.add(ERROR, "missing", message)
+    volumes = _readable(subject, data, report)
+    images = {name: v.array for name, v in volumes.items() if name not in (LABELS, MASK_FILE)}
+    if not images or not _on_one_grid(volumes, study.needed, report):
         return report
-    if not _on_one_grid(volumes, report):
+    prepared = _prepared(subject, volumes, data, report)
+    if prepared is None:
         return report
-    geometry = next(iter(volumes.values()))[1]
-    try:
-        mask_file = _mask_file(subject, layout, geometry)
-        brain, report.brain = subject_brain(list(images.values()), mask_file, case=subject.id)
-    except DataError as error:
-        report.add(ERROR, "empty", error.message)
-        return report
+    geometry = prepared.geometry
+    images = {n: a for n, a in images.items() if a.shape == geometry.canonical_shape}
+    brain = np.zeros(geometry.canonical_shape, bool)
+    brain[prepared.box] = prepared.inside
+    report.brain = prepared.mask
     _examine_images(images, brain, report)
-    box = bounding_box(brain)
-    if "seg" in volumes:
-        mask = volumes["seg"][0]
-        report.scheme = scheme_of(subject)
-        _examine_mask(mask, brain, box, report)
-        problem = (
-            None if label_problem(mask) else scheme_problem(mask, report.scheme, images.get("t1ce"))
-        )
-        if problem:
-            report.add(ERROR if LABELS in required else WARNING, "labels", problem)
-        if keep_case and report.share:
-            report.case = mask_case(list(images.values()), mask, brain, box)
-    _examine_registration(images, brain, geometry.canonical_affine, report)
+    _examine_size(prepared, data, report)
+    if LABELS in volumes:
+        _examine_mask(volumes[LABELS].array, brain, prepared.box, LABELS in study.needed, report)
+        _examine_scheme(subject, volumes, LABELS in study.needed, report)
+        if keep_case and report.share and LABELS in study.needed:
+            told = (volumes[LABELS].array, brain, prepared.box)
+            report.case = mask_case(list(images.values()), *told)
+    _examine_registration(volumes, list(images), brain, report)
     first = next(iter(images))
     report.anatomy = first, fingerprint(images[first])
     return report
 
 
-def _mask_file(subject: Subject, layout: Layout, geometry: Geometry) -> np.ndarray | None:
-    if MASK_FILE not in subject.files:
-        return None
-    arrays, own = load_contrasts(subject, layout, [MASK_FILE])
-    geometry.require_same_grid(own, ("the image", MASK_FILE), subject.id)
-    return arrays[MASK_FILE]
-
-
 def _readable(
-    subject: Subject, layout: Layout, required: Sequence[str], report: SubjectReport
-) -> Volumes:
-    """Return (array, geometry) of each contrast that can be read.
+    subject: Subject, data: ContrastDataModule, report: SubjectReport
+) -> dict[str, Volume]:
+    """Return each volume that can be read.
 
     Those beyond BraTS that are not required are left out: their grid may be their own.
     """
-    volumes: Volumes = {}
-    for name in (n for n in subject.files if n in (*BRATS, LABELS, *required) and n != MASK_FILE):
+    volumes: dict[str, Volume] = {}
+    usual = (*BRATS, LABELS, MASK_FILE, *data.study.needed)
+    for name in (n for n in subject.files if n in usual):
         try:
-            arrays, geometry = load_contrasts(subject, layout, [name])
+            arrays, geometry = load_contrasts(subject, data.layout, [name])
         except DataError as error:
-            report.add(ERROR, "unreadable", f"{name}: {error.code}: {error.message}")
+            is_read = name in (*data.study.needed, LABELS, MASK_FILE)
+            message = f"{name}: {error.code}: {error.message}"
+            report.add(ERROR if is_read else WARNING, "unreadable", message)
             continue
-        volumes[name] = arrays[name], geometry
+        volumes[name] = Volume(arrays[name], geometry)
+        if name == MASK_FILE:
+            continue
         report.contrasts[name] = {
             "shape": list(geometry.canonical_shape),
             "voxel_mm": [round(size, 3) for size in geometry.spacing],
@@ -165,23 +177,58 @@ def _readable(
     return volumes
 
 
-def _on_one_grid(volumes: Volumes, report: SubjectReport) -> bool:
-    """Whether all contrasts lie on the grid of the first."""
-    reference = next(name for name in volumes if name != "seg")
-    codes = {name: report.contrasts[name]["orientation"] for name in volumes}
-    agree = True
-    for name, (_, geometry) in volumes.items():
+def _on_one_grid(
+    volumes: Mapping[str, Volume], needed: Sequence[str], report: SubjectReport
+) -> bool:
+    """Whether all that a training reads lies on the grid of the first contrast that it needs."""
+    reference = next((name for name in needed if name in volumes), next(iter(volumes)))
+    own, agree = volumes[reference].geometry, True
+    for name, volume in volumes.items():
         try:
-            volumes[reference][1].require_same_grid(geometry, (reference, name), report.id)
+            own.require_same_grid(volume.geometry, (reference, name), report.id)
         except DataError as error:
-            agree = False
-            turned = (
-                f" ({reference} is stored {codes[reference]}, {name} {codes[name]})"
-                if codes[name] != codes[reference]
-                else ""
-            )
-            report.add(ERROR, "geometry", error.message + turned)
+            is_read = name in (*needed, LABELS, MASK_FILE)
+            agree = agree and not is_read
+            codes = ["".join(aff2axcodes(g.affine)) for g in (own, volume.geometry)]
+            stored = f" ({reference} is stored {codes[0]}, {name} {codes[1]})"
+            message = error.message + (stored if codes[0] != codes[1] else "")
+            report.add(ERROR if is_read else WARNING, "geometry", message)
     return agree
+
+
+def _prepared(
+    subject: Subject,
+    volumes: Mapping[str, Volume],
+    data: ContrastDataModule,
+    report: SubjectReport,
+) -> PreparedSubject | None:
+    """Return the subject as a training takes it, from what was read of it; None if it cannot be."""
+    files = {
+        name: ReadVolume(file.path, file.channel, volumes[name])
+        for name, file in subject.files.items()
+        if name in volumes
+    }
+    told = (data.layout, data.conditions, data.target, data.preparation)
+    try:
+        prepared = prepare_subject(replace(subject, files=files), *told)
+        subject.numbers(data.study.covariates)
+    except DataError as error:
+        if not any(f.severity == ERROR for f in report.findings):
+            kind = "empty" if error.code == "DATA-CONSTANT" else "unfit"
+            report.add(ERROR, kind, f"{error.code}: {error.message}")
+        return None
+    return prepared
+
+
+def _examine_size(
+    prepared: PreparedSubject, data: ContrastDataModule, report: SubjectReport
+) -> None:
+    """Note how much of the brain ``image_size`` cuts off, and how many slices remain."""
+    brain, size = prepared.brain, data.image_size
+    report.plane = brain.shape[1:]
+    if len(size) == 2:
+        report.cut = 1 - float(fit_size(brain, size, 0).sum() / brain.sum())
+        report.examples = int((brain.mean(axis=(1, 2)) >= max(data.min_brain, 1e-9)).sum())
 
 
 def _examine_images(
@@ -220,12 +267,18 @@ def _examine_images(
 
 
 def _examine_mask(
-    mask: np.ndarray, brain: np.ndarray, box: tuple[slice, ...], report: SubjectReport
+    mask: np.ndarray,
+    brain: np.ndarray,
+    box: tuple[slice, ...],
+    is_learned: bool,
+    report: SubjectReport,
 ) -> None:
     report.labels = label_values(mask)
     report.share = float((mask[box] > 0).mean())
     if problem := label_problem(mask):
-        report.add(ERROR, "labels", problem)
+        report.add(ERROR if is_learned else WARNING, "labels", problem)
+    elif not is_learned:
+        return
     elif not report.share:
         report.add(NOTE, "foreground", "the mask is empty")
     elif report.share < SMALL_SHARE:
@@ -239,21 +292,36 @@ def _examine_mask(
         report.add(WARNING, "outside", f"{outside:.0%} of the mask lies outside the brain")
 
 
-def _examine_registration(
-    images: Mapping[str, np.ndarray], brain: np.ndarray, affine: np.ndarray, report: SubjectReport
+def _examine_scheme(
+    subject: Subject, volumes: Mapping[str, Volume], is_learned: bool, report: SubjectReport
 ) -> None:
-    """Note contrasts that agree better with T1 when shifted."""
-    reference = "t1" if "t1" in images else next(iter(images))
+    """Note labels that do not mean what their scheme says."""
+    mask, enhanced = volumes[LABELS].array, volumes.get("t1ce")
+    report.scheme = scheme_of(subject)
+    if label_problem(mask):
+        return
+    problem = scheme_problem(mask, report.scheme, enhanced.array if enhanced else None)
+    if problem:
+        report.add(ERROR if is_learned else WARNING, "labels", problem)
+
+
+def _examine_registration(
+    volumes: Mapping[str, Volume], images: Sequence[str], brain: np.ndarray, report: SubjectReport
+) -> None:
+    """Note contrasts that lie elsewhere than T1."""
+    if not find_spec("SimpleITK"):
+        return
+    first = "t1" if "t1" in images else images[0]
+    reference = Reference(volumes[first], brain)
     for name in images:
-        shift = best_shift(images[reference], images[name], brain, affine)
-        if name == reference or shift is None:
+        found = reference.compare(volumes[name]) if name != first else None
+        if found is None:
             continue
-        report.shifts[name] = shift
-        if shift.is_doubtful:
-            steps = ", ".join(f"{v:+d}" for v in shift.voxels)
+        report.alignments[name] = found
+        if found.is_clear:
             report.add(
                 WARNING,
                 "registration",
-                f"{name} agrees {shift.gain:.2f} times better with {reference} when shifted by "
-                f"{shift.millimetres:.1f} mm ({steps} voxels along RAS): register it",
+                f"{name} lies {found.millimetres:.1f} mm away from {first} (mutual information "
+                f"{found.gain:.2f} times that of now if it is moved): {REGISTER}",
             )

@@ -57,12 +57,84 @@ def found(root, **options):
     return {(f.severity, f.kind, f.subject) for f in diagnosis.findings if f.severity != NOTE}
 
 
+SEGMENTATION = {"target": None}  # data.params: masks are what is learned
+
+
 def test_healthy_patients_have_no_fault(five):
-    kinds = {kind for _, kind, _ in found(five)}
-    assert kinds <= {"foreground"}  # one phantom has a small tumour
-    diagnosis = diagnose_data(five)
+    assert found(five) == set()
+    diagnosis = diagnose_data(five, SEGMENTATION)
     assert not diagnosis.breaks_training
+    assert {f.kind for f in diagnosis.findings} <= {
+        "foreground",
+        "scheme",
+    }  # one has a small tumour
     assert diagnosis.mask_fit.mean_rank < 0.05
+
+
+def test_a_synthesis_needs_no_mask_and_a_segmentation_does(folder):
+    file_of(folder, IDS[0], "seg").unlink()
+    assert found(folder) == set()
+    assert (ERROR, "missing", IDS[0]) in found(folder, data_params=SEGMENTATION)
+
+
+def test_a_synthesis_needs_its_own_contrasts_only(folder):
+    file_of(folder, IDS[0], "t2").unlink()
+    assert (ERROR, "missing", IDS[0]) in found(folder)
+    assert found(folder, data_params={"conditions": ["t1", "flair"]}) == set()
+    file_of(folder, IDS[1], "t2").write_bytes(b"no volume")
+    told = found(folder, data_params={"conditions": ["t1", "flair"]})
+    assert told == {("warning", "unreadable", IDS[1])}  # which no training reads
+
+
+def test_subjects_without_any_contrast_are_not_fit(folder, capsys):
+    """Whatever their files are called, a mask alone trains nothing."""
+    for path in folder.glob("*/*"):
+        if not path.name.endswith("_seg.nii.gz"):
+            path.rename(path.with_name(path.name.replace("_", "-")))
+    assert main(["diagnose", "data", str(folder)]) == 3
+    assert "something breaks a training" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("how", ["from -1 to 1", "z-score", "percent"])
+def test_what_is_called_fit_is_prepared_whatever_the_background(how, folder, tmp_path, capsys):
+    """Volumes whose background is -1, or some negative number, with the cure of mask=head too."""
+    changes = {
+        "from -1 to 1": lambda a: (2 * (a / a.max()) - 1).astype("f4"),
+        "z-score": lambda a: ((a - a.mean()) / a.std()).astype("f4"),
+        "percent": lambda a: (100 * a / a.max()).astype("f4"),
+    }
+    for subject in IDS:
+        for contrast in ("t1", "t1ce", "t2", "flair"):
+            edit(folder, subject, contrast, changes[how])
+    assert found(folder) == set()
+    for mask in ("auto", "head"):
+        config = ["--config", f"data.params.mask={mask}"]
+        assert main(["diagnose", "data", str(folder), *config]) == 0
+        output = ["--output", str(tmp_path / mask)]
+        assert main(["prepare", str(folder), *output, *config]) == 0
+    shares = []
+    for mask in ("auto", "head"):
+        with (tmp_path / mask / "manifest.csv").open() as file:
+            shares.append([int(row["brain_voxels"]) for row in csv.DictReader(file)])
+    assert np.allclose(*shares, rtol=0.05)
+
+
+def test_an_image_size_that_cuts_the_brain_is_named_with_one_that_does_not(folder):
+    assert found(folder, data_params={"image_size": 32}) == set()
+    diagnosis = diagnose_data(folder, {"image_size": [16, 32]})
+    (finding,) = diagnosis.of_kind("crop")
+    assert f"of {len(IDS)} of {len(IDS)} subjects" in finding.message
+    assert "give data.params.image_size=[32,32]" in finding.message
+    worst = next(s for s in diagnosis.subjects if s.id == finding.subject)
+    brain = np.asarray(nib.load(file_of(folder, worst.id, "t1")).dataobj) != 0
+    box = ndimage.find_objects(brain.astype(int))[0]
+    assert worst.plane == brain[box].shape[:2] and 0 < worst.cut < 0.5
+
+
+def test_no_slice_with_enough_brain_is_what_a_training_would_say(folder):
+    told = diagnose_data(folder, {"min_brain": 1.0})
+    assert told.breaks_training
+    assert "lower data.params.min_brain" in told.of_kind("unfit")[0].message
 
 
 def test_foreground_share_and_weight_are_those_of_the_voxels(five):
@@ -116,8 +188,8 @@ def test_a_whole_head_among_stripped_brains_is_noted(folder):
 def test_a_shifted_contrast_is_named_with_millimetres(folder):
     edit(folder, IDS[0], "flair", lambda a: np.roll(a, 2, axis=1))
     (finding,) = diagnose_data(folder).of_kind("registration")
-    assert finding.subject == IDS[0] and finding.message.startswith("flair agrees")
-    assert "shifted by 15.0 mm" in finding.message  # two voxels of 240 / 32 mm
+    assert finding.subject == IDS[0] and finding.message.startswith("flair lies")
+    assert 13 < float(finding.message.split("lies ")[1].split(" mm")[0]) < 17  # 2 voxels of 7.5 mm
 
 
 def test_copies_and_near_copies_are_named_and_leak_across_a_split(folder):
@@ -153,7 +225,8 @@ def test_exit_code_json_and_pictures(folder, tmp_path, capsys):
     assert "fit to train on" in capsys.readouterr().out
     edit(folder, IDS[2], "seg", lambda a: a * 0.3)
     output = tmp_path / "out"
-    assert main(["diagnose", "data", str(folder), "--output", str(output)]) == 3
+    config = ["--config", "configs/segmentation/unet.yaml"]
+    assert main(["diagnose", "data", str(folder), "--output", str(output), *config]) == 3
     written = json.loads((output / "diagnosis.json").read_text())
     assert written["breaks_training"] is True
     assert written["findings"][0]["kind"] == "labels"

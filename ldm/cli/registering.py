@@ -1,0 +1,156 @@
+"""``dsdiff prepare --register`` and ``--unregister``: to one grid, and back."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ldm.cli.arguments import data_module
+from ldm.cli.terminal import report_written, reporter
+from ldm.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from ldm.data.examination import Registered, Wanted
+    from ldm.data.layouts import Layout, Subject
+
+PICTURE = "registration.png"
+
+
+def add_register_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what says how contrasts are brought to one grid."""
+    group = parser.add_argument_group("registration (needs dsdiff[register])")
+    group.add_argument(
+        "--register",
+        action="store_true",
+        help="bring the contrasts of each subject to one grid first: write them, registered and "
+        "resampled once, with transforms and a checkerboard, to --output",
+    )
+    group.add_argument("--to", metavar="CONTRAST", help="that the others are laid on (default: t1)")
+    group.add_argument(
+        "--spacing", type=float, metavar="MM", help="of the grid (default: that of --to)"
+    )
+    group.add_argument(
+        "--brain",
+        metavar="PROGRAM",
+        help="hd-bet or mri_synthstrip, where it is installed and no file of the subject says "
+        "where the brain is",
+    )
+    group.add_argument(
+        "--unregister",
+        type=Path,
+        metavar="REGISTERED",
+        help="bring volumes ID_*.nii.gz of FOLDER, such as samples, from the grid of what "
+        "--register wrote back to the grid of the subject's own file of --to",
+    )
+
+
+def register(args: argparse.Namespace) -> int:
+    """Register every subject; one that fails does not stop the others."""
+    from ldm.claims import claim
+    from ldm.data.examination import is_registered, register_subject, write_registered
+    from ldm.data.layouts import detect_layout, summary
+    from ldm.data.layouts.base import stored_files
+    from ldm.inference.outputs import write_each
+
+    data = data_module(args.config, args.input, args.layout)
+    wanted = _wanted(args, data)
+    layout, found = detect_layout(args.input, data.layout_choice, data.study.contrasts)
+    print(summary(layout, found), file=sys.stderr)
+
+    def write(subject: Subject, layout: Layout, title: str) -> bool:
+        if is_registered(subject, args.output, wanted):
+            return False
+        registered = register_subject(subject, layout, wanted)
+        place = write_registered(registered, subject, args.output, wanted)
+        _draw(registered, place, wanted.to)
+        print(f"{title}: {_moves(registered, wanted.to)}")
+        return True
+
+    subjects = list(found.values())
+    with claim(args.output, "prepare", inputs=[args.input, *stored_files(subjects)]):
+        done = write_each(subjects, layout, write, reporter("prepare"))
+    print(f"look at {args.output}/ID/{PICTURE}; next: dsdiff diagnose data {args.output}")
+    return report_written(done, args.output)
+
+
+def _wanted(args: argparse.Namespace, data: Any) -> Wanted:
+    from ldm.data.examination import Wanted
+    from ldm.study import BRATS, LABELS
+
+    contrasts = dict.fromkeys([*BRATS, *data.study.needed])
+    contrasts.pop(LABELS, None)
+    choices = data.preparation.interpolation, data.preparation.mask
+    return Wanted(args.to or "t1", tuple(contrasts), args.spacing, *choices, args.brain)
+
+
+def _draw(registered: Registered, place: Path, to: str) -> None:
+    from ldm.plots.checkerboard import checkerboards_figure
+    from ldm.storage import atomic_path
+
+    images = {name: registered.arrays[name] for name in registered.alignments}
+    notes = {name: f"{registered.distance(name):.1f} mm" for name in images}
+    with atomic_path(place / PICTURE) as temporary:
+        volumes = {to: registered.arrays[to], **images}
+        temporary.write_bytes(checkerboards_figure(volumes, to, notes))
+
+
+def _moves(registered: Registered, to: str) -> str:
+    told = []
+    for name, found in registered.alignments.items():
+        distance = registered.distance(name)
+        moved = f"moved by {distance:.1f} mm" if distance else "stays"
+        told.append(f"{name} {moved} (agrees {found.gain:.2f} times as well there)")
+    return ", ".join(told) or f"only {to}"
+
+
+def unregister(args: argparse.Namespace) -> int:
+    """Bring volumes back to the grids that their subjects came from."""
+    from ldm.claims import claim
+    from ldm.data.examination import TRANSFORMS, put_back
+    from ldm.data.nifti import encode_volume, read_volume, write_volume
+    from ldm.storage import read_json, write_json
+
+    known = {path.parent.name: path.parent for path in args.unregister.glob(f"*/{TRANSFORMS}")}
+    paths = {path: _subject_of(path, known) for path in sorted(args.input.glob("*.nii.gz"))}
+    paths = {path: subject for path, subject in paths.items() if subject}
+    if not paths:
+        raise DataError(
+            "DATA-LAYOUT",
+            f"no volume ID_*.nii.gz of a subject of {args.unregister} in {args.input}: give the "
+            f"output of dsdiff sample, and that of dsdiff prepare --register",
+        )
+    order = data_module(args.config, args.input, args.layout).preparation.interpolation
+    with claim(args.output, "prepare", inputs=[args.input, args.unregister]):
+        for path, subject in paths.items():
+            are_labels = path.name.endswith("_seg.nii.gz")
+            told = (known[subject], args.to, "nearest" if are_labels else order)
+            back = put_back(read_volume(path, subject), *told)
+            kind = {"dtype": "u1"} if are_labels else {}
+            content = encode_volume(back.array, back.geometry, **kind)
+            write_volume(args.output / path.name, content)
+            sidecar = path.with_name(path.name.replace(".nii.gz", ".json"))
+            if sidecar.is_file():
+                digest = {"sha256": hashlib.sha256(content).hexdigest()}
+                write_json(args.output / sidecar.name, {**read_json(sidecar), **digest})
+    print(f"written={len(paths)}: {args.output}")
+    return 0
+
+
+def _subject_of(path: Path, known: Mapping[str, Path]) -> str | None:
+    fitting = [subject for subject in known if path.name.startswith(f"{subject}_")]
+    return max(fitting, key=len, default=None)
+
+
+def refuse_leftovers(args: argparse.Namespace) -> None:
+    """Refuse options of a registration without one.
+
+    Raises:
+        ConfigError: USAGE.
+    """
+    given = [f"--{name}" for name in ("to", "spacing", "brain") if getattr(args, name)]
+    if given and not (args.register or args.unregister):
+        raise ConfigError("USAGE", f"{given[0]} is for --register: give that too, or leave it out")

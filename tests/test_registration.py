@@ -1,0 +1,270 @@
+"""Contrasts that were moved are laid back on each other; those that lie right stay."""
+
+import csv
+import json
+import shutil
+from functools import cache
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+
+from ldm.cli.main import main
+from ldm.data.examination import grid_geometry, isotropic, onto
+from ldm.data.layouts import detect_layout
+from ldm.data.nifti import Volume, encode_volume, read_volume
+from ldm.data.registration import Reference, from_itk, itk_rigid, moved, resampled, world
+from ldm.phantom import write_phantoms
+
+itk = pytest.importorskip("SimpleITK")
+
+ID = "Phantom_0001"
+FIFTH = 0.2 * 3.75  # mm, of a voxel
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """One patient of 64 x 64 x 41 voxels of 3.75 mm."""
+    root = tmp_path_factory.mktemp("phantom")
+    write_phantoms(root, 1, size=64, seed=3)
+    return root
+
+
+@pytest.fixture(scope="module")
+def volumes(folder) -> dict[str, Volume]:
+    return {c: read_volume(folder / ID / f"{ID}_{c}.nii.gz") for c in ("t1", "t1ce", "t2", "flair")}
+
+
+def brain_of(volume: Volume) -> np.ndarray:
+    return volume.array != 0
+
+
+@cache
+def rigid(millimetres: float, degrees: float, seed: int = 0) -> np.ndarray:
+    """A move of this length, and a turn by this angle about a point outside the head."""
+    rng = np.random.default_rng(seed)
+    axis, way = (v / np.linalg.norm(v) for v in rng.normal(size=(2, 3)))
+    matrix = np.eye(4)
+    matrix[:3, :3] = Rotation.from_rotvec(np.deg2rad(degrees) * axis).as_matrix()
+    matrix[:3, 3] = millimetres * way
+    return matrix
+
+
+def displaced(volume: Volume, matrix: np.ndarray, spacing=None) -> Volume:
+    """The contrast of a head that moved by ``matrix``, on its own or another grid."""
+    grid = volume.geometry
+    if spacing:
+        shape = np.ceil(np.array(grid.canonical_shape) * grid.spacing / spacing).astype(int)
+        scale = np.diag([*(np.array(spacing) / grid.spacing), 1.0])
+        grid = grid_geometry(shape, grid.canonical_affine @ scale)
+    return Volume(resampled(volume, grid, np.linalg.inv(matrix)), grid)
+
+
+def error_of(found: np.ndarray, true: np.ndarray, points: np.ndarray) -> float:
+    """Mean distance over the brain, in mm."""
+    return float(np.linalg.norm(moved(points, found) - moved(points, true), axis=1).mean())
+
+
+def points_of(volume: Volume) -> np.ndarray:
+    return world(np.argwhere(brain_of(volume)), volume.geometry.canonical_affine)
+
+
+def test_the_transform_of_itk_is_the_matrix():
+    matrix, centre = rigid(7, 20), np.array([3.0, -5, 9])
+    transform = itk_rigid(itk, matrix, centre)
+    assert np.allclose(from_itk(transform), matrix)
+    point = np.array([[10.0, -20, 30]])
+    lps = transform.TransformPoint((point[0] * [-1, -1, 1]).tolist())
+    assert np.allclose(np.array(lps) * [-1, -1, 1], moved(point, matrix)[0])
+
+
+@pytest.mark.parametrize("order", ["nearest", "linear", "cubic"])
+def test_a_grid_that_is_the_same_changes_nothing(volumes, order):
+    volume = volumes["t2"]
+    assert np.allclose(
+        resampled(volume, volume.geometry, np.eye(4), order), volume.array, atol=0.01
+    )
+
+
+def test_a_shift_by_whole_voxels_moves_them(volumes):
+    volume, matrix = volumes["t2"], np.eye(4)
+    matrix[:3, 3] = volume.geometry.canonical_affine[:3, :3] @ [2, -1, 0]
+    found = resampled(volume, volume.geometry, matrix)
+    assert np.allclose(found[:-2, 1:], volume.array[2:, :-1], atol=0.01)
+
+
+@pytest.mark.parametrize("contrast", ["t1ce", "t2", "flair"])
+def test_a_contrast_that_lies_right_stays(volumes, contrast):
+    reference = Reference(volumes["t1"], brain_of(volumes["t1"]))
+    for found in (reference.compare(volumes[contrast]), reference.register(volumes[contrast])):
+        assert not found.is_clear
+
+
+@pytest.mark.parametrize(
+    ("contrast", "millimetres", "degrees", "spacing"),
+    [("t2", 10, 10, None), ("flair", 10, 5, (3.0, 3.0, 6.0)), ("t1ce", 5, 8, (3.75, 3.75, 3.75))],
+)
+def test_a_contrast_that_moved_is_found(volumes, contrast, millimetres, degrees, spacing):
+    true = rigid(millimetres, degrees)
+    other = displaced(volumes[contrast], true, spacing)
+    reference = Reference(volumes["t1"], brain_of(volumes["t1"]))
+    found, points = reference.register(other), points_of(volumes["t1"])
+    assert found.is_clear and reference.compare(other).is_clear
+    assert error_of(found.matrix, true, points) < FIFTH
+    assert error_of(np.eye(4), true, points) > millimetres / 2
+
+
+def test_a_header_far_off_is_found_from_the_centres(volumes):
+    """The contrast lies 150 mm away, as after a conversion that lost the origin."""
+    matrix = np.eye(4)
+    matrix[:3, 3] = 150, -80, 60
+    far = volumes["flair"].geometry
+    far = Volume(
+        volumes["flair"].array, grid_geometry(far.canonical_shape, matrix @ far.canonical_affine)
+    )
+    found = Reference(volumes["t1"], brain_of(volumes["t1"])).register(far)
+    assert error_of(found.matrix, matrix, points_of(volumes["t1"])) < FIFTH
+
+
+def test_nothing_is_said_of_an_empty_image_nor_of_a_speck(volumes):
+    empty = Volume(np.zeros_like(volumes["t2"].array), volumes["t2"].geometry)
+    speck = np.zeros_like(brain_of(volumes["t1"]))
+    speck[30:32, 30:32, 20] = True
+    assert Reference(volumes["t1"], brain_of(volumes["t1"])).compare(empty) is None
+    assert Reference(volumes["t1"], speck).compare(volumes["t2"]) is None
+
+
+def test_cubes_have_the_centre_and_reach_every_voxel(volumes):
+    own = volumes["t1"].geometry
+    cubes = isotropic(own, 2.0)
+    assert np.allclose(cubes.spacing, 2)
+    ends = [
+        world((np.array([[0, 0, 0], g.canonical_shape]) - [[0], [1]]), g.canonical_affine)
+        for g in (own, cubes)
+    ]
+    assert np.allclose(*(e.mean(0) for e in ends), atol=1e-3)
+    assert (ends[1][0] <= ends[0][0] + 1e-3).all() and (ends[1][1] >= ends[0][1] - 1e-3).all()
+
+
+@pytest.mark.parametrize("air", [0.0, -1.0])
+def test_what_lies_around_a_stripped_brain_keeps_its_one_value(volumes, air):
+    array = np.where(brain_of(volumes["t1"]), volumes["t1"].array / 500 - 1, air).astype("f4")
+    volume = Volume(array, volumes["t1"].geometry)
+    made = onto(volume, isotropic(volume.geometry, 2.0), rigid(3, 4), "cubic")
+    share = (made != air).mean() / (array != air).mean()
+    assert share == pytest.approx(1, abs=0.1)
+    assert made[0, 0, 0] == air
+
+
+# --- The verb -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def scanned(tmp_path_factory, folder, volumes) -> Path:
+    """The patient as it comes from a scanner: T2 and FLAIR moved, on grids of their own."""
+    root = tmp_path_factory.mktemp("scanned")
+    shutil.copytree(folder / ID, root / ID)
+    for contrast, matrix, spacing in (
+        ("t2", rigid(8, 6, seed=1), (3.0, 3.0, 5.0)),
+        ("flair", rigid(6, 4, seed=2), None),
+    ):
+        other = displaced(volumes[contrast], matrix, spacing)
+        path = root / ID / f"{ID}_{contrast}.nii.gz"
+        path.write_bytes(encode_volume(other.array, other.geometry))
+    return root
+
+
+@pytest.fixture(scope="module")
+def registered(tmp_path_factory, scanned) -> Path:
+    output = tmp_path_factory.mktemp("out") / "registered"
+    assert main(["prepare", str(scanned), "--register", "--output", str(output)]) == 0
+    return output
+
+
+def test_other_grids_are_refused_with_the_command_that_helps(scanned, tmp_path, capsys):
+    everything = ["--config", "data.params.train=1.0", "data.params.val=0"]
+    assert main(["prepare", str(scanned), "--output", str(tmp_path), *everything]) == 3
+    assert "dsdiff prepare FOLDER --register" in capsys.readouterr().err
+    assert main(["diagnose", "data", str(scanned)]) == 3
+    assert "dsdiff prepare FOLDER --register" in " ".join(capsys.readouterr().out.split())
+
+
+def test_contrasts_come_back_to_one_grid(registered, volumes):
+    layout, found = detect_layout(registered)
+    assert layout.name == "BraTS 2017-2021" and set(found) == {ID}
+    told = json.loads((registered / ID / "transforms.json").read_text())["sources"]
+    points = points_of(volumes["t1"])
+    for contrast, true in (("t2", rigid(8, 6, seed=1)), ("flair", rigid(6, 4, seed=2))):
+        assert error_of(np.array(told[contrast]["matrix"]), true, points) < FIFTH
+        assert told[contrast]["moved_mm"] == pytest.approx(error_of(np.eye(4), true, points), abs=1)
+    assert told["t1ce"]["moved_mm"] == 0 and np.allclose(told["t1ce"]["matrix"], np.eye(4))
+    for contrast in ("t1", "t1ce"):  # not touched
+        back = read_volume(registered / ID / f"{ID}_{contrast}.nii.gz")
+        assert np.allclose(back.array, volumes[contrast].array, atol=0.01)
+    labels = [nib.load(root / ID / f"{ID}_seg.nii.gz") for root in (registered,)]
+    assert set(np.unique(labels[0].dataobj)) <= {0, 1, 2, 4}
+
+
+def test_what_is_registered_is_prepared_and_has_a_picture(registered, tmp_path):
+    assert (registered / ID / "registration.png").read_bytes().startswith(b"\x89PNG")
+    everything = ["--config", "data.params.train=1.0", "data.params.val=0"]
+    assert main(["prepare", str(registered), "--output", str(tmp_path), *everything]) == 0
+    with (tmp_path / "manifest.csv").open() as file:
+        assert [row["id"] for row in csv.DictReader(file)] == [ID]
+
+
+def test_a_second_run_does_nothing_and_other_wishes_are_met(registered, scanned, capsys):
+    again = ["prepare", str(scanned), "--register", "--output", str(registered)]
+    assert main(again) == 0
+    assert "written=0 failed=0 skipped=1" in capsys.readouterr().out
+
+
+def test_a_volume_goes_back_to_the_grid_of_a_contrast(registered, scanned, tmp_path):
+    """FLAIR as registered, put back, is FLAIR as it came, but for two interpolations."""
+    (tmp_path / "samples").mkdir()
+    shutil.copy(registered / ID / f"{ID}_flair.nii.gz", tmp_path / "samples" / f"{ID}_t1ce.nii.gz")
+    (tmp_path / "samples" / f"{ID}_t1ce.json").write_text('{"Synthetic": true, "sha256": "0"}')
+    arguments = ["prepare", str(tmp_path / "samples"), "--unregister", str(registered)]
+    arguments += ["--to", "flair", "--output", str(tmp_path / "back")]
+    assert main(arguments) == 0
+    back = read_volume(tmp_path / "back" / f"{ID}_t1ce.nii.gz")
+    own = read_volume(scanned / ID / f"{ID}_flair.nii.gz")
+    back.geometry.require_same_grid(own.geometry, ("back", "own"), None)
+    inside = (back.array != 0) & (own.array != 0)
+    assert inside.sum() > 0.9 * (own.array != 0).sum()
+    assert np.corrcoef(back.array[inside], own.array[inside])[0, 1] > 0.9
+    sidecar = json.loads((tmp_path / "back" / f"{ID}_t1ce.json").read_text())
+    assert sidecar["Synthetic"] is True and sidecar["sha256"] != "0"
+
+
+def test_a_program_of_the_user_finds_the_brain(scanned, tmp_path, monkeypatch):
+    """One that keeps what is brighter than the mean, in place of HD-BET."""
+    program = tmp_path / "bin/hd-bet"
+    program.parent.mkdir()
+    program.write_text(
+        f"#!{shutil.which('python3')}\nimport sys, shutil\nshutil.copy(sys.argv[2], sys.argv[4])\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
+    arguments = ["prepare", str(scanned), "--register", "--to", "t1ce", "--brain", "hd-bet"]
+    assert main([*arguments, "--spacing", "4", "--output", str(tmp_path / "out")]) == 0
+    brain = read_volume(tmp_path / f"out/{ID}/{ID}_brain.nii.gz")
+    image = read_volume(tmp_path / f"out/{ID}/{ID}_t1ce.nii.gz")
+    assert np.allclose(brain.geometry.spacing, 4)
+    assert ((image.array != 0) <= (brain.array > 0)).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--to", "t2"], "--to is for --register"),
+        (["--register", "--to", "pd"], "--to is pd: give one of t1, t1ce"),
+        (["--register", "--spacing", "0"], "give 0.2 to 10 mm"),
+        (["--register", "--brain", "bet"], "--brain is 'bet': give one of hd-bet"),
+    ],
+)
+def test_wrong_options_are_refused(scanned, tmp_path, capsys, options, said):
+    assert main(["prepare", str(scanned), "--output", str(tmp_path / "out"), *options]) == 2
+    assert said in capsys.readouterr().err
