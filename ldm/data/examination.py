@@ -230,19 +230,19 @@ def write_registered(
         write_volume(place / layout.file_name(subject.id, name), content)
     if LABELS in registered.arrays and (scheme := scheme_of(subject)).source:
         write_json(place / f"{subject.id}_{LABELS}.json", {"scheme": str(scheme)})
-    told = {"of": described(subject, wanted), "to": wanted.to, "sources": registered.to_dict()}
+    told = {"of": decided_by(subject, wanted), "to": wanted.to, "sources": registered.to_dict()}
     write_json(place / TRANSFORMS, told)  # the last: what it stands beside is whole
     return place
 
 
-def described(subject: Subject, wanted: Wanted) -> dict[str, Any]:
+def decided_by(subject: Subject, wanted: Wanted) -> dict[str, Any]:
     """Return what decides the volumes of a subject: its files and what is wanted."""
     return {**vars(wanted), "contrasts": list(wanted.contrasts), "state": state(subject)}
 
 
 def is_registered(subject: Subject, folder: Path, wanted: Wanted) -> bool:
     """Return whether a subject was written, from these files in this way."""
-    return read_json(folder / subject.id / TRANSFORMS, torn=True).get("of") == described(
+    return read_json(folder / subject.id / TRANSFORMS, torn=True).get("of") == decided_by(
         subject, wanted
     )
 

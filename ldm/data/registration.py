@@ -29,7 +29,7 @@ CLEAR_MILLIMETRES, CLEAR_VOXELS = 1.5, 0.5  # mean over the head; the larger cou
 
 
 @dataclass(frozen=True)
-class Level:
+class Resolution:
     """One resolution, all in mm: of the points (or the voxels of the reference, if coarser), of the
     voxels, how far beyond the head, and the first step of the optimizer."""
 
@@ -39,9 +39,9 @@ class Level:
     step: float
 
 
-COARSE = Level(points=8, voxels=4, beyond=12, step=4)
-JUDGED = Level(points=4, voxels=2, beyond=6, step=0.5)
-FINE = Level(points=3, voxels=1, beyond=6, step=0.25)
+COARSE = Resolution(points=8, voxels=4, beyond=12, step=4)
+JUDGED = Resolution(points=4, voxels=2, beyond=6, step=0.5)
+FINE = Resolution(points=3, voxels=1, beyond=6, step=0.25)
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Reference:
         self.itk = _simple_itk()
         self.points = world(np.argwhere(head), volume.geometry.canonical_affine)
         self.centre = self.points.mean(0)
-        self._grids: dict[Level, tuple[Any, Any]] = {}
+        self._grids: dict[Resolution, tuple[Any, Any]] = {}
 
     def compare(self, moving: Volume) -> Alignment | None:
         """Return where a contrast agrees best near the place that its header states (seconds).
@@ -115,7 +115,7 @@ class Reference:
         return self.volume.geometry.canonical_affine
 
     def _align(
-        self, moving: Volume, starts: Sequence[np.ndarray], levels: Sequence[Level]
+        self, moving: Volume, starts: Sequence[np.ndarray], levels: Sequence[Resolution]
     ) -> Alignment | None:
         matrices, own = list(starts), float(np.prod(self.volume.geometry.spacing) ** (1 / 3))
         for level in (replace(level, points=max(level.points, own)) for level in levels):
@@ -134,13 +134,13 @@ class Reference:
         voxel = max(own, float(np.prod(moving.geometry.spacing) ** (1 / 3)))
         return Alignment(found, max(before, 0.0), max(values), float(distance), voxel)
 
-    def _sampled(self, level: Level) -> tuple[Any, Any]:
+    def _sampled(self, level: Resolution) -> tuple[Any, Any]:
         """Return the reference, and the mask of its points, on the turned grid of a level."""
         if level not in self._grids:
             self._grids[level] = self._sample(level)
         return self._grids[level]
 
-    def _sample(self, level: Level) -> tuple[Any, Any]:
+    def _sample(self, level: Resolution) -> tuple[Any, Any]:
         local = (self.points - self.centre) @ TURN
         low, high = local.min(0) - level.beyond, local.max(0) + level.beyond
         grid = np.eye(4)
@@ -154,7 +154,7 @@ class Reference:
         image = itk.Resample(self._image(self.volume, level), empty, stay, itk.sitkLinear, 0.0)
         return image, mask
 
-    def _image(self, volume: Volume, level: Level) -> Any:
+    def _image(self, volume: Volume, level: Resolution) -> Any:
         """Return a contrast in voxels of about those of a level, smooth, without its outliers."""
         array = volume.array
         bright = array[array > array.mean()]
@@ -187,7 +187,7 @@ class Reference:
             return -np.inf
 
     def _climb(
-        self, fixed: Any, mask: Any, image: Any, matrix: np.ndarray, level: Level
+        self, fixed: Any, mask: Any, image: Any, matrix: np.ndarray, level: Resolution
     ) -> np.ndarray:
         method, transform = self._method(mask, matrix)
         method.SetOptimizerAsRegularStepGradientDescent(level.step, level.step / 64, 80, 0.5, 1e-7)
