@@ -116,7 +116,7 @@ def test_what_is_called_fit_is_prepared_whatever_the_background(how, folder, tmp
     for mask in ("auto", "head"):
         with (tmp_path / mask / "manifest.csv").open() as file:
             shares.append([int(row["brain_voxels"]) for row in csv.DictReader(file)])
-    assert np.allclose(*shares, rtol=0.05)
+    assert np.allclose(*shares, rtol=0.15)  # voxels of 7.5 mm: one at the edge is 10 %
 
 
 def test_an_image_size_that_cuts_the_brain_is_named_with_one_that_does_not(folder):
@@ -206,7 +206,7 @@ def test_copies_and_near_copies_are_named_and_leak_across_a_split(folder):
         )
     pairs = {
         (f.subject, f.message.split(" of ")[1].split(":")[0].split(" ")[0])
-        for f in diagnose_data(folder).of_kind("duplicate")
+        for f in diagnose_data(folder, {"val": 0}).of_kind("duplicate")
     }
     assert pairs == {(IDS[0], "Copy"), (IDS[1], "Near")}
     split = {"conditions": ["t1"], "target": "t1ce", "train": [*IDS], "val": ["Copy", "Near"]}
