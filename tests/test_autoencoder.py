@@ -56,7 +56,7 @@ def test_published_size_of_kl_f8():
 def test_gradient_in_every_parameter(changes):
     model = parity.fill(autoencoder(**changes)).train()
     posterior = model.encode(parity.normal("x", (2, 1, 16, 16)))
-    latents = posterior.sample(torch.Generator().manual_seed(0))
+    latents = posterior.sample(parity.normal("noise", posterior.mean.shape))
     model.decode(latents).square().mean().backward()
     assert not [n for n, p in model.named_parameters() if not p.grad.abs().max() > 0]
 
@@ -83,7 +83,7 @@ def test_an_image_does_not_see_the_rest_of_the_batch():
 def test_posterior_samples_have_its_mean_and_variance():
     moments = torch.tensor([0.5, -1.0]).reshape(1, 2, 1, 1).expand(1, 2, 200, 200)
     posterior = DiagonalGaussian.from_moments(moments)
-    samples = posterior.sample(torch.Generator().manual_seed(1))
+    samples = posterior.sample(parity.normal("noise", posterior.mean.shape))
     standard_error = math.exp(-0.5) / 200
     assert samples.mean() == pytest.approx(0.5, abs=4 * standard_error)
     assert samples.var().log() == pytest.approx(-1.0, abs=0.04)
@@ -95,13 +95,12 @@ def test_posterior_is_narrow_before_training():
     assert posterior.logvar.mean().item() == pytest.approx(-6, abs=1)
 
 
-def test_posterior_is_finite_for_any_moments_and_repeats_with_its_generator():
+def test_posterior_is_finite_for_any_moments():
     moments = torch.tensor([1.0, -1e9]).reshape(1, 2, 1, 1)
     narrow = DiagonalGaussian.from_moments(moments)
     wide = DiagonalGaussian.from_moments(-moments)
     assert narrow.sample() == pytest.approx(1.0, abs=1e-5)
-    draws = [wide.sample(torch.Generator().manual_seed(3)) for _ in range(2)]
-    assert draws[0].isfinite() and draws[0] == draws[1]
+    assert wide.sample(torch.ones(1, 1, 1, 1)).isfinite()
 
 
 def test_the_public_defaults_may_be_written_out():

@@ -58,10 +58,14 @@ class DiagonalGaussian:
         """Return the most probable latents, the mean."""
         return self.mean
 
-    def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """Return random latents; the noise is drawn on the CPU, from ``generator``."""
-        noise = torch.randn(self.mean.shape, generator=generator).to(self.mean)
-        return self.mean + torch.exp(0.5 * self.logvar) * noise
+    def sample(self, noise: Tensor | None = None) -> Tensor:
+        """Return random latents.
+
+        Args:
+            noise: standard normal (B, C, h, w); None: of torch's global generator, on the CPU.
+        """
+        noise = torch.randn(self.mean.shape) if noise is None else noise
+        return self.mean + torch.exp(0.5 * self.logvar) * noise.to(self.mean)
 
     def kl(self) -> Tensor:
         """Return the divergence (B,) from the standard normal distribution, in nats."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.errors import NonFiniteError, one_of
+from ldm.models.draws import Draws
 from ldm.storage import stable_seed
 from ldm.util import instantiate_from_config
 
@@ -28,7 +29,10 @@ RATE_SCHEDULES: dict[str, Callable[[float], float]] = {
 
 
 class RunModule(pl.LightningModule):
-    """A LightningModule whose training depends on (seed, rank, step) only, and stops before NaN.
+    """A LightningModule whose training is a function of its seed, and stops before NaN.
+
+    Processes that share a batch train as one would on all of it, except for what a network draws by
+    itself (dropout) and for losses of a batch as a whole.
 
     A subclass gives ``batch_loss``, ``validation_step``, ``network`` and ``network_inputs``.
 
@@ -70,8 +74,12 @@ class RunModule(pl.LightningModule):
         """Return ``next_command`` for a run folder; what is not known stays a word in capitals."""
         return self.next_command.format(run=run, patients=patients, predictions=predictions)
 
-    def batch_loss(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Return the training loss of a batch by component; ``loss`` is what is minimised."""
+    def batch_loss(self, batch: Mapping[str, Any], draws: Draws | None = None) -> dict[str, Tensor]:
+        """Return the training loss of a batch by component; ``loss`` is what is minimised.
+
+        Args:
+            draws: all randomness; None: of torch's global generator.
+        """
         raise NotImplementedError
 
     @property
@@ -103,14 +111,17 @@ class RunModule(pl.LightningModule):
         return {}
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
-        """Return the loss of a batch; its noise depends on (seed, rank, step) only.
+        """Return the loss of a batch; its noise is keyed by the position of each item in the run.
 
         Raises:
             NonFiniteError: NONFINITE-LOSS, before any weight changes.
         """
         drawn = self.trainer.fit_loop.epoch_loop.total_batch_idx  # batch_idx restarts on resume
-        torch.manual_seed(stable_seed(self.seed, "step", self.global_rank, drawn))
-        losses = self.batch_loss(batch)
+        rank, world = self.global_rank, self.trainer.world_size
+        torch.manual_seed(stable_seed(self.seed, "step", rank, drawn))  # of the network's dropout
+        items = len(batch["subject"])
+        draws = Draws((self.seed, "train"), items, drawn * items * world, rank, world)
+        losses = self.batch_loss(batch, draws)
         if not torch.isfinite(losses["loss"]):
             raise NonFiniteError(
                 "NONFINITE-LOSS",

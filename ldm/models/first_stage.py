@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ldm.errors import ConfigError
 from ldm.losses.autoencoder import AutoencoderLoss
 from ldm.models.base import Config, RunModule
+from ldm.models.draws import Draws
 from ldm.modules.diffusionmodules.util import crop_to, pad_to_multiple
 from ldm.study import Study
 from ldm.util import evenly_spread, image_sides, instantiate_from_config, shows
@@ -91,10 +92,13 @@ class FirstStageTraining(RunModule):
         """Return images (B, 1, H, W) in a size that the autoencoder divides."""
         return pad_to_multiple(images, self.autoencoder.downsampling)
 
-    def batch_loss(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+    def batch_loss(self, batch: Mapping[str, Any], draws: Draws | None = None) -> dict[str, Tensor]:
         """Return the training loss of a batch by component; ``loss`` is the sum to minimise."""
-        images = self.padded(all_images(batch))
-        reconstruction, posterior = self.autoencoder(images)
+        images, items = self.padded(all_images(batch)), len(batch["target"])
+        posterior = self.autoencoder.encode(images)
+        drawn = draws or Draws.unkeyed(items)
+        noise = drawn.normal((len(images) // items, *posterior.mean.shape[1:]))
+        reconstruction = self.autoencoder.decode(posterior.sample(noise.flatten(0, 1)))
         return self.loss(images, reconstruction, posterior, self.global_step)
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Tensor]:

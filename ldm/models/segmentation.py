@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ldm.errors import ConfigError, DataError
 from ldm.losses.segmentation import SegmentationLoss
 from ldm.models.base import Config, RunModule
+from ldm.models.draws import Draws
 from ldm.modules.adapter import CONSTRUCTOR_NAMES, under_every_name
 from ldm.modules.diffusionmodules.util import crop_to, pad_to_multiple
 from ldm.modules.gates import resize
@@ -179,7 +180,7 @@ class Segmentation(RunModule):
         """Return the regions (B, R, *S) bool of a batch."""
         return torch.cat(list(region_masks(batch["seg"], self.regions).values()), dim=1)
 
-    def batch_loss(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+    def batch_loss(self, batch: Mapping[str, Any], draws: Draws | None = None) -> dict[str, Tensor]:
         """Return the training loss of a batch by component; ``loss`` is what is minimised."""
         target = self.target(batch)
         finest, *coarser = self.logits(batch["condition"], batch["presence"])

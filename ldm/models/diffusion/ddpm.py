@@ -20,7 +20,7 @@ from ldm.models.diffusion.process import GaussianProcess, Noised
 from ldm.models.diffusion.samplers import Sampling, get_sampler, network_calls, options_of
 from ldm.models.diffusion.tiling import Tiling
 from ldm.models.diffusion.wrapper import IMAGES, Conditions, DiffusionWrapper
-from ldm.storage import stable_seed
+from ldm.models.draws import Draws
 from ldm.study import Study
 from ldm.util import image_sides, instantiate_from_config, shows, taken
 
@@ -182,15 +182,16 @@ class LatentDiffusion(RunModule):
             **self.space.anchor_of(images, *told),
         }
 
-    def batch_loss(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+    def batch_loss(self, batch: Mapping[str, Any], draws: Draws | None = None) -> dict[str, Tensor]:
         """Return the training loss of a batch by component; ``loss`` is the sum to minimise."""
         given, x_0 = self.encode_batch(batch)
-        t, importance = (drawn.to(x_0.device) for drawn in self.timesteps.draw(len(x_0)))
-        noised = self.process.noisy(x_0, t, torch.randn(x_0.shape).to(x_0.device))
-        means = self.process.mean_items(len(x_0))
+        draws = draws or Draws.unkeyed(len(x_0))
+        t, importance = (n.to(x_0.device) for n in self.timesteps.draw(draws.uniform()))
+        noised = self.process.noisy(x_0, t, draws.normal(x_0.shape[1:]).to(x_0.device))
+        means = draws.items_of(self.process.mean_share)
         if means:
             noised = self.process.at_mean(noised, means)
-        output, features = self.output_and_features(noised.x_t, noised.t, self.drop(given))
+        output, features = self.output_and_features(noised.x_t, noised.t, self.drop(given, draws))
         estimate = self.process.estimate(output, noised.x_t, noised.t)
         weights = self.voxel_weights(batch, x_0.shape[2:], means)
         losses = self.process.loss(estimate, noised, weights)["loss"]
@@ -202,11 +203,11 @@ class LatentDiffusion(RunModule):
         prediction = self.prediction(estimate.x_0, noised, features, given, batch)
         return self.total_loss(fit.mean(), prediction)
 
-    def drop(self, given: Conditions) -> Conditions:
+    def drop(self, given: Conditions, draws: Draws) -> Conditions:
         """Return the conditions as training shows them: now and then none of an item's."""
         if not self.drop_all or not self.training:
             return given
-        kept = torch.rand(len(given[IMAGES])) >= self.drop_all
+        kept = draws.uniform() >= self.drop_all
         return self.model.kept(given, kept)
 
     def output_and_features(
@@ -371,9 +372,8 @@ class LatentDiffusion(RunModule):
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Tensor]:
         """Log the loss and the quality of sampled slices; return them for pictures."""
         keys = [(self.seed, *key) for key in places(batch)]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(stable_seed(self.seed, "validation", batch_idx))
-            loss = self.batch_loss(batch)["loss"]
+        draws = Draws((self.seed, "validation", batch_idx), len(keys))
+        loss = self.batch_loss(batch, draws)["loss"]
         synthetic = self.synthesise(
             batch["condition"],
             batch["presence"],

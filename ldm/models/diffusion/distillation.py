@@ -17,6 +17,7 @@ from ldm.models.diffusion.path import Denoise, Level, levels_of
 from ldm.models.diffusion.samplers import ddim
 from ldm.models.diffusion.schedule import Schedule
 from ldm.models.diffusion.wrapper import Conditions
+from ldm.models.draws import Draws
 from ldm.storage import run_folder
 from ldm.study import read_study
 from ldm.util import instantiate_from_config, shows, targets_in
@@ -212,15 +213,16 @@ class Distillation(LatentDiffusion):
         super().on_load_checkpoint(checkpoint)
         self.teacher.load(checkpoint["teacher"], "the checkpoint")
 
-    def batch_loss(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+    def batch_loss(self, batch: Mapping[str, Any], draws: Draws | None = None) -> dict[str, Tensor]:
         """Return the misfit of one step, the same for all items of a batch, drawn at random."""
         given, x_0 = self.encode_batch(batch)
-        given = self.drop(given)
-        step = int(torch.randint(self.sampling_steps, ()))
+        draws = draws or Draws.unkeyed(len(x_0))
+        given = self.drop(given, draws)
+        step = draws.one_of(self.sampling_steps)
         path = step_path(self.schedule, self.sampling_steps, self.substeps, step)
         t = torch.full((len(x_0),), path[0], device=x_0.device)
         with torch.no_grad():
-            x_t = self.states(x_0, given, step, t)
+            x_t = self.states(x_0, given, step, t, draws)
             teacher = self.teacher.model.to(x_0.device).denoiser(given)
             x_0 = student_target(teacher, x_t, self.schedule, path)
         output, features = self.output_and_features(x_t, t, given)
@@ -234,16 +236,16 @@ class Distillation(LatentDiffusion):
         """Return the number of steps: a student follows its teacher without noise too."""
         return steps
 
-    def states(self, x_0: Tensor, given: Conditions, step: int, t: Tensor) -> Tensor:
+    def states(self, x_0: Tensor, given: Conditions, step: int, t: Tensor, draws: Draws) -> Tensor:
         """Return x_t (B, C, h, w) at the start of a step: noised data, or where the student is."""
-        noise = torch.randn(x_0.shape).to(x_0.device)
+        noise = draws.normal(x_0.shape[1:]).to(x_0.device)
         drawn = self.process.noisy(x_0, t, noise).x_t
         visited = self.temperature * noise
         if step:
             grid = levels_of(self.schedule, self.sampling_steps, SPACING)
             path = [level.t for level in grid[: step + 1]]
             visited = ddim(self.denoiser(given), visited, self.schedule, path)
-        own = torch.rand(len(x_0)).to(x_0.device) < self.visited
+        own = (draws.uniform() < self.visited).to(x_0.device)
         return torch.where(own.view(-1, *[1] * (x_0.ndim - 1)), visited, drawn)
 
 

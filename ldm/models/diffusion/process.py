@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from ldm.errors import ConfigError, one_of
@@ -150,12 +149,6 @@ class GaussianProcess:
         """Return noisy data x_t that are to lead to x_0, with the noise that is then in them."""
         alpha, sigma = self.schedule.at(t, x_t)
         return Noised(x_0, (x_t - alpha * x_0) / sigma, t, x_t)
-
-    def mean_items(self, batch: int) -> int:
-        """Return how many items of a batch learn the posterior mean, on average ``mean_share``."""
-        if self.mean_share in (0, 1):
-            return round(self.mean_share * batch)
-        return int(self.mean_share * batch + torch.rand(()).item())
 
     def at_mean(self, noised: Noised, count: int) -> Noised:
         """Return the same with the first ``count`` items where the posterior mean is asked for.

@@ -1,7 +1,7 @@
 """Which timesteps a training batch sees, and what their losses weigh for it.
 
-Every sampler has ``draw(batch) -> (t, weight)``, of (B,) int64 and (B,) float32 on the CPU from
-torch's global generator, and ``update(t, loss)`` for those that learn from the losses.
+Every sampler has ``draw(uniform) -> (t, weight)``, which makes of numbers (B,) in [0, 1) timesteps
+(B,) int64 and weights (B,) float32, and ``update(t, loss)`` for those that learn from the losses.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ class UniformTimesteps:
     def __init__(self, timesteps: int) -> None:
         self.timesteps = timesteps
 
-    def draw(self, batch: int) -> tuple[Tensor, Tensor]:
+    def draw(self, uniform: Tensor) -> tuple[Tensor, Tensor]:
         """Timesteps and the weights of their losses."""
-        return torch.randint(self.timesteps, (batch,)), torch.ones(batch)
+        return (uniform * self.timesteps).long(), torch.ones(len(uniform))
 
     def update(self, t: Tensor, loss: Tensor) -> None:
         """Take note of the losses (B,), before weighting, at timesteps t (B,)."""
@@ -59,9 +59,9 @@ class LogitNormalTimesteps(UniformTimesteps):
         edges = torch.arange(timesteps + 1, dtype=torch.float64) / timesteps
         self.probabilities = torch.special.ndtr((edges.logit() - mean) / std).diff()
 
-    def draw(self, batch: int) -> tuple[Tensor, Tensor]:
+    def draw(self, uniform: Tensor) -> tuple[Tensor, Tensor]:
         """Timesteps and the weights of their losses, which are 1."""
-        return torch.multinomial(self.probabilities, batch, replacement=True), torch.ones(batch)
+        return _quantile(self.probabilities, uniform), torch.ones(len(uniform))
 
 
 class ImportanceTimesteps(UniformTimesteps):
@@ -99,15 +99,16 @@ class ImportanceTimesteps(UniformTimesteps):
             return even
         return torch.lerp(rms / rms.sum(), even, self.uniform)
 
-    def draw(self, batch: int) -> tuple[Tensor, Tensor]:
+    def draw(self, uniform: Tensor) -> tuple[Tensor, Tensor]:
         """Timesteps and the weights of their losses, ``1 / (T p_t)``: the mean is unbiased."""
         probabilities = self.probabilities
-        t = torch.multinomial(probabilities, batch, replacement=True)
+        t = _quantile(probabilities, uniform)
         return t, (1 / (self.timesteps * probabilities[t])).float()
 
     def update(self, t: Tensor, loss: Tensor) -> None:
         """Replace the oldest losses of timesteps t (B,) by loss (B,), from all ranks."""
-        for timestep, value in _from_all_ranks(list(zip(t.tolist(), loss.tolist(), strict=True))):
+        seen = _from_all_ranks(list(zip(t.tolist(), loss.tolist(), strict=True)))
+        for timestep, value in sorted(seen):  # in one order, whichever rank it is from
             place = self.seen[timestep] % self.losses.shape[1]
             self.losses[timestep, place] = value
             self.seen[timestep] += 1
@@ -131,6 +132,12 @@ class ImportanceTimesteps(UniformTimesteps):
             )
         self.losses.copy_(state["losses"])
         self.seen.copy_(state["seen"])
+
+
+def _quantile(probabilities: Tensor, uniform: Tensor) -> Tensor:
+    """Return the first timestep (B,) that is reached with more than this probability (B,)."""
+    reached = torch.searchsorted(probabilities.cumsum(0), uniform, right=True)
+    return reached.clamp(max=len(probabilities) - 1)
 
 
 def _from_all_ranks(pairs: list[Any]) -> list[Any]:
