@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import shlex
 import sys
 import warnings
@@ -22,6 +21,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from ldm.binding import decisive, require_resumable
 from ldm.callbacks.metrics_file import MetricsFile, read_curves
 from ldm.callbacks.progress import TrainingProgress
+from ldm.callbacks.ranks import RankGuard, is_main_process
 from ldm.callbacks.run import StopOnSignal
 from ldm.checkpoint import (
     CHECKPOINTS,
@@ -205,7 +205,8 @@ def run_training(
         CheckpointError: CKPT-DATA; CKPT-MISMATCH, also for weights of another model.
     """
     require_safe_libraries()
-    is_main = int(os.environ.get("LOCAL_RANK", 0)) == 0
+    is_main = is_main_process()
+    progress = progress if is_main else silent
     if checkpoint is None and is_main and any((folder / c).exists() for c in CHECKPOINTS):
         raise OutputError(
             "OUT-EXISTS",
@@ -297,8 +298,8 @@ def build_trainer(
     options = dict(lightning.get("trainer") or {})
     options["precision"] = resolve_precision(options.get("precision", "auto"))
     _count_in_steps(options, data)
-    stop = StopOnSignal()
-    callbacks: list[Any] = [stop]
+    stop, guard = StopOnSignal(), RankGuard()
+    callbacks: list[Any] = [guard, stop]
     for name, node in (lightning.get("callbacks") or {}).items():
         if node:
             callbacks.append(instantiate_from_config(node, where=f"lightning.callbacks.{name}"))
@@ -322,6 +323,7 @@ def build_trainer(
         raise ConfigError(
             "CONFIG-VALUE", f"lightning.trainer: {' '.join(str(error).split())}"
         ) from error
+    guard.attach(trainer)
     return trainer, stop
 
 

@@ -95,6 +95,10 @@ def _refuse_research_yaml(files: Sequence[str]) -> None:
 
 def finish(run: TrainedRun) -> int:
     """Say what came of a training and what to do next; return the exit code."""
+    from ldm.callbacks.ranks import is_main_process
+
+    if not is_main_process():
+        return 128 + run.stopped_by if run.stopped_by else 0
     if run.stopped_by:
         print(f"\nStopped after step {run.steps}; nothing is lost. To continue:")
         print(f"  {run.resume_command}")

@@ -82,8 +82,8 @@ def test_nan_stops_before_the_weights(tmp_path, train, capsys, monkeypatch):
 
     plain = LatentDiffusion.batch_loss
 
-    def poisoned(self, batch):
-        losses = plain(self, batch)
+    def poisoned(self, batch, draws):
+        losses = plain(self, batch, draws)
         return {"loss": losses["loss"] * (float("nan") if self.global_step == 2 else 1.0)}
 
     monkeypatch.setattr(LatentDiffusion, "batch_loss", poisoned)

@@ -1,0 +1,157 @@
+"""TR of docs/reliability.md: two processes train as one, and end as one. All are real processes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+REPO = Path(__file__).parents[2]
+SGD = [
+    "model.params.optimizer_config.target=torch.optim.SGD",
+    "model.params.optimizer_config.params.lr=0.2",
+    "model.params.warmup_steps=0",
+    "lightning.callbacks.checkpoint.params.every_n_steps=1000",
+]
+TWO = ["lightning.trainer.devices=2", "lightning.trainer.strategy=ddp"]
+MOST_SECONDS = 30  # from the fault to the end of all
+
+
+def command(patients: Path, run: Path, *overrides: str) -> list[str]:
+    from workflow.conftest import TINY
+
+    split = ["data.params.train=[Phantom_0001,Phantom_0002]", "data.params.val=[Phantom_0003]"]
+    told = [*TINY, f"data.params.root={patients}", *split, *overrides, "--output", str(run)]
+    return [sys.executable, "-m", "ldm.cli.main", "train", *told]
+
+
+def trained(patients: Path, run: Path, *overrides: str) -> dict[str, torch.Tensor]:
+    """The weights, not averaged, after a training in processes of its own."""
+    done = subprocess.run(
+        command(patients, run, *overrides), cwd=REPO, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return torch.load(run / "checkpoints/last.ckpt", weights_only=True)["current_model_state"]
+
+
+def difference(first: dict, second: dict) -> float:
+    """The largest difference of two states, by the largest of the first."""
+    size = max(value.abs().max() for value in first.values())
+    return float(max((first[n] - second[n]).abs().max() for n in first) / size)
+
+
+def changes(state: dict, other: dict) -> dict:
+    return {name: other[name] - value for name, value in state.items()}
+
+
+# what is drawn of a batch: a timestep, noise, the items of the mean, dropped conditions, and the
+# order, augmentation and weighted choice of the slices
+DRAWN = [
+    "model.params.mean_share=0.4",
+    "model.params.drop_all=0.3",
+    "data.params.condition_dropout=0.3",
+    "data.params.abnormal_share=0.5",
+    "data.params.augmentation_config.target=ldm.data.augmentation.Augmentation",
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [[], DRAWN], ids=["plain", "all that is drawn"])
+def test_tr_14_two_processes_train_as_one_at_the_same_global_batch(tmp_path, patients, settings):
+    """The gradient is what SGD changes in its first step; weights after 20 steps."""
+    states = {}
+    for steps in (1, 20):
+        told = [*SGD, *settings, f"lightning.trainer.max_steps={steps}"]
+        for name, own in (("one", ["data.params.batch_size=4"]), ("two", TWO)):
+            states[name, steps] = trained(patients, tmp_path / f"{name}{steps}", *told, *own)
+    moved = difference(states["one", 1], states["one", 20])
+    assert moved > 1e-2  # it learns: equal weights are no matter of course
+    gradients = [changes(states[name, 20], states[name, 1]) for name in ("one", "two")]
+    assert difference(states["one", 1], states["two", 1]) <= 1e-5
+    assert difference(*gradients) <= 1e-4
+    assert difference(states["one", 20], states["two", 20]) <= 1e-4
+
+
+class Training:
+    """A training in two processes, which has done a few steps."""
+
+    def __init__(self, patients: Path, run: Path, *overrides: str) -> None:
+        self.run, self.log = run, run.with_suffix(".log")
+        steps = ["lightning.trainer.max_steps=100000", *SGD[:-1], *TWO, *overrides]
+        steps += ["lightning.callbacks.checkpoint.params.every_n_steps=2"]
+        self.process = subprocess.Popen(
+            command(patients, run, *steps),
+            cwd=REPO,
+            stdout=subprocess.DEVNULL,
+            stderr=self.log.open("w"),
+            start_new_session=True,
+        )
+
+    def wait_for(self, path: str) -> None:
+        deadline = time.monotonic() + 200
+        while not (self.run / path).exists():
+            assert self.process.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+
+    @property
+    def ranks(self) -> list[int]:
+        """The two processes: the one that was started, and its child."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
+        return [self.process.pid, int(children.split()[0])]
+
+    def end(self, ranks: list[int]) -> int:
+        """Wait for the end of both; return the exit code."""
+        deadline = time.monotonic() + MOST_SECONDS
+        code = self.process.wait(MOST_SECONDS)
+        while any(is_alive(pid) for pid in ranks[1:]):
+            assert time.monotonic() < deadline, "a process is left"
+            time.sleep(0.2)
+        return code
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@pytest.fixture
+def begin(patients, tmp_path):
+    """``begin(*overrides)``: a training in two processes; nothing of it is left at the end."""
+    begun = []
+
+    def start(*overrides: str) -> Training:
+        begun.append(Training(patients, tmp_path / "run", *overrides))
+        return begun[-1]
+
+    yield start
+    for training in begun:
+        if training.process.poll() is None:
+            os.killpg(training.process.pid, signal.SIGKILL)  # the session that the test started
+            training.process.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds a child through /proc")
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGKILL", "SIGSTOP"])
+def test_tr_06_a_rank_that_gets_a_signal_ends_all(begin, name, rank):
+    training = begin()
+    training.wait_for("checkpoints/last.ckpt")
+    ranks = training.ranks
+    os.kill(ranks[rank], getattr(signal, name))
+    code = training.end(ranks)
+    log = training.log.read_text()
+    if name == "SIGTERM":
+        assert code == 143
+        assert "SIGTERM: saving after this step" in log
+    else:
+        assert code == (-signal.SIGKILL if (name, rank) == ("SIGKILL", 0) else 8)
+        assert "RANK: " in log
+    assert torch.load(training.run / "checkpoints/last.ckpt", weights_only=True)["global_step"] >= 2
