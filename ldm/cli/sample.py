@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 from ldm.cli.arguments import SAMPLERS, add_model_arguments, add_subject_arguments
 from ldm.cli.terminal import report_written, reporter, show_progress
 
 if TYPE_CHECKING:
+    from ldm.inference.parallel import SharedSynthesis
     from ldm.inference.request import Request
     from ldm.inference.synthesis import Synthesiser
 
@@ -20,6 +22,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sampler", help=f"{SAMPLERS} (default: the model's, in general ddim)")
     parser.add_argument("--steps", type=int, help="of the sampler (default: the model's)")
     parser.add_argument("--eta", type=float, help="ddim: 0 deterministic (default) to 1 as ddpm")
+    parser.add_argument(
+        "--devices",
+        type=int,
+        default=1,
+        metavar="N",
+        help="share the subjects among N processes, each on a GPU of its own, or all on the CPU; "
+        "the volumes are byte for byte those of one (default: 1)",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace existing outputs")
     parser.add_argument(
         "--timing",
@@ -96,13 +106,27 @@ def run(args: argparse.Namespace) -> int:
             write_json(cost, synthesiser.timing(subjects[0], layout, args.timing))
             return 0
 
-        def write(subject: Subject, layout: Layout, title: str) -> bool:
-            return synthesiser.write(subject, layout, args.output, title, args.overwrite)
+        shared = shared_synthesis(synthesiser, args)
 
-        done = write_each(subjects, layout, write, reporter("sample"))
+        def write(subject: Subject, layout: Layout, title: str) -> bool:
+            return writer.write(subject, layout, args.output, title, args.overwrite)
+
+        with shared as writer:
+            done = write_each(subjects, layout, write, reporter("sample"), args.devices)
         if synthesiser.timings:
             write_json(cost, synthesiser.cost())
     return report_written(done, args.output)
+
+
+def shared_synthesis(
+    synthesiser: Synthesiser, args: argparse.Namespace
+) -> AbstractContextManager[Synthesiser | SharedSynthesis]:
+    """Return what writes the volumes: the synthesiser, or several processes."""
+    from ldm.inference.parallel import SharedSynthesis
+
+    if args.devices == 1:
+        return nullcontext(synthesiser)
+    return SharedSynthesis(synthesiser, args.devices, args.device, args.trust)
 
 
 def load_synthesiser(args: argparse.Namespace) -> Synthesiser:

@@ -22,15 +22,17 @@ def load_contrasts(
     contrasts: Sequence[str],
     missing: Sequence[str] = (),
     nonfinite: str = "refuse",
+    truth: Sequence[str] = (),
 ) -> tuple[dict[str, np.ndarray], Geometry]:
     """Read contrasts of one subject that lie on one grid.
 
     Args:
         missing: contrasts that may be absent; they are then absent from the result.
+        truth: contrasts that must have been acquired, not synthesised.
 
     Raises:
         DataError: what :meth:`ldm.data.volume_file.VolumeFile.read` raises; DATA-MISSING;
-            DATA-SHAPE; DATA-AFFINE.
+            DATA-SHAPE; DATA-AFFINE; DATA-SYNTHETIC.
     """
     subject.require([c for c in contrasts if c not in missing], layout)
     wanted = [c for c in contrasts if c in subject.files]
@@ -38,6 +40,13 @@ def load_contrasts(
     if not volumes:
         raise DataError(
             "DATA-MISSING", f"none of {', '.join(contrasts)} exists: add one", subject.id
+        )
+    for name in (n for n in truth if n in volumes and volumes[n].geometry.is_synthetic):
+        raise DataError(
+            "DATA-SYNTHETIC",
+            f"{subject.files[name].name} was synthesised by dsdiff, as its header says: it is no "
+            "truth to train on or to compare with; give the acquired image",
+            subject.id,
         )
     reference, geometry = wanted[0], volumes[wanted[0]].geometry
     for name in wanted[1:]:

@@ -12,7 +12,7 @@ import gzip
 import io
 import logging
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +36,7 @@ from ldm.data.nifti_header import (
     read_header,
     spatial_shape,
 )
+from ldm.data.synthetic import is_marked, mark
 from ldm.errors import DataError, NonFiniteError, OutputError
 from ldm.storage import CHUNK, atomic_path, require_regular, require_space
 
@@ -116,6 +117,11 @@ class Geometry:
         """Undo :meth:`to_canonical`, voxel for voxel."""
         back = ornt_transform(CANONICAL, io_orientation(self.affine))
         return np.ascontiguousarray(apply_orientation(array, back))
+
+    @property
+    def is_synthetic(self) -> bool:
+        """Whether the file says that its volume was synthesised, not acquired."""
+        return is_marked(self.header)
 
     @property
     def unusual_spacing(self) -> str:
@@ -217,12 +223,20 @@ def _validated(
 
 
 def encode_volume(
-    array: np.ndarray, geometry: Geometry, compress: bool = True, dtype: type = np.float32
+    array: np.ndarray,
+    geometry: Geometry,
+    compress: bool = True,
+    dtype: type = np.float32,
+    synthetic: Mapping[str, Any] | None = None,
 ) -> bytes:
     """Return the NIfTI file of a canonical array, as ``dtype``, with the geometry of an input.
 
     The header is new: orientation, voxel sizes and units are the input's, nothing else is copied,
     so no name of a patient travels. Equal input gives equal bytes.
+
+    Args:
+        synthetic: what a synthetic volume says of itself, see
+            :func:`ldm.data.synthetic.statement`.
 
     Raises:
         NonFiniteError: OUT-NONFINITE.
@@ -238,6 +252,8 @@ def encode_volume(
     for name in GEOMETRY_FIELDS:
         header[name] = np.nan_to_num(source[name])  # a form whose code is 0 may hold anything
     header["pixdim"][:4] = source["pixdim"][:4]
+    if synthetic:
+        mark(header, synthetic)
     content = nib.Nifti1Image(data, None, header).to_bytes()
     return gzip.compress(content, compresslevel=6, mtime=0) if compress else content
 

@@ -226,7 +226,7 @@ def load_subject(
 
     Args:
         conditions: input contrasts; they define the brain.
-        target: further contrast, or None.
+        target: further contrast, which must have been acquired, or None.
         mask: see :func:`ldm.data.brain.subject_brain`.
         allow_missing: conditions that may be absent.
         with_labels: read ``seg``, where there is one.
@@ -237,7 +237,12 @@ def load_subject(
     names = (*conditions, *([target] if target else []))
     beside = [n for n, wanted in ((MASK_FILE, mask == "auto"), (LABELS, with_labels)) if wanted]
     arrays, geometry = load_contrasts(
-        subject, layout, [*names, *beside], [*allow_missing, *beside], nonfinite
+        subject,
+        layout,
+        [*names, *beside],
+        [*allow_missing, *beside],
+        nonfinite,
+        truth=[target] if target else [],
     )
     mask_file, seg = (arrays.pop(name, None) for name in (MASK_FILE, LABELS))
     inputs = [arrays[c] for c in conditions if c in arrays]

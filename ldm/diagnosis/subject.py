@@ -172,6 +172,8 @@ def _readable(
             "voxel_mm": [round(size, 3) for size in geometry.spacing],
             "orientation": "".join(aff2axcodes(geometry.affine)),
         }
+        if geometry.is_synthetic:
+            report.add(ERROR, "synthetic", f"{name} was synthesised, as its header says: no truth")
         if geometry.unusual_spacing:
             report.add(WARNING, "spacing", f"{name} has {geometry.unusual_spacing}")
     return volumes

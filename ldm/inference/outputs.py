@@ -7,7 +7,9 @@ was killed between the two knows its own work from a stranger's.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +21,8 @@ import numpy as np
 from ldm.claims import claimed, permit
 from ldm.data.layouts import Layout, Subject
 from ldm.data.nifti import Geometry, encode_volume, write_volume
-from ldm.errors import DsdiffError, OutputError, as_known_error
+from ldm.data.synthetic import statement
+from ldm.errors import DsdiffError, OutputError, WorkerError, as_known_error
 from ldm.storage import read_json, remove, sha256, write_json
 
 DECISIVE = ("Synthetic", "inputs", "request", "covariates")  # of a sidecar: what decides the voxels
@@ -39,24 +42,49 @@ def write_each(
     layout: Layout,
     write: Callable[[Subject, Layout, str], bool],
     report: Callable[[DsdiffError], None],
+    at_once: int = 1,
 ) -> Written:
     """Call ``write(subject, layout, title)`` for each; one that fails is told to ``report``.
 
+    Args:
+        at_once: threads that call ``write``.
+
     Raises:
-        OutputError: the outputs cannot be written, or exist.
+        OutputError: the outputs cannot be written, or exist. WorkerError: a process was killed.
     """
-    done = Written()
-    for number, subject in enumerate(subjects, 1):
+
+    def attempt(numbered: tuple[int, Subject]) -> bool | DsdiffError:
+        number, subject = numbered
         try:
-            new = write(subject, layout, f"{subject.id} ({number}/{len(subjects)})")
-            done.new, done.old = done.new + new, done.old + (not new)
+            return write(subject, layout, f"{subject.id} ({number}/{len(subjects)})")
         except Exception as error:
             known = as_known_error(error)
-            if known is None or isinstance(known, OutputError):
+            if known is None or isinstance(known, OutputError | WorkerError):
                 raise
-            report(known)
-            done.failures.append(known)
+            return known
+
+    done = Written()
+    with _mapping(at_once) as mapped:
+        for outcome in mapped(attempt, enumerate(subjects, 1)):
+            if isinstance(outcome, DsdiffError):
+                report(outcome)
+                done.failures.append(outcome)
+            else:
+                done.new, done.old = done.new + outcome, done.old + (not outcome)
     return done
+
+
+@contextmanager
+def _mapping(threads: int) -> Iterator[Callable[..., Iterable[Any]]]:
+    """Yield ``map``, or one that works in threads; after an error nothing more is begun."""
+    if threads == 1:
+        yield map
+        return
+    pool = ThreadPoolExecutor(threads)
+    try:
+        yield pool.map
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 @dataclass(frozen=True)
@@ -82,22 +110,29 @@ class SyntheticVolume:
     @property
     def image(self) -> nib.Nifti1Image:
         """The volume in memory, with the orientation and affine of the input."""
-        return as_image(self.volume, self.geometry)
+        return as_image(self.volume, self.geometry, synthetic=self._said)
 
     @property
     def std(self) -> nib.Nifti1Image | None:
         """The standard deviation over the samples, None of a single one."""
-        return None if self.spread is None else as_image(self.spread, self.geometry)
+        said = self._said
+        return None if self.spread is None else as_image(self.spread, self.geometry, synthetic=said)
 
     @cached_property
     def content(self) -> bytes:
         """The volume as a ``.nii.gz`` file."""
-        return encode_volume(self.volume, self.geometry)
+        return encode_volume(self.volume, self.geometry, synthetic=self._said)
 
     @cached_property
     def spread_content(self) -> bytes | None:
         """The standard deviation as a ``.nii.gz`` file, None of a single sample."""
-        return None if self.spread is None else encode_volume(self.spread, self.geometry)
+        if self.spread is None:
+            return None
+        return encode_volume(self.spread, self.geometry, synthetic=self._said)
+
+    @property
+    def _said(self) -> dict[str, Any]:
+        return statement({**self.described, "target": self.target})
 
     @property
     def sidecar(self) -> dict[str, Any]:
@@ -148,9 +183,9 @@ class SyntheticVolume:
         return path
 
 
-def as_image(volume: np.ndarray, geometry: Geometry, dtype: type = np.float32) -> nib.Nifti1Image:
+def as_image(volume: np.ndarray, geometry: Geometry, **options: Any) -> nib.Nifti1Image:
     """Return a canonical array as the image that :func:`encode_volume` writes, in memory."""
-    content = encode_volume(volume, geometry, compress=False, dtype=dtype)
+    content = encode_volume(volume, geometry, compress=False, **options)
     image = nib.Nifti1Image.from_bytes(content)
     return nib.Nifti1Image(np.array(image.dataobj), image.affine, image.header)
 

@@ -216,11 +216,19 @@ class Synthesiser:
             DataError, NonFiniteError: the subject cannot be sampled.
             OutputError: OUT-EXISTS, OUT-IO.
         """
-        places = volume_paths(folder, subject.id, self.target)
-        if is_written(*places, self._described(subject), overwrite):
+        if self.is_written(subject, folder, overwrite):
             return False
         self.synthesise(subject, layout, title).save(folder, overwrite)
         return True
+
+    def is_written(self, subject: Subject, folder: Path, overwrite: bool = False) -> bool:
+        """Return whether the volume of a subject, as asked for, is in a folder.
+
+        Raises:
+            DataError: DATA-IO. OutputError: OUT-EXISTS for another one, OUT-INPUT.
+        """
+        places = volume_paths(folder, subject.id, self.target)
+        return is_written(*places, self._described(subject), overwrite)
 
     def synthesise(
         self, subject: Subject, layout: Layout, title: str | None = None

@@ -221,3 +221,35 @@ def test_lps_and_ras_input_give_one_brain(tmp_path, run_folder, patients, one):
     assert nib.aff2axcodes(turned.affine) == ("R", "A", "S")
     expected = nib.as_closest_canonical(nib.load(one / "Phantom_0003_t1ce.nii.gz"))
     np.testing.assert_array_equal(turned.get_fdata(), expected.get_fdata())
+
+
+@pytest.mark.slow
+def test_processes_that_share_subjects_write_the_volumes_of_one(
+    tmp_path, patients, run_folder, capsys
+):
+    """Byte for byte, also beside a patient that cannot be read; and not again."""
+    folder = tmp_path / "patients"
+    shutil.copytree(patients, folder)
+    damaged = folder / "Phantom_0002" / "Phantom_0002_t2.nii.gz"
+    damaged.write_bytes(damaged.read_bytes()[:500])
+
+    def sample(output: str, *options: str) -> int:
+        where = ["--input", str(folder), "--output", str(tmp_path / output), "--device", "cpu"]
+        return main(["sample", str(run_folder), *where, *options])
+
+    codes = sample("one"), sample("two", "--devices", "2")
+    assert codes == (9, 9)
+    assert "written=2 failed=1 skipped=0" in capsys.readouterr().out
+    files = {path.name: path.read_bytes() for path in (tmp_path / "one").glob("Phantom*")}
+    assert len(files) == 4  # two volumes and their sidecars
+    assert files == {p.name: p.read_bytes() for p in (tmp_path / "two").glob("Phantom*")}
+    subjects = json.loads((tmp_path / "two/cost.json").read_text())["subjects"]
+    assert {s["subject"] for s in subjects} == {"Phantom_0001", "Phantom_0003"}
+    assert sample("two", "--devices", "2") == 9
+    assert "written=0 failed=1 skipped=2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("devices", ["0", "-1"])
+def test_a_number_of_processes_below_one_is_refused(tmp_path, patients, run_folder, devices):
+    where = ["--input", str(patients), "--output", str(tmp_path / "out")]
+    assert main(["sample", str(run_folder), *where, "--devices", devices]) == 2
