@@ -23,6 +23,7 @@ VERBS = {
     "train": "train a backbone from YAML, or resume a run",
     "distill": "train a student of 1 to 4 sampling steps from a trained model",
     "import": "turn a checkpoint of a public implementation into a model to sample from",
+    "export": "write a model to hand over: weights, model card, nothing of the patients",
     "sample": "write synthetic CE-MRI volumes (NIfTI) from a trained model",
     "evaluate": "compare synthetic volumes with real ones",
     "sweep": "quality and cost of one model against sampling steps, for several samplers",

@@ -1,0 +1,30 @@
+"""``dsdiff export``: a model folder to hand over, with a model card and nothing of its patients."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ldm.cli.arguments import add_trust_argument
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder, or model.safetensors")
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="FOLDER", help="for the model"
+    )
+    parser.add_argument("--licence", metavar="NAME", help="of the weights, for the model card")
+    parser.add_argument("--overwrite", action="store_true", help="replace an exported model")
+    add_trust_argument(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Export; say what was written."""
+    from ldm.handover import export
+
+    options = {"licence": args.licence, "overwrite": args.overwrite, "trust": args.trust}
+    folder = export(args.run, args.output, **options)
+    print(f"Written: {folder}/model.safetensors, config.yaml, README.md (read it, and complete it)")
+    print(f"  next: dsdiff sample {folder} --input SUBJECTS --output PREDICTIONS")
+    return 0

@@ -1,0 +1,194 @@
+"""A model to hand over: its weights, what they need, and a model card; nothing of its patients."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import ldm
+from ldm.binding import decisive
+from ldm.callbacks.metrics_file import read_curves
+from ldm.checkpoint import (
+    BOUND,
+    CONFIG_FILE,
+    MODEL_FILE,
+    load_model,
+    read_model,
+    read_run_config,
+    save_model,
+)
+from ldm.claims import claim
+from ldm.config import read_saved_config, save_config
+from ldm.data.seen import SUBJECTS_FILE
+from ldm.errors import CheckpointError
+from ldm.storage import atomic_path, read_json, run_folder
+from ldm.study import Study
+
+CARD = "README.md"
+# of data.params: where patients are, who they are, and how their names are read
+OF_PATIENTS = ("root", "train", "val", "test", "fold", "folds", "patient", "layout", "cache")
+OF_TRAINING = ("optimizer_config", "cache_latents", "teacher")  # of model.params: not to sample
+KEPT = ("step", "best", "scale_factor")  # of what is written beside the weights
+UNSTATED = "not stated: ask who gave you this folder before you use it"
+VALIDATION = "val/"
+
+
+def export(
+    run: str | Path,
+    output: str | Path,
+    *,
+    licence: str | None = None,
+    overwrite: bool = False,
+    trust: Collection[str] = (),
+) -> Path:
+    """Write a model folder without ids, paths or digests of patients, which any verb takes.
+
+    It holds ``model.safetensors``, ``config.yaml`` and a model card, ``README.md``. Its weights,
+    their digest, and so the volumes are those of the run. What is tested on it cannot be compared
+    with the patients that it was trained on: keep the run.
+
+    Args:
+        run: run folder, or its ``model.safetensors``.
+        output: folder of the model.
+        licence: under which the weights are given, such as ``CC-BY-4.0``, for the card.
+        overwrite: replace an exported model.
+        trust: see :meth:`ldm.Synthesiser.load`.
+
+    Returns:
+        ``output``.
+
+    Raises:
+        CheckpointError: see :func:`ldm.checkpoint.load_model`; CKPT-PRIVATE where something of a
+            patient would be in the folder. UnsafeError, OutputError.
+    """
+    run, output = Path(run), Path(output)
+    folder, file = run_folder(run), run / MODEL_FILE if run.is_dir() else run
+    model, study, _ = load_model(file, trust)
+    tensors, metadata = read_model(file)
+    config = without_patients(read_run_config(folder, trust))
+    known, cost = read_json(folder / SUBJECTS_FILE), read_json(folder / "cost.json")
+    card = model_card(config, study, metadata, _facts_of_training(folder, known, cost), licence)
+    said = {name: metadata[name] for name in (*model.facts(), *KEPT) if name in metadata}
+    require_private((config, said), set(_secrets(known)) | set(_secrets(cost)))
+    with claim(output, "export", inputs=[folder], replace=overwrite):
+        save_config(config, output / CONFIG_FILE)
+        bound = decisive(read_saved_config(output / CONFIG_FILE))
+        save_model(output, tensors, {**said, BOUND: bound, "dsdiff": ldm.__version__})
+        with atomic_path(output / CARD) as temporary:
+            temporary.write_text(card, encoding="utf-8")
+    load_model(output, trust)
+    return output
+
+
+def without_patients(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what sampling needs of the configuration of a run."""
+    left_out = {"model": OF_TRAINING, "data": OF_PATIENTS}
+    kept: dict[str, Any] = {}
+    for section, names in left_out.items():
+        params = config[section].get("params") or {}
+        kept[section] = {
+            "target": config[section]["target"],
+            "params": {name: value for name, value in params.items() if name not in names},
+        }
+    return kept
+
+
+def model_card(
+    config: Mapping[str, Any],
+    study: Study,
+    metadata: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    licence: str | None,
+) -> str:
+    """Return the text of ``README.md``: data, protocol, metrics, limits, use, licence."""
+    params, data = config["model"]["params"], config["data"]["params"]
+    network = (params.get("unet_config") or params.get("autoencoder_config") or {}).get("target")
+    made = study.target or "label maps"
+    prepared = ("image_size", "axis", "spacing", "mask", "neighbours")
+    normaliser = (data.get("normaliser_config") or {}).get("target", "RobustNormaliser")
+    sections = {
+        "": f"# {study.target or 'segmentation'} from {', '.join(study.conditions)}\n\n"
+        f"Made with dsdiff {ldm.__version__}; SHA-256 of the weights {metadata['sha256']}.",
+        "Intended use": f"Research: {made} from {', '.join(study.conditions)}. A synthetic volume "
+        "is no acquisition: not for diagnosis, nor for any decision about a patient.",
+        "Data": _listed(facts | {name: data.get(name) for name in prepared})
+        + f"\n- normaliser: {normaliser}",
+        "Protocol": _listed(
+            {
+                "model": config["model"]["target"],
+                "network": network,
+                "parameterization": params.get("parameterization"),
+                "sampler": params.get("sampler"),
+                "sampling steps": params.get("sampling_steps"),
+                "step of the weights": metadata.get("step"),
+            }
+        ),
+        "Metrics": _listed(facts.get("validation") or {})
+        or "None was measured in training: run `dsdiff evaluate` on patients of your own.",
+        "Limits": "Judged on the scanners, the agent dose and the diseases of its training data "
+        "only, of which this folder keeps no name: that a patient you test it on was not among "
+        "them cannot be checked here. Small lesions, and enhancement that no input shows, may be "
+        "missed or made up.",
+        "Licence": licence or UNSTATED,
+    }
+    head = f"---\nlicense: {licence or 'unknown'}\nlibrary_name: dsdiff\n---\n\n"
+    texts = [f"## {title}\n\n{text}" if title else text for title, text in sections.items()]
+    return head + "\n\n".join(texts) + "\n"
+
+
+def _facts_of_training(
+    folder: Path, known: Mapping[str, Any], cost: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return what is told of a training: numbers, no names."""
+    patients = known.get("train") or cost.get("train_subjects") or ()
+    curves = read_curves(folder)
+    last = {n: f"{curve[1][-1]:.4g}" for n, curve in curves.items() if n.startswith(VALIDATION)}
+    return {
+        "patients trained on": len(patients) or None,
+        "patients validated on": len(known.get("val") or cost.get("val_subjects") or ()) or None,
+        "validation": last,
+    }
+
+
+def _listed(facts: Mapping[str, Any]) -> str:
+    told = {n: v for n, v in facts.items() if v is not None and not isinstance(v, Mapping)}
+    return "\n".join(f"- {name}: {value}" for name, value in told.items())
+
+
+def _secrets(value: Any) -> Iterator[str]:
+    """Yield the names and digests of patients in ``subjects.json`` or ``cost.json``."""
+    if isinstance(value, Mapping):
+        for part in ("train", "val", "train_subjects", "val_subjects"):
+            yield from value.get(part) or ()
+            files = value[part].values() if isinstance(value.get(part), Mapping) else ()
+            yield from (digest for digests in files for digest in digests.values())
+
+
+def require_private(said: Any, secrets: Collection[str]) -> None:
+    """Refuse to write a text that is a name, digest or folder.
+
+    Raises:
+        CheckpointError: CKPT-PRIVATE.
+    """
+    for text in _texts(said):
+        words = {text, *text.split()}
+        if found := next((w for w in words if w in secrets or _is_place(w)), None):
+            raise CheckpointError(
+                "CKPT-PRIVATE",
+                f"config.yaml holds '{found}', a patient or a place: take it out, or train without",
+            )
+
+
+def _is_place(word: str) -> bool:
+    return len(word) > 1 and (Path(word).is_absolute() or word.startswith("~"))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _texts([*value, *value.values()])
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _texts(inner)

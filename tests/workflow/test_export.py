@@ -1,0 +1,80 @@
+"""A model to hand over: it samples as the run does, and nothing in it tells of a patient."""
+
+import json
+import re
+
+import pytest
+
+import ldm
+from ldm.checkpoint import CONFIG_FILE, MODEL_FILE, read_model
+from ldm.cli.main import main
+from ldm.errors import CheckpointError
+from ldm.handover import require_private
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory, run_folder):
+    folder = tmp_path_factory.mktemp("handover") / "model"
+    assert main(["export", str(run_folder), "--output", str(folder), "--licence", "CC-BY-4.0"]) == 0
+    return folder
+
+
+def test_nothing_of_a_patient_is_in_the_folder(exported, run_folder, patients):
+    """No id, path, or digest: the run itself, beside it, holds all of them."""
+    seen = json.loads((run_folder / "subjects.json").read_text())
+    digests = {
+        d for part in ("train", "val") for known in seen[part].values() for d in known.values()
+    }
+    secrets = {"Phantom", str(patients), str(run_folder), *(d for d in digests if len(d) > 16)}
+    assert len(secrets) > 10
+
+    def found(folder):
+        files = [p for p in folder.rglob("*") if p.is_file()]
+        content = b"\n".join(path.read_bytes() for path in files)
+        return {s for s in secrets if s.encode() in content}
+
+    assert found(run_folder) >= secrets - {str(run_folder)}
+    assert found(exported) == set()
+    assert {p.name for p in exported.iterdir()} <= {MODEL_FILE, CONFIG_FILE, "README.md", ".lock"}
+
+
+def test_it_gives_the_voxels_of_the_run_and_cannot_know_the_patient(
+    exported, run_folder, patients, caplog
+):
+    made = []
+    for folder in (run_folder, exported):
+        caplog.clear()
+        volumes = ldm.Synthesiser.load(folder).volumes(patients, ["Phantom_0001"], steps=1)
+        made.append(next(volumes))
+        said = caplog.text
+    assert (made[0].volume == made[1].volume).all()
+    assert made[0].content == made[1].content
+    assert made[1].described["seen"] is None
+    assert "it may know this patient" in said
+    assert (
+        read_model(exported / MODEL_FILE)[1]["sha256"]
+        == read_model(run_folder / MODEL_FILE)[1]["sha256"]
+    )
+
+
+def test_the_card_has_what_a_reader_asks_for(exported):
+    card = (exported / "README.md").read_text()
+    assert re.findall("^## (.*)$", card, re.M) == [
+        *("Intended use", "Data", "Protocol", "Metrics", "Limits", "Licence")
+    ]
+    assert card.startswith("---\nlicense: CC-BY-4.0\n")
+    assert "patients trained on: 2" in card
+    assert "not for diagnosis" in card
+    assert read_model(exported / MODEL_FILE)[1]["sha256"] in card
+
+
+@pytest.mark.parametrize("text", ["/data/lpips.pt", "as in P7"])
+def test_a_place_or_a_patient_in_the_configuration_is_refused(text):
+    with pytest.raises(CheckpointError, match="CKPT-PRIVATE: config.yaml holds '(/data/lp|P7)"):
+        require_private([{"note": text}], {"P7"})
+
+
+def test_an_exported_folder_is_replaced_only_when_asked(exported, run_folder):
+    again = ["export", str(run_folder), "--output", str(exported)]
+    assert main([*again, "--overwrite", "--licence", "CC-BY-4.0"]) == 0
+    assert main(["export", str(run_folder), "--output", str(run_folder)]) == 5
