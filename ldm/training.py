@@ -206,13 +206,12 @@ def run_training(
     """
     require_safe_libraries()
     is_main = is_main_process()
-    progress = progress if is_main else silent
     if checkpoint is None and is_main and any((folder / c).exists() for c in CHECKPOINTS):
         raise OutputError(
             "OUT-EXISTS",
             f"{folder} holds a run: continue it with --resume {folder}, or choose another name=",
         )
-    data = _data(config, progress, say if is_main else None)
+    data = _data(config, progress if is_main else silent, say if is_main else None)
     known = _known_patients(data) if is_main else {}
     built_from = [*origins(config["model"]), *([run_folder(start)] if start else [])]
     torch.manual_seed(config.get("seed", 0))  # the first weights
