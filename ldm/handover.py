@@ -64,7 +64,7 @@ def export(
     """
     run, output = Path(run), Path(output)
     folder, file = run_folder(run), run / MODEL_FILE if run.is_dir() else run
-    model, study, _ = load_model(file, trust)
+    model, study, *_ = load_model(file, trust)
     tensors, metadata = read_model(file)
     config = without_patients(read_run_config(folder, trust))
     known, cost = read_json(folder / SUBJECTS_FILE), read_json(folder / "cost.json")

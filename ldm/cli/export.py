@@ -10,7 +10,7 @@ from ldm.cli.arguments import add_trust_argument
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("run", type=Path, metavar="RUN", help="run folder, or model.safetensors")
+    parser.add_argument("model", type=Path, metavar="RUN", help="run folder, or model.safetensors")
     parser.add_argument(
         "--output", type=Path, required=True, metavar="FOLDER", help="for the model"
     )
@@ -24,7 +24,7 @@ def run(args: argparse.Namespace) -> int:
     from ldm.handover import export
 
     options = {"licence": args.licence, "overwrite": args.overwrite, "trust": args.trust}
-    folder = export(args.run, args.output, **options)
+    folder = export(args.model, args.output, **options)
     print(f"Written: {folder}/model.safetensors, config.yaml, README.md (read it, and complete it)")
     print(f"  next: dsdiff sample {folder} --input SUBJECTS --output PREDICTIONS")
     return 0

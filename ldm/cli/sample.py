@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
     from ldm.claims import claim
     from ldm.data.layouts import Layout, Subject, detect_layout, select_subjects, summary
     from ldm.data.layouts.base import stored_files
-    from ldm.inference.outputs import write_each
+    from ldm.inference.outputs import FAILURES, write_each
     from ldm.storage import write_json
 
     request(args)  # a wrong one is refused before the folder is listed
@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
     print(summary(layout, found), file=sys.stderr)
     subjects = select_subjects(found, args.subjects)
     inputs = [args.input, args.model, *stored_files(found.values())]
-    own = {"inputs": inputs, "writes": ["cost.json"], "replace": args.overwrite}
+    own = {"inputs": inputs, "writes": ["cost.json", FAILURES], "replace": args.overwrite}
     with claim(args.output, "sample", **own):
         synthesiser = load_synthesiser(args)
         cost = args.output / "cost.json"
@@ -113,6 +113,7 @@ def run(args: argparse.Namespace) -> int:
 
         with shared as writer:
             done = write_each(subjects, layout, write, reporter("sample"), args.devices)
+        done.write_failures(args.output)
         if synthesiser.timings:
             write_json(cost, synthesiser.cost())
     return report_written(done, args.output)

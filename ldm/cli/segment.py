@@ -105,6 +105,7 @@ def predict(args: argparse.Namespace) -> int:
         segmenter = NetworkSegmenter(args.model, *options)
         writer = LabelWriter(segmenter, args.output, args.overwrite, not args.no_pictures)
         done = write_each(subjects, layout, writer.write, reporter("segment"))
+        done.write_failures(args.output)
     return report_written(done, args.output)
 
 

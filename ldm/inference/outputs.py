@@ -23,8 +23,9 @@ from ldm.data.layouts import Layout, Subject
 from ldm.data.nifti import Geometry, encode_volume, write_volume
 from ldm.data.synthetic import statement
 from ldm.errors import DsdiffError, OutputError, WorkerError, as_known_error
-from ldm.storage import read_json, remove, sha256, write_json
+from ldm.storage import read_json, remove, sha256, write_csv, write_json
 
+FAILURES = "failures.csv"
 DECISIVE = ("Synthetic", "inputs", "request", "covariates")  # of a sidecar: what decides the voxels
 
 
@@ -35,6 +36,19 @@ class Written:
     new: int = 0
     old: int = 0
     failures: list[DsdiffError] = field(default_factory=list)
+
+    def write_failures(self, folder: Path) -> None:
+        """Write ``failures.csv``, a line a subject that failed; remove it where none did.
+
+        Raises:
+            OutputError: OUT-EXISTS for a stranger's file, OUT-IO.
+        """
+        path = folder / FAILURES
+        if self.failures:
+            rows = [(error.case, error.code, error.message) for error in self.failures]
+            write_csv(path, ("subject", "code", "message"), rows)
+        else:
+            remove(path)
 
 
 def write_each(

@@ -1,5 +1,6 @@
 """Sampling: the geometry of the input, independent of batching, never mixed, resumed."""
 
+import csv
 import json
 import shutil
 
@@ -242,11 +243,18 @@ def test_processes_that_share_subjects_write_the_volumes_of_one(
     assert "written=2 failed=1 skipped=0" in capsys.readouterr().out
     files = {path.name: path.read_bytes() for path in (tmp_path / "one").glob("Phantom*")}
     assert len(files) == 4  # two volumes and their sidecars
+    for output in ("one", "two"):
+        with (tmp_path / output / "failures.csv").open(newline="") as file:
+            (failure,) = csv.DictReader(file)
+        assert (failure["subject"], failure["code"]) == ("Phantom_0002", "DATA-CORRUPT")
     assert files == {p.name: p.read_bytes() for p in (tmp_path / "two").glob("Phantom*")}
     subjects = json.loads((tmp_path / "two/cost.json").read_text())["subjects"]
     assert {s["subject"] for s in subjects} == {"Phantom_0001", "Phantom_0003"}
     assert sample("two", "--devices", "2") == 9
     assert "written=0 failed=1 skipped=2" in capsys.readouterr().out
+    shutil.copy(patients / damaged.relative_to(folder), damaged)
+    assert sample("two") == 0
+    assert not (tmp_path / "two/failures.csv").exists()
 
 
 @pytest.mark.parametrize("devices", ["0", "-1"])
