@@ -61,7 +61,7 @@ def test_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, train, weight
     content[len(content) // 2] ^= 1
     last.write_bytes(content)
     assert main(["train", "--resume", str(run)]) == 0
-    assert "skipped last.ckpt" in caplog.text
+    assert "going on from previous.ckpt" in caplog.text
     assert weights(run) == whole
 
 
