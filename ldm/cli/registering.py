@@ -109,9 +109,12 @@ def _moves(registered: Registered, to: str) -> str:
 
 def unregister(args: argparse.Namespace) -> int:
     """Bring volumes back to the grids that their subjects came from."""
+    import numpy as np
+
     from ldm.claims import claim
     from ldm.data.examination import TRANSFORMS, put_back
     from ldm.data.nifti import encode_volume, read_volume, write_volume
+    from ldm.data.synthetic import statement
     from ldm.storage import read_json, write_json
 
     known = {path.parent.name: path.parent for path in args.unregister.glob(f"*/{TRANSFORMS}")}
@@ -128,14 +131,17 @@ def unregister(args: argparse.Namespace) -> int:
         for path, subject in paths.items():
             are_labels = path.name.endswith("_seg.nii.gz")
             told = (known[subject], args.to, "nearest" if are_labels else order)
-            back = put_back(read_volume(path, subject), *told)
-            kind = {"dtype": "u1"} if are_labels else {}
-            content = encode_volume(back.array, back.geometry, **kind)
-            write_volume(args.output / path.name, content)
+            volume = read_volume(path, subject)
+            back = put_back(volume, *told)
             sidecar = path.with_name(path.name.replace(".nii.gz", ".json"))
-            if sidecar.is_file():
+            said, kind = read_json(sidecar), np.uint8 if are_labels else np.float32
+            is_synthetic = volume.geometry.is_synthetic or said.get("Synthetic")
+            mark = statement(said) if is_synthetic else None
+            content = encode_volume(back.array, back.geometry, dtype=kind, synthetic=mark)
+            write_volume(args.output / path.name, content)
+            if said:
                 digest = {"sha256": hashlib.sha256(content).hexdigest()}
-                write_json(args.output / sidecar.name, {**read_json(sidecar), **digest})
+                write_json(args.output / sidecar.name, {**said, **digest})
     print(f"written={len(paths)}: {args.output}")
     return 0
 

@@ -25,6 +25,7 @@ from ldm.data.manifest import state
 from ldm.data.nifti import Geometry, Volume, encode_volume, read_volume, write_volume
 from ldm.data.registration import Alignment, Reference, resampled
 from ldm.data.resample import Resampling
+from ldm.data.synthetic import statement
 from ldm.errors import ConfigError, DataError, one_of
 from ldm.storage import read_json, write_json
 from ldm.study import LABELS, MASK_FILE
@@ -226,7 +227,9 @@ def write_registered(
     layout, place = BraTS2021(), folder / subject.id
     for name, array in registered.arrays.items():
         kind = np.uint8 if name in (LABELS, MASK_FILE) else np.float32
-        content = encode_volume(array, registered.geometry, dtype=kind)
+        source = registered.sources.get(name)
+        mark = statement({"target": name}) if source and source.is_synthetic else None
+        content = encode_volume(array, registered.geometry, dtype=kind, synthetic=mark)
         write_volume(place / layout.file_name(subject.id, name), content)
     if LABELS in registered.arrays and (scheme := scheme_of(subject)).source:
         write_json(place / f"{subject.id}_{LABELS}.json", {"scheme": str(scheme)})
