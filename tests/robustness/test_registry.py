@@ -27,16 +27,13 @@ def test_every_test_of_the_table_exists():
             assert re.search(rf"^def {name}\(", text, re.MULTILINE), (case.id, test)
 
 
-def test_a_test_that_bears_the_name_of_a_case_is_in_the_table():
-    """As ``test_ck_11_a_kill_...``: it would not be counted."""
-    named = re.compile(r"^def (test_(?:di|cf|ck|tr|sa|oi|bn|se|ex)_x?\d+_\w+)", re.MULTILINE)
-    found = {
-        f"robustness/{path.name}::{name}"
-        for path in (TESTS / "robustness").glob("test_*.py")
-        for name in named.findall(path.read_text())
-    }
-    assert len(found) > 80
-    assert [name for name in sorted(found) if not cases_of(name)] == []
+def test_a_test_that_bears_the_id_of_a_case_shows_it():
+    named = "robustness/test_inputs.py::test_di_07_di_24_a_file_that_cannot_be_opened"
+    assert cases_of(named) == ["DI-07", "DI-24"]
+    assert cases_of("x.py::test_se_x2_a_run_folder") == ["SE-X2"]
+    assert cases_of("x.py::test_di_rectory") == cases_of("x.py::test_sampling_01_x") == []
+    twice = [t for c in CASES for t in c.tests if c.id in cases_of(f"x::{t.partition('::')[2]}")]
+    assert twice == []
 
 
 def test_a_case_counts_the_runs_of_its_tests():
