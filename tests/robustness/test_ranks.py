@@ -55,7 +55,7 @@ DRAWN = [
     "model.params.drop_all=0.3",
     "data.params.condition_dropout=0.3",
     "data.params.abnormal_share=0.5",
-    "data.params.augmentation_config.target=ldm.data.augmentation.Augmentation",
+    "data.params.augmentation_config.target=ldm.data.augmentation.SliceAugmentation",
 ]
 
 
