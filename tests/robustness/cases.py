@@ -630,32 +630,40 @@ SECURITY = [
         "SE-02",
         "target `builtins.eval`",
         "10 before any import",
-        ("robustness/test_gates.py::test_se_01_to_se_07_a_foreign_class_is_refused_in_every_slot",),
+        (
+            "robustness/test_what_gets_in.py::test_se_01_to_se_07_a_foreign_class_is_refused_in_every_slot",
+        ),
     ),
     Case(
         "SE-03",
         "target `torch.hub.load`",
         "10 before any import",
-        ("robustness/test_gates.py::test_se_01_to_se_07_a_foreign_class_is_refused_in_every_slot",),
+        (
+            "robustness/test_what_gets_in.py::test_se_01_to_se_07_a_foreign_class_is_refused_in_every_slot",
+        ),
     ),
     Case(
         "SE-04",
         "target `torch.load`",
         "10 before any import",
-        ("robustness/test_gates.py::test_se_01_to_se_07_a_foreign_class_is_refused_in_every_slot",),
+        (
+            "robustness/test_what_gets_in.py::test_se_01_to_se_07_a_foreign_class_is_refused_in_every_slot",
+        ),
     ),
     Case(
         "SE-05",
         "target `logging.os.system`",
         "10 before any import",
-        ("robustness/test_gates.py::test_se_01_to_se_07_a_foreign_class_is_refused_in_every_slot",),
+        (
+            "robustness/test_what_gets_in.py::test_se_01_to_se_07_a_foreign_class_is_refused_in_every_slot",
+        ),
     ),
     Case(
         "SE-06",
         "target `instantiate_from_config`",
         "10 before any import",
         (
-            "robustness/test_gates.py::test_se_01_to_se_07_a_foreign_class_is_refused_in_every_slot",
+            "robustness/test_what_gets_in.py::test_se_01_to_se_07_a_foreign_class_is_refused_in_every_slot",
             "test_config.py::test_refusing_imports_nothing",
         ),
     ),
@@ -664,7 +672,7 @@ SECURITY = [
         "in every slot",
         "the same gate",
         (
-            "robustness/test_gates.py::test_se_01_to_se_07_a_foreign_class_is_refused_in_every_slot",
+            "robustness/test_what_gets_in.py::test_se_01_to_se_07_a_foreign_class_is_refused_in_every_slot",
             "test_config.py::test_a_model_folder_cannot_name_another_class_anywhere",
         ),
     ),
