@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 import re
 from importlib.metadata import PackageNotFoundError, version
@@ -11,6 +12,8 @@ import torch
 
 import ldm
 from ldm.errors import ConfigError, UnsafeError
+
+log = logging.getLogger(__name__)
 
 SAFE_TORCH = (2, 10)
 STOLEN = ("2.6.2", "2.6.3")  # releases of Lightning made with stolen credentials
@@ -82,15 +85,38 @@ def device_name(kind: str | None = None) -> str:
     return f"cpu ({torch.cpu.get_capabilities().get('cpu_name') or platform.processor()})"
 
 
-def resolve_precision(precision: Any) -> str:
-    """Return ``auto`` as bf16 where the hardware multiplies in bf16, else as 32 bit."""
-    if precision != "auto":
-        return str(precision)
-    if torch.cuda.is_available():
-        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32"
+def multiplies_bf16(kind: str) -> bool:
+    """Return whether a kind of device (``cuda``, ``cpu``, ...) multiplies in bf16 in hardware."""
+    if kind == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities = torch.cpu.get_capabilities()
     fast = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
-    return "bf16-mixed" if fast else "32"
+    return kind == "cpu" and bool(fast)
+
+
+def resolve_precision(precision: Any) -> str:
+    """Return what ``auto`` means for a training: bf16 where it is fast, else 32 bit."""
+    if precision != "auto":
+        return str(precision)
+    return "bf16-mixed" if multiplies_bf16("cuda" if torch.cuda.is_available() else "cpu") else "32"
+
+
+def resolve_weights(precision: str, kind: str) -> str:
+    """Return what ``auto`` means for weights that sample: bf16 where it is fast, else 32.
+
+    Args:
+        precision: ``auto``, ``32`` or ``bf16``; an explicit bf16 that is slow is warned of.
+        kind: of device: ``cuda``, ``mps``, ``cpu``, ...
+    """
+    fast = multiplies_bf16(kind)
+    if precision == "auto":
+        return "bf16" if fast else "32"
+    if precision == "bf16" and kind == "cpu" and not fast:
+        log.warning(
+            "this processor does not multiply in bf16, which is 5 to 10 times slower than 32 bit "
+            "here: give precision auto or 32"
+        )
+    return precision
 
 
 def prefers_channels_last(precision: str) -> bool:

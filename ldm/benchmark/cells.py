@@ -196,6 +196,7 @@ class Work:
         options = [part for key, value in cell.sampling.items() for part in _option(key, value)]
         options += trust(cell.training)
         start = ["sample", cell.training.run, "--input", self.reference]
+        start += ["--precision", "32"]  # on every machine, unless the row says otherwise
         if isinstance(self.layout, str):
             start += ["--layout", self.layout]
         subjects = ["--subjects", *sorted(self.held_out)]

@@ -43,8 +43,10 @@ def run(args: argparse.Namespace) -> int:
     from ldm.environment import (
         device_name,
         installed_version,
+        pick_device,
         require_safe_libraries,
         resolve_precision,
+        resolve_weights,
     )
     from ldm.storage import cache_root
 
@@ -67,7 +69,8 @@ def run(args: argparse.Namespace) -> int:
     except Exception as error:
         repairs.append(f"pip uninstall torchvision  # it does not import: {error}")
     print(f"device: {device_name()}; {torch.get_num_threads()} threads")
-    print(f"precision: auto means {resolve_precision('auto')}")
+    sampling = resolve_weights("auto", pick_device())
+    print(f"precision: auto means {resolve_precision('auto')} to train, {sampling} to sample")
     for label, folder in (("here", Path.cwd()), ("cache", cache_root())):
         existing = next(p for p in (folder, *folder.parents) if p.is_dir())
         free = shutil.disk_usage(existing).free

@@ -78,7 +78,10 @@ def add_volume_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the windows of a model of volumes, along each axis, 0 to 0.9 (default: 0.25)",
     )
     parser.add_argument(
-        "--precision", choices=PRECISIONS, default="32", help="of the network (default: 32)"
+        "--precision",
+        choices=PRECISIONS,
+        default="auto",
+        help="of the network; auto (default): bf16 where the device multiplies in it, else 32",
     )
     add_model_arguments(parser)
 

@@ -235,7 +235,17 @@ def _is_whole(path: Path, sidecar: Path, described: Mapping[str, Any], overwrite
         return all(f.is_file() and sha256(f) == before[name] for name, f in kept.items())
     if overwrite or not before:  # without a sidecar: see require_remade
         return False
-    raise _another(path, "is not of this model, input and settings")
+    raise _another(path, "is not of this model, input and settings" + _settings(before, described))
+
+
+def _settings(before: Mapping[str, Any], described: Mapping[str, Any]) -> str:
+    """Return in words which settings two sidecars state differently."""
+    there, here = before.get("request"), described.get("request")
+    if not isinstance(there, Mapping) or not isinstance(here, Mapping):
+        return ""
+    names = [n for n in here if n != "model_digest" and there.get(n) != here[n]]
+    words = [f"{name} {there.get(name)} there, {here[name]} here" for name in names]
+    return f" ({'; '.join(words)})" if words else ""
 
 
 def require_remade(path: Path, sidecar: Path, digest: str) -> None:

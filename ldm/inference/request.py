@@ -11,7 +11,7 @@ from ldm.errors import ConfigError, nearest
 from ldm.ranges import Range
 
 NOISES = ("slice", "smooth", "patient")  # of :func:`ldm.models.diffusion.noise.slice_noise`
-PRECISIONS = ("32", "bf16")
+PRECISIONS = ("auto", "32", "bf16")
 SPANS = {"temperature": Range(0), "rescale": Range(0, 1), "eta": Range(0, 1)}
 SPANS |= {"overlap": Range(0, 0.9), "guidance": Range(0)}
 SAMPLER_OPTIONS = ("eta", "guidance", "rescale")
@@ -29,7 +29,8 @@ class Request:
         samples: this many are averaged, and their deviation is returned too.
         temperature: standard deviation of the noise; 1 samples from the model, 0 gives one image
             close to the conditional mean. None: the model's, and 1 of several samples.
-        precision: of the network: ``32`` or ``bf16``.
+        precision: of the network: ``32``, ``bf16``, or ``auto``: bf16 where the device multiplies
+            in it, see :func:`ldm.environment.resolve_weights`.
         overlap: of the windows of a model of volumes, along each axis, 0 to 0.9.
         noise: ``slice``, ``smooth`` or ``patient``, see
             :func:`ldm.models.diffusion.noise.slice_noise`.
@@ -49,7 +50,7 @@ class Request:
     seed: int = 0
     samples: int = 1
     temperature: float | None = None
-    precision: str = "32"
+    precision: str = "auto"
     overlap: float | None = None
     noise: str = "slice"
     allow_missing: Sequence[str] = ()

@@ -24,6 +24,7 @@ from ldm.cost.timing import measure
 from ldm.data.layouts import Layout, Subject, detect_layout, select_subjects
 from ldm.data.prepare import PreparedSubject
 from ldm.data.seen import other_spacing, spacing_text
+from ldm.environment import resolve_weights
 from ldm.errors import (
     CheckpointError,
     ConfigError,
@@ -55,7 +56,7 @@ class Synthesiser:
 
     Args:
         trained: the model.
-        request: what is asked of it.
+        request: what is asked of it; its precision is written as what ``auto`` means here.
         progress: wraps what is worked through, as ``tqdm.auto.tqdm``; by default nothing is shown.
 
     Raises:
@@ -76,7 +77,9 @@ class Synthesiser:
         self.trained, self.model, self.study = trained, model, trained.study
         self.target = target
         self.progress = progress
-        self._ask(request or Request())  # a wrong request is refused before any work
+        request = request or Request()
+        precision = resolve_weights(request.precision, trained.device.type)
+        self._ask(replace(request, precision=precision))  # refused before any work
         to_channels_last(model.model.to(DTYPES[self.request.precision]))
 
     @classmethod

@@ -155,7 +155,7 @@ def test_a_wrong_contrast_is_one_sentence(synthesiser, files):
         ({"steps": 2.5}, "steps is 2.5: give a whole number >= 1"),
         ({"noise": "slices"}, r"noise is 'slices' \(nearest: 'slice'\)"),
         ({"overlap": 0.5}, "samples slices, which have no windows"),
-        ({"precision": "bf16"}, "give precision to Synthesiser.load"),
+        ({"precision": "auto"}, "give precision to Synthesiser.load"),
         ({"guidance": 2}, "in training no item lost all its conditions"),
     ],
 )

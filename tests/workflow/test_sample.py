@@ -10,11 +10,14 @@ import pytest
 import torch
 
 from ldm.cli.main import main
+from ldm.errors import OutputError
 from ldm.storage import sha256
 
 
 def sample(run, source, output, *more):
-    return main(["sample", str(run), "--input", str(source), "--output", str(output), *more])
+    """As ``dsdiff sample``, in fp32 on every machine unless ``more`` says otherwise."""
+    start = ["sample", str(run), "--input", str(source), "--precision", "32"]
+    return main([*start, "--output", str(output), *more])
 
 
 @pytest.fixture(scope="module")
@@ -200,6 +203,29 @@ def test_bf16_is_close_to_fp32(tmp_path, run_folder, patients, one):
     name = "Phantom_0003_t1ce.nii.gz"
     a, b = (np.asarray(nib.load(f / name).dataobj) for f in (one, tmp_path / "bf16"))
     assert np.abs(a - b).mean() < 0.02 * np.ptp(a)
+
+
+def test_a_batch_begun_on_another_kind_of_machine_is_never_mixed(
+    tmp_path, run_folder, patients, monkeypatch, capsys
+):
+    """``auto`` is what it means where the batch began: that is written and compared."""
+
+    def on(machine, precision="auto"):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: machine)
+        options = ["--subjects", "Phantom_0003", "--device", "cpu", "--precision", precision]
+        code = sample(run_folder, patients, tmp_path, *options)
+        sidecar = json.loads((tmp_path / "Phantom_0003_t1ce.json").read_text())
+        return code, sidecar["request"]["precision"], capsys.readouterr()
+
+    old, new = {}, {"avx512_bf16": True}
+    assert on(old)[:2] == (0, "32")
+    code, written, printed = on(new)
+    assert (code, written) == (OutputError.exit_code, "32")
+    assert "(precision 32 there, bf16 here)" in printed.err
+    code, written, printed = on(new, "32")
+    assert (code, written) == (0, "32")
+    assert "written=0 failed=0 skipped=1" in printed.out
+    assert on(new, "bf16")[0] == OutputError.exit_code
 
 
 def test_inputs_are_never_changed(run_folder, patients, tmp_path):

@@ -28,7 +28,8 @@ def volume_run(tmp_path_factory, train):
 
 def sample(run, source, output, *more):
     only = ["--subjects", "Phantom_0003", "--output", str(output)]
-    return main(["sample", str(run), "--input", str(source), *only, *more])
+    start = ["sample", str(run), "--input", str(source), "--precision", "32"]
+    return main([*start, *only, *more])
 
 
 def voxels(folder):
