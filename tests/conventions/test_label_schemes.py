@@ -162,8 +162,8 @@ def test_a_dataset_json_that_says_nothing_usable_is_no_guess(tmp_path, caplog):
     ],
 )
 def test_the_naming_says_the_year(tmp_path, separator, subject, numbers, fits):
-    names = ("t1", "t1ce") if separator == "_" else ("t1n", "t1c")
-    write_images(tmp_path, subject, separator, names)
+    new, old = ("t1n", "t1c", "t2w", "t2f"), ("t1", "t1ce", "t2", "flair")
+    write_images(tmp_path, subject, separator, old if separator == "_" else new)
     array = labelled(numbers, cavity="cavity" in numbers)
     write_nifti(tmp_path / subject / f"{subject}{separator}seg.nii.gz", array, RAS)
     found = diagnose_data(tmp_path).of_kind("labels")

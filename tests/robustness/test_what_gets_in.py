@@ -97,8 +97,9 @@ def test_se_x1_what_the_user_names_may_lie_there(shadow):
 @pytest.mark.parametrize("kind", ["zip", "tar"])
 @pytest.mark.parametrize("as_what", ["data", "model"])
 def test_se_11_an_archive_is_not_unpacked(dsdiff, tmp_path, run_folder, patients, kind, as_what):
-    archive = tmp_path / f"a.{kind}"
-    payload = tmp_path / "payload"
+    inside = tmp_path / "one" / "two"
+    inside.mkdir(parents=True)
+    archive, payload = inside / f"a.{kind}", inside / "payload"
     payload.write_text("x")
     if kind == "zip":
         with zipfile.ZipFile(archive, "w") as made:
@@ -107,9 +108,9 @@ def test_se_11_an_archive_is_not_unpacked(dsdiff, tmp_path, run_folder, patients
         with tarfile.open(archive, "w") as made:
             made.add(payload, "../canary")
     model, data = (archive, patients) if as_what == "model" else (run_folder, archive)
-    code, line = dsdiff("sample", model, "--input", data, "--output", tmp_path / "out")
+    code, line = dsdiff("sample", model, "--input", data, "--output", inside / "out")
     assert code == (4 if as_what == "model" else 3), line
-    assert not list(tmp_path.parent.glob("**/canary"))
+    assert not list(tmp_path.glob("**/canary"))
 
 
 def test_se_12_the_folder_of_tensorboard_is_no_link(tmp_path, train):

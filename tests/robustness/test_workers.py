@@ -29,6 +29,7 @@ def test_tr_05_a_worker_that_is_gone_ends_the_training(tmp_path, patients, act):
                 if act == "raise":
                     folder = self.subjects[0].folder
                     folder.rename(folder.with_name("gone"))
+                    self._opened.clear()  # what was read before the worker was started
                 else:
                     os.kill(os.getpid(), getattr(signal, act))
             return plain(self, key)

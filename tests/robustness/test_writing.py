@@ -24,6 +24,7 @@ ALLOWED = {
     ("ldm/cli/streams.py", "Path(os.devnull).open"),
     ("ldm/callbacks/run.py", "self.save"),
     ("ldm/inference/baseline_volumes.py", "made.save"),
+    ("ldm/inference/parallel.py", "made.save"),
     ("ldm/inference/synthesis.py", "self.synthesise(subject, layout, title).save"),
 }
 
