@@ -200,6 +200,7 @@ def test_volumes(name):
         "condition": parity.normal("condition", (2, 3, *size)).clamp(-1, 1),
         "target": parity.normal("target", (2, 1, *size)).clamp(-1, 1),
         "presence": torch.tensor([[True, False, True], [True, True, True]]),
+        "brain": torch.ones(2, 1, *size, dtype=torch.bool),
     }
     assert model.batch_loss(batch)["loss"].isfinite()
     inputs = call_inputs(model, size, batch=1)
