@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 PARENT = "DSDIFF_MAIN_PROCESS"  # environment: process that started this one to train with it
 TICK = 1.0  # seconds between looks at the others
-PATIENCE = 15  # looks at one that is stopped: counted, so that all may be stopped and go on
+PATIENCE = 8  # looks at one that is stopped: counted, so that all may be stopped and go on
 GRACE = 5.0  # seconds in which the training may end by itself, with an error that says more
 TERMINATED = 143
 

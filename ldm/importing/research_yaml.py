@@ -19,7 +19,7 @@ from ldm.util import current_path, image_sides
 # Parameters that the research code has and LatentDiffusion here does not: they tell one YAML from
 # the other, so that a misspelt key of a run is still refused.
 MARKS = {"linear_start", "linear_end", "timesteps", "beta_schedule", "first_stage_key"}
-MARKS |= {"cond_stage_key", "cond_stage_config", "num_timesteps_cond", "use_ema", "log_every_t"}
+MARKS |= {"cond_stage_key", "num_timesteps_cond", "use_ema", "log_every_t"}
 MARKS |= {"monitor", "scheduler_config", "scale_by_std"}
 # The names that latent-diffusion gives to schedules, and ours.
 SCHEDULES = {"linear": "scaled_linear", "sqrt_linear": "linear", "cosine": "cosine"}

@@ -88,9 +88,9 @@ def test_a_synthesis_needs_its_own_contrasts_only(folder):
 
 def test_subjects_without_any_contrast_are_not_fit(folder, capsys):
     """Whatever their files are called, a mask alone trains nothing."""
-    for path in folder.glob("*/*"):
+    for number, path in enumerate(sorted(folder.glob("*/*"))):
         if not path.name.endswith("_seg.nii.gz"):
-            path.rename(path.with_name(path.name.replace("_", "-")))
+            path.rename(path.with_name(f"image{number}.nii.gz"))
     assert main(["diagnose", "data", str(folder)]) == 3
     assert "something breaks a training" in capsys.readouterr().out
 
