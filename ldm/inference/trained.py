@@ -16,7 +16,7 @@ from ldm.data.layouts import Layout, Subject
 from ldm.data.patients import patient_of
 from ldm.data.prepare import Preparation, PreparedSubject, prepare_subject
 from ldm.data.seen import Digests, identity, leaks, read_seen, tells_all
-from ldm.environment import pick_device
+from ldm.environment import keep_freed_memory, pick_device
 from ldm.errors import CheckpointError
 from ldm.storage import run_folder
 from ldm.study import MASK_FILE, Study
@@ -138,4 +138,6 @@ def load_for_inference(
     path, place = Path(path), torch.device(pick_device(device))
     model, study, digest, weights = load_model(path, trust)
     preparation = Preparation.read(study)
+    if place.type == "cpu":
+        keep_freed_memory()
     return TrainedModel(path, model.to(place), digest, study, preparation, place, weights)
