@@ -24,6 +24,7 @@ PARENT = "DSDIFF_MAIN_PROCESS"  # environment: process that started this one to 
 TICK = 1.0  # seconds between looks at the others
 PATIENCE = 8  # looks at one that is stopped: counted, so that all may be stopped and go on
 GRACE = 5.0  # seconds in which the training may end by itself, with an error that says more
+GRACE_OF_ERROR = 10.0  # the same where an error is on its way
 TERMINATED = 143
 
 
@@ -45,6 +46,7 @@ class RankGuard(Callback):
         self.children: list[subprocess.Popen] = []  # that this process started
         self.parent: int | None = None  # that started this process
         self._ended = threading.Event()
+        self._grace = GRACE
         self._thread: threading.Thread | None = None
         self._stopped: dict[int, int] = defaultdict(int)  # looks in which a rank was stopped
 
@@ -54,7 +56,7 @@ class RankGuard(Callback):
             launcher = trainer.strategy.launcher
             options = launcher.cluster_environment, launcher.num_processes, launcher.num_nodes
             trainer.strategy._launcher = _Launcher(self, *options)
-        elif os.environ.get(PARENT) == str(os.getppid()):
+        if os.environ.get(PARENT) == str(os.getppid()):  # a process that was started has one too
             self.parent = os.getppid()
             self.start()
 
@@ -67,8 +69,8 @@ class RankGuard(Callback):
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        """Leave the end to the error."""
-        self._ended.set()
+        """Leave the end to the error, which may wait for the others and never get there."""
+        self._grace = GRACE_OF_ERROR
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Look no longer: the others may end before this one."""
@@ -79,7 +81,7 @@ class RankGuard(Callback):
     def _watch(self) -> None:
         while not self._ended.wait(TICK):
             lost = self._lost()
-            if lost and not self._ended.wait(GRACE):
+            if lost and not self._ended.wait(self._grace):
                 self._leave(*lost)
 
     def _lost(self) -> tuple[int, str, int] | None:
