@@ -73,7 +73,10 @@ def label_scheme(folder: Path) -> LabelScheme | None:
 
 
 def _described(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
 
 
 class Decathlon(Layout):
