@@ -124,8 +124,10 @@ class Claim:
         size = self._path.stat().st_size
         if size != self._size:  # by us, or by another process of a shared claim
             for line in self._lines()[1:]:
-                with suppress(ValueError):  # the torn last line of a killed process
-                    self._signs[json.loads(line[1:])] = line[0]
+                with suppress(ValueError, RecursionError):  # torn by a kill, or by somebody
+                    name = json.loads(line[1:])
+                    if isinstance(name, str):
+                        self._signs[name] = line[0]
             self._size = size
         return {name for name, sign in self._signs.items() if sign == "+"}
 
