@@ -198,8 +198,7 @@ class ContrastDataModule(pl.LightningDataModule):
                 " or ".join(ABNORMAL_IN),
             )
             return None, 0.0
-        channel = self.neighbours * len(self.conditions) + self.conditions.index(guide)
-        return abnormality_of(self.train_slices, channel), self.abnormal_share
+        return abnormality_of(self.train_slices, self.study.channel(guide)), self.abnormal_share
 
     def val_dataloader(self) -> DataLoader | list:
         """Return a few slices spread over the validation subjects, in one order."""
