@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -114,6 +115,11 @@ class Reference:
     def _affine(self) -> np.ndarray:
         return self.volume.geometry.canonical_affine
 
+    @cached_property
+    def _distance(self) -> np.ndarray:
+        """Millimetres (X, Y, Z) from the head: every level reaches beyond it by its own."""
+        return ndimage.distance_transform_edt(~self.head, sampling=self.volume.geometry.spacing)
+
     def _align(
         self, moving: Volume, starts: Sequence[np.ndarray], levels: Sequence[Resolution]
     ) -> Alignment | None:
@@ -146,8 +152,8 @@ class Reference:
         grid = np.eye(4)
         grid[:3, :3], grid[:3, 3] = TURN * level.points, self.centre + TURN @ low
         shape = np.ceil((high - low) / level.points).astype(int) + 1
-        distance = ndimage.distance_transform_edt(~self.head, sampling=self.volume.geometry.spacing)
-        reached = _itk_image(self.itk, (distance <= level.beyond).astype(np.uint8), self._affine)
+        near = (self._distance <= level.beyond).astype(np.uint8)
+        reached = _itk_image(self.itk, near, self._affine)
         empty = _itk_image(self.itk, np.zeros(shape, np.uint8), grid)
         stay, itk = self.itk.Transform(3, self.itk.sitkIdentity), self.itk
         mask = itk.Resample(reached, empty, stay, itk.sitkNearestNeighbor, 0)
