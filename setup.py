@@ -40,7 +40,8 @@ setup(
     ],
     package_dir={f"ldm.{folder.replace('/', '.')}": folder for folder in CONFIGS},
     package_data={"": ["*.yaml"], "ldm": ["py.typed"], "ldm.report": ["templates/*"]},
-    entry_points={"console_scripts": ["dsdiff = ldm.cli.main:main"]},
+    py_modules=["dsdiff"],  # outside ldm, of which there are others
+    entry_points={"console_scripts": ["dsdiff = dsdiff:main"]},
     install_requires=[
         "torch>=2.10",  # below, weights_only loading can be bypassed (CVE-2025-32434, -2026-24747)
         "pytorch-lightning>=2.6,!=2.6.2,!=2.6.3",  # stolen-credential releases

@@ -21,6 +21,7 @@ from typing import Any
 
 from ldm.errors import ConfigError, UnsafeError, nearest
 
+FAMILIES = ("guided_diffusion", "UNet_DS_Diff")  # packages of this project beside ``ldm``
 # Where YAMLs of the research code, and saved runs, look for what stands elsewhere here.
 RENAMED = {
     "Disc_diff.guided_diffusion.": "guided_diffusion.",
@@ -297,7 +298,14 @@ def _require_installed(target: str, source: str) -> None:
         )
     files = spec.submodule_search_locations or [spec.origin or ""]
     places = {Path(file).resolve().parent for file in files}
-    if Path.cwd().resolve() in places - {Path(__file__).resolve().parents[1]}:
+    own = Path(__file__).resolve().parents[1]
+    if package in FAMILIES and own not in places:  # guided_diffusion is also a package of OpenAI
+        raise UnsafeError(
+            "UNSAFE-IMPORT",
+            f"{source} names '{target}' of this project, but '{package}' is found in "
+            f"{min(map(str, places))}: take that folder off PYTHONPATH",
+        )
+    if Path.cwd().resolve() in places - {own}:
         raise UnsafeError(
             "UNSAFE-IMPORT",
             f"{source} names '{target}', and '{package}' lies in the working directory: run the "

@@ -888,7 +888,7 @@ BEYOND = [
             "robustness/test_fuzz.py::test_small_files",
         ),
     ),
-    Case("EX-13", "a package called ldm that is another one", "a sentence that names its folder"),
+    Case("EX-13", "another package `ldm` on the path", "2 INSTALL-SHADOWED with its folder"),
     Case(
         "SE-X1",
         "a package of a trusted name in the working directory",
