@@ -57,6 +57,24 @@ def test_what_is_left_follows_from_the_steps_since_the_start(monkeypatch):
     assert shown.speed(120.0) == "2 s a step"
 
 
+def test_waiting_for_data_is_told_apart_from_working(monkeypatch):
+    """Ten steps of 4 s, each after 1 s without data, of two processes with two halves a step."""
+    told, clock = [], 1000.0
+    monkeypatch.setattr("time.monotonic", lambda: clock)
+    shown, at = TrainingProgress(told.append), trainer(0, 100)
+    at.is_global_zero, at.world_size, at.accumulate_grad_batches = True, 2, 2
+    at.datamodule, at.callback_metrics = SimpleNamespace(batch_size=3), {}
+    for step in range(1, 12):
+        clock += 1
+        shown.on_train_batch_start(at, None)
+        clock += 4
+        at.global_step = step
+        shown.on_train_batch_end(at, None)
+    # 12 images a step of 5 s
+    told_speed = "speed     5 s a step, 2.4 images/s, 20.0% of the time waiting for data"
+    assert f"{told_speed}: about 0:07:25 to go" in told
+
+
 def test_the_psnr_stands_beside_what_needs_no_network():
     metrics = {"train/loss": 1.0, "val/loss": 0.2, "val/psnr": 20.0, "val/recovery": 0.254}
     assert list(validated(metrics, "copy T1")) == ["val/psnr 20.00 dB", "val/recovery 0.25"]

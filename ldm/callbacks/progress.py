@@ -37,6 +37,7 @@ class TrainingProgress(Callback):
         self.bar: Progress | None = None
         self.first_step = self.last_step = 0
         self.begun = self.refreshed = 0.0  # when the first step was done, and the last one shown
+        self.waited = self.ended = 0.0  # for data since then, and when the last step was done
         self.part = -1
         self.is_speed_told = False
 
@@ -53,11 +54,19 @@ class TrainingProgress(Callback):
             self.bar.add_task("the first step", total=1.0)
             self.bar.start()
 
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any
+    ) -> None:
+        """Count what passed since the last step as waiting for data."""
+        if self.begun and not self.is_speed_told:
+            self.waited += time.monotonic() - self.ended
+
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any
     ) -> None:
         """Show how far it is."""
         now, step = time.monotonic(), trainer.global_step
+        self.ended = now
         if not trainer.is_global_zero or step == self.last_step:
             return
         self.last_step = step
@@ -68,7 +77,12 @@ class TrainingProgress(Callback):
             return
         if not self.is_speed_told and self.is_speed_known(now):
             self.is_speed_told = True
-            self.tell(f"speed     {self.speed(now)}: about {self.left(trainer)} to go")
+            took = now - self.begun
+            images = (step - self.first_step) * images_a_step(trainer) / took
+            self.tell(
+                f"speed     {self.speed(now)}, {images:.2g} images/s, {self.waited / took:.1%} of "
+                f"the time waiting for data: about {self.left(trainer)} to go"
+            )
         if self.bar and now - self.refreshed >= REFRESH:
             self.refreshed = now
             self.bar.update(
@@ -137,6 +151,12 @@ class TrainingProgress(Callback):
         """Return the steps a second, or the seconds a step, since the first step."""
         rate = (self.last_step - self.first_step) / max(now - self.begun, 1e-9)
         return f"{rate:.2g} steps/s" if rate >= 1 or not rate else f"{1 / rate:.2g} s a step"
+
+
+def images_a_step(trainer: pl.Trainer) -> int:
+    """Return how many slices or patches all processes see from one step of the optimizer on."""
+    per_process = trainer.datamodule.batch_size * trainer.accumulate_grad_batches
+    return per_process * trainer.world_size
 
 
 def described(trainer: pl.Trainer) -> Iterator[str]:

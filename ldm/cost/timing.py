@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import median
 
@@ -62,6 +62,29 @@ def measure(
         energy_joules=None if joules is None else joules / repeats,
         energy_reason=meter.reason,
     )
+
+
+def in_turns(
+    calls: Mapping[str, Callable[[], object]],
+    rounds: int,
+    device: torch.device | str,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
+    """Return the seconds of each call in each round; one round that is not timed warms up.
+
+    Each round makes every call once, so that other load on the machine meets all of them: compare
+    by ratio.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(rounds + 1):
+        for name, call in calls.items():
+            synchronise(device)
+            started = clock()
+            call()
+            synchronise(device)
+            if turn:
+                seconds[name].append(clock() - started)
+    return seconds
 
 
 def synchronise(device: torch.device | str) -> None:
