@@ -24,7 +24,7 @@ from torch import nn
 from ldm import Synthesiser, train
 from ldm.cost.timing import in_turns
 from ldm.data.layouts import detect_layout
-from ldm.environment import environment, keep_freed_memory
+from ldm.environment import environment, keep_freed_memory, pick_device
 from ldm.inference.given import GivenLayout, given_subject
 from ldm.models.diffusion.noise import KeyedNoise
 from ldm.report.tables import markdown_table
@@ -37,10 +37,13 @@ TOLERANCE = 1e-4  # of images in [-1, 1]
 class MonaiScript:
     """What a user of MONAI writes: every slice, whole, in batches, 32 bit, DDIM."""
 
-    def __init__(self, network: nn.Module, calls: int, batch: int = 16) -> None:
+    def __init__(
+        self, network: nn.Module, calls: int, device: str = "cpu", batch: int = 16
+    ) -> None:
         from monai.networks.schedulers import DDIMScheduler  # behind ldm: see bench_peers
 
-        self.network, self.calls, self.batch = network.eval(), calls, batch
+        self.network, self.calls, self.batch = network.eval().to(device), calls, batch
+        self.device = device
         self.schedule = DDIMScheduler(1000, schedule="cosine", prediction_type="sample")
         self.schedule.set_timesteps(calls)
 
@@ -52,7 +55,7 @@ class MonaiScript:
         scales = {name: self.scale(volume[brain]) for name, volume in volumes.items()}
         normalised = [self.normalised(volumes[n], brain, *scales[n]) for n in CONTRASTS]
         condition = torch.from_numpy(np.stack(normalised)).permute(3, 0, 1, 2)  # (slices, 3, X, Y)
-        slices = [self.sample(part) for part in condition.split(self.batch)]
+        slices = [self.sample(c.to(self.device)).cpu() for c in condition.split(self.batch)]
         predicted = torch.cat(slices)[:, 0].permute(1, 2, 0).clamp(-1, 1).numpy()
         median, width = scales["t1"]
         volume = np.where(brain, np.maximum((predicted + 1) * 6 - 4, -4) * width + median, 0)
@@ -75,16 +78,16 @@ class MonaiScript:
     def sample(self, condition: torch.Tensor) -> torch.Tensor:
         x = torch.zeros_like(condition[:, :1])
         if self.calls == 1:  # the posterior mean
-            last = torch.full((len(x),), 999)
+            last = torch.full((len(x),), 999, device=self.device)
             return self.network(torch.cat([x, condition], dim=1), last)
         x = torch.randn_like(x)
         for t in self.schedule.timesteps:
-            now = torch.full((len(x),), int(t))
+            now = torch.full((len(x),), int(t), device=self.device)
             x, _ = self.schedule.step(self.network(torch.cat([x, condition], dim=1), now), t, x)
         return x
 
 
-def trained_run(config: str, patients: Path, image_size: int, folder: Path) -> Path:
+def trained_run(config: str, patients: Path, subject: str, image_size: int, folder: Path) -> Path:
     """Return a run of one step of a U-Net that MONAI's class can express, without its recipe."""
     network = "model.params.unet_config.params."
     return train(
@@ -92,6 +95,7 @@ def trained_run(config: str, patients: Path, image_size: int, folder: Path) -> P
         [
             f"data.params.root={patients}",
             "data.params.val=0",
+            f"data.params.test=[{subject}]",
             f"data.params.image_size={image_size}",
             "data.params.batch_size=1",
             f"{network}use_scale_shift_norm=false",
@@ -126,9 +130,10 @@ def difference(synthesiser: Synthesiser, script: MonaiScript, given: dict[str, P
         subject, GivenLayout(), request.allow_missing, request.nonfinite
     )
     middle = len(prepared.brain) // 2
-    condition = synthesiser.windows.condition(prepared, range(middle, middle + 2))
-    noise = KeyedNoise([(0, "subject", i) for i in range(2)], torch.device("cpu"), 0.0)
-    present = torch.ones(2, len(CONTRASTS), dtype=torch.bool)
+    device = synthesiser.trained.device
+    condition = synthesiser.windows.condition(prepared, range(middle, middle + 2)).to(device)
+    noise = KeyedNoise([(0, "subject", i) for i in range(2)], device, 0.0)
+    present = torch.ones(2, len(CONTRASTS), dtype=torch.bool, device=device)
     with torch.no_grad():
         ours = synthesiser.model.synthesise(condition, present, noise)
         theirs = script.sample(condition).clamp(-1, 1)
@@ -141,19 +146,21 @@ def compare(
     """Return seconds a volume of the script and of dsdiff, and how far one call of each differs."""
     found = detect_layout(patients)[1][subject]
     given = {contrast: Path(found.files[contrast].path) for contrast in CONTRASTS}
+    device = pick_device()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        run = trained_run(config, patients, image_size, folder)
-        exact = Synthesiser.load(run, device="cpu", precision="32")
-        ours = exact.model.model.diffusion_model
+        run = trained_run(config, patients, subject, image_size, folder)
+        exact = Synthesiser.load(run, device=device, precision="32")
+        ours = exact.model.model.diffusion_model.cpu()
         network = monai_network(shape_of(ours))
         map_weights(ours, network, side=ours.size_divisor * 4)
-        error = difference(exact, MonaiScript(network, 1), given)
+        ours.to(device)
+        error = difference(exact, MonaiScript(network, 1, device), given)
         if error > TOLERANCE:
             raise SystemExit(f"one call differs by {error:.1e}: expected at most {TOLERANCE}")
         options = {"temperature": float(calls > 1), "steps": calls}
-        fast = Synthesiser.load(run, device="cpu")
-        script = MonaiScript(network, calls)
+        fast = Synthesiser.load(run, device=device)
+        script = MonaiScript(network, calls, device)
         seconds = in_turns(
             {
                 "MONAI script": lambda: script(given, folder / "monai.nii.gz"),
@@ -163,7 +170,7 @@ def compare(
                 ),
             },
             rounds,
-            "cpu",
+            device,
         )
     return {"calls": calls, "difference": error, "seconds": {n: min(t) for n, t in seconds.items()}}
 
