@@ -2,19 +2,64 @@
 
 Every error of this project carries what was seen, what was expected and what to do next, in one
 line. The command line prints that line and exits with ``exit_code``; a program that uses the
-library catches :class:`DsdiffError`.
+library catches :class:`DsdiffError`. Options are named as the reader gives them: messages are
+written with ``--allow-missing`` or ``--nonfinite=zero``, which a Python program is shown as
+``allow_missing`` and ``nonfinite='zero'``.
 """
 
 from __future__ import annotations
 
 import difflib
+import re
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 MAX_LINE = 300
 NO_MEMORY = ("DefaultCPUAllocator", "can't start new thread", "std::bad_alloc")
 PEERS = ("gloo", "NCCL", "onnection closed by peer", "onnection reset by peer")
+
+# a whole command, which is typed in either case, or an option: --a, --a=b, --a FILE, --a my.Net
+OPTION = re.compile(
+    r"\b(?:dsdiff|pip) [^:;,]*"
+    r"|(?<!\S)(\(?)--([a-z][a-z-]*)(?:=(\S*?)| ([A-Z]+\b|\w+(?:\.\w+)+))?(?=[\s:;,)]|$)"
+)
+RENAMED = {  # in Python
+    **{"from": "start", "against": "reference_row", "segmenter-command": "command"},
+    **{"cell": "number", "plan": "states()"},
+}
+LISTS = ("trust", "allow_missing")
+_is_command_line = False
+
+
+@contextmanager
+def on_the_command_line() -> Iterator[None]:
+    """In the block the reader of errors types commands."""
+    global _is_command_line
+    before, _is_command_line = _is_command_line, True
+    try:
+        yield
+    finally:
+        _is_command_line = before
+
+
+def to_the_reader(text: str) -> str:
+    """Return ``text`` with its options, such as ``--steps=4``, named as the reader gives them."""
+    return text if _is_command_line else OPTION.sub(_in_python, text)
+
+
+def _in_python(found: re.Match[str]) -> str:
+    """Return an option as the argument of a call; a command as it is."""
+    before, option, joined, apart = found.groups()
+    value = joined or apart
+    if option is None:
+        return found[0]
+    name = RENAMED.get(option, option.replace("-", "_"))
+    if not value:
+        return before + name
+    value = value if value[:1] in "'\"" or value.isupper() else f"'{value}'"
+    return f"{before}{name}={f'[{value}]' if name in LISTS else value}"
 
 
 class DsdiffError(Exception):
@@ -30,7 +75,12 @@ class DsdiffError(Exception):
 
     def __init__(self, code: str, message: str, case: str | None = None) -> None:
         super().__init__(code, message, case)
-        self.code, self.message, self.case = code, message, case
+        self.code, self.case = code, case
+
+    @property
+    def message(self) -> str:
+        """What was seen, what was expected and what to do next."""
+        return to_the_reader(self.args[1])
 
     def __str__(self) -> str:
         subject = f" case={self.case}" if self.case else ""

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Protocol, TypeVar
 
 Item = TypeVar("Item")
+PART_OF = "DSDIFF_PART_OF"  # in the environment of a process that a benchmark runs
 
 
 class Progress(Protocol):

@@ -209,7 +209,7 @@ def run_training(
     if checkpoint is None and is_main and any((folder / c).exists() for c in CHECKPOINTS):
         raise OutputError(
             "OUT-EXISTS",
-            f"{folder} holds a run: continue it with --resume {folder}, or choose another name=",
+            f"{folder} holds a run: continue it with --resume={folder}, or choose another --output",
         )
     data = _data(config, progress if is_main else silent, say if is_main else None)
     known = _known_patients(data) if is_main else {}

@@ -25,6 +25,7 @@ LINK = re.compile(r"\]\(([^)\s]+)\)")
 FENCED = re.compile(r"^```bash\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INDENTED = re.compile(r"^    (dsdiff (?:.*\\\n)*.*)$", re.MULTILINE)
 INLINE = re.compile(r"`(dsdiff [^`]+)`")
+NEXT = re.compile(r"^  next: (dsdiff .*)$", re.MULTILINE)
 MOST_WORDS = 600  # of the README
 CONFIGURED = ("train", "benchmark", "segment")
 
@@ -158,12 +159,18 @@ def test_the_quick_start_runs(tmp_path, monkeypatch, capsys):
     assert [command.split()[1] for command in page] == [
         *("doctor", "phantom", "diagnose", "train", "train", "sample", "evaluate", "benchmark")
     ]
+    following = []
     for command in page:
         for written, small in SMALL.items():
             command = command.replace(written, small)
         words = shlex.split(command)[1:]
         words += MORE.get(words[0], [])
-        assert main(words) == 0, f"{command}\n{capsys.readouterr()}"
+        code, printed = main(words), capsys.readouterr()
+        assert code == 0, f"{command}\n{printed}"
+        following += [(words[0], line) for line in NEXT.findall(printed.out)]
+    assert [verb for verb, _ in following] == ["phantom", "diagnose", "train", "train", "sample"]
+    for _, line in following:
+        test_commands_are_commands("docs/index.md", line)
     for name in ("report.html", "table.tex", "tables/brain.csv"):
         assert (tmp_path / "evaluation" / name).is_file()
 

@@ -379,7 +379,7 @@ def test_names_that_lose_their_difference_with_the_dots_are_refused():
     own = [NETWORK + "a.b1.c", NETWORK + "a.b.1c", NETWORK + "d.e"]
     value = torch.ones(1)
     assert translate({"model_ema.diffusion_modelde": value}, own).averages == {own[2]: value}
-    with pytest.raises(CheckpointError, match="--weights raw"):
+    with pytest.raises(CheckpointError, match="weights='raw'"):
         translate({"model_ema.diffusion_modelab1c": value}, own)
 
 

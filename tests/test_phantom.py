@@ -463,7 +463,7 @@ class TestFiles:
     def test_existing_subjects_are_kept_unless_overwritten(self, tmp_path):
         write_phantoms(tmp_path, 1, 32, seed=1)
         before = digests(tmp_path)
-        with pytest.raises(OutputError, match=r"OUT-EXISTS.*1 of 2 subjects.*--overwrite"):
+        with pytest.raises(OutputError, match=r"OUT-EXISTS.*1 of 2 subjects.*pass overwrite"):
             write_phantoms(tmp_path, 2, 32, seed=2)
         assert digests(tmp_path) == before  # neither replaced nor added to
         write_phantoms(tmp_path, 2, 32, seed=2, overwrite=True)

@@ -28,7 +28,7 @@ from ldm.data.seen import Digests, read_seen, refuse_leaks
 from ldm.errors import BusyError, OutputError, PartialError, as_known_error
 from ldm.evaluation.scores import Evaluation
 from ldm.inference.baseline_volumes import write_baseline
-from ldm.progress import Progress, silent
+from ldm.progress import PART_OF, Progress, silent
 from ldm.storage import appending, read_json, write_json
 from ldm.study import Study
 from ldm.util import targets_in
@@ -218,7 +218,7 @@ class Work:
     def _dsdiff(self, folder: Path, gpu: str | None, *arguments: Any) -> tuple[int, str]:
         """Run a verb in a process of its own; return its exit code and last line of stderr."""
         # as a console script runs: nothing in the working directory takes the place of a library
-        environment = os.environ | {"PYTHONSAFEPATH": "1"}
+        environment = os.environ | {"PYTHONSAFEPATH": "1", PART_OF: "benchmark"}
         environment |= {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
         with appending(folder / "log.txt") as file:
             process = subprocess.Popen(

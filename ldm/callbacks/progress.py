@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
@@ -50,7 +51,8 @@ class TrainingProgress(Callback):
             self.say(line)
         if self.is_bar:
             columns = (TextColumn("Training"), BarColumn(20), TaskProgressColumn())
-            self.bar = Progress(*columns, TextColumn("{task.description}"))
+            shown = (*columns, TextColumn("{task.description}"))
+            self.bar = Progress(*shown, redirect_stderr=sys.stderr.isatty())
             self.bar.add_task("the first step", total=1.0)
             self.bar.start()
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ldm.cli.arguments import add_config_argument, add_layout_argument, data_module
 from ldm.cli.main import DEBUG
-from ldm.cli.terminal import show_progress
+from ldm.cli.terminal import print_next, show_progress, training_command
 
 if TYPE_CHECKING:
     from ldm.diagnosis.data import DataDiagnosis
@@ -74,6 +74,9 @@ def diagnose_folder(args: argparse.Namespace) -> int:
             write_json(args.output / "diagnosis.json", diagnosis.to_dict())
             pictures = write_pictures(diagnosis, args.output)
         print(f"Written: {args.output}/diagnosis.json, {pictures} pictures")
+    if not diagnosis.breaks_training:
+        layout = [f"data.params.layout={args.layout}"] if args.layout else []
+        print_next(training_command(args.folder, [*args.config, *layout]))
     return DATA_FAILS if diagnosis.breaks_training else 0
 
 
@@ -101,7 +104,7 @@ def show_data(diagnosis: DataDiagnosis) -> None:
     from rich.console import Console
     from rich.markup import escape
 
-    console = Console()
+    console = Console(highlight=False)
     console.print(_subject_table(diagnosis))
     count = len(diagnosis.subjects)
     if count > MOST_ROWS:
@@ -109,7 +112,7 @@ def show_data(diagnosis: DataDiagnosis) -> None:
     for finding in diagnosis.findings[:MOST_FINDINGS]:
         label = f"[{STYLES[finding.severity]}]{finding.severity:8}[/]"
         whom = f"{escape(finding.subject)}: " if finding.subject else ""
-        console.print(f"{label} {whom}{escape(finding.message)}", highlight=False)
+        console.print(f"{label} {whom}{escape(finding.message)}")
     if (hidden := len(diagnosis.findings) - MOST_FINDINGS) > 0:
         console.print(f"... and {hidden} more: see diagnosis.json", style="dim")
     verdict = "something breaks a training" if diagnosis.breaks_training else "fit to train on"

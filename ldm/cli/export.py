@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
 from ldm.cli.arguments import add_trust_argument
+from ldm.cli.terminal import print_next
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,5 +28,5 @@ def run(args: argparse.Namespace) -> int:
     options = {"licence": args.licence, "overwrite": args.overwrite, "trust": args.trust}
     folder = export(args.model, args.output, **options)
     print(f"Written: {folder}/model.safetensors, config.yaml, README.md (read it, and complete it)")
-    print(f"  next: dsdiff sample {folder} --input SUBJECTS --output PREDICTIONS")
+    print_next(f"dsdiff sample {shlex.quote(str(folder))} --input SUBJECTS --output PREDICTIONS")
     return 0

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from ldm.cli.terminal import print_next
 
 SHOWN = 10  # keys of a kind on the terminal; --report has them all
 
@@ -68,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     console = Console(highlight=False)
     console.print(summary(model, config, report, unused, digest))
     console.print(f"Written: {args.output}", markup=False)
-    console.print(f"Next: {next_command(args.output, config)}", markup=False, soft_wrap=True)
+    print_next(next_command(args.output, config))
     return 0
 
 
@@ -149,4 +152,4 @@ def next_command(folder: Path, config: Mapping[str, Any]) -> str:
     from ldm.config import foreign_targets
 
     trust = "".join(f" --trust {target}" for target in foreign_targets(config))
-    return f"dsdiff sample {folder} --input FOLDER --output predictions{trust}"
+    return f"dsdiff sample {shlex.quote(str(folder))} --input FOLDER --output predictions{trust}"

@@ -15,7 +15,13 @@ from pathlib import Path
 
 from ldm import __version__
 from ldm.cli.streams import steady_streams
-from ldm.errors import ConfigError, DsdiffError, as_known_error, one_line
+from ldm.errors import (
+    ConfigError,
+    DsdiffError,
+    as_known_error,
+    on_the_command_line,
+    one_line,
+)
 
 VERBS = {
     "demo": "train, sample and evaluate on synthetic patients; needs no data (start here)",
@@ -57,17 +63,27 @@ def build_parser(verb: str | None) -> argparse.ArgumentParser:
     return parser
 
 
+class Stderr(logging.Handler):
+    """Writes to what ``sys.stderr`` is now: while a bar is shown, that is what lies above it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one line."""
+        print(self.format(record), file=sys.stderr)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``dsdiff`` with the arguments and return the exit code (see ``ldm.errors``)."""
     # read when torch is imported: threads that spin while they wait make a busy machine crawl
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    with steady_streams():
+    with steady_streams(), on_the_command_line():
         return _run(list(sys.argv[1:] if argv is None else argv))
 
 
 def _run(argv: list[str]) -> int:
     verb = next((a for a in argv if a in VERBS), None)
-    logging.basicConfig(format="dsdiff: %(levelname)s %(message)s", level=logging.WARNING)
+    logging.basicConfig(
+        format="dsdiff: %(levelname)s %(message)s", level=logging.WARNING, handlers=[Stderr()]
+    )
     parser = build_parser(verb)
     args, rest = parser.parse_known_args(argv)
     if any(a.startswith("-") for a in rest) or (rest and not hasattr(args, "config")):

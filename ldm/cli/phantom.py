@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
+
+from ldm.cli.terminal import print_next
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,4 +41,5 @@ def run(args: argparse.Namespace) -> int:
             progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
     print(f"{len(written)} patients ({written[0]} to {written[-1]}): {args.output}")
+    print_next(shlex.join(["dsdiff", "diagnose", "data", str(args.output)]))
     return 0

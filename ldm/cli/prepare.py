@@ -17,7 +17,7 @@ from typing import Any
 from ldm.cli.arguments import add_config_argument, add_layout_argument, data_module
 from ldm.cli.main import report_error
 from ldm.cli.registering import add_register_arguments, refuse_leftovers, register, unregister
-from ldm.cli.terminal import show_progress, training_command
+from ldm.cli.terminal import print_next, show_progress, training_command
 from ldm.errors import (
     ConfigError,
     DataError,
@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
             Console().print(table)
         new = sum(row["state"] != work.before.get(row["id"], {}).get("state") for row in rows)
         print(f"prepared={len(rows)} (new={new}) failed={len(failures)}: {manifest}")
-        print(f"next: {training_command(manifest)}")
+        print_next(training_command(manifest))
     if failures and rows:
         raise PartialError("PARTIAL", f"{len(failures)} of {len(subjects)} subjects failed")
     return failures[0].exit_code if failures else 0

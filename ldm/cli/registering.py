@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldm.cli.arguments import data_module
-from ldm.cli.terminal import report_written, reporter
+from ldm.cli.terminal import print_next, report_written, reporter
 from ldm.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -73,7 +74,8 @@ def register(args: argparse.Namespace) -> int:
     subjects = list(found.values())
     with claim(args.output, "prepare", inputs=[args.input, *stored_files(subjects)]):
         done = write_each(subjects, layout, write, reporter("prepare"))
-    print(f"look at {args.output}/ID/{PICTURE}; next: dsdiff diagnose data {args.output}")
+    print(f"  look at {args.output}/ID/{PICTURE}")
+    print_next(shlex.join(["dsdiff", "diagnose", "data", str(args.output)]))
     return report_written(done, args.output)
 
 

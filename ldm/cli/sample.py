@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 from ldm.cli.arguments import SAMPLERS, add_model_arguments, add_subject_arguments
-from ldm.cli.terminal import report_written, reporter, show_progress
+from ldm.cli.terminal import print_next, report_written, reporter, show_progress
 
 if TYPE_CHECKING:
     from ldm.inference.parallel import SharedSynthesis
@@ -96,8 +97,8 @@ def run(args: argparse.Namespace) -> int:
     from ldm.storage import write_json
 
     request(args)  # a wrong one is refused before the folder is listed
-    contrasts = study_of(args.model, args.trust).contrasts
-    layout, found = detect_layout(args.input, args.layout, contrasts)
+    study = study_of(args.model, args.trust)
+    layout, found = detect_layout(args.input, args.layout, study.contrasts)
     print(summary(layout, found), file=sys.stderr)
     subjects = select_subjects(found, args.subjects)
     inputs = [args.input, args.model, *stored_files(found.values())]
@@ -119,7 +120,12 @@ def run(args: argparse.Namespace) -> int:
         done.write_failures(args.output)
         if synthesiser.timings:
             write_json(cost, synthesiser.cost())
-    return report_written(done, args.output)
+    code = report_written(done, args.output)
+    if any(study.target in subject.files for subject in subjects):
+        words = ["--prediction", str(args.output), "--reference", str(args.input)]
+        words += ["--layout", args.layout] if args.layout else []
+        print_next(shlex.join(["dsdiff", "evaluate", *words, "--output", "evaluation"]))
+    return code
 
 
 def shared_synthesis(

@@ -11,7 +11,7 @@ from ldm.cli import train
 from ldm.cli.arguments import add_model_arguments, add_subject_arguments
 from ldm.cli.evaluate import add_label_argument, add_seen_argument
 from ldm.cli.main import DEBUG
-from ldm.cli.terminal import report_written, reporter
+from ldm.cli.terminal import print_next, report_written, reporter
 from ldm.errors import PartialError
 
 SCORES = ("segmentation.csv", "segmentation.json", "report.html")
@@ -91,6 +91,7 @@ def predict(args: argparse.Namespace) -> int:
     from ldm.inference.label_maps import LabelWriter
     from ldm.inference.outputs import write_each
     from ldm.inference.segmentation import NetworkSegmenter
+    from ldm.study import LABELS
 
     if args.batch_size < 1:
         raise ConfigError(
@@ -106,7 +107,11 @@ def predict(args: argparse.Namespace) -> int:
         writer = LabelWriter(segmenter, args.output, args.overwrite, not args.no_pictures)
         done = write_each(subjects, layout, writer.write, reporter("segment"))
         done.write_failures(args.output)
-    return report_written(done, args.output)
+    code = report_written(done, args.output)
+    if any(LABELS in subject.files for subject in subjects):
+        words = ["--prediction", str(args.output), "--reference", str(args.input)]
+        print_next(shlex.join(["dsdiff", "segment", "evaluate", *words, "--output", "scores"]))
+    return code
 
 
 def evaluate(args: argparse.Namespace) -> int:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,23 +17,39 @@ if TYPE_CHECKING:
     from ldm.progress import Item
 
 
-def show_progress(items: Iterable[Item], title: str, total: int | None = None) -> Iterable[Item]:
+def show_progress(items: Iterable[Item], title: str, total: int | None = None) -> Iterator[Item]:
     """Wrap what is worked through in a progress bar, see :class:`ldm.progress.Progress`.
 
     In a file or a pipe nothing is shown: there a bar is only fragments.
     """
-    from rich.progress import track
+    from rich.progress import Progress
 
-    return track(items, title, total, transient=True, disable=not sys.stdout.isatty())
+    hidden = not sys.stdout.isatty()
+    bar = Progress(transient=True, disable=hidden, redirect_stderr=sys.stderr.isatty())
+    with bar:
+        yield from bar.track(items, total, description=title)
 
 
-def training_command(root: str | Path) -> str:
-    """Return a training that suits this machine: on a CPU a small network, and so fewer steps."""
+def print_next(command: str) -> None:
+    """Say what to do next; of what a benchmark runs, it says that itself."""
+    from ldm.progress import PART_OF
+
+    if PART_OF not in os.environ:
+        print(f"  next: {command}")
+
+
+def training_command(root: str | Path, config: Sequence[str] = ()) -> str:
+    """Return a training that suits this machine: on a CPU a small network, and so fewer steps.
+
+    Args:
+        config: YAML files and overrides that it takes instead.
+    """
     from ldm.environment import pick_device
 
     network = "unet_tiny" if pick_device() == "cpu" else "unet"
-    data = f"data.params.root={shlex.quote(str(root))}"
-    return f"dsdiff train configs/backbone/{network}.yaml {data} name=mine"
+    files = [a for a in config if "=" not in a] or [f"configs/backbone/{network}.yaml"]
+    overrides = [f"data.params.root={root}", *(a for a in config if "=" in a)]
+    return shlex.join(["dsdiff", "train", *files, *overrides, "name=mine"])
 
 
 def reporter(verb: str) -> Callable[[DsdiffError], None]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldm.cli.arguments import add_run_arguments
-from ldm.cli.terminal import show_progress
+from ldm.cli.terminal import print_next, show_progress
 
 if TYPE_CHECKING:
     from ldm.training import TrainedRun
@@ -105,7 +105,7 @@ def finish(run: TrainedRun) -> int:
         return 128 + run.stopped_by
     print(f"\nTrained {run.steps} steps: {run.folder}")
     print("  pictures: samples/  curves: loss.svg, metrics.csv, tensorboard/")
-    print(f"  next: {run.next_command}")
+    print_next(run.next_command)
     return 0
 
 

@@ -116,7 +116,7 @@ def _select(
     averages = raw.averages or translate(content.ema, own).weights
     if weights == "ema" and not averages:
         raise CheckpointError(
-            "CKPT-MISMATCH", f"{source} holds no EMA weights: give --weights raw, or the other file"
+            "CKPT-MISMATCH", f"{source} holds no EMA weights: give --weights=raw, or the other file"
         )
     if weights == "raw" or not averages:
         if raw.averages:

@@ -112,7 +112,7 @@ def _own_name_of_average(name: str, dotted: Mapping[str, str]) -> str:
         raise CheckpointError(
             "CKPT-MISMATCH",
             f"{name} means several weights of this network: its EMA cannot be read, give "
-            "--weights raw",
+            "--weights=raw",
         )
     return own
 

@@ -363,7 +363,7 @@ class Synthesiser:
         deviation = np.sqrt(np.maximum(squares - count * mean**2, 0) / max(1, count - 1))
         if not np.isfinite(mean).all():
             raise NonFiniteError(
-                "NONFINITE-SAMPLE", "the network returned NaN; try --precision 32", prepared.id
+                "NONFINITE-SAMPLE", "the network returned NaN; try --precision=32", prepared.id
             )
         seconds = time.perf_counter() - started
         self.timings.append({"subject": prepared.id, "slices": len(total), "seconds": seconds})

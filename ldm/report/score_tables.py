@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from math import isnan
 from typing import NamedTuple
 
-from ldm.errors import one_of
+from ldm.errors import one_of, to_the_reader
 from ldm.evaluation.measures import MEASURES
 from ldm.evaluation.protocol import DEFAULT
 from ldm.evaluation.scores import Evaluation, SummaryRow
@@ -212,7 +212,10 @@ def cannot_decide(found: Sequence[Comparison]) -> str:
     smallest, count = min((c.n for c in found), default=0), len(found)
     if not found or smallest_p(smallest, count) < SIGNIFICANT:
         return ""
-    reachable, fewer = smallest_p(smallest, count), ", or fewer comparisons (--against)"
+    reachable, fewer = (
+        smallest_p(smallest, count),
+        to_the_reader(", or fewer comparisons (--against)"),
+    )
     return (
         f"Too few patients to decide: with {smallest} of them and {counted_out(count)} no "
         f"corrected p below {reachable:.3g} is possible; {SIGNIFICANT} needs "

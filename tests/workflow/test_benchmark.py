@@ -380,6 +380,17 @@ def test_cells_run_at_once_with_a_gpu_each(tmp_path, plan, copies, monkeypatch):
     assert list(table(tmp_path)) == ["unet · steps 1", "unet · steps 2", "unet-one-step", "linear"]
 
 
+def test_only_the_benchmark_says_what_to_do_next(tmp_path, capsys):
+    """A verb that a cell runs leaves that out."""
+    words = ["phantom", str(tmp_path / "a"), "--subjects", "1", "--size", "32"]
+    assert main(words) == 0
+    assert f"next: dsdiff diagnose data {tmp_path}/a" in capsys.readouterr().out
+    work = Work(tmp_path, tmp_path, {}, [], {}, is_quiet=True)
+    assert work._dsdiff(tmp_path, None, *words, "--overwrite")[0] == 0
+    said = (tmp_path / "log.txt").read_text()
+    assert "1 patients" in said and "next:" not in said
+
+
 def test_verbs_run_in_processes_of_their_own(tmp_path, monkeypatch):
     """Their exit code, their last line and the GPU they are given."""
     work = Work(tmp_path, tmp_path, {}, [], {}, is_quiet=True)

@@ -1,5 +1,7 @@
 """What goes wrong is said in one line with a stable code and exit status, and nothing is lost."""
 
+import ast
+import pickle
 import shutil
 import subprocess
 import sys
@@ -11,6 +13,9 @@ import pytest
 
 from ldm.claims import folder_lock
 from ldm.cli.main import VERBS, main
+from ldm.errors import OPTION, RENAMED, ConfigError, DsdiffError, on_the_command_line, to_the_reader
+
+REPO = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -156,3 +161,87 @@ def test_scripts_are_the_verbs():
 def test_doctor(capsys):
     assert main(["doctor"]) == 0
     assert "everything is in order" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("typed", "called"),
+    [
+        ("pass --overwrite", "pass overwrite"),
+        ("fix it or pass --nonfinite=zero", "fix it or pass nonfinite='zero'"),
+        (
+            "--allow-missing needs more (--lpips-weights FILE)",
+            "allow_missing needs more (lpips_weights=FILE)",
+        ),
+        (
+            "continue it with --resume=runs/a, or --from RUN",
+            "continue it with resume='runs/a', or start=RUN",
+        ),
+        ("--resume='runs/a b': no", "resume='runs/a b': no"),
+        ("if you trust it, add --trust my.Net", "if you trust it, add trust=['my.Net']"),
+        (
+            "run dsdiff prepare A --register; or --layout",
+            "run dsdiff prepare A --register; or layout",
+        ),
+        ("pip install --upgrade torch", "pip install --upgrade torch"),
+        ("a -- b, x--y, ---", "a -- b, x--y, ---"),
+    ],
+)
+def test_an_option_is_named_as_its_reader_gives_it(typed, called):
+    """On the command line as it is typed, to a Python program as the argument of a call."""
+    assert to_the_reader(typed) == called
+    error = pickle.loads(pickle.dumps(ConfigError("USAGE", typed)))
+    assert str(error) == f"USAGE: {called}" and error.message == called
+    with on_the_command_line():
+        assert str(error) == f"USAGE: {typed}" and error.message == typed
+
+
+def sentences(tree: ast.AST):
+    """Yield each text within a module that is no docstring and no word of a command."""
+    own = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+        and node.body
+        and isinstance(node.body[0], ast.Expr)
+    }
+    for node in ast.walk(tree):
+        value = getattr(node, "value", None)
+        if isinstance(node, ast.Constant) and isinstance(value, str) and id(node) not in own:
+            yield from [value] if " " in value.strip() else []
+
+
+def test_every_option_that_is_named_is_an_argument_of_a_call():
+    """No error of the library names what only the command line has."""
+    trees = [
+        ast.parse(path.read_text(encoding="utf-8"))
+        for path in (REPO / "ldm").rglob("*.py")
+        if path.parent.name != "cli"
+    ]
+    arguments = {
+        argument.arg
+        for tree in trees
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef)
+        for argument in (*node.args.args, *node.args.kwonlyargs)
+    } | {"states()"}
+    named = {
+        option
+        for tree in trees
+        for text in sentences(tree)
+        for _, option, *_ in OPTION.findall(text)
+        if option
+    }
+    assert len(named) > 15 and "allow-missing" in named
+    called = {RENAMED.get(option, option.replace("-", "_")) for option in named}
+    assert called - arguments == set()
+
+
+def test_python_is_told_arguments(tmp_path, run_folder, patients):
+    from ldm import Synthesiser, train
+
+    with pytest.raises(DsdiffError, match="allow_missing needs a model trained"):
+        Synthesiser.load(run_folder, allow_missing="t2")
+    with pytest.raises(DsdiffError, match="resume=RUN or start=RUN"):
+        train([], output=tmp_path / "run")
+    with pytest.raises(DsdiffError, match=f"continue it with resume='{run_folder}'"):
+        train("configs/backbone/unet_tiny.yaml", output=run_folder)

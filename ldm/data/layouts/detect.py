@@ -19,7 +19,7 @@ from ldm.data.layouts.hdf5 import HDF5
 from ldm.data.layouts.table import PARTS, SubjectTable
 from ldm.data.nifti import volume_stem
 from ldm.data.patients import patient_of, patient_pattern
-from ldm.errors import ConfigError, DataError
+from ldm.errors import ConfigError, DataError, to_the_reader
 from ldm.label_scheme import LabelScheme
 from ldm.study import BRATS, KNOWN, LABELS, MASK_FILE, Contrasts
 from ldm.util import get_obj_from_str, instantiate_from_config, nearest
@@ -245,8 +245,10 @@ def _report_others(found: Mapping[Layout, list[Entry]], best: Layout) -> None:
         other = _paths(entries)
         if shared := len(other & own):
             log.warning(
-                "files that %s recognises too: %d; read as %s. To choose: --layout or "
-                "data.params.layout",
+                to_the_reader(
+                    "files that %s recognises too: %d; read as %s. To choose: --layout or "
+                    "data.params.layout"
+                ),
                 layout.name,
                 shared,
                 best.name,

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ldm.errors import to_the_reader
 from ldm.evaluation.metrics.similarity import stacks
 from ldm.losses.perceptual import LPIPS, LPIPS_NETS
 
@@ -93,7 +94,7 @@ def find_weights(
         CheckpointError: CKPT-MISSING, CKPT-MISMATCH for a ``path`` that cannot be used.
     """
     if (found := Path(path) if path else stored_weights(nets)) is None:
-        return None, (
+        return None, to_the_reader(
             "LPIPS and Fréchet distance are n/a: no weights on disk (--lpips-weights FILE, or "
             "torchvision's file where torch keeps its downloads)"
         )
