@@ -15,6 +15,7 @@ from torch import Tensor
 
 LOWER, UPPER = -4.0, 8.0
 BACKGROUND = -1.0
+HEALTHY = 2 * (0 - LOWER) / (UPPER - LOWER) - 1  # the median of the brain: z = 0
 ABNORMAL_IN = ("flair", "t2")  # contrasts in which abnormal tissue is bright, the clearest first
 HIGH, MOST = 1.0, 3.0  # z from which an image counts as bright, and how much of it counts
 

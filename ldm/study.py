@@ -8,17 +8,19 @@ they are ``t1``, ``t1ce``, ``t2``, ``flair`` and ``dwi``; beside them lie ``seg`
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from ldm.errors import ConfigError
+from ldm.errors import ConfigError, DataError
 from ldm.label_scheme import LabelScheme, read_scheme
 from ldm.util import image_sides, instantiate_from_config, taken
 
 LABELS = "seg"
 MASK_FILE = "brain"  # a mask of the brain that someone else made
+ANY = "any"  # as a target: each of the contrasts in turn, made from the others
+ASKED = "asked"  # of a batch: which contrast is to be made, and which are there
 BATCH_SIZE = 4  # images a step, where nothing else is told
 BRATS = ("t1", "t1ce", "t2", "flair")  # also the order in which HDF5 files of BraTS store them
 T1_WEIGHTED = ("t1", "t1ce")  # white matter is the brightest large tissue
@@ -210,6 +212,14 @@ def native_of(target: str | None, conditions: Sequence[str]) -> str | None:
     return known.native if known and known.native in conditions else None
 
 
+def akin_of(target: str, conditions: Sequence[str]) -> str | None:
+    """Return the condition that shows healthy tissue as the target does, before or after an agent;
+    None: there is none.
+    """
+    enhanced = (c for c in conditions if native_of(c, [target]))
+    return native_of(target, conditions) or next(enhanced, None)
+
+
 @dataclass(frozen=True)
 class Study:
     """Which contrast is made from which, in images of which size: one owner of these facts.
@@ -218,7 +228,8 @@ class Study:
 
     Args:
         conditions: input contrasts, in channel order.
-        target: contrast to synthesise; None where ``seg`` is what is learned.
+        target: contrast to synthesise; None where ``seg`` is what is learned; :data:`ANY`: each of
+            the conditions in turn, from the others.
         image_size: (H, W) of slices or (D, H, W) of patches.
         neighbours: slices on each side that are further conditions (2.5-D); 0 for patches.
         covariates: columns of a table that are numbers of a patient, such as ``age``.
@@ -239,13 +250,15 @@ class Study:
 
     def __post_init__(self) -> None:
         conditions = self.conditions
-        own = (*conditions, *([self.target] if self.target else []))
+        own = (*conditions, *([self.target] if self.target and not self.varies else []))
         twice = next((c for c in own if own.count(c) > 1), None)
         if twice is not None and conditions.count(twice) < 2:
             raise _bad(f"target is '{twice}', which is a condition too: leave it out of one")
         if twice is not None or not conditions:
             listed = ", ".join(conditions)
             raise _bad(f"conditions is [{listed}]: name each contrast once, and one at least")
+        if self.varies and len(conditions) < 2:
+            raise _bad(f"target is any of {conditions[0]} alone: name two conditions or more")
         object.__setattr__(self, "contrasts", self.contrasts.with_own(names=own))
         if self.neighbours < 0:
             raise _bad(f"neighbours is {self.neighbours}: give 0 or more")
@@ -295,12 +308,64 @@ class Study:
         return len(self.conditions) * (2 * self.neighbours + 1)
 
     @property
+    def varies(self) -> bool:
+        """Whether each of the conditions is a target, made from the others."""
+        return self.target == ANY
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The contrasts that may be made, none of which a synthetic one can teach."""
+        if self.varies:
+            return self.conditions
+        return (self.target,) if self.target else ()
+
+    @property
+    def appended(self) -> str | None:
+        """The target where it is no condition: the last channel of what is prepared to learn."""
+        return None if self.varies else self.target
+
+    def making(self, target: str) -> Study:
+        """Return the study of one of the targets: made from the other conditions."""
+        if not self.varies:
+            return self
+        others = tuple(c for c in self.conditions if c != target)
+        return replace(self, conditions=others, target=target)
+
+    def to_make(self, there: Collection[str], told: str | None = None, case: str = "") -> str:
+        """Return which contrast is to be made for a patient.
+
+        Args:
+            there: the contrasts of the patient.
+            told: what was asked for; None: the only one that is not there.
+
+        Raises:
+            DataError: DATA-MISSING where nothing is asked for and not exactly one is missing.
+        """
+        if told or not self.varies:
+            return told or str(self.target)
+        missing = [c for c in self.conditions if c not in there]
+        if len(missing) != 1:
+            seen = f"{', '.join(missing)} are missing" if missing else "no contrast is missing"
+            raise DataError(
+                "DATA-MISSING",
+                f"{seen} of {', '.join(self.conditions)}, and one is made: say which by --target "
+                "(target= in Python)",
+                case,
+            )
+        return missing[0]
+
+    @property
     def native(self) -> str | None:
         """The condition that an agent turns into the target, as T1 into T1ce; None: there is none.
 
         Healthy tissue is alike in both, so their difference is what a network has to learn.
         """
         return native_of(self.target, self.conditions)
+
+    @property
+    def enhanced(self) -> str | None:
+        """The target that an agent makes of a condition; None: there is none."""
+        return next((t for t in self.targets if native_of(t, self.conditions)), None)
 
     @property
     def source(self) -> str:
@@ -310,12 +375,12 @@ class Study:
     @property
     def copied(self) -> str:
         """What a row of results is called that takes the source for the target."""
-        return f"copy {self.contrasts.title(self.source)}"
+        return "copy" if self.varies else f"copy {self.contrasts.title(self.source)}"
 
     @property
     def needed(self) -> tuple[str, ...]:
         """What a subject to train on must have; without a target, a segmentation."""
-        return (*self.conditions, self.target or LABELS)
+        return self.conditions if self.varies else (*self.conditions, self.target or LABELS)
 
     def sidecar(self) -> dict[str, Any]:
         """Return what a synthetic volume says of its origin, from which it is judged."""

@@ -11,7 +11,8 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
 from ldm.inference.baselines import ContrastRegression, design_matrix
-from ldm.models.base import psnr_in_brain
+from ldm.models.base import items_of, psnr_in_brain, wanted
+from ldm.study import Study
 from ldm.util import evenly_spread
 
 
@@ -27,7 +28,7 @@ class ValidationBaselines(Callback):
 
     def __init__(self, patients: int = 8) -> None:
         self.patients = patients
-        self.regression: ContrastRegression | None = None
+        self.regressions: list[ContrastRegression] = []  # of each target
 
     def on_validation_batch_end(
         self,
@@ -42,16 +43,25 @@ class ValidationBaselines(Callback):
         study, subjects = trainer.datamodule.study, trainer.datamodule.train_slices.subjects
         if study.target is None:
             return
-        if self.regression is None:
+        if not self.regressions:
             chosen = [subjects[i] for i in evenly_spread(self.patients, len(subjects))]
-            self.regression = ContrastRegression(2).fit(chosen)
-        channels = [study.channel(contrast) for contrast in study.conditions]
-        images = {
-            "copy": batch["condition"][:, study.channel(study.source), None],
-            "quadratic": regressed(self.regression, batch, channels),
-        }
+            places = range(len(study.targets)) if study.varies else [-1]
+            self.regressions = [ContrastRegression(2).fit(chosen, place) for place in places]
+        images = self.images(batch, study)
         found = {f"val/psnr_{name}": psnr_in_brain(image, batch) for name, image in images.items()}
         pl_module.log_dict(found, batch_size=len(batch["target"]), sync_dist=True)
+
+    def images(self, batch: Mapping[str, Any], study: Study) -> dict[str, Tensor]:
+        """Return what each baseline makes of a batch, (B, 1, *S)."""
+        targets = wanted(batch) if study.varies else torch.zeros(len(batch["target"]), dtype=int)
+        images = {name: torch.zeros_like(batch["target"]) for name in ("copy", "quadratic")}
+        for place, regression in enumerate(self.regressions):
+            own, items = study.making(study.targets[place]), targets == place
+            part = items_of(batch, items)
+            images["copy"][items] = part["condition"][:, study.channel(own.source), None]
+            channels = [study.channel(contrast) for contrast in own.conditions]
+            images["quadratic"][items] = regressed(regression, part, channels)
+        return images
 
 
 def regressed(

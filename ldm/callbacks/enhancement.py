@@ -9,7 +9,9 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
+from ldm.models.base import wanted
 from ldm.regions import ENHANCING
+from ldm.study import native_of
 
 
 def enhancing_tumour(batch: Any) -> Tensor | None:
@@ -44,9 +46,13 @@ class ValidationRecovery(Callback):
         """Add the images of a batch."""
         study = trainer.datamodule.study
         mask = enhancing_tumour(batch)
-        if study.native is None or mask is None:
+        if study.enhanced is None or mask is None:
             return
-        native = batch["condition"][:, study.channel(study.native), None]
+        if study.varies:
+            asks = wanted(batch) == study.conditions.index(study.enhanced)
+            mask = mask & asks.view(-1, *[1] * (mask.ndim - 1))
+        source = native_of(study.enhanced, study.conditions)
+        native = batch["condition"][:, study.channel(str(source)), None]
         pair = (outputs["synthetic"], batch["target"])
         self.sums += torch.stack([(image - native)[mask].double().sum().cpu() for image in pair])
 

@@ -47,6 +47,12 @@ def add_volume_arguments(parser: argparse.ArgumentParser) -> None:
 
     add_subject_arguments(parser, "synthetic volumes")
     parser.add_argument(
+        "--target",
+        metavar="CONTRAST",
+        help="of a model that makes any contrast, the one to make (default: the one that is "
+        "missing); where it is there, it is not read",
+    )
+    parser.add_argument(
         "--guidance",
         type=float,
         help="above 1 exaggerates what the conditions say (a model trained with drop_all)",

@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -75,8 +76,12 @@ def cached_subject(
     target: str | None,
     preparation: Preparation,
     root: Path | None = None,
+    truth: Sequence[str] = (),
 ) -> CachedSubject:
     """Return the cache entry of a subject, preparing it if there is none.
+
+    Args:
+        truth: see :func:`ldm.data.prepare.load_subject`.
 
     Raises:
         DataError: the subject cannot be read. OutputError: OUT-IO, the cache cannot be written.
@@ -89,7 +94,7 @@ def cached_subject(
         remove_folder(folder)
     if not folder.is_dir():
         prepared = prepare_subject(
-            subject, layout, conditions, target, preparation, with_labels=True
+            subject, layout, conditions, target, preparation, with_labels=True, truth=truth
         )
         arrays: dict[str, np.ndarray] = {
             "slices": prepared.slices.astype(np.float16),

@@ -19,7 +19,14 @@ from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 from ldm.data.cache import CachedSubject, cached_subject
 from ldm.data.layouts import Subject, detect_layout, name_patients, summary
 from ldm.data.prepare import Preparation, load_subject
-from ldm.data.slices import Drawing, EndlessShuffle, PatchDataset, SliceDataset, abnormality_of
+from ldm.data.slices import (
+    Drawing,
+    EndlessShuffle,
+    Example,
+    PatchDataset,
+    SliceDataset,
+    abnormality_of,
+)
 from ldm.data.split import split_subjects
 from ldm.errors import ConfigError, DataError
 from ldm.intensity import ABNORMAL_IN, clearest
@@ -93,7 +100,7 @@ class ContrastDataModule(pl.LightningDataModule):
         self.study = Study.of(**taken(settings, Study.of))
         self.preparation = Preparation.of(**settings)
         self.preparation.require_known(self.study)
-        self.conditions, self.target = list(self.study.conditions), self.study.target
+        self.conditions, self.target = list(self.study.conditions), self.study.appended
         self.parts = {"train": train, "val": val, "test": test}
         self.fold, self.folds, self.seed, self.patient = fold, folds, seed, patient
         self.image_size, self.neighbours = self.study.image_size, self.study.neighbours
@@ -205,7 +212,9 @@ class ContrastDataModule(pl.LightningDataModule):
         if not len(self.val_dataset):
             return []
         places = evenly_spread(self.val_slices, len(self.val_dataset))
-        return self._loader(Subset(self.val_dataset, places))
+        targets = max(1, len(self.study.targets))
+        shown = [Example(place, target=i % targets) for i, place in enumerate(places)]
+        return self._loader(Subset(self.val_dataset, shown))  # type: ignore[arg-type]
 
     def _dataset(
         self,
@@ -225,6 +234,7 @@ class ContrastDataModule(pl.LightningDataModule):
             augmentation,
             has_target=self.target is not None,
             covariates=numbers,
+            varies=self.study.varies,
         )
 
     def _loader(self, dataset: Dataset, sampler: Sampler | None = None) -> DataLoader:
@@ -281,6 +291,7 @@ class ContrastDataModule(pl.LightningDataModule):
             self.target,
             self.preparation,
             self.cache,
+            self.study.targets,
         )
 
     def _in_threads(self, work: Callable, subjects: Sequence[Subject], title: str) -> list[Any]:

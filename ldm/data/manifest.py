@@ -43,8 +43,8 @@ def examine(subject: Subject, layout: Layout, folder: Path, study: Study) -> Row
         DataError: a volume cannot be used.
     """
     read = [c for c in subject.images if c in (*BRATS, *study.needed)]
-    truth = [study.target] if study.target else []
-    arrays, geometry = load_contrasts(subject, layout, [*read, LABELS], [LABELS], truth=truth)
+    read_too = {"missing": [LABELS], "truth": study.targets}
+    arrays, geometry = load_contrasts(subject, layout, [*read, LABELS], **read_too)
     labels = np.unique(as_labels(arrays.get(LABELS, np.zeros(1)), subject.id))
     spacing = np.linalg.norm(geometry.affine[:3, :3], axis=0)
     return {

@@ -111,7 +111,7 @@ class Preparation:
             ConfigError: CONFIG-UNKNOWN.
         """
         if isinstance(self.normaliser, PerContrast):
-            self.normaliser.require_known([*study.conditions, *filter(None, [study.target])])
+            self.normaliser.require_known([*study.conditions, *study.targets])
 
     def to_dict(self) -> dict[str, Any]:
         """Return the choices, for a cache key."""
@@ -137,6 +137,7 @@ class PreparedSubject:
         mask: what said which voxels are brain: ``nonzero``, ``head`` or ``file``.
         preparation: the choices behind all this.
         numbers: covariates of the subject, which preparation leaves alone; NaN where not known.
+        target: contrast that is to be made of it, which preparation leaves alone too.
     """
 
     id: str
@@ -153,6 +154,7 @@ class PreparedSubject:
     mask: str
     preparation: Preparation
     numbers: tuple[float, ...] = ()
+    target: str | None = None
 
     @property
     def axis(self) -> int:
@@ -221,6 +223,7 @@ def load_subject(
     allow_missing: Sequence[str] = (),
     nonfinite: str = "refuse",
     with_labels: bool = False,
+    truth: Sequence[str] = (),
 ) -> LoadedSubject:
     """Return the canonical contrasts of a subject and its brain.
 
@@ -230,6 +233,7 @@ def load_subject(
         mask: see :func:`ldm.data.brain.subject_brain`.
         allow_missing: conditions that may be absent.
         with_labels: read ``seg``, where there is one.
+        truth: conditions that must have been acquired too, not synthesised.
 
     Raises:
         DataError: the subject cannot be used; the message says why.
@@ -242,7 +246,7 @@ def load_subject(
         [*names, *beside],
         [*allow_missing, *beside],
         nonfinite,
-        truth=[target] if target else [],
+        truth=[*truth, *([target] if target else [])],
     )
     mask_file, seg = (arrays.pop(name, None) for name in (MASK_FILE, LABELS))
     inputs = [arrays[c] for c in conditions if c in arrays]
@@ -260,6 +264,7 @@ def prepare_subject(
     allow_missing: Sequence[str] = (),
     nonfinite: str = "refuse",
     with_labels: bool = False,
+    truth: Sequence[str] = (),
 ) -> PreparedSubject:
     """Read one subject and cut it into normalised slices.
 
@@ -270,13 +275,14 @@ def prepare_subject(
         target: contrast to learn (appended as the last channel), or None to sample without it.
         allow_missing: conditions that may be absent; their channel is then -1 and not ``present``.
         with_labels: read ``seg``, where there is one, also without a target.
+        truth: see :func:`load_subject`.
 
     Raises:
         DataError: the subject cannot be used; the message says why.
     """
     told = (conditions, target, preparation.mask, allow_missing, nonfinite)
     arrays, brain, rule, seg, geometry = load_subject(
-        subject, layout, *told, with_labels=bool(target) or with_labels
+        subject, layout, *told, with_labels=bool(target) or with_labels, truth=truth
     )
     names = (*conditions, *([target] if target else []))
     fit = preparation.normaliser.fit

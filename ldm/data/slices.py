@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from ldm.data.prepare import fit_size
 from ldm.errors import DataError
 from ldm.intensity import BACKGROUND, bright
 from ldm.storage import stable_seed
+from ldm.study import ASKED
 
 GLIMPSE = 48  # voxels across, of an image that is to say how much of it is abnormal
 TRIES = 20  # random places of a patch, to find one with enough brain
@@ -50,12 +51,28 @@ def with_neighbours(slices: np.ndarray, index: int, neighbours: int) -> np.ndarr
     return np.concatenate([slices[i] if 0 <= i < len(slices) else blank for i in rows])
 
 
+class Example(NamedTuple):
+    """Which example of a data set.
+
+    Args:
+        index: of its slice.
+        seed: of augmentation and what is hidden; None: the plain slice.
+        target: which contrast is to be made, where that varies; None: a function of the others.
+    """
+
+    index: int
+    seed: int | None = None
+    target: int | None = None
+
+
 class SliceDataset(Dataset):
     """Slices with enough brain, of many subjects.
 
     An item is ``target`` (1, H, W), ``condition`` (M*(2n+1), H, W), ``presence`` (M,) bool,
     ``brain`` (1, H, W) bool, ``subject``, ``slice``, ``seg`` (1, H, W) if all subjects have one.
-    Without a target every channel is a condition.
+    Without a target every channel is a condition. Where the target varies, it is one of the
+    conditions, which is hidden there and not present; ``asked`` (2M,) float32 says which it is, and
+    then which are present.
     Images are float32 in [-1, 1], background -1.
 
     Args:
@@ -67,9 +84,10 @@ class SliceDataset(Dataset):
         augmentation: callable on the item with ``set_random_state(seed)``, as in monai.
         has_target: whether the last channel is the target.
         covariates: id -> numbers of a patient, which join the item as ``covariates`` (K,) float32.
+        varies: whether the target is each of the conditions in turn.
 
-    Indexing with an int gives the plain slice; with ``(index, seed)`` it is augmented from
-    ``seed``, so that the result does not depend on the worker that makes it.
+    Indexing with an int gives the plain slice; with ``(index, seed)``, see :class:`Example`, it is
+    augmented from ``seed``, so that the result does not depend on the worker that makes it.
     """
 
     def __init__(
@@ -82,8 +100,9 @@ class SliceDataset(Dataset):
         augmentation: Callable | None = None,
         has_target: bool = True,
         covariates: Mapping[str, Sequence[float]] | None = None,
+        varies: bool = False,
     ) -> None:
-        self.has_target, self.covariates = has_target, covariates
+        self.has_target, self.covariates, self.varies = has_target, covariates, varies
         self.subjects = list(subjects)
         self.image_size = image_size
         self.min_brain = max(min_brain, 1e-9)
@@ -114,8 +133,8 @@ class SliceDataset(Dataset):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_opened": {}}  # a worker opens its own memory maps
 
-    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
-        index, seed = key if isinstance(key, tuple) else (key, None)
+    def __getitem__(self, key: int | tuple) -> dict[str, Any]:
+        index, seed, target = Example(*key) if isinstance(key, tuple) else Example(key)
         number, place = self.places[index]
         if seed is not None:
             place = self._place(number, place, seed)
@@ -127,11 +146,19 @@ class SliceDataset(Dataset):
         images = {name: torch.from_numpy(np.array(a)) for name, a in item.items()}
         images = {n: a.float() if a.dtype == torch.float16 else a for n, a in images.items()}
         presence = torch.ones(maps["slices"].shape[1] - self.has_target, dtype=torch.bool)
+        if self.varies:
+            target = self._target(index, seed, len(presence)) if target is None else target
+            presence[target] = False
+            middle = self.neighbours * len(presence) + target
+            images["target"] = images["condition"][middle, None].clone()
         if seed is not None:
             presence = self._drop(presence, np.random.default_rng(seed))
             images = self._augment(images, seed)
         subject = self.subjects[number].id
         item = {**images, "presence": presence, "subject": subject, "slice": place}
+        if self.varies:
+            item["condition"][target :: len(presence)] = BACKGROUND  # of neighbours too
+            item[ASKED] = asked(target, presence)
         if self.covariates is not None:
             item["covariates"] = torch.tensor(self.covariates[subject])
         return item
@@ -167,10 +194,17 @@ class SliceDataset(Dataset):
         return self._opened[number]
 
     def _drop(self, presence: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-        kept = torch.from_numpy(rng.random(len(presence)) >= self.condition_dropout)
+        kept = torch.from_numpy(rng.random(len(presence)) >= self.condition_dropout) & presence
         if not kept.any():
-            kept[rng.integers(len(presence))] = True
-        return presence & kept
+            there = presence.nonzero()[:, 0]
+            kept[there[rng.integers(len(there))]] = True
+        return kept
+
+    def _target(self, index: int, seed: int | None, contrasts: int) -> int:
+        """Return which contrast is to be made: drawn by the seed, or each in turn."""
+        if seed is None:
+            return index % contrasts
+        return int(np.random.default_rng(stable_seed(seed, "target")).integers(contrasts))
 
     def _augment(self, images: dict[str, torch.Tensor], seed: int) -> dict[str, torch.Tensor]:
         if self.augmentation is None:
@@ -182,6 +216,12 @@ class SliceDataset(Dataset):
         return {name: a.to(images[name].dtype) for name, a in plain.items()}
 
 
+def asked(target: int, presence: torch.Tensor) -> torch.Tensor:
+    """Return (2M,) float32: which of M contrasts is to be made, and which are present (M,) bool."""
+    wanted = torch.arange(len(presence)) == target
+    return torch.cat([wanted, presence.cpu()]).float()
+
+
 class PatchDataset(SliceDataset):
     """Patches of many subjects: items as of :class:`SliceDataset` with (D, H, W) for (H, W).
 
@@ -191,7 +231,7 @@ class PatchDataset(SliceDataset):
     Where a subject is smaller than a patch, background is around it.
 
     Args:
-        subjects, condition_dropout, augmentation, has_target, covariates: see
+        subjects, condition_dropout, augmentation, has_target, covariates, varies: see
             :class:`SliceDataset`.
         image_size: (D, H, W) of a patch.
         min_brain: least share of (what a subject fills of) a patch that must be brain.

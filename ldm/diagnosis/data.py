@@ -119,7 +119,7 @@ def diagnose(data: ContrastDataModule, limit: int | None = None) -> DataDiagnosi
     found = data.find_subjects()
     learning = _learn(data, found)
     chosen = _spread(list(found.values()), limit)
-    masked = [s for s in chosen if LABELS in s.files and data.target is None]
+    masked = [s for s in chosen if LABELS in s.files and data.study.target is None]
     compared = {s.id for s in _spread(masked, MOST_CASES)}
 
     def examine(subject: Subject) -> SubjectReport:
@@ -131,7 +131,10 @@ def diagnose(data: ContrastDataModule, limit: int | None = None) -> DataDiagnosi
     diagnosis = DataDiagnosis(data.root, data.layout, found, reports, split=data.split)
     diagnosis.mask_fit = fit_of_masks({r.id: r.case for r in reports if r.case})
     own = [finding for report in reports for finding in report.findings]
-    shared = [*_duplicates(found, reports, data.split), *_masks(diagnosis, data.target is None)]
+    shared = [
+        *_duplicates(found, reports, data.split),
+        *_masks(diagnosis, data.study.target is None),
+    ]
     shared += [*_stripping(reports), *_sizes(reports, data), *_can_register()]
     known = any(f.severity == ERROR for f in own)
     diagnosis.findings = by_severity([*own, *shared, *([] if known else learning)])

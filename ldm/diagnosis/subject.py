@@ -213,7 +213,7 @@ def _prepared(
     }
     told = (data.layout, data.conditions, data.target, data.preparation)
     try:
-        prepared = prepare_subject(replace(subject, files=files), *told)
+        prepared = prepare_subject(replace(subject, files=files), *told, truth=data.study.targets)
         subject.numbers(data.study.covariates)
     except DataError as error:
         if not any(f.severity == ERROR for f in report.findings):

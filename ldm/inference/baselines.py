@@ -41,8 +41,11 @@ class ContrastRegression:
         self.degree = degree
         self.coefficients: np.ndarray | None = None
 
-    def fit(self, subjects: Iterable[CachedSubject]) -> ContrastRegression:
-        """Fit on patients whose last channel is the target; return self.
+    def fit(self, subjects: Iterable[CachedSubject], target: int = -1) -> ContrastRegression:
+        """Fit on patients; return self.
+
+        Args:
+            target: channel of the target; the others are the contrasts.
 
         Raises:
             DataError: DATA-EMPTY without a patient.
@@ -50,9 +53,9 @@ class ContrastRegression:
         products = moments = 0
         for subject in subjects:
             channels = np.moveaxis(subject.open("slices"), 1, -1)[subject.open("brain")]  # (N, M+1)
-            terms = design_matrix(channels[:, :-1], self.degree)
+            terms = design_matrix(np.delete(channels, target, axis=1), self.degree)
             products = products + terms.T @ terms
-            moments = moments + terms.T @ channels[:, -1].astype(np.float64)
+            moments = moments + terms.T @ channels[:, target].astype(np.float64)
         if np.ndim(products) == 0:
             raise DataError("DATA-EMPTY", "no patient to fit the regression on: see data.params")
         self.coefficients = np.linalg.lstsq(products, moments, rcond=None)[0]  # (K,)

@@ -34,6 +34,8 @@ class Request:
         overlap: of the windows of a model of volumes, along each axis, 0 to 0.9.
         noise: ``slice``, ``smooth`` or ``patient``, see
             :func:`ldm.models.diffusion.noise.slice_noise`.
+        target: the contrast to make, of a model that makes any (configs/any_missing.yaml); None:
+            the one that a patient lacks.
         allow_missing: contrasts that may be absent (a model trained with condition_dropout).
         nonfinite: ``refuse`` NaN and infinity in an input, or set them to ``zero``.
         batch_size: slices, or windows of a volume, at once; changes no voxel beyond rounding.
@@ -53,6 +55,7 @@ class Request:
     precision: str = "auto"
     overlap: float | None = None
     noise: str = "slice"
+    target: str | None = None
     allow_missing: Sequence[str] = ()
     nonfinite: str = "refuse"
     batch_size: int = 8

@@ -24,6 +24,7 @@ from ldm.cost.timing import measure
 from ldm.data.layouts import Layout, Subject, detect_layout, select_subjects
 from ldm.data.prepare import PreparedSubject
 from ldm.data.seen import other_spacing, spacing_text
+from ldm.data.slices import asked
 from ldm.environment import resolve_weights
 from ldm.errors import (
     CheckpointError,
@@ -33,6 +34,7 @@ from ldm.errors import (
     OutputError,
     PartialError,
     as_known_error,
+    one_of,
 )
 from ldm.inference.given import GivenLayout, VolumeLike, given_subject
 from ldm.inference.outputs import SyntheticVolume, is_written, volume_paths
@@ -42,6 +44,7 @@ from ldm.inference.windows import Windows
 from ldm.models.diffusion.noise import Key, KeyedNoise, slice_noise
 from ldm.modules.diffusionmodules.util import to_channels_last
 from ldm.progress import Progress, silent
+from ldm.study import ASKED
 
 log = logging.getLogger(__name__)
 
@@ -67,15 +70,14 @@ class Synthesiser:
     def __init__(
         self, trained: TrainedModel, request: Request | None = None, progress: Progress = silent
     ) -> None:
-        model, target = trained.model, trained.study.target
-        if target is None or not hasattr(model, "synthesise"):
+        model = trained.model
+        if trained.study.target is None or not hasattr(model, "synthesise"):
             raise CheckpointError(
                 "CKPT-MISMATCH",
                 f"{trained.path} holds a {type(model).__name__}, which synthesises nothing: "
                 f"next is {model.next_step(trained.path)}",
             )
         self.trained, self.model, self.study = trained, model, trained.study
-        self.target = target
         self.progress = progress
         request = request or Request()
         precision = resolve_weights(request.precision, trained.device.type)
@@ -125,6 +127,8 @@ class Synthesiser:
 
     def _ask(self, request: Request) -> None:
         self.trained.require_missing_allowed(request.allow_missing)
+        if request.target is not None:
+            one_of("target", request.target, self.study.targets)
         self.asked, self.request = request, request.of(self.model)
         asked = {n: getattr(self.request, n) for n in ("steps", "sampler", "temperature")}
         self.calls: int = self.model.network_calls(**asked, **self.request.options)
@@ -160,7 +164,10 @@ class Synthesiser:
             ConfigError, DataError, NonFiniteError: see :meth:`__call__`.
         """
         missing = self.request.allow_missing
-        return self.synthesise(given_subject(subject, given, self.study, missing), GivenLayout())
+        study = self.study.making(self.study.to_make(given, self.request.target, subject))
+        if self.study.varies:
+            given = {name: value for name, value in given.items() if name != study.target}
+        return self.synthesise(given_subject(subject, given, study, missing), GivenLayout())
 
     def volumes(
         self,
@@ -230,8 +237,19 @@ class Synthesiser:
         Raises:
             DataError: DATA-IO. OutputError: OUT-EXISTS for another one, OUT-INPUT.
         """
-        places = volume_paths(folder, subject.id, self.target)
+        subject, target = self.inputs_of(subject)
+        places = volume_paths(folder, subject.id, target)
         return is_written(*places, self._described(subject), overwrite)
+
+    def inputs_of(self, subject: Subject) -> tuple[Subject, str]:
+        """Return a subject without the contrast that is to be made of it, and this contrast.
+
+        Raises:
+            DataError: DATA-MISSING, see :meth:`ldm.study.Study.to_make`.
+        """
+        target = self.study.to_make(subject.files, self.request.target, subject.id)
+        files = {name: file for name, file in subject.files.items() if name != target}
+        return replace(subject, files=files) if self.study.varies else subject, target
 
     def synthesise(
         self, subject: Subject, layout: Layout, title: str | None = None
@@ -244,12 +262,14 @@ class Synthesiser:
         Raises:
             DataError, NonFiniteError: the subject cannot be sampled.
         """
+        subject, target = self.inputs_of(subject)
+        study = self.study.making(target)
         described = self._described(subject)
         prepared = self._prepare(subject, layout)
         described |= self.trained.said_of(subject)
         self._warn_of_spacing(prepared)
         mean, deviation = self._synthesise(prepared, title or subject.id)
-        unit = next(c for c in self.study.conditions if c in prepared.scales)
+        unit = next(c for c in study.conditions if c in prepared.scales)
         scale = prepared.scales[unit]
         described |= {
             "intensity": {"contrast": unit, **scale.to_dict()},
@@ -257,15 +277,13 @@ class Synthesiser:
             "preparation": prepared.to_dict(),
             "geometry": prepared.geometry.stated,
             "weights": self.trained.weights,
-            **self.study.sidecar(),
+            **study.sidecar(),
         }
         volume = prepared.to_volume(scale.restore(mean))
         spread = None
         if deviation is not None:
             spread = prepared.to_volume(scale.restore_spread(mean, deviation))
-        return SyntheticVolume(
-            subject.id, self.target, prepared.geometry, volume, spread, described
-        )
+        return SyntheticVolume(subject.id, target, prepared.geometry, volume, spread, described)
 
     def cost(self) -> dict[str, Any]:
         """Return seconds and peak memory of what was sampled with this request, for a JSON file."""
@@ -318,9 +336,10 @@ class Synthesiser:
         return described
 
     def _prepare(self, subject: Subject, layout: Layout) -> PreparedSubject:
-        missing, nonfinite = self.request.allow_missing, self.request.nonfinite
+        subject, target = self.inputs_of(subject)
+        missing, nonfinite = (*self.request.allow_missing, target), self.request.nonfinite
         prepared = self.trained.prepare(subject, layout, missing, nonfinite)
-        return replace(prepared, numbers=self._numbers(subject))
+        return replace(prepared, numbers=self._numbers(subject), target=target)
 
     def _numbers(self, subject: Subject) -> tuple[float, ...]:
         """Return the covariates of a subject; NaN for those that need not be known."""
@@ -330,10 +349,14 @@ class Synthesiser:
 
     def _others(self, prepared: PreparedSubject, items: int) -> dict[str, torch.Tensor]:
         """Return what the model is told beside the images, for a batch of items."""
-        if not prepared.numbers:
-            return {}
-        numbers = torch.tensor(prepared.numbers, device=self.trained.device)
-        return {"covariates": numbers.expand(items, -1)}
+        others = {}
+        if prepared.numbers:
+            others["covariates"] = torch.tensor(prepared.numbers)
+        if self.study.varies:
+            place = self.study.conditions.index(str(prepared.target))
+            others[ASKED] = asked(place, torch.from_numpy(prepared.present))
+        device = self.trained.device
+        return {name: value.to(device).expand(items, -1) for name, value in others.items()}
 
     def _warn_of_spacing(self, prepared: PreparedSubject) -> None:
         """Say that voxels are of another size than any that the model was trained on."""

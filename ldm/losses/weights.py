@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ldm.errors import one_of
 from ldm.intensity import abnormality, clearest, standard_units
-from ldm.study import Study, native_of
+from ldm.study import ANY, ASKED, Study, native_of
 from ldm.util import instantiate_from_config
 
 MOST_ABNORMAL, MOST_ENHANCED = 2.0, 4.0
@@ -52,7 +52,7 @@ class EnhancementWeights(nn.Module):
     patient and outweigh tumours, do not count; it trades error in the brain for enhancement.
 
     Where nothing says what is abnormal, or the target is not the enhanced form of a condition, all
-    voxels weigh alike.
+    voxels weigh alike; of a target that varies, where it is not that form.
 
     Args:
         conditions: input contrasts, in channel order; passed in.
@@ -89,6 +89,10 @@ class EnhancementWeights(nn.Module):
             if value is not None:
                 one_of(f"model.params.voxel_weight_config.params.{name}", value, conditions)
         guide = guide or clearest(conditions)
+        self.enhanced: int | None = None  # channel of the target that enhances, where it varies
+        if target == ANY:
+            target = next((c for c in conditions if native_of(c, conditions)), None)
+            self.enhanced = target and list(conditions).index(target)
         source = source or native_of(target, conditions)
         self.is_flat = guide is None or source is None
         self.enhancing, self.sampled = enhancing, enhancing if sampled is None else sampled
@@ -117,4 +121,7 @@ class EnhancementWeights(nn.Module):
             )
             factor[:means] = self.enhancing
             weights = weights + factor * enhanced * near
+        if self.enhanced is not None:
+            enhances = batch[ASKED][:, self.enhanced] > 0
+            weights = torch.where(enhances.view(-1, *[1] * (weights.ndim - 1)), weights, 1.0)
         return weights

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ldm.errors import NonFiniteError, one_of
 from ldm.models.draws import Draws
 from ldm.storage import stable_seed
+from ldm.study import ASKED
 from ldm.util import instantiate_from_config
 
 Config = Mapping[str, Any]
@@ -160,6 +161,21 @@ class RunModule(pl.LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
+
+
+def wanted(batch: Mapping[str, Any]) -> Tensor:
+    """Return (B,) which of the contrasts is to be made of each item, where that varies."""
+    asked = batch[ASKED]
+    return asked[:, : asked.shape[1] // 2].argmax(dim=1)
+
+
+def items_of(batch: Mapping[str, Any], items: Tensor) -> dict[str, Any]:
+    """Return the items (B,) bool of a batch."""
+    places = items.nonzero()[:, 0]
+    return {
+        name: value[places] if isinstance(value, Tensor) else [value[i] for i in places.tolist()]
+        for name, value in batch.items()
+    }
 
 
 def psnr_in_brain(images: Tensor, batch: Mapping[str, Any]) -> Tensor:

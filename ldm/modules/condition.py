@@ -65,6 +65,24 @@ class ConditionVector(nn.Module):
         return self.project(self.tokens(condition)).mean(1)  # (B, width)
 
 
+class AskedVector(nn.Module):
+    """Which contrast is to be made, and which are there: (B, 2M) -> (B, width).
+
+    Args:
+        contrasts: M, of each of which ``(is it to be made)`` and then ``(is it there)`` are given.
+        width: of the vector, as the network takes it.
+    """
+
+    def __init__(self, contrasts: int, width: int) -> None:
+        super().__init__()
+        self.project = nn.Sequential(
+            nn.Linear(2 * contrasts, width), nn.SiLU(), nn.Linear(width, width)
+        )
+
+    def forward(self, asked: Tensor) -> Tensor:
+        return self.project(asked.to(self.project[0].weight.dtype))
+
+
 class CovariateVector(nn.Module):
     """Numbers of a patient, such as age or field strength: (B, K) -> (B, width).
 

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from ldm.checkpoint import read_run_config, read_weights, require_same_state
 from ldm.errors import CheckpointError, ConfigError, DataError, one_of
-from ldm.intensity import BACKGROUND
-from ldm.models.base import Config
+from ldm.intensity import BACKGROUND, HEALTHY
+from ldm.models.base import Config, wanted
 from ldm.models.diffusion.noise import KeyedNoise
 from ldm.modules.polynomial import polynomial
-from ldm.study import read_study
+from ldm.study import akin_of, read_study
 from ldm.util import evenly_spread, instantiate_from_config
 
 FITTED_SLICES = 2000  # spread evenly over the training slices: a regression has few coefficients
@@ -48,16 +48,16 @@ class Anchor(nn.Module):
         self,
         encode: Callable[[Tensor], Tensor],
         encoded: Tensor,
-        condition: Tensor,
-        presence: Tensor,
+        batch: Mapping[str, Any],
     ) -> Tensor:
         """Return the anchor (B, C, *s) in a latent space.
 
         Args:
             encode: images (B, 1, *S) to latents (B, C, *s).
             encoded: (B, N*M*C, *s) latents of the conditions, an absent one 0.
+            batch: what a sample is given: ``condition``, ``presence`` and more.
         """
-        return encode(self(condition, presence))
+        return encode(self(batch["condition"], batch["presence"]))
 
     def fit(self, data: Any) -> None:
         """Take what training data tell, before a training starts."""
@@ -92,12 +92,44 @@ class ContrastAnchor(Anchor):
         self,
         encode: Callable[[Tensor], Tensor],
         encoded: Tensor,
-        condition: Tensor,
-        presence: Tensor,
+        batch: Mapping[str, Any],
     ) -> Tensor:
         """Return the latents of the contrast, which is encoded already."""
-        images = encoded.unflatten(1, (condition.shape[1], -1))
+        images = encoded.unflatten(1, (batch["condition"].shape[1], -1))
         return images[:, self.neighbours * len(self.conditions) + self.place]
+
+
+class AkinAnchor(Anchor):
+    """For a target that varies: what shows healthy tissue as the target does.
+
+    That is T1 for T1ce and T1ce for T1, so that the subtraction image is diffused. For any other
+    target, and where that contrast is absent, it is the median of healthy tissue in the brain.
+
+    Args:
+        conditions, neighbours: see :class:`Anchor`.
+    """
+
+    def __init__(self, conditions: Sequence[str], neighbours: int = 0) -> None:
+        super().__init__(conditions, neighbours)
+        akin = [akin_of(name, self.conditions) for name in self.conditions]
+        self.akin = [self.conditions.index(name) if name else -1 for name in akin]
+
+    def latents(
+        self,
+        encode: Callable[[Tensor], Tensor],
+        encoded: Tensor,
+        batch: Mapping[str, Any],
+    ) -> Tensor:
+        """Return the anchor of what each item asks for."""
+        targets, presence = wanted(batch), batch["presence"]
+        images = self.own_slice(batch["condition"])  # (B, M, *S)
+        akin = torch.tensor(self.akin, device=images.device)[targets]  # (B,)
+        items, spread = torch.arange(len(images), device=images.device), [1] * (images.ndim - 2)
+        is_there = (akin >= 0) & presence[items, akin]
+        outside = ((images == BACKGROUND) | ~presence.view(*presence.shape, *spread)).all(1)
+        flat = torch.where(outside, BACKGROUND, HEALTHY)
+        chosen = torch.where(is_there.view(-1, *spread), images[items, akin], flat)
+        return encode(chosen[:, None])
 
 
 class RegressionAnchor(Anchor):

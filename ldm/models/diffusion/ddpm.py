@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ldm.errors import ConfigError
 from ldm.losses.prediction import PredictedBatch, build_losses
 from ldm.losses.weights import VoxelWeights
-from ldm.models.base import Config, RunModule, places
+from ldm.models.base import Config, RunModule, items_of, places, psnr_in_brain, wanted
 from ldm.models.diffusion.gaussian import LEARNED
 from ldm.models.diffusion.guidance import THRESHOLDS, guide
 from ldm.models.diffusion.latent_space import LatentSpace
@@ -21,7 +21,7 @@ from ldm.models.diffusion.samplers import Sampling, get_sampler, network_calls, 
 from ldm.models.diffusion.tiling import Tiling
 from ldm.models.diffusion.wrapper import IMAGES, Conditions, DiffusionWrapper
 from ldm.models.draws import Draws
-from ldm.study import Study
+from ldm.study import ANY, Study
 from ldm.util import image_sides, instantiate_from_config, shows, taken
 
 UNIFORM: Config = {"target": "ldm.models.diffusion.timesteps.UniformTimesteps"}
@@ -36,7 +36,7 @@ class LatentDiffusion(RunModule):
     Args:
         unet_config: the backbone; channels and image size are passed in.
         conditions: input contrasts, in channel order.
-        target: contrast to synthesise.
+        target: contrast to synthesise, or ``any`` of the conditions.
         image_size: side or [H, W] of the training slices, or [D, H, W] of patches.
         neighbours: slices on each side that join the conditions.
         covariates: numbers of a patient that a batch gives, by name.
@@ -82,7 +82,7 @@ class LatentDiffusion(RunModule):
         super().__init__(**taken(settings, RunModule))
         self.space = LatentSpace(conditions, neighbours, target, **taken(settings, LatentSpace))
         self.first_stage_model = self.space.first_stage  # by the name of public checkpoints
-        self.anchor = self.space.anchor
+        self.anchor, self.drop_all = self.space.anchor, drop_all
         sampling = Sampling(**taken(settings, Sampling))
         self.sampler, self.sampling_steps = sampling.sampler, sampling.sampling_steps
         self.temperature, self.threshold = sampling.temperature, THRESHOLDS[sampling.threshold]
@@ -108,6 +108,7 @@ class LatentDiffusion(RunModule):
                 "stream_channels": channels,
                 "condition_names": images,
                 "covariates": list(covariates),
+                "asked": len(conditions) if target == ANY else 0,
             },
             conditioning_key,
             cond_stage_config,
@@ -121,12 +122,16 @@ class LatentDiffusion(RunModule):
             facts,
         )
         self.voxel_weights = VoxelWeights(voxel_weight_config, **facts, image_size=self.image_size)
-        self.drop_all = drop_all
 
     @property
     def network(self) -> nn.Module:
         """The backbone in its wrapper."""
         return self.model
+
+    @property
+    def varies(self) -> bool:
+        """Whether each item of a batch asks for a contrast of its own."""
+        return bool(self.model.contrasts)
 
     @torch.no_grad()
     def network_inputs(self, batch: int = 1) -> Sequence[Any]:
@@ -175,11 +180,10 @@ class LatentDiffusion(RunModule):
         Args:
             images: (B, N*M*C, *s) its encoded contrasts.
         """
-        told = batch["condition"], batch["presence"]
         return {
             IMAGES: self.space.inputs(images, batch["presence"]),
             **self.model.others(batch),
-            **self.space.anchor_of(images, *told),
+            **self.space.anchor_of(images, batch),
         }
 
     def batch_loss(self, batch: Mapping[str, Any], draws: Draws | None = None) -> dict[str, Tensor]:
@@ -295,7 +299,8 @@ class LatentDiffusion(RunModule):
             noise: all randomness; one key an item.
             sampler, steps: None means the model's own. At temperature 0 the answer is the
                 posterior mean, whatever they are: one call of the network, see :meth:`path`.
-            others: other conditions by the names of a batch, such as ``covariates`` (B, K).
+            others: other conditions by the names of a batch, such as ``covariates`` (B, K), or what
+                is ``asked`` (B, 2M) of a model of any target.
             **options: ``guidance`` and ``rescale`` (see :func:`~.guidance.guide`); the others go to
                 the sampler (``eta``, ``callback``, ...).
         """
@@ -381,7 +386,17 @@ class LatentDiffusion(RunModule):
             others=self.model.others(batch),
         )
         self.log_validation(loss, synthetic, batch)
+        if self.varies:
+            self.log_each_target(synthetic, batch)
         return {"synthetic": synthetic}
+
+    def log_each_target(self, images: Tensor, batch: Mapping[str, Any]) -> None:
+        """Log ``val/psnr_t1`` and so on of the items of a batch that ask for T1."""
+        targets = wanted(batch)
+        for place in targets.unique().tolist():
+            items = targets == place
+            psnr = psnr_in_brain(images[items], items_of(batch, items))
+            self.log(f"val/psnr_{self.conditions[place]}", psnr, batch_size=int(items.sum()))
 
     @torch.no_grad()
     def features(self, batch: Mapping[str, Any]) -> dict[str, list[Tensor]]:

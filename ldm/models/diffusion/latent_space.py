@@ -15,7 +15,7 @@ from ldm.models.base import Config
 from ldm.models.diffusion.anchors import build_anchor
 from ldm.models.diffusion.latent_cache import LatentCache
 from ldm.modules.diffusionmodules.util import crop_to, pad_to_multiple
-from ldm.study import native_of
+from ldm.study import ANY, native_of
 from ldm.util import instantiate_from_config
 
 log = logging.getLogger(__name__)
@@ -23,6 +23,19 @@ log = logging.getLogger(__name__)
 AUTO = "auto"
 ANCHOR = "anchor"  # its name among what a sample is given
 PIXELS: Config = {"target": "ldm.models.autoencoder.IdentityFirstStage"}
+AKIN: Config = {"target": "ldm.models.diffusion.anchors.AkinAnchor"}
+
+
+def _require_for_any(subtract: str | None, anchor_config: Config | None, cached: bool) -> None:
+    """Refuse what is made for one target where it varies; raises ConfigError: CONFIG-VALUE."""
+    wrong = {"anchor_config": bool(anchor_config), "cache_latents=true": cached}
+    wrong[f"subtract={subtract}"] = subtract not in (AUTO, None)
+    if found := next((name for name, is_wrong in wrong.items() if is_wrong), None):
+        raise ConfigError(
+            "CONFIG-VALUE",
+            f"model.params.{found} is for one target, and data.params.target is {ANY}: leave it "
+            "out, or name a target",
+        )
 
 
 class LatentSpace:
@@ -44,7 +57,8 @@ class LatentSpace:
             are normalised by healthy tissue, so the subtraction image is about 0 but for what
             enhances; a network that returns 0 gives the contrast itself, and the errors of the
             network shrink by ``gain``. ``auto``: the contrast that an agent turns into the target,
-            T1 for T1ce, where it is a condition, else None.
+            T1 for T1ce, where it is a condition, else None; of a target that varies, see
+            :class:`ldm.models.diffusion.anchors.AkinAnchor`.
         gain: see ``subtract``; brings the subtraction image to about unit variance.
         standard_inputs: whether the network sees the conditions of pixel space in units of healthy
             tissue, background 0 (see :func:`ldm.intensity.standard_units`), and not from -1 to 1,
@@ -75,12 +89,16 @@ class LatentSpace:
         self.cache = LatentCache() if cache_latents else None
         self.channels: int = self.first_stage.latent_channels
         self.downsampling: int = self.first_stage.downsampling
-        if is_auto := subtract == AUTO:
+        is_auto, varies = subtract == AUTO, target == ANY
+        if varies:
+            _require_for_any(subtract, anchor_config, cache_latents)
+            subtract, anchor_config = None, AKIN if is_auto else None
+        elif is_auto:
             subtract = None if anchor_config else native_of(target, conditions)
         facts = {"conditions": list(conditions), "neighbours": neighbours}
         self.standard_inputs = standard_inputs and self.downsampling == 1
         self.anchor, self.gain = build_anchor(subtract, anchor_config, facts), gain
-        self.has_no_native = is_auto and self.anchor is None
+        self.has_no_native = is_auto and (self.anchor is None or varies)
 
     def latent_size(self, sides: tuple[int, ...]) -> tuple[int, ...]:
         """Return the size of the latents of images of these sides, which are padded.
@@ -182,15 +200,15 @@ class LatentSpace:
         shown = present[(..., *[None] * (encoded.ndim - 2))] & (encoded != BACKGROUND)
         return torch.where(shown, standard_units(encoded), 0.0)
 
-    def anchor_of(self, encoded: Tensor, condition: Tensor, presence: Tensor) -> dict[str, Tensor]:
+    def anchor_of(self, encoded: Tensor, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Return the anchor's latents (B, C, *s), by its name; nothing where there is none.
 
         Args:
-            encoded: (B, N*M*C, *s) latents of condition (B, N*M, *S), presence (B, M).
+            encoded: (B, N*M*C, *s) latents of the ``condition`` (B, N*M, *S) of a batch.
         """
         if self.anchor is None:
             return {}
-        return {ANCHOR: self.anchor.latents(self.encode, encoded, condition, presence)}
+        return {ANCHOR: self.anchor.latents(self.encode, encoded, batch)}
 
     def to_data(self, latents: Tensor, given: Mapping[str, Tensor]) -> Tensor:
         """Return what is diffused, x_0, for latents of the target and what a sample is given."""

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from ldm.errors import ConfigError, one_of
 from ldm.models.base import Config
+from ldm.modules.condition import AskedVector
 from ldm.modules.diffusionmodules.util import crop_to, pad_to_multiple
-from ldm.util import instantiate_from_config, require_dims, resolve_target
+from ldm.study import ASKED
+from ldm.util import accepted_parameters, instantiate_from_config, require_dims, resolve_target
 
 Conditions = Mapping[str, Tensor]  # what a sample is given, by the names of a batch
 IMAGES = "condition"  # the name of the contrasts among them
@@ -27,6 +29,7 @@ CONDITIONING: dict[str, tuple[bool, str | None, str | None]] = {
     "concat-adm": (True, "y", "ldm.modules.condition.CovariateVector"),
 }
 WIDTH_NAMES = {"context": "context_dim", "y": "adm_in_channels"}
+ASKED_WIDTH = 64  # of what is asked, where nothing else is a vector
 
 
 class DiffusionWrapper(nn.Module):
@@ -39,7 +42,10 @@ class DiffusionWrapper(nn.Module):
             order), ``in_channels``, and where conditions are encoded ``context_dim`` or
             ``adm_in_channels``. A class that uses other names says so in its attribute
             ``interface``: {own name: fact}. For volumes a class must know ``dims``. ``covariates``
-            (names of numbers of a patient) are for what encodes the conditions.
+            (names of numbers of a patient) are for what encodes the conditions. Where the target
+            is any of the contrasts, ``asked`` is their number: what is asked for joins ``y`` or
+            ``context`` of a backbone that takes one of them. Another sees it from the contrast that
+            is not there.
         conditioning_key: ``concat``: the conditions follow the noisy channels; ``crossattn``: they
             are tokens, the backbone's ``context``; ``hybrid``: both; ``adm``: a vector, its ``y``;
             ``concat-adm``: images as channels, numbers of the patient as ``y``.
@@ -83,11 +89,24 @@ class DiffusionWrapper(nn.Module):
         where = "model.params.unet_config"
         # A class may know a fact by another name: a multi-stream network counts channels a stream.
         cls = resolve_target(unet_config, where)
+        self.asked_as, self.asked_model = self._asked(cls, facts), None
+        if self.asked_as:
+            self.asked_model = AskedVector(facts["asked"], facts[WIDTH_NAMES[self.asked_as]])
         renamed = getattr(cls, "interface", {})
         require_dims(cls, dims, ["dims", *(n for n, f in renamed.items() if f == "dims")], where)
         facts |= {own: facts[fact] for own, fact in renamed.items()}
         self.diffusion_model = instantiate_from_config(unet_config, where=where, interface=facts)
         self.size_divisor = getattr(self.diffusion_model, "size_divisor", 1)
+        self.contrasts = interface.get("asked", 0)  # of which any may be asked for
+
+    def _asked(self, cls: type, facts: dict[str, Any]) -> str | None:
+        """Return as which argument a class takes what is asked for, of which the facts then are."""
+        if not facts.get("asked") or self.encoded_as:
+            return self.encoded_as if facts.get("asked") else None
+        if not {"num_classes", WIDTH_NAMES["y"]} <= accepted_parameters(cls)[0].keys():
+            return None
+        facts |= {"num_classes": "sequential", WIDTH_NAMES["y"]: ASKED_WIDTH}
+        return "y"
 
     def forward(
         self, x_t: Tensor, t: Tensor, condition: Tensor, others: Conditions | None = None
@@ -120,19 +139,23 @@ class DiffusionWrapper(nn.Module):
         Raises:
             ConfigError: CONFIG-MISSING where the network needs what the batch does not hold.
         """
+        found = {ASKED: batch[ASKED]} if self.contrasts else {}
         if self.reads == IMAGES:
-            return {}
+            return found
         if self.reads not in batch:
             raise ConfigError(
                 "CONFIG-MISSING",
                 f"the network is conditioned on '{self.reads}', which the data do not give: give "
                 f"data.params.{self.reads}",
             )
-        return {self.reads: batch[self.reads]}
+        return found | {self.reads: batch[self.reads]}
 
     def blank_others(self, batch: int) -> Conditions:
         """Return unknown values of them, for a batch of a size."""
-        return {} if self.reads == IMAGES else {self.reads: self.cond_stage_model.blank(batch)}
+        blank = {ASKED: torch.zeros(batch, 2 * self.contrasts)} if self.contrasts else {}
+        if self.reads == IMAGES:
+            return blank
+        return blank | {self.reads: self.cond_stage_model.blank(batch)}
 
     def absent(self, given: Conditions) -> Conditions:
         """Return conditions with none there: images of 0, unknown values of the others."""
@@ -156,10 +179,15 @@ class DiffusionWrapper(nn.Module):
         """Return the image that the backbone takes, and ``context`` or ``y``, in its dtype."""
         x = torch.cat([x_t, condition], dim=1) if self.concatenates else x_t
         dtype = next(self.diffusion_model.parameters()).dtype
-        encoded = {}
+        encoded, given = {}, {IMAGES: condition, **(others or {})}
         if self.encoded_as:
-            read = {IMAGES: condition, **(others or {})}[self.reads]
-            encoded[self.encoded_as] = self.cond_stage_model(read).to(dtype)
+            encoded[self.encoded_as] = self.cond_stage_model(given[self.reads]).to(dtype)
+        if self.asked_as:
+            vector = self.asked_model(given[ASKED]).to(dtype)  # (B, width)
+            if self.asked_as == "context":
+                encoded["context"] = torch.cat([encoded["context"], vector[:, None]], dim=1)
+            else:
+                encoded["y"] = encoded.get("y", 0) + vector
         return pad_to_multiple(x, self.size_divisor).to(dtype), encoded
 
     def image(self, output: Any, x_t: Tensor, x: Tensor) -> Tensor:
