@@ -324,10 +324,18 @@ class Study:
         """The target where it is no condition: the last channel of what is prepared to learn."""
         return None if self.varies else self.target
 
-    def making(self, target: str) -> Study:
-        """Return the study of one of the targets: made from the other conditions."""
+    def making(self, target: str | None) -> Study:
+        """Return the study of one of the targets: made from the other conditions.
+
+        Raises:
+            ConfigError: CONFIG-VALUE where the target varies and none is told.
+        """
         if not self.varies:
             return self
+        if target is None:
+            raise _bad(
+                f"target is {ANY}, and a table is of one contrast: give --target, or name it"
+            )
         others = tuple(c for c in self.conditions if c != target)
         return replace(self, conditions=others, target=target)
 

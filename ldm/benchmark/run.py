@@ -114,6 +114,7 @@ class Benchmark:
         first = next(iter(fixed.values()), None)
         config = first.config["data"] if first else _data_of_given(self.cells, self.described)
         data = instantiate_from_config(config, where="data")
+        data.study.making(None)  # refuses a target that varies
         subjects = data.find_subjects()
         ids = data.split["test"] or data.split["val"]
         if not ids:

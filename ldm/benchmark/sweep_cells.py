@@ -17,6 +17,7 @@ from ldm.data.layouts import Layout, Subject
 from ldm.errors import CheckpointError, ConfigError, DsdiffError, OutputError, as_known_error
 from ldm.inference.synthesis import Synthesiser
 from ldm.storage import read_json, run_folder, write_json
+from ldm.study import Study
 
 
 def held_out(model: Path, ids: Sequence[str]) -> list[str]:
@@ -42,12 +43,18 @@ class SweepCells:
     references: Mapping[str, Mapping[str, str]]  # digests of all files of each patient
     report: Callable[[DsdiffError], None]  # told of a cell that fails, while the others go on
 
+    @property
+    def study(self) -> Study:
+        """What is scored: of one contrast."""
+        return self.synthesiser.study.making(self.synthesiser.request.target)
+
     def refuse_models_without_steps(self) -> None:
-        """Refuse a one-step regression.
+        """Refuse a one-step regression, and a model of any contrast that is not told which.
 
         Raises:
-            CheckpointError: CKPT-MISMATCH.
+            CheckpointError: CKPT-MISMATCH. ConfigError: CONFIG-VALUE.
         """
+        self.study  # noqa: B018
         path, model = self.synthesiser.trained.path, self.synthesiser.model
         if not model.has_reverse_steps:
             raise CheckpointError(
@@ -109,7 +116,7 @@ class SweepCells:
                 write_json(folder / "cost.json", synthesiser.cost())
 
     def _quality(self, path: Path, volumes: Path | None) -> Quality:
-        told = (volumes, self.reference, self.references, path, self.synthesiser.study)
+        told = (volumes, self.reference, self.references, path, self.study)
         result = evaluate_once(*told, layout=self.layout)
         result.require_complete()
         return Quality.of(result)
