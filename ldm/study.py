@@ -356,8 +356,8 @@ class Study:
             seen = f"{', '.join(missing)} are missing" if missing else "no contrast is missing"
             raise DataError(
                 "DATA-MISSING",
-                f"{seen} of {', '.join(self.conditions)}, and one is made: say which by --target "
-                "(target= in Python)",
+                f"{seen} of {', '.join(self.conditions)}, and one is made: add the others, "
+                "or say which with --target CONTRAST",
                 case,
             )
         return missing[0]

@@ -31,6 +31,7 @@ VERBS = {
     "import": "turn a checkpoint of a public implementation into a model to sample from",
     "export": "write a model to hand over: weights, model card, nothing of the patients",
     "sample": "write synthetic CE-MRI volumes (NIfTI) from a trained model",
+    "brasyn": "make the contrast that each case lacks, as the BraSyn challenge asks for it",
     "evaluate": "compare synthetic volumes with real ones",
     "sweep": "quality and cost of one model against sampling steps, for several samplers",
     "benchmark": "train, sample and evaluate several backbones, and report one row each",

@@ -136,6 +136,11 @@ class Synthesiser:
         size, neighbours = self.study.image_size, self.study.neighbours
         self.windows = Windows(size, neighbours, request.batch_size)
 
+    @property
+    def target(self) -> str | None:
+        """The contrast that is made; None: the one that a patient lacks."""
+        return self.request.target or self.study.appended
+
     def __call__(self, *, subject: str = "subject", **given: Any) -> nib.Nifti1Image:
         """Return the synthetic volume of one subject, on the grid of its inputs.
 

@@ -182,7 +182,7 @@ def test_python_finds_what_is_missing(run, patients):
     assert made.target == "t2"
     asked = synthesiser(subject=TEST, target="t2", **files)
     assert np.array_equal(np.asarray(asked.dataobj), np.asarray(made.image.dataobj))
-    with pytest.raises(DataError, match="no contrast is missing .* say which by --target"):
+    with pytest.raises(DataError, match="no contrast is missing .* which with target=CONTRAST"):
         synthesiser(**files)
     with pytest.raises(DataError, match="t2, flair are missing"):
         synthesiser(t1=files["t1"], t1ce=files["t1ce"])

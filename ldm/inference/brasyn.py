@@ -1,0 +1,107 @@
+"""The contract of the BraSyn challenge: a folder of cases, each of which lacks one contrast."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import replace
+from pathlib import Path
+
+from ldm.claims import claim
+from ldm.data.layouts import Layout, Subject, detect_layout
+from ldm.data.nifti import write_volume
+from ldm.errors import DataError, DsdiffError
+from ldm.inference.outputs import FAILURES, Written, write_each
+from ldm.inference.synthesis import Synthesiser
+from ldm.progress import Progress, silent
+from ldm.study import Contrasts
+
+NAMING = "brats2023"  # of the volumes: t1n, t1c, t2w, t2f
+
+
+def brasyn(
+    input: str | Path,
+    output: str | Path,
+    model: str | Path,
+    *,
+    device: str = "auto",
+    trust: Collection[str] = (),
+    report: Callable[[DsdiffError], None] | None = None,
+    progress: Progress = silent,
+) -> Written:
+    """Make the contrast that each case lacks; a case that cannot be used ends no other.
+
+    Args:
+        input: folder of cases, ``INPUT/CASE/``, each with all contrasts of the model but one, named
+            as any known layout names them, such as ``CASE-t1n.nii.gz``.
+        output: for ``CASE-t1c.nii.gz`` (or ``-t1n``, ``-t2w``, ``-t2f``): on the grid of the inputs
+            and in the units of the first of them, marked as synthetic in its header. What this
+            verb wrote before is written anew; ``failures.csv`` has a line a case that failed.
+        model: run or model folder of a network that was trained with ``configs/any_missing.yaml``;
+            one of a single target makes that one.
+        device: ``auto``, ``cpu``, ``cuda:1``, ``mps``.
+        trust: classes accepted beside those that the shipped configurations name.
+        report: told the error of a case as it happens.
+        progress: wraps what is worked through.
+
+    Returns:
+        what was written, and the failures.
+
+    Raises:
+        DataError: DATA-MISSING or DATA-EMPTY where there is no case. OutputError: OUT-EXISTS for a
+            stranger's file, OUT-IO. CheckpointError, UnsafeError: see :meth:`Synthesiser.load`.
+    """
+    cases, output = case_folders(Path(input)), Path(output)
+    synthesiser = Synthesiser.load(model, device=device, trust=trust, progress=progress)
+    known = synthesiser.study.contrasts
+
+    def write(case: Subject, layout: Layout, title: str) -> bool:
+        subject, layout = read_case(cases[case.id], known)
+        made = synthesiser.synthesise(subject, layout, title)
+        name = f"{case.id}-{known.expected(made.target, NAMING)}.nii.gz"
+        write_volume(output / name, made.content)
+        return True
+
+    with claim(output, "brasyn", inputs=[Path(input), Path(model)], writes=[FAILURES]):
+        named = [Subject(name, {}) for name in cases]
+        done = write_each(named, Layout(), write, report or _say_nothing)
+        done.write_failures(output)
+    return done
+
+
+def case_folders(root: Path) -> dict[str, Path]:
+    """Return the folder of each case by its name.
+
+    Raises:
+        DataError: DATA-MISSING without the folder, DATA-EMPTY without a case in it.
+    """
+    if not root.is_dir():
+        raise DataError("DATA-MISSING", f"there is no folder {root}: give the folder of cases")
+    cases = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if not cases:
+        raise DataError("DATA-EMPTY", f"{root} holds no folder: give one with a folder a case")
+    return {path.name: path for path in cases}
+
+
+def read_case(folder: Path, contrasts: Contrasts) -> tuple[Subject, Layout]:
+    """Return the patient of a folder, by the name of the folder, and how its files are named.
+
+    Raises:
+        DataError: DATA-AMBIGUOUS where there are several; see
+            :func:`ldm.data.layouts.detect_layout`.
+    """
+    try:
+        layout, found = detect_layout(folder, None, contrasts)
+    except DataError as error:
+        raise DataError(error.code, error.args[1], folder.name) from error
+    if len(found) != 1:
+        raise DataError(
+            "DATA-AMBIGUOUS",
+            f"the folder holds {len(found)} patients ({', '.join(found)}), and a case is one: give "
+            "each a folder",
+            folder.name,
+        )
+    return replace(next(iter(found.values())), id=folder.name), layout
+
+
+def _say_nothing(error: DsdiffError) -> None:
+    """Take an error."""
