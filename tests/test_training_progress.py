@@ -8,7 +8,7 @@ import torch
 from pytorch_lightning.callbacks import Timer
 
 from ldm.callbacks.baselines import regressed
-from ldm.callbacks.progress import TrainingProgress, validated
+from ldm.callbacks.progress import TrainingProgress, _validations, validated
 from ldm.config import foreign_targets
 from ldm.inference.baselines import ContrastRegression, design_matrix
 
@@ -55,6 +55,22 @@ def test_what_is_left_follows_from_the_steps_since_the_start(monkeypatch):
     assert shown.left(trainer(60, 100)) == "0:01:20"
     assert shown.left(trainer(60, 100, "00:00:01:00", elapsed=30)) == "0:00:30"
     assert shown.speed(120.0) == "2 s a step"
+
+
+@pytest.mark.parametrize(
+    ("step", "steps", "batches", "accumulated", "said"),
+    [
+        (0, 4000, 1000, 1, "every 1000 steps"),
+        (0, 4000, 1000, 4, "every 250 steps"),
+        (0, -1, 1000, 1, "every 1000 steps"),
+        (0, 300, 1000, 1, "never in 300 steps: try lightning.trainer.val_check_interval=75"),
+        (1100, 1900, 1000, 1, "never in 1900 steps: try lightning.trainer.val_check_interval=475"),
+    ],
+)
+def test_a_run_without_validation_says_so(step, steps, batches, accumulated, said):
+    at = trainer(step, steps)
+    at.val_check_interval, at.accumulate_grad_batches = batches, accumulated
+    assert _validations(at) == said
 
 
 def test_waiting_for_data_is_told_apart_from_working(monkeypatch):

@@ -170,12 +170,22 @@ def described(trainer: pl.Trainer) -> Iterator[str]:
     kind = "slices" if data.study.dims == 2 else "patches"
     parts = [f"{len(data.split['train'])} to train on ({len(data.train_slices)} {kind})"]
     shown = min(data.val_slices, len(data.val_dataset))
+    when = f", {_validations(trainer)}" if shown else ""
     parts.append(
-        f"{len(data.split['val'])} to validate ({shown} of {len(data.val_dataset)} {kind})"
+        f"{len(data.split['val'])} to validate ({shown} of {len(data.val_dataset)} {kind}{when})"
     )
     yield f"patients  {', '.join(parts)}, {len(data.split.get('test') or [])} to test"
     size = " x ".join(map(str, data.image_size))
     yield f"size      {kind} of {size}, {_cut(data)}; batches of {data.batch_size}"
+
+
+def _validations(trainer: pl.Trainer) -> str:
+    """Say when validation is; a run that ends before the first is told how it can have one."""
+    batches, most = int(trainer.val_check_interval), trainer.max_steps
+    every = max(1, batches // trainer.accumulate_grad_batches)
+    if most < 0 or trainer.global_step // every < most // every:
+        return f"every {every} steps"
+    return f"never in {most} steps: try lightning.trainer.val_check_interval={max(1, most // 4)}"
 
 
 def _cut(data: Any) -> str:

@@ -1,10 +1,12 @@
 """Output that ends no work: where nobody takes the text any more, only the text ends.
 
-``dsdiff train ... | head`` trains to the end, and no verb answers 0 with its work half done.
+``dsdiff train ... | head`` trains to the end, and no verb answers 0 with its work half done. In a
+file or a pipe each line is there when it is said, in the order of the processes that say it.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Iterator
@@ -18,6 +20,9 @@ class SteadyStream:
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
+        if isinstance(stream, io.TextIOWrapper):
+            with suppress(OSError, ValueError):  # closed, or full
+                stream.reconfigure(line_buffering=True)
 
     def write(self, text: str) -> int:
         """Write text, if anybody takes it."""

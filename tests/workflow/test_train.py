@@ -162,6 +162,7 @@ def test_lines_in_a_pipe_count_to_the_end_of_the_whole_run(tmp_path, train, caps
     assert train(tmp_path / "run", "lightning.trainer.max_steps=2", every) == 0
     told = capsys.readouterr()
     assert "patients  2 to train on (" in told.err and "which holds every brain" in told.err
+    assert " slices, every 2 steps), 0 to test" in told.err
     assert "step 2/2  val/psnr " in told.err and "(copy T1 " in told.err
     assert not set("\r━█%|") & set(told.err)
     resume = ["train", "--resume", str(tmp_path / "run"), "lightning.trainer.max_steps=4"]
