@@ -69,7 +69,7 @@ setup(
         "test": [
             *("pytest", "hypothesis", "ruff", "mypy", "pytorch-msssim", "SimpleITK"),
             *("diffusers", "segmentation_models_pytorch"),  # networks that shipped YAMLs adapt
-            *("h5py", "pydicom", "dicom2nifti"),
+            *("h5py", "pydicom", "dicom2nifti", "pandas"),
         ],
     },
 )

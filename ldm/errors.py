@@ -27,9 +27,9 @@ OPTION = re.compile(
 )
 RENAMED = {  # in Python
     **{"from": "start", "against": "reference_row", "segmenter-command": "command"},
-    **{"cell": "number", "plan": "states()"},
+    **{"cell": "number", "plan": "states()", "protocol": "protocols"},
 }
-LISTS = ("trust", "allow_missing")
+LISTS = ("trust", "allow_missing", "protocols")
 _is_command_line = False
 
 

@@ -20,8 +20,11 @@ from hypothesis import strategies as st
 from ldm.claims import LOCK, claim
 from ldm.errors import OutputError
 from ldm.evaluation.protocol import DEFAULT
+from ldm.evaluation.scores import Evaluation
+from ldm.evaluation.statistics import Comparison
 from ldm.plots.figures import loss_figure, scatter_figure, strip_figure
 from ldm.report.page import Figure, Report, Section, render, write_all, write_report
+from ldm.report.score_tables import cannot_decide, paper_table
 from ldm.report.tables import (
     Number,
     Table,
@@ -245,7 +248,8 @@ def test_latex_table_pastes_into_a_paper():
         [
             r"\begin{table}",
             r"\centering",
-            r"\sisetup{separate-uncertainty=true, detect-weight=true}",
+            r"\sisetup{separate-uncertainty=true, table-align-uncertainty=false, "
+            r"detect-weight=true}",
             r"\caption{Scores. Bold: the best of a column.}",
             r"\label{tab:scores}",
             r"\begin{tabular}{l l S[table-format=1.5(3)]}",
@@ -399,3 +403,36 @@ def test_figures_are_reproducible_and_take_hostile_labels():
 
 def test_scatter_without_any_value_still_draws():
     assert b"<svg" in scatter_figure([("failed", nan, 1.0)], "seconds", "dB")
+
+
+def compared(*patients: int) -> list[Comparison]:
+    return [Comparison("a", "b", n, 1.0, nan, nan, nan, nan, nan) for n in patients]
+
+
+@pytest.mark.parametrize(
+    ("patients", "said"),
+    [
+        ([], ""),
+        ([6], ""),
+        ([8] * 6, ""),
+        ([7, 7, 7, 8, 8, 8], ""),  # step-down: once three are decided, 3 are left to correct for
+        ([5], "Too few patients to decide: with 5 of them and 1 comparison "),
+        ([7] * 6, "Too few patients to decide: with 7 of them and 6 comparisons "),
+        ([3, 8, 8], "Too few patients to decide all of it: with 3 of them and 3 comparisons "),
+    ],
+)
+def test_a_warning_where_a_difference_could_not_be_seen(patients, said):
+    told = cannot_decide(compared(*patients))
+    assert told.startswith(said) and bool(told) == bool(said)
+
+
+def test_a_column_of_decibels_has_one_number_of_decimals():
+    """Else the best row of a paper has two, and one below 10 dB four."""
+    result = Evaluation(DEFAULT, ["a", "b"], ["1", "2"])
+    for row, values in (("a", (9.5, 9.7)), ("b", (25.1, 25.3))):
+        for subject, value in zip("12", values, strict=True):
+            result.add(row, subject, {"brain": {"psnr": value, "ssim": value / 100}})
+    table = paper_table(result, ["psnr", "ssim"])
+    psnr, ssim = ([format_cell(row[place]) for row in table.rows] for place in (1, 2))
+    assert psnr == ["9.60 ± 0.14", "25.20 ± 0.14"]
+    assert ssim == ["0.0960 ± 0.0014", "0.2520 ± 0.0014"]

@@ -169,11 +169,9 @@ def described(trainer: pl.Trainer) -> Iterator[str]:
     yield f"device    {several}{device}, precision {trainer.precision}; run folder {folder}"
     kind = "slices" if data.study.dims == 2 else "patches"
     parts = [f"{len(data.split['train'])} to train on ({len(data.train_slices)} {kind})"]
-    shown = min(data.val_slices, len(data.val_dataset))
-    when = f", {_validations(trainer)}" if shown else ""
-    parts.append(
-        f"{len(data.split['val'])} to validate ({shown} of {len(data.val_dataset)} {kind}{when})"
-    )
+    shown, own = min(data.val_slices, len(data.val_dataset)), len(data.split["val"])
+    when = f"({shown} of {len(data.val_dataset)} {kind}, {_validations(trainer)})" if shown else ""
+    parts.append(" ".join(filter(None, [f"{own or 'none'} to validate", when])))
     yield f"patients  {', '.join(parts)}, {len(data.split.get('test') or [])} to test"
     size = " x ".join(map(str, data.image_size))
     yield f"size      {kind} of {size}, {_cut(data)}; batches of {data.batch_size}"

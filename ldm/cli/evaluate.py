@@ -219,8 +219,9 @@ def terminal_table(table: Any) -> Any:
     kept = kept if len(kept) > len(table.columns) / 2 else range(len(table.columns))
     numeric = table.numeric_columns()
     for index in kept:
-        side = "right" if numeric[index] else "left"
-        shown.add_column(table.columns[index], justify=side, no_wrap=not index)
+        side, title = "right" if numeric[index] else "left", table.columns[index]
+        longest = max(map(len, title.split()), default=0)
+        shown.add_column(title, justify=side, no_wrap=not index, min_width=longest)
     for row in cells:
         texts = (row[i].replace(" ± ", "\n±").replace(" [", "\n[") for i in kept)
         shown.add_row(*map(Text, texts))
@@ -330,7 +331,7 @@ def write_evaluation_report(
 
     failed = sum(map(len, result.failures.values()))
     lead = [f"Patients: {len(result.subjects)}; mean ± standard deviation over patients."]
-    lead += [f"{failed} cases failed, see the table."] if failed else []
+    lead += [f"{failed} case{'s' * (failed != 1)} failed, see the table."] if failed else []
     described = {r.protocol.name: r.protocol.to_dict() for r in (result, *result.others.values())}
     report = Report(
         title=f"Synthetic against real {result.target}",

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 Place = str | Path
 Folders = Mapping[str, Place | Sequence[Place]]
 Watch = Callable[[Evaluation, Case, Mapping[str, Prediction]], None]
+APART = 4.0  # times: further apart lie no two medians of one contrast in the same units
 ROW = "prediction"  # of a folder without a name
 NETWORK = ("lpips", "frechet")  # measures that need weights on disk
 
@@ -224,6 +225,7 @@ class _Work:
                     self._check_seen(row, predicted[subject.id])
                     volume = read_prediction(predicted[subject.id], layout, case)
                     self._score(row, seed, case, volume)
+                    self._check_units(row, case, volume, predicted[subject.id])
                 except DataError as error:
                     told = f"seed {seed}: " if len(found) > 1 else ""
                     self._fail(row, subject.id, told + _reason(error))
@@ -260,6 +262,14 @@ class _Work:
             refuse_seen(file, predicted.id)
         for result in self.results if file.described().get("seen", False) is None else ():
             result.note_untold(row)
+
+    def _check_units(self, row: str, case: Case, volume: Prediction, predicted: Subject) -> None:
+        """Note predictions of another program that are on another scale than the reference."""
+        if predicted.files[str(self.results[0].study.target)].sidecar.is_file():
+            return
+        own, real = (float(np.median(v[case.brain])) for v in (volume.volume, case.reference))
+        if real > 0 and not 1 / APART < own / real < APART:
+            self.results[0].units.setdefault(row, own / real)
 
     def _score(self, row: str, seed: int, case: Case, predicted: Prediction) -> None:
         """Add the scores of one prediction."""

@@ -55,6 +55,11 @@ class Measure(NamedTuple):
     regions: tuple[str, ...] = ()  # where it is defined; none: in each that is compared
     typical: Literal["mean", "median"] = "mean"  # what stands for all patients
 
+    @property
+    def digits(self) -> int | None:
+        """Decimals in a table, alike for every row of dB and mm; None: by the size of a number."""
+        return 2 if self.title.endswith((" dB", " mm")) else None
+
     def is_in(self, region: str) -> bool:
         """Whether it is defined in a region."""
         return not self.regions or region in self.regions

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ldm.errors import PartialError
+from ldm.errors import PartialError, to_the_reader
 from ldm.evaluation.metrics.calibration import Reliability
 from ldm.evaluation.protocol import BaseProtocol, Scores
 from ldm.evaluation.statistics import (
@@ -70,6 +70,8 @@ class Evaluation:
         reliability: (row, seed, subject) -> spread and error in the brain, for what has a spread.
         labels: whose segmentations -> what their labels mean -> in how many patients.
         untold: rows whose models do not say whom they were trained on.
+        units: row of foreign predictions -> their median in the brain, in that of the reference,
+            of the first patient where the two are so far apart that their units must differ.
         others: name -> the same predictions under a further protocol.
         study: which contrast was judged, and from which it was made.
     """
@@ -83,6 +85,7 @@ class Evaluation:
     reliability: dict[tuple[str, int, str], Reliability] = field(default_factory=dict)
     labels: dict[str, dict[str, int]] = field(default_factory=dict)
     untold: list[str] = field(default_factory=list)
+    units: dict[str, float] = field(default_factory=dict)
     others: dict[str, Evaluation] = field(default_factory=dict)
     study: Study = Study()
     _index: dict[str, dict[tuple[str, str], dict[str, dict[int, float]]]] = field(
@@ -133,6 +136,12 @@ class Evaluation:
         if self.untold:
             told = ", ".join(self.untold)
             said.append(f"Trained on unknown patients, so these may be among them: {told}.")
+        said += [
+            f"{row} is not in the units of the reference (its median in the brain is {ratio:.3g} "
+            + to_the_reader("times the real one): rescale it, or add --protocol=legacy, ")
+            + "which allows for a gain and an offset."
+            for row, ratio in self.units.items()
+        ]
         return said
 
     def take(self, row: str, seed: int, found: Evaluation, told: str = "") -> None:

@@ -10,7 +10,7 @@ from ldm.errors import one_of, to_the_reader
 from ldm.evaluation.measures import MEASURES
 from ldm.evaluation.protocol import DEFAULT
 from ldm.evaluation.scores import Evaluation, SummaryRow
-from ldm.evaluation.statistics import FEWEST, Comparison, fewest_patients, smallest_p
+from ldm.evaluation.statistics import FEWEST, Comparison, fewest_patients, holm, smallest_p
 from ldm.regions import LABELS, region_title
 from ldm.report.tables import Cell, Number, Table
 
@@ -191,11 +191,12 @@ def comparison_tables(
     if len(result.subjects) < 2 or len(result.rows) < 2:
         return []
     region, measure = region or result.main_region(), measure or result.main_measure()
-    found = result.comparisons(region, measure, reference_row)
-    body = [
-        [c.row, c.other, c.n, signed(c.difference), bracket(c.low, c.high), *_tests(c)]
+    found, digits = result.comparisons(region, measure, reference_row), MEASURES[measure].digits
+    body: list[list[Cell]] = [
+        [c.row, c.other, c.n, signed(c.difference, digits), bracket(c.low, c.high, digits)]
         for c in found
     ]
+    body = [[*cells, *_tests(c)] for cells, c in zip(body, found, strict=True)]
     note = (
         f"{MEASURES[measure].title} in {region}, row minus the other on the same patients. p: "
         f"Wilcoxon signed-rank test, two-sided; Holm over {counted_out(len(found))}. Effect: "
@@ -208,16 +209,15 @@ def comparison_tables(
 
 
 def cannot_decide(found: Sequence[Comparison]) -> str:
-    """Warn where no difference, however clear, could reach 0.05; empty where one could."""
-    smallest, count = min((c.n for c in found), default=0), len(found)
-    if not found or smallest_p(smallest, count) < SIGNIFICANT:
+    """Warn where a difference, however clear, could not reach 0.05; empty where each could."""
+    best = holm([smallest_p(c.n) for c in found])  # were every patient to agree
+    if all(p < SIGNIFICANT for p in best):
         return ""
-    reachable, fewer = (
-        smallest_p(smallest, count),
-        to_the_reader(", or fewer comparisons (--against)"),
-    )
+    smallest, count, reachable = min(c.n for c in found), len(found), max(best)
+    what = "decide all of it" if min(best) < SIGNIFICANT else "decide"
+    fewer = to_the_reader(", or fewer comparisons (--against)")
     return (
-        f"Too few patients to decide: with {smallest} of them and {counted_out(count)} no "
+        f"Too few patients to {what}: with {smallest} of them and {counted_out(count)} no "
         f"corrected p below {reachable:.3g} is possible; {SIGNIFICANT} needs "
         f"{fewest_patients(count)} patients{fewer if count > 1 else ''}."
     )
@@ -283,7 +283,8 @@ def seeds_table(result: Evaluation, region: str, measure: str) -> Table:
     for row in result.rows:
         if len(result.seeds(row)) > 1:
             seeds = result.over_seeds(row, region, measure)
-            means = ", ".join(f"{number(value)}" for value in seeds.means.values())
+            digits = MEASURES[measure].digits
+            means = ", ".join(number(value, digits) for value in seeds.means.values())
             body.append([row, len(seeds.means), means, seeds.sd])
     note = (
         f"{MEASURES[measure].title} in {region}, mean over patients of each training; elsewhere "
@@ -324,35 +325,39 @@ def mean_cell(summary: SummaryRow | None) -> Cell:
     if MEASURES[summary.measure].typical == "median":
         median = summary.median
         return None if isnan(median) else Number(median, f"{median:.3f}")
-    return Number.mean(summary.mean, summary.sd)
+    return Number.mean(summary.mean, summary.sd, MEASURES[summary.measure].digits)
 
 
 def interval_cells(summary: SummaryRow | None) -> tuple[Cell, Cell]:
     """Mean and median, each with its interval."""
     if summary is None:
         return None, None
-    s = summary
+    s, digits = summary, MEASURES[summary.measure].digits
     told = ((s.mean, s.low, s.high), (s.median, s.median_low, s.median_high))
     mean, median = (
-        value if isnan(low) else Number(value, f"{number(value)} {bracket(low, high)}")
+        value
+        if isnan(low)
+        else Number(value, f"{number(value, digits)} {bracket(low, high, digits)}")
         for value, low, high in told
     )
     return mean, median
 
 
-def bracket(low: float, high: float) -> str | None:
+def bracket(low: float, high: float, digits: int | None = None) -> str | None:
     """An interval as text; None where it is not defined."""
-    return None if isnan(low) else f"[{number(low)}, {number(high)}]"
+    return None if isnan(low) else f"[{number(low, digits)}, {number(high, digits)}]"
 
 
-def number(value: float) -> str:
+def number(value: float, digits: int | None = None) -> str:
     """As many digits as a mean has in the tables."""
-    return "n/a" if isnan(value) else f"{value:.{2 if abs(value) >= 10 else 4}f}"
+    digits = digits or (2 if abs(value) >= 10 else 4)
+    return "n/a" if isnan(value) else f"{value:.{digits}f}"
 
 
-def signed(value: float) -> Cell:
+def signed(value: float, digits: int | None = None) -> Cell:
     """A difference, with its sign."""
-    return Number(value, f"{value:+.{3 if abs(value) >= 0.1 else 4}f}") if value == value else None
+    digits = digits or (3 if abs(value) >= 0.1 else 4)
+    return Number(value, f"{value:+.{digits}f}") if value == value else None
 
 
 def _tests(comparison: Comparison) -> list[Cell]:

@@ -45,11 +45,11 @@ class Number(NamedTuple):
     text: str
 
     @classmethod
-    def mean(cls, mean: float, sd: float) -> Number | float:
+    def mean(cls, mean: float, sd: float, digits: int | None = None) -> Number | float:
         """Mean ± standard deviation; the mean alone, at full precision, where there is none."""
         if math.isnan(sd) or not math.isfinite(mean):
             return mean
-        digits = 2 if abs(mean) >= 10 else 4
+        digits = digits or (2 if abs(mean) >= 10 else 4)
         return cls(mean, f"{mean:.{digits}f} ± {sd:.{digits}f}")
 
     @classmethod
@@ -127,7 +127,8 @@ def latex_table(table: Table, label: str = "") -> str:
         [
             r"\begin{table}",
             r"\centering",
-            r"\sisetup{separate-uncertainty=true, detect-weight=true}",
+            r"\sisetup{separate-uncertainty=true, table-align-uncertainty=false, "
+            r"detect-weight=true}",
             rf"\caption{{{latex_text('. '.join(filter(None, [table.title, note])))}}}",
             rf"\label{{tab:{label or slug(table.title)}}}",
             rf"\begin{{tabular}}{{{' '.join(columns)}}}",

@@ -371,6 +371,24 @@ def named_for_patients(folder, patients):
     return folder
 
 
+def test_foreign_predictions_in_other_units_are_pointed_out(tmp_path, patients, capsys):
+    """Scaled to [0, 1] by another program: a bad score says nothing of the images."""
+    folder = named_for_patients(tmp_path / "foreign", patients)
+    for path in folder.iterdir():
+        image = nib.load(path)
+        scaled = image.get_fdata() / image.get_fdata().max()
+        nib.save(nib.Nifti1Image(scaled.astype(np.float32), image.affine), path)
+    rows = {"ours": folder, "real": named_for_patients(tmp_path / "real", patients)}
+    result = evaluate(rows, patients, protocols=["default", "legacy"])
+    assert list(result.units) == ["ours"] and 0 < result.units["ours"] < 0.1
+    assert result.mean("ours", "brain", "psnr") < 20
+    told = [sentence for sentence in result.remarks() if "units" in sentence]
+    assert len(told) == 1 and "add protocols=['legacy']" in told[0]
+    words = ["evaluate", "--prediction", f"ours={folder}", "--reference", str(patients)]
+    assert main(words) == 0
+    assert "ours is not in the units of the reference" in " ".join(capsys.readouterr().out.split())
+
+
 def test_the_terminal_shows_what_is_read_first(tmp_path, patients, capsys):
     """Files called ``ID.nii.gz``; the brain, the comparison with its warning, and the report."""
     folder = named_for_patients(tmp_path / "foreign", patients)

@@ -74,6 +74,18 @@ def test_the_page_works_as_written(tmp_path, monkeypatch):
     assert len(ldm.evaluate({"a": "predictions"}, "PATIENTS", baseline=False).scores) > 10
 
 
+def test_scores_are_a_data_frame(tmp_path, patients, sampled):
+    """pandas takes the long table as it is, and finds the means of the summary."""
+    pandas = pytest.importorskip("pandas")
+    result = ldm.evaluate({"mine": sampled}, patients, allow_seen=True)
+    frame = pandas.DataFrame(result.scores)
+    assert list(frame.columns) == ["row", "seed", "subject", "region", "measure", "value"]
+    means = frame.pivot_table(index="row", columns=["region", "measure"], values="value")
+    for row in ("mine", "copy T1"):
+        expected = result.mean(row, "brain", "psnr")
+        assert means.loc[row, ("brain", "psnr")] == pytest.approx(expected)
+
+
 def test_the_readme_works_as_written(tmp_path, monkeypatch, run_folder, patients, files):
     shutil.copytree(run_folder, tmp_path / "runs/mine")
     (tmp_path / "PATIENTS").symlink_to(patients)
