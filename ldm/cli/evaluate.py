@@ -32,7 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="extend",
         required=True,
         metavar="[NAME=]FOLDER",
-        help="holds ID_TARGET.nii.gz, and ID_TARGET_std.nii.gz where its spread is to be judged; "
+        help="holds ID_TARGET.nii.gz or ID.nii.gz, and ID_TARGET_std.nii.gz where its spread is "
+        "judged; "
         "several NAMEs are compared, folders of one NAME are its training seeds",
     )
     parser.add_argument(
