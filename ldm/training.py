@@ -297,7 +297,7 @@ def build_trainer(
     options = dict(lightning.get("trainer") or {})
     options["precision"] = resolve_precision(options.get("precision", "auto"))
     _count_in_steps(options, data)
-    stop, guard = StopOnSignal(), RankGuard()
+    stop, guard = StopOnSignal(), RankGuard(data.worker_timeout)
     callbacks: list[Any] = [guard, stop]
     for name, node in (lightning.get("callbacks") or {}).items():
         if node:

@@ -6,8 +6,10 @@ import logging
 import os
 import signal
 import subprocess
+import tempfile
 import threading
 from collections import defaultdict
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,13 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
+from ldm.callbacks.pulse import Pulse
 from ldm.errors import WorkerError
 
 log = logging.getLogger(__name__)
 
-PARENT = "DSDIFF_MAIN_PROCESS"  # environment: process that started this one to train with it
+# environment: process that started this one to train with it, and a folder of both
+PARENT, COMMON = "DSDIFF_MAIN_PROCESS", "DSDIFF_COMMON_FOLDER"
 TICK = 1.0  # seconds between looks at the others
 PATIENCE = 8  # looks at one that is stopped: counted, so that all may be stopped and go on
 GRACE = 5.0  # seconds in which the training may end by itself, with an error that says more
@@ -39,12 +43,20 @@ class RankGuard(Callback):
     A process that waits for the others in a collective operation cannot be interrupted from
     Python, and would wait for half an hour; so a thread looks at the others, of which the first has
     started the rest, and ends this one. A process that ended by SIGTERM ends the others with 143.
-    On other machines, what has started the processes there must look at them.
+    One that stands still in Python is told from those that wait for it by where it stands, which
+    each says, see :class:`ldm.callbacks.pulse.Pulse`. On other machines, what has started the
+    processes there must look at them.
+
+    Args:
+        patience: seconds in which no process gets on, after which all end.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, patience: int = 30) -> None:
+        self.patience = patience
         self.children: list[subprocess.Popen] = []  # that this process started
         self.parent: int | None = None  # that started this process
+        self.common: tempfile.TemporaryDirectory | None = None  # of the process that started
+        self._pulse: Pulse | None = None
         self._ended = threading.Event()
         self._grace = GRACE
         self._thread: threading.Thread | None = None
@@ -66,6 +78,13 @@ class RankGuard(Callback):
             self._thread = threading.Thread(target=self._watch, daemon=True)
             self._thread.start()
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Look from now on whether the processes get on; on one machine, where each can be seen."""
+        if (self.children or self.parent) and trainer.num_nodes == 1:
+            computes = trainer.strategy.root_device.type == "cpu"
+            place = Path(os.environ[COMMON]), trainer.local_rank, trainer.world_size
+            self._pulse = Pulse(*place, self.patience, computes)
+
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
@@ -77,39 +96,49 @@ class RankGuard(Callback):
         self._ended.set()
         if self._thread:
             self._thread.join(TICK)
+        self._tidy()
 
     def _watch(self) -> None:
         while not self._ended.wait(TICK):
-            lost = self._lost()
-            if lost and not self._ended.wait(self._grace):
+            if self._lost() and not self._ended.wait(self._grace) and (lost := self._lost()):
                 self._leave(*lost)
 
-    def _lost(self) -> tuple[int, str, int] | None:
-        """Return a process that is lost, how, and the exit code that follows from it."""
+    def _lost(self) -> tuple[str, int] | None:
+        """Return which process is lost, and how, and the exit code that follows from it."""
         for rank, child in enumerate(self.children, 1):
             if code := child.poll():
                 is_told = code in (TERMINATED, -signal.SIGTERM)
                 follows = TERMINATED if is_told else WorkerError.exit_code
-                return rank, f"ended with exit code {code}", follows
+                return f"process {rank} of the training ended with exit code {code}", follows
         if self.parent and self.parent != os.getppid():
-            return 0, "is gone", WorkerError.exit_code
+            return "process 0 of the training is gone", WorkerError.exit_code
         others = {rank: child.pid for rank, child in enumerate(self.children, 1)}
         others |= {0: self.parent} if self.parent else {}
         for rank, pid in others.items():
             self._stopped[rank] = self._stopped[rank] + 1 if _is_stopped(pid) else 0
             if self._stopped[rank] >= PATIENCE:
-                return rank, "is stopped", WorkerError.exit_code
+                return f"process {rank} of the training is stopped", WorkerError.exit_code
+        if self._pulse and self._pulse.all_stand_still():
+            told = "no process of the training got on for %d s (data.params.worker_timeout)"
+            return told % self.patience, WorkerError.exit_code
         return None
 
-    def _leave(self, rank: int, how: str, code: int) -> None:
+    def _leave(self, how: str, code: int) -> None:
         """End this process, and see that those on this machine can end."""
-        cure = "look at its output, then train --resume RUN"
-        log.error("%s", WorkerError("RANK", f"process {rank} of the training {how}: {cure}"))
+        cure = "see what is said above, then train --resume RUN"
+        log.error("%s", WorkerError("RANK", f"{how}: {cure}"))
         for child in self.children:
             child.kill()
-        if rank == 0 and self.parent and self.parent == os.getppid():
+        if self.parent and self.parent == os.getppid():
             os.kill(self.parent, signal.SIGCONT)  # if it was stopped, it now finds that we are gone
+        self._tidy()
         os._exit(code)
+
+    def _tidy(self) -> None:
+        """Remove the common folder, where this process has made it."""
+        if self.common:
+            with suppress(OSError):
+                self.common.cleanup()
 
 
 class _Launcher(_SubprocessScriptLauncher):
@@ -120,7 +149,8 @@ class _Launcher(_SubprocessScriptLauncher):
         self.guard = guard
 
     def _call_children_scripts(self) -> None:
-        os.environ[PARENT] = str(os.getpid())
+        self.guard.common = tempfile.TemporaryDirectory(prefix="dsdiff-")
+        os.environ |= {PARENT: str(os.getpid()), COMMON: self.guard.common.name}
         super()._call_children_scripts()
         self.guard.children, self.procs = self.procs, []  # Lightning's observer sees none
         self.guard.start()
