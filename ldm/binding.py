@@ -85,6 +85,38 @@ def require_resumable(before: Mapping[str, Any], now: Mapping[str, Any], run: st
             )
 
 
+def rate_notice(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """Return what becomes of the learning rate of a resumed run whose length is another, if any.
+
+    Its fall was laid out for the length that the run was begun with. Changed alone, the length
+    leaves the fall as it was; ``decay_steps`` changed, the rate jumps to another curve.
+    """
+    old, new = ((c["model"].get("params") or {}) for c in (before, now))
+    lengths = [_length(config) for config in (before, now)]
+    schedule, end = new.get("rate_schedule", "constant"), new.get(DURATION)
+    if schedule == "constant" or not end or end < 1:
+        return None
+    if old.get(DURATION) != end:
+        return (
+            f"learning rate: from here on that of a {schedule} to step {end}, where the run was "
+            f"begun with one to step {old.get(DURATION)}"
+        )
+    if lengths[0] == lengths[1]:
+        return None
+    return (
+        f"learning rate: its {schedule} still ends at step {end}, as the run was begun, and the "
+        f"run {lengths[1]}; model.params.{DURATION}=STEPS stretches it, from here on"
+    )
+
+
+def _length(config: Mapping[str, Any]) -> str:
+    """Return in words when a run ends."""
+    trainer = (config.get("lightning") or {}).get("trainer") or {}
+    keys = ("max_steps", "max_epochs", "max_time")
+    told = [f"{key}={trainer[key]}" for key in keys if trainer.get(key) not in (None, -1)]
+    return f"ends at {', '.join(told)}" if told else "has no end"
+
+
 def differences(before: Any, now: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
     """Yield key path and both values of what differs; a class that has moved is the same."""
     if isinstance(before, Mapping) and isinstance(now, Mapping):

@@ -41,6 +41,14 @@ MAX_DEPTH = 50
 UNREADABLE = (yaml.YAMLError, OmegaConfBaseException, ValueError)  # 0b_ is a ValueError to PyYAML
 MODELS, RENAMED_PARAMS = "ldm.models.", {"bound": "objective"}  # of runs before there was another
 MISREAD = re.compile(r"[-+]?(\d+(:[0-5]?\d)+(\.\d*)?|0\d+)")
+# of torch.optim: they take parameters and numbers, and do nothing but arithmetic
+OPTIMIZERS = tuple(
+    f"torch.optim.{name}"
+    for name in (
+        *("ASGD", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "LBFGS", "Muon"),
+        *("NAdam", "RAdam", "RMSprop", "Rprop", "SGD"),
+    )
+)
 PLAIN_REFERENCE = re.compile(r"\$\{[\w.\[\]-]+\}")
 
 
@@ -265,9 +273,10 @@ def _validate_lightning(lightning: Any) -> None:
 
 @cache
 def trusted_targets() -> frozenset[str]:
-    """Return the exact set of classes that the shipped YAML files name."""
+    """Return the exact set of classes that the shipped YAML files name, and torch's optimizers."""
     files = config_root().rglob("*.yaml")
-    return frozenset(target for file in files for target in targets_in(_plain(read_yaml(file))))
+    named = (target for file in files for target in targets_in(_plain(read_yaml(file))))
+    return frozenset((*named, *OPTIMIZERS))
 
 
 def foreign_targets(config: Mapping[str, Any]) -> list[str]:

@@ -101,11 +101,20 @@ def multiplies_bf16(kind: str) -> bool:
     return kind == "cpu" and bool(fast)
 
 
-def resolve_precision(precision: Any) -> str:
-    """Return what ``auto`` means for a training: bf16 where it is fast, else 32 bit."""
+def resolve_precision(precision: Any, accelerator: str = "auto") -> str:
+    """Return what ``auto`` means for a training: bf16 where it is fast, else 32 bit.
+
+    Args:
+        precision: ``lightning.trainer.precision``.
+        accelerator: ``lightning.trainer.accelerator``: where it trains.
+    """
     if precision != "auto":
         return str(precision)
-    return "bf16-mixed" if multiplies_bf16("cuda" if torch.cuda.is_available() else "cpu") else "32"
+    kind = {"auto": "cpu"}.get(accelerator, accelerator)
+    if torch.cuda.is_available() and accelerator in ("auto", "gpu"):
+        kind = "cuda"
+    is_here = kind != "cuda" or torch.cuda.is_available()  # else Lightning refuses it
+    return "bf16-mixed" if is_here and multiplies_bf16(kind) else "32"
 
 
 def resolve_weights(precision: str, kind: str) -> str:
@@ -141,9 +150,14 @@ def keep_freed_memory() -> None:
             libc.mallopt(option, size)
 
 
-def prefers_channels_last(precision: str) -> bool:
-    """Return whether training is faster in channels-last: with bf16 on tensor or tile units."""
-    tiles = torch.cuda.is_available() or torch.cpu.get_capabilities().get("amx_bf16")
+def prefers_channels_last(precision: str, kind: str) -> bool:
+    """Return whether training is faster in channels-last: with bf16 on tensor or tile units.
+
+    Args:
+        precision: of the trainer.
+        kind: of device: ``cuda``, ``cpu``, ...
+    """
+    tiles = kind == "cuda" or (kind == "cpu" and torch.cpu.get_capabilities().get("amx_bf16"))
     return precision.startswith("bf16") and bool(tiles)
 
 

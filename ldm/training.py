@@ -18,7 +18,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import Timer
 from pytorch_lightning.loggers import TensorBoardLogger
 
-from ldm.binding import decisive, require_resumable
+from ldm.binding import decisive, rate_notice, require_resumable
 from ldm.callbacks.metrics_file import MetricsFile, read_curves
 from ldm.callbacks.progress import TrainingProgress
 from ldm.callbacks.ranks import RankGuard, is_main_process
@@ -55,6 +55,8 @@ from ldm.progress import Progress, silent
 from ldm.storage import read_json, run_folder, write_json
 from ldm.study import build_model
 from ldm.util import instantiate_from_config
+
+log = logging.getLogger(__name__)
 
 RUNS = Path("runs")
 HELD_OUT = 3  # patients that the next command names
@@ -134,6 +136,8 @@ def train(
         checkpoint, before = newest_checkpoint(folder), read_run_config(folder, trust)
         resolved = merge_overrides(before, overrides)
         require_resumable(before, resolved, str(folder))
+        if (notice := rate_notice(before, resolved)) and is_main_process():
+            (say or log.warning)(notice)
         resolved = _with_found_root(resolved, folder)
         kept = None if allow_data_change else read_json(folder / SUBJECTS_FILE)
         return run_training(resolved, folder, checkpoint, kept, say=say, progress=progress)
@@ -233,7 +237,7 @@ def run_training(
             permit(folder / "tensorboard" / "events", replace=False)  # that is no link
             save_config(config, folder / CONFIG_FILE)
             write_seen(folder, known, built_from)
-        if prefers_channels_last(trainer.precision):
+        if prefers_channels_last(trainer.precision, trainer.strategy.root_device.type):
             to_channels_last(model)
         meter = EnergyMeter(trainer.strategy.root_device)
         trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
@@ -295,7 +299,8 @@ def build_trainer(
     """Return the Lightning trainer of a run and the callback that knows why it stopped."""
     lightning = config.get("lightning") or {}
     options = dict(lightning.get("trainer") or {})
-    options["precision"] = resolve_precision(options.get("precision", "auto"))
+    where = options.get("accelerator", "auto")
+    options["precision"] = resolve_precision(options.get("precision", "auto"), where)
     _count_in_steps(options, data)
     stop, guard = StopOnSignal(), RankGuard(data.worker_timeout)
     callbacks: list[Any] = [guard, stop]

@@ -505,6 +505,7 @@ def test_the_nearest_name_is_given_only_if_it_is_near():
 # --- Trust ----------------------------------------------------------------------------------------
 
 EVIL = ["os.system", "builtins.eval", "torch.hub.load", "logging.os.system"]
+EVIL += ["torch.optim.Optimizer.load_state_dict", "torch.optim.swa_utils.AveragedModel"]
 EVIL += ["ldm.util.instantiate_from_config", "ldm.models.diffusion.ddpm.LatentDiffusion.x"]
 
 

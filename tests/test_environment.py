@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from ldm.environment import resolve_weights
+from ldm.environment import prefers_channels_last, resolve_precision, resolve_weights
 
 FAULTS = """
 import resource, torch
@@ -49,6 +49,20 @@ def test_auto_on_a_gpu_asks_for_hardware_not_emulation(generation, monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
     assert resolve_weights("auto", "cuda") == {"Ampere": "bf16", "Turing": "32"}[generation]
+
+
+@pytest.mark.parametrize("has_cuda", [True, False])
+def test_the_precision_of_a_training_is_that_of_where_it_trains(has_cuda, monkeypatch):
+    """A slow processor beside a fast GPU: only what is trained there is trained in bf16."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_cuda)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    on_gpu = "bf16-mixed" if has_cuda else "32"
+    expected = {"auto": on_gpu, "gpu": on_gpu, "cuda": on_gpu, "cpu": "32", "mps": "32"}
+    assert {kind: resolve_precision("auto", kind) for kind in expected} == expected
+    assert resolve_precision("16-mixed", "cpu") == "16-mixed"
+    assert prefers_channels_last("bf16-mixed", "cuda")
+    assert not prefers_channels_last("bf16-mixed", "cpu")
 
 
 def test_an_explicit_bf16_that_is_slow_is_kept_and_told_in_one_line(monkeypatch, caplog):

@@ -109,6 +109,12 @@ def finish(run: TrainedRun) -> int:
     return 0
 
 
+def _accelerator(config: Mapping[str, Any]) -> str:
+    """Return where a configuration trains."""
+    trainer = (config.get("lightning") or {}).get("trainer") or {}
+    return trainer.get("accelerator", "auto")
+
+
 def describe(config: Mapping[str, Any]) -> int:
     """Print the resolved configuration and what the network costs."""
     import torch
@@ -133,5 +139,6 @@ def describe(config: Mapping[str, Any]) -> int:
     print(
         f"memory to train     about {memory.total / 2**30:.2f} GiB (batch {data.batch_size}, fp32)"
     )
-    print(f"precision           {resolve_precision('auto')} if auto; torch {torch.__version__}")
+    auto = resolve_precision("auto", _accelerator(config))
+    print(f"precision           {auto} if auto; torch {torch.__version__}")
     return 0

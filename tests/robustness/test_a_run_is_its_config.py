@@ -10,6 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from ldm.binding import rate_notice
+from ldm.cli.main import main
+from ldm.config import merge_overrides, read_saved_config
+
 STEPS = "lightning.trainer.max_steps=6"
 
 
@@ -60,6 +64,40 @@ def test_tr_12_what_a_resumed_run_takes_is_applied(dsdiff, run):
     checkpoint = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == 6
     assert list((run / "samples").glob("step-*.png"))  # validated
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["lightning.trainer.max_steps=6"], "its cosine still ends at step 4"),
+        (["model.params.decay_steps=9"], "a cosine to step 9, where the run was begun with one to"),
+        (["name=other", "data.params.val_slices=1"], None),
+    ],
+)
+def test_tr_12_what_becomes_of_the_learning_rate_is_said_in_one_line(run, overrides, said):
+    before = read_saved_config(run / "config.yaml")
+    notice = rate_notice(before, merge_overrides(before, overrides))
+    assert said in notice and "\n" not in notice if said else notice is None
+    constant = merge_overrides(before, ["model.params.rate_schedule=constant"])
+    assert rate_notice(constant, merge_overrides(constant, overrides)) is None
+
+
+def test_tr_12_a_longer_run_says_so_when_it_is_resumed(run, capsys):
+    assert main(["train", "--resume", str(run), STEPS]) == 0
+    lines = [n for n in capsys.readouterr().err.splitlines() if n.startswith("learning rate: ")]
+    assert len(lines) == 1 and "the run ends at max_steps=6" in lines[0]
+    assert main(["train", "--resume", str(run)]) == 0
+    assert "learning rate: " not in capsys.readouterr().err
+
+
+def test_se_07_an_optimizer_of_torch_needs_no_trust(dsdiff, run, train, tmp_path, patients):
+    own = ["model.params.optimizer_config.target=torch.optim.RMSprop", STEPS]
+    assert train(tmp_path / "own", *own) == 0
+    given = ("--input", patients, "--output", tmp_path / "out", "--steps", "1")
+    assert dsdiff("sample", tmp_path / "own", *given) == (0, "")
+    edited(run, "torch.optim.AdamW", "torch.optim.lr_scheduler.LambdaLR")
+    code, line = dsdiff("sample", run, *given)
+    assert (code, "UNSAFE-TARGET" in line) == (10, True)
 
 
 # --- CK-04: config.yaml is bound to the weights --------------------------------------------------
