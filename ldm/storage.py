@@ -37,7 +37,7 @@ def cache_root() -> Path:
 
 
 @contextmanager
-def atomic_path(path: Path, replace: bool = False) -> Iterator[Path]:
+def atomic_path(path: Path, replace: bool = False, private: bool = False) -> Iterator[Path]:
     """Yield a temporary path that becomes ``path`` when the block ends without an error.
 
     The temporary file stands in the same folder, can be read by its owner only, is flushed to the
@@ -47,6 +47,7 @@ def atomic_path(path: Path, replace: bool = False) -> Iterator[Path]:
     Args:
         path: where the file will be.
         replace: also if a file stands there that is not known to be our own.
+        private: only its owner can read the file, also when it is complete.
 
     Raises:
         OutputError: OUT-IO when the system refuses to write; OUT-EXISTS, OUT-INPUT, OUT-LINK.
@@ -61,7 +62,8 @@ def atomic_path(path: Path, replace: bool = False) -> Iterator[Path]:
         yield temporary
         if not temporary.stat().st_size:
             raise OSError(errno.ENODATA, "nothing was written")
-        temporary.chmod(mode)
+        if not private:
+            temporary.chmod(mode)
         flush(temporary)
         _publish(temporary, path, *permitted)
         flush(path.parent)
@@ -304,13 +306,18 @@ def volume_digests(folder: Path) -> dict[str, str]:
     return {path.name: sha256(path) for path in sorted(folder.glob("*.nii*"))}
 
 
+def free_space(folder: Path) -> int:
+    """Return the bytes that the user may still write on the disk of a folder."""
+    return shutil.disk_usage(folder).free
+
+
 def require_space(path: Path, size: int) -> None:
     """Refuse to begin what does not fit on the disk.
 
     Raises:
         OSError: with the bytes that are needed, and free.
     """
-    free = shutil.disk_usage(path.parent).free
+    free = free_space(path.parent)
     if free < size:
         raise OSError(errno.ENOSPC, f"{size} bytes are needed, {free} are free")
 

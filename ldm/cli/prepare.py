@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     """Prepare every subject; one that fails does not stop the others."""
     from rich.console import Console
 
-    from ldm.claims import claim
+    from ldm.claims import claim, permit
     from ldm.data.layouts.base import stored_files
     from ldm.data.manifest import read_manifest, write_manifest
 
@@ -75,7 +75,9 @@ def run(args: argparse.Namespace) -> int:
     print(data.found, file=sys.stderr)
     with claim(args.output, "prepare", inputs=[args.input, *stored_files(subjects)]) as own:
         before = read_manifest(manifest)
-        own.record(MANIFEST)  # it is none of ours, or read_manifest has refused it
+        if before:  # a manifest, also of a version that kept no list
+            own.record(MANIFEST)
+        permit(manifest, replace=False)  # refused before the work
         data.learn_normaliser(found)
         work = Preparer(data, args.output, before)
         outcomes = work.all_of(subjects)

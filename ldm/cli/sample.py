@@ -100,6 +100,7 @@ def run(args: argparse.Namespace) -> int:
     from ldm.data.layouts import Layout, Subject, detect_layout, select_subjects, summary
     from ldm.data.layouts.base import stored_files
     from ldm.inference.outputs import FAILURES, write_each
+    from ldm.inference.space import require_room
     from ldm.storage import write_json
 
     request(args)  # a wrong one is refused before the folder is listed
@@ -116,6 +117,7 @@ def run(args: argparse.Namespace) -> int:
             write_json(cost, synthesiser.timing(subjects[0], layout, args.timing))
             return 0
 
+        require_room(synthesiser, subjects, layout, args.output)
         shared = shared_synthesis(synthesiser, args)
 
         def write(subject: Subject, layout: Layout, title: str) -> bool:

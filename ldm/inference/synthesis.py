@@ -270,7 +270,7 @@ class Synthesiser:
         subject, target = self.inputs_of(subject)
         study = self.study.making(target)
         described = self._described(subject)
-        prepared = self._prepare(subject, layout)
+        prepared = self.prepare(subject, layout)
         described |= self.trained.said_of(subject)
         self._warn_of_spacing(prepared)
         mean, deviation = self._synthesise(prepared, title or subject.id)
@@ -305,7 +305,7 @@ class Synthesiser:
         """
         if repeats < 1:
             raise ConfigError("CONFIG-VALUE", f"timing is {repeats}: give a whole number >= 1")
-        prepared = self._prepare(subject, layout)
+        prepared = self.prepare(subject, layout)
         first = prepared
         if not self.model.tiling:
             batch = slice(self.request.batch_size)
@@ -340,7 +340,8 @@ class Synthesiser:
             described["covariates"] = dict(zip(names, numbers, strict=True))
         return described
 
-    def _prepare(self, subject: Subject, layout: Layout) -> PreparedSubject:
+    def prepare(self, subject: Subject, layout: Layout) -> PreparedSubject:
+        """Return what the network is shown of a subject; raises DataError."""
         subject, target = self.inputs_of(subject)
         missing, nonfinite = (*self.request.allow_missing, target), self.request.nonfinite
         prepared = self.trained.prepare(subject, layout, missing, nonfinite)

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -182,6 +183,65 @@ def test_sa_03_a_volume_without_sidecar_is_made_again_and_compared(
     assert (volume.read_bytes(), sidecar.read_text()) == before
 
 
+@pytest.mark.parametrize("content", ["", "mine", "id,age\nA,7\n"])
+@pytest.mark.parametrize("inside", [True, False])
+def test_ex_02_a_manifest_that_is_none_is_kept(dsdiff, tmp_path, cohort, content, inside):
+    out = cohort / P1 if inside else tmp_path / "out"
+    out.mkdir(exist_ok=True)
+    (out / "manifest.csv").write_text(content)
+    code, line = dsdiff("prepare", cohort, "--output", out, "data.params.image_size=32")
+    assert (code, (out / "manifest.csv").read_text()) == (3 if "," in content else 5, content), line
+
+
+def test_di_14_a_manifest_that_is_a_pipe_is_not_waited_for(dsdiff, tmp_path, cohort):
+    (tmp_path / "out").mkdir()
+    os.mkfifo(tmp_path / "out/manifest.csv")
+    for given in (
+        (cohort, "--output", tmp_path / "out"),
+        ("--verify", tmp_path / "out/manifest.csv"),
+    ):
+        code, line = dsdiff("prepare", *given)
+        assert (code, "DATA-FORMAT: manifest.csv is a pipe" in line) == (3, True), line
+
+
+def test_sa_04_a_job_that_does_not_fit_is_refused_before_it_begins(
+    dsdiff, tmp_path, run_folder, cohort, monkeypatch
+):
+    """The estimate is near what is written: a job that does fit is not refused."""
+    out, plain, free = tmp_path / "out", shutil.disk_usage, {}
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: plain(path)._replace(**free))
+
+    def sampled(*options: object) -> tuple[int, str, int]:
+        given = ("--input", cohort, "--output", out, "--temperature", "1", *QUICK)
+        code, line = dsdiff("sample", run_folder, *given, *options)
+        return code, line, sum(p.stat().st_size for p in out.glob("*.nii.gz"))
+
+    total = sampled()[2]
+    one = (out / f"{P1}_t1ce.nii.gz").stat().st_size
+    shutil.rmtree(out)
+    free["free"] = total // 2
+    code, line, written = sampled()
+    assert (code, written) == (5, 0)
+    needed = int(re.search(r"OUT-SPACE: about (\d+) bytes are needed for 3 subjects", line)[1])
+    assert 0.75 * total < needed < 1.25 * total and f"{total // 2} are free" in line
+    assert sampled("--subjects", P1)[:2] == (0, "")  # which fits
+    free["free"] = one
+    assert sampled("--subjects", P2, "--samples", "2")[0] == 5  # the deviation needs as much
+    free["free"] = total - one
+    assert sampled() == (0, "", total)  # the first is there and needs nothing
+
+
+def test_sa_04_a_patient_that_cannot_be_used_is_told_in_its_turn(
+    dsdiff, tmp_path, run_folder, cohort, monkeypatch
+):
+    plain = shutil.disk_usage
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: plain(path)._replace(free=10**9))
+    (cohort / f"{P1}/{P1}_t2.nii.gz").write_bytes(b"damaged")
+    code, _ = dsdiff("sample", run_folder, "--input", cohort, "--output", tmp_path / "out", *QUICK)
+    assert code == 9
+    assert len(list((tmp_path / "out").glob("*.nii.gz"))) == 2
+
+
 def test_sa_04_a_disk_that_is_full_at_the_second_of_three_says_how_much_is_needed(
     dsdiff, tmp_path, run_folder, cohort, monkeypatch
 ):
@@ -189,12 +249,12 @@ def test_sa_04_a_disk_that_is_full_at_the_second_of_three_says_how_much_is_neede
 
     def usage(path):
         asked.append(path)
-        return plain(path)._replace(free=10) if len(asked) == 2 else plain(path)
+        return plain(path)._replace(free=10) if len(asked) == 3 else plain(path)
 
     monkeypatch.setattr(shutil, "disk_usage", usage)
     given = ("--input", cohort, "--output", tmp_path / "out", *QUICK)
     code, line = dsdiff("sample", run_folder, *given)
-    assert (code, len(asked)) == (5, 2)
+    assert (code, len(asked)) == (5, 3)  # for all of them, then for each
     assert f"cannot write {P2}_t1ce.nii.gz" in line and "bytes are needed, 10 are free" in line
     assert [p.name for p in (tmp_path / "out").glob("*.nii.gz")] == [f"{P1}_t1ce.nii.gz"]
     assert not list((tmp_path / "out").glob(".tmp-*"))

@@ -16,6 +16,7 @@ from ldm.data.nifti import volume_stem
 from ldm.data.volume_file import VolumeFile
 from ldm.errors import DataError
 from ldm.label_scheme import NOT_TOLD, LabelScheme, read_scheme
+from ldm.storage import require_regular
 from ldm.study import LABELS, MASK_FILE, Contrasts
 
 CELL = re.compile(r"(.+)#(\d+|mask)")
@@ -99,6 +100,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 def numbered_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
     """Return the rows of a CSV file, see :func:`read_rows`, each with the number of its line."""
     try:
+        require_regular(path)
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise DataError("DATA-IO", f"cannot read {path.name}: {error.strerror}") from error
