@@ -38,7 +38,7 @@ class Range:
 POSITIVE, NOT_NEGATIVE, COUNT = Range(0, above=True), Range(0), Range(1)
 SHARE, INSIDE = Range(0, 1), Range(0, 1, above=True, below=True)
 _NAMES = {
-    POSITIVE: "lr gain max_norm eps channel_mult val_check_interval",
+    POSITIVE: "lr gain max_norm eps channel_mult val_check_interval limit_train_batches",
     COUNT: "batch_size worker_timeout val_slices image_size every_n_steps sampling_steps substeps "
     "steps model_channels num_res_blocks num_head_channels attention_resolutions patch_size "
     "hidden_size depth num_heads middle_heads width embed_dim stem_channels channels "
@@ -49,8 +49,7 @@ _NAMES = {
     NOT_NEGATIVE: "sparsity temperature warmup_steps weight_decay neighbours num_workers weight "
     "content_style style_anatomy_lesion kl_weight perceptual_weight disc_start disc_weight degree "
     "num_classes middle_depth num_downsamplings supervision fold abnormal enhancing "
-    "limit_val_batches "
-    "limit_train_batches",
+    "limit_val_batches overfit_batches gradient_clip_val momentum",
     SHARE: "min_brain condition_dropout drop_all dropout mean_share visited decay_to "
     "abnormal_share",
     INSIDE: "linear_start linear_end half_life",
@@ -63,6 +62,7 @@ RANGES = {name: span for span, names in _NAMES.items() for name in names.split()
 
 OWNED = ("default_root_dir", "logger", "callbacks", "plugins")  # of lightning.trainer
 TRAINER_NAMES = {
+    "deterministic": ("True", "False", "warn"),
     "accelerator": ("auto", "cpu", "gpu", "cuda", "mps", "tpu"),
     "precision": (
         *("auto", "64", "64-true", "32", "32-true", "16", "16-mixed", "16-true"),
@@ -118,7 +118,14 @@ def check_trainer(trainer: Mapping[str, Any]) -> None:
         raise ConfigError(
             "CONFIG-VALUE", f"lightning.trainer.devices is {devices}: give 1 or more, or -1 for all"
         )
-    if isinstance(time, str) and not re.fullmatch(r"\d+(:\d\d){3}", time):
+    if trainer.get("fast_dev_run"):
         raise ConfigError(
-            "CONFIG-VALUE", f"lightning.trainer.max_time is '{time}': give DAYS:HH:MM:SS in quotes"
+            "CONFIG-VALUE",
+            "lightning.trainer.fast_dev_run trains no run: give --dry-run, or max_steps=1",
+        )
+    is_time = isinstance(time, str) and re.fullmatch(r"\d+(:\d\d){3}", time)
+    if isinstance(time, str) and not (is_time and re.search("[1-9]", time)):
+        raise ConfigError(
+            "CONFIG-VALUE",
+            f"lightning.trainer.max_time is '{time}': give DAYS:HH:MM:SS in quotes, above 0",
         )

@@ -208,7 +208,7 @@ def instantiate_from_config(
         )
     try:
         return cls(**params)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, LookupError, AssertionError) as error:
         raise ConfigError("CONFIG-VALUE", f"{where}: {cls.__name__} refused: {error}") from error
 
 

@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from ldm.errors import NonFiniteError, one_of
+from ldm.errors import ConfigError, NonFiniteError, one_of
 from ldm.models.draws import Draws
 from ldm.storage import stable_seed
 from ldm.study import ASKED
@@ -21,6 +21,7 @@ ADAMW: Config = {
     "target": "torch.optim.AdamW",
     "params": {"lr": 2.0e-4, "weight_decay": 0.01, "fused": True},
 }
+ENDLESS = -1  # of a training: lightning.trainer.max_steps where max_time ends it
 # share of the height of the learning rate above its end, by the share of the decay that is over
 RATE_SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda progress: 1.0,
@@ -64,6 +65,11 @@ class RunModule(pl.LightningModule):
     ) -> None:
         super().__init__()
         one_of("model.params.rate_schedule", rate_schedule, RATE_SCHEDULES)
+        if decay_steps is not None and decay_steps < 1 and decay_steps != ENDLESS:
+            raise ConfigError(
+                "CONFIG-VALUE",
+                f"model.params.decay_steps is {decay_steps}: give a step, or {ENDLESS} for never",
+            )
         self.rate_schedule, self.decay_steps = RATE_SCHEDULES[rate_schedule], decay_steps
         self.decay_to = decay_to
         self.optimizer_config = optimizer_config or ADAMW
