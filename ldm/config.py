@@ -7,13 +7,16 @@ constructor of its ``target``, so a misspelt key is refused with the nearest val
 
 from __future__ import annotations
 
+import copy
 import difflib
+import json
 import math
+import os
 import re
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import yaml
@@ -24,7 +27,7 @@ import ldm
 from ldm.config_arguments import admits, validate_arguments, validate_node
 from ldm.errors import ConfigError, UnsafeError
 from ldm.ranges import check_ranges, check_trainer
-from ldm.storage import atomic_path
+from ldm.storage import atomic_path, read_json
 from ldm.util import (
     accepted_parameters,
     current_path,
@@ -34,6 +37,7 @@ from ldm.util import (
     targets_in,
 )
 
+PLACE_FILE = "place.json"  # beside a saved configuration: where its patients are
 TOP_LEVEL = ("name", "seed", "model", "data", "lightning")
 LIGHTNING = ("trainer", "callbacks")
 MAX_BYTES = 256_000  # a thousand subjects by name take 30 kB; a YAML bomb takes more
@@ -96,6 +100,23 @@ def read_yaml(path: Path) -> DictConfig:
     return loaded
 
 
+def _read(path: Path) -> dict[str, Any]:
+    """Return a YAML file as it is written; a saved one with the place that is kept beside it."""
+    config, kept = _plain(read_yaml(path)), path.with_name(PLACE_FILE)
+    params = _data_params(config)
+    if "root" in params and params["root"] is None and os.access(kept, os.R_OK):
+        root = read_json(kept, torn=True).get("root")
+        params["root"] = root if isinstance(root, str) else None
+        _refuse_resolvers(config, PLACE_FILE)
+    return config
+
+
+def _data_params(config: Mapping[str, Any]) -> dict[str, Any]:
+    data = config.get("data")
+    params = data.get("params") if isinstance(data, dict) else None
+    return params if isinstance(params, dict) else {}
+
+
 def _require_plain_mapping(text: str, name: str) -> None:
     """Refuse, before anything is built, what no configuration needs."""
     root, depth = None, 0
@@ -135,7 +156,7 @@ def load_with_bases(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     path = path.resolve()
     if path in seen:
         raise ConfigError("CONFIG-PARSE", f"{path.name}: 'base' leads back to the file itself")
-    own = _plain(read_yaml(path))
+    own = _read(path)
     bases = own.pop("base", None) or []
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(b, str) for b in bases):
@@ -172,7 +193,7 @@ def read_saved_config(path: Path) -> dict[str, Any]:
 
     It names no ``base``: merging another ``target`` over one imports it, before the trust gate.
     """
-    return _with_current_names(merge_config([_plain(read_yaml(path))]))
+    return _with_current_names(merge_config([_read(path)]))
 
 
 def _with_current_names(node: Any) -> Any:
@@ -223,6 +244,9 @@ def validate(config: Mapping[str, Any]) -> None:
                 f"{key} is {value!r} ({type(value).__name__}): give {expected.__name__}, quoted if "
                 "YAML takes it for something else",
             )
+    place = PurePath(config.get("name") or "run")
+    if place.is_absolute() or ".." in place.parts:
+        raise ConfigError("CONFIG-VALUE", f"name is {place}: give a name, of a folder below runs/")
     check_ranges({"seed": config.get("seed")}, "config")
     for section, kind in _section_classes().items():
         if section not in config:
@@ -285,9 +309,19 @@ def foreign_targets(config: Mapping[str, Any]) -> list[str]:
 
 
 def save_config(config: Mapping[str, Any], path: Path) -> None:
-    """Write a resolved configuration as YAML."""
+    """Write a resolved configuration as YAML, which may be given away.
+
+    Where the patients are, ``data.params.root``, stands beside it in ``place.json``, which only its
+    owner can read: folders are called after people.
+    """
+    config = copy.deepcopy(dict(config))
+    params = _data_params(config)
+    if params.get("root") is not None:
+        with atomic_path(path.with_name(PLACE_FILE), private=True) as temporary:
+            temporary.write_text(json.dumps({"root": params["root"]}) + "\n", encoding="utf-8")
+        params["root"] = None
     with atomic_path(path) as temporary:
-        temporary.write_text(OmegaConf.to_yaml(OmegaConf.create(dict(config))), encoding="utf-8")
+        temporary.write_text(OmegaConf.to_yaml(OmegaConf.create(config)), encoding="utf-8")
 
 
 def _plain(config: DictConfig) -> dict[str, Any]:

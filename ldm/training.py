@@ -34,7 +34,7 @@ from ldm.checkpoint import (
     require_same_state,
 )
 from ldm.claims import claim, permit
-from ldm.config import foreign_targets, load_config, merge_overrides, save_config
+from ldm.config import PLACE_FILE, foreign_targets, load_config, merge_overrides, save_config
 from ldm.cost.energy import EnergyMeter
 from ldm.cost.network import peak_memory
 from ldm.data.datamodule import ContrastDataModule
@@ -60,7 +60,15 @@ log = logging.getLogger(__name__)
 
 RUNS = Path("runs")
 HELD_OUT = 3  # patients that the next command names
-RUN_FILES = (CONFIG_FILE, MODEL_FILE, "metrics.csv", "subjects.json", "cost.json", "loss.svg")
+RUN_FILES = (
+    CONFIG_FILE,
+    PLACE_FILE,
+    MODEL_FILE,
+    "metrics.csv",
+    "subjects.json",
+    "cost.json",
+    "loss.svg",
+)
 
 
 @dataclass(frozen=True)
@@ -222,6 +230,7 @@ def run_training(
     model = build_model(config)
     if checkpoint is None:
         model.check_start(data)
+        model.configure_optimizers()  # what it refuses would be found in a run that has begun
         if hasattr(model, "network_calls"):  # steps without a grid would be found when sampling
             model.network_calls(model.sampling_steps, model.sampler)
     require_same_patients(kept or {}, known)

@@ -432,8 +432,8 @@ SAMPLING = [
     ),
     Case(
         "SA-04",
-        "the disk is full at the second patient",
-        "5 with the bytes needed, the first is kept",
+        "the disk is full at the second patient; too small for all",
+        "5 with the bytes needed; the first is kept, or none begun",
     ),
     Case("SA-05", "the output is a file, or read-only", "5 before the model is read"),
     Case(
@@ -702,7 +702,7 @@ SECURITY = [
     Case(
         "SE-13",
         "names of patients in headers and paths",
-        "in no output (the path: in config.yaml and manifest.csv)",
+        "in no output (the path: in place.json, 0600, and in manifest.csv)",
         ("test_nifti.py::test_no_text_of_the_input_travels",),
     ),
     Case(

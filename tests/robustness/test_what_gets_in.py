@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from ldm import environment
-from ldm.config import trusted_targets
+from ldm.config import load_config, read_saved_config, save_config, trusted_targets
 from ldm.errors import ConfigError, UnsafeError
 from ldm.phantom import write_phantoms
 from ldm.report.page import shareable
@@ -130,7 +130,7 @@ SECRET = "DOE^JOHN"
 def test_se_13_no_text_of_a_header_and_no_path_of_the_data_is_in_what_is_given_away(
     dsdiff, tmp_path, train, monkeypatch, caplog
 ):
-    """``config.yaml`` and ``manifest.csv`` hold the path of the data: that is what they are for."""
+    """One file of a run keeps the path, for its owner alone: ``--resume`` reads it there."""
     root = tmp_path / SECRET / "patients"
     write_phantoms(root, 3, size=32, seed=0)
     for path in root.rglob("*.nii.gz"):
@@ -149,8 +149,28 @@ def test_se_13_no_text_of_a_header_and_no_path_of_the_data_is_in_what_is_given_a
     found = [p for folder in (run, out, judged) for p in folder.rglob("*") if p.is_file()]
     leaks = {str(p.relative_to(tmp_path)) for p in found if SECRET.encode() in unpacked(p)}
     assert len(found) > 20
-    assert leaks <= {"run/config.yaml"}, leaks
+    assert leaks == {"run/place.json"}, leaks
+    assert (run / "place.json").stat().st_mode & 0o777 == 0o600
     assert SECRET not in caplog.text
+    assert dsdiff("train", "--resume", run, "lightning.trainer.max_steps=2") == (0, "")
+    (run / "place.json").unlink()  # given away
+    assert dsdiff("sample", run, "--input", root, "--output", tmp_path / "again", *QUICK)[0] == 0
+    code, line = dsdiff("train", "--resume", run, "lightning.trainer.max_steps=3")
+    assert (code, "data.params.root is not set: give data.params.root=FOLDER" in line) == (2, True)
+
+
+def test_se_13_the_place_of_the_data_is_kept_beside_a_configuration(tmp_path):
+    config = load_config(["configs/backbone/unet_tiny.yaml"], [f"data.params.root={SECRET}/a"])
+    path, place = tmp_path / "config.yaml", tmp_path / "place.json"
+    save_config(config, path)
+    assert SECRET not in path.read_text() and place.stat().st_mode & 0o077 == 0
+    assert read_saved_config(path) == load_config([path]) == config  # also as a YAML of the user
+    for content in ('{"root": 3}', '{"ro', "[]", ""):
+        place.write_text(content)
+        assert read_saved_config(path)["data"]["params"]["root"] is None
+    place.write_text('{"root": "${oc.env:HOME}"}')
+    with pytest.raises(UnsafeError, match="CONFIG-RESOLVER"):
+        read_saved_config(path)
 
 
 @pytest.mark.parametrize(
