@@ -172,6 +172,7 @@ def instantiate_from_config(
     *,
     where: str = "config",
     interface: Mapping[str, Any] | None = None,
+    needs: Sequence[str] = (),
     **overrides: Any,
 ) -> Any:
     """Build the object that ``config`` describes.
@@ -182,11 +183,13 @@ def instantiate_from_config(
         interface: facts owned by the caller (number of channels, image size, ...). Each is passed
             if the constructor knows the name; a different value in ``params`` is refused, because
             a fact has one owner.
+        needs: attributes without which the object is not for this place.
         **overrides: further constructor arguments.
 
     Raises:
-        ConfigError: CONFIG-TARGET, CONFIG-UNKNOWN (a parameter that the class does not have),
-            CONFIG-SHAPE (a contradicted interface fact) or CONFIG-VALUE (the constructor refused).
+        ConfigError: CONFIG-TARGET (also for ``needs``), CONFIG-UNKNOWN (a parameter that the class
+            does not have), CONFIG-SHAPE (a contradicted interface fact) or CONFIG-VALUE (the
+            constructor refused).
     """
     cls = resolve_target(config, where)
     params = {**(config.get("params") or {}), **overrides}
@@ -207,9 +210,15 @@ def instantiate_from_config(
             "CONFIG-VALUE", f"{where}.params.{missing[0]} is required by {cls.__name__}: give it"
         )
     try:
-        return cls(**params)
+        made = cls(**params)
     except (TypeError, ValueError, LookupError, AssertionError) as error:
         raise ConfigError("CONFIG-VALUE", f"{where}: {cls.__name__} refused: {error}") from error
+    if lacks := [need for need in needs if not hasattr(made, need)]:
+        raise ConfigError(
+            "CONFIG-TARGET",
+            f"{where} names {cls.__name__}, which has no '{lacks[0]}' and is not for this place",
+        )
+    return made
 
 
 def check_parameter_names(cls: Callable, params: Mapping[str, Any], path: str) -> None:

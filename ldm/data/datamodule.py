@@ -153,18 +153,10 @@ class ContrastDataModule(pl.LightningDataModule):
         """
         if self.split:
             return
-        subjects = self.find_subjects()
+        augmentation, subjects = self.augmentation(), self.find_subjects()
         self.learn_normaliser(subjects)
         chosen = [subjects[i] for part in ("train", "val") for i in self.split[part]]
         cached = {c.id: c for c in self._in_threads(self.decode, chosen, "Decoding patients")}
-        augmentation = None
-        if self.augmentation_config:
-            where = "data.params.augmentation_config"
-            augmentation = instantiate_from_config(
-                self.augmentation_config,
-                where=where,
-                interface={"dims": len(self.image_size)},
-            )
         self.train_slices = self._dataset(
             [cached[i] for i in self.split["train"]], augmentation, self.condition_dropout
         )
@@ -175,6 +167,15 @@ class ContrastDataModule(pl.LightningDataModule):
                 f"no {'slice' if len(self.image_size) == 2 else 'patch'} has "
                 f"{self.min_brain:.0%} brain: lower data.params.min_brain",
             )
+
+    def augmentation(self) -> Callable | None:
+        """Return a new augmentation, or None; raises ConfigError: CONFIG-TARGET."""
+        return self.augmentation_config and instantiate_from_config(
+            self.augmentation_config,
+            where="data.params.augmentation_config",
+            interface={"dims": len(self.image_size)},
+            needs=("set_random_state", "__call__"),
+        )
 
     def portable_params(self) -> dict[str, Any]:
         """Return the parameters that were learned from the training subjects."""

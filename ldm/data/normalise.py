@@ -379,7 +379,8 @@ def build_normaliser(config: Mapping[str, Any] | None) -> Normaliser:
     """Return the normaliser that a configuration names; None means the robust default."""
     if not config:
         return RobustNormaliser()
-    return instantiate_from_config(config, where="data.params.normaliser_config")
+    where, needs = "data.params.normaliser_config", ("fit", "to_dict", "to_learn", "learned_config")
+    return instantiate_from_config(config, where=where, needs=needs)
 
 
 def _rises(values: Sequence[float]) -> bool:

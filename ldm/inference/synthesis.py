@@ -381,8 +381,7 @@ class Synthesiser:
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """Return mean and standard deviation over samples (S, H, W), in [-1, 1] units."""
         started, count = time.perf_counter(), self.request.samples
-        total = np.zeros(prepared.brain.shape)
-        squares = np.zeros_like(total)
+        total, squares = np.zeros((2, *prepared.brain.shape))
         draw = self._volume if self.model.tiling else self._slices
         for sample in range(count):
             image = draw(prepared, sample, f"{title}, sample {sample + 1}" if count > 1 else title)

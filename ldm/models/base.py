@@ -160,7 +160,10 @@ class RunModule(pl.LightningModule):
         """Return the optimizer, with its schedule counted in steps."""
         trainable = [p for p in self.parameters() if p.requires_grad]
         optimizer = instantiate_from_config(
-            self.optimizer_config, where="model.params.optimizer_config", params=trainable
+            self.optimizer_config,
+            where="model.params.optimizer_config",
+            needs=("param_groups", "step"),
+            params=trainable,
         )
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.rate_factor)
         return {

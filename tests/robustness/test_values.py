@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ldm.config import config_root
+from ldm.config import config_root, load_config
 from ldm.errors import ConfigError
 from ldm.ranges import RANGES, check_ranges
+from ldm.study import build_model
+from ldm.util import instantiate_from_config
 
 STEPS = "lightning.trainer.max_steps=1"
 WRONG = [
@@ -48,10 +50,41 @@ WRONG = [
     "seed=-1",
     "name=../elsewhere",
     "name=/elsewhere",
+    "data.params.target=null",
     "data.target=torch.optim.AdamW",
     "model.target=ldm.data.datamodule.ContrastDataModule",
     "lightning.callbacks.ema.target=torch.optim.AdamW",
 ]
+
+
+SLOTS = ["model.params." + name for name in ("first_stage", "schedule", "timesteps", "anchor")]
+SLOTS += ["model.params.optimizer", "data.params.normaliser", "data.params.augmentation"]
+STRANGERS = ["torch.nn.Identity", "collections.OrderedDict", "datetime.date"]
+STRANGERS += ["ldm.data.normalise.RobustNormaliser", "ldm.data.augmentation.SliceAugmentation"]
+STRANGERS += ["torch.optim.SGD", "ldm.models.diffusion.schedule.NoiseSchedule"]
+
+
+@pytest.mark.parametrize("slot", SLOTS)
+def test_se_08_a_class_that_is_not_for_its_place_is_named(slot):
+    """Through what builds it: before any data, but for the augmentation."""
+    config = load_config(["configs/backbone/unet_tiny.yaml"], ["data.params.root=x"])
+    section, _, name = slot.partition(".params.")
+    own = (config[section]["params"].get(f"{name}_config") or {}).get("target", "")
+    refused = 0
+    for stranger in STRANGERS:
+        if stranger.rpartition(".")[0] == own.rpartition(".")[0]:
+            continue
+        given = [f"{slot}_config={{target: {stranger}}}", "model.params.subtract=null"]
+        with pytest.raises(ConfigError) as error:
+            changed = load_config(["configs/backbone/unet_tiny.yaml"], given)
+            model = build_model(changed)
+            model.configure_optimizers()
+            data = instantiate_from_config(changed["data"], where="data")
+            data.augmentation()
+        assert error.value.code in ("CONFIG-TARGET", "CONFIG-VALUE", "CONFIG-UNKNOWN")
+        assert f"{slot}_config" in error.value.message
+        refused += 1
+    assert refused > 4
 
 
 @pytest.mark.parametrize("override", WRONG)

@@ -273,5 +273,8 @@ def build_anchor(
             "the other null",
         )
     return instantiate_from_config(
-        anchor_config, where="model.params.anchor_config", interface=facts
+        anchor_config,
+        where="model.params.anchor_config",
+        interface=facts,
+        needs=("latents", "fit", "portable_config"),
     )

@@ -19,10 +19,11 @@ from ldm.models.diffusion.noise import KeyedNoise
 from ldm.models.diffusion.process import GaussianProcess, Noised
 from ldm.models.diffusion.samplers import Sampling, get_sampler, network_calls, options_of
 from ldm.models.diffusion.tiling import Tiling
+from ldm.models.diffusion.timesteps import build_timesteps
 from ldm.models.diffusion.wrapper import IMAGES, Conditions, DiffusionWrapper
 from ldm.models.draws import Draws
 from ldm.study import ANY, Study
-from ldm.util import image_sides, instantiate_from_config, shows, taken
+from ldm.util import image_sides, shows, taken
 
 UNIFORM: Config = {"target": "ldm.models.diffusion.timesteps.UniformTimesteps"}
 
@@ -88,11 +89,7 @@ class LatentDiffusion(RunModule):
         self.temperature, self.threshold = sampling.temperature, THRESHOLDS[sampling.threshold]
         self.process = GaussianProcess(**settings)
         self.schedule = self.process.schedule
-        self.timesteps = instantiate_from_config(
-            timesteps_config or UNIFORM,
-            where="model.params.timesteps_config",
-            interface={"timesteps": len(self.schedule)},
-        )
+        self.timesteps = build_timesteps(timesteps_config or UNIFORM, len(self.schedule))
         self.conditions, self.image_size = tuple(conditions), image_sides(image_size)
         channels, images = self.space.channels, list(conditions) * (2 * neighbours + 1)
         self.images = len(images)

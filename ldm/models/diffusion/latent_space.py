@@ -80,8 +80,16 @@ class LatentSpace:
         anchor_config: Config | None = None,
         standard_inputs: bool = False,
     ) -> None:
+        if target is None:
+            raise ConfigError(
+                "CONFIG-VALUE",
+                "data.params.target is null, but the model synthesises a contrast: give one, as "
+                "data.params.target=t1ce",
+            )
         self.first_stage = instantiate_from_config(
-            first_stage_config or PIXELS, where="model.params.first_stage_config"
+            first_stage_config or PIXELS,
+            where="model.params.first_stage_config",
+            needs=("latent_channels", "downsampling", "encode", "decode", "requires_grad_"),
         ).requires_grad_(False)
         if scale_factor is None:
             scale_factor = getattr(self.first_stage, "scale_factor", 1.0)

@@ -98,7 +98,9 @@ class GaussianProcess:
             schedule_config
             if isinstance(schedule_config, Schedule)
             else instantiate_from_config(
-                schedule_config or COSINE, where="model.params.schedule_config"
+                schedule_config or COSINE,
+                where="model.params.schedule_config",
+                needs=("at", "ends_in_pure_noise"),
             )
         )
         one_of("model.params.parameterization", parameterization, PARAMETERISATIONS)

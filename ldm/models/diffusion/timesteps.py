@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, distributed
 
 from ldm.errors import CheckpointError, ConfigError
+from ldm.util import instantiate_from_config
 
 
 class UniformTimesteps:
@@ -132,6 +133,20 @@ class ImportanceTimesteps(UniformTimesteps):
             )
         self.losses.copy_(state["losses"])
         self.seen.copy_(state["seen"])
+
+
+def build_timesteps(config: Mapping[str, Any], timesteps: int) -> Any:
+    """Return the sampler that ``timesteps_config`` names, told how many timesteps there are.
+
+    Raises:
+        ConfigError: CONFIG-TARGET for a class that draws no timesteps.
+    """
+    return instantiate_from_config(
+        config,
+        where="model.params.timesteps_config",
+        interface={"timesteps": timesteps},
+        needs=("draw", "update", "state_dict"),
+    )
 
 
 def _quantile(probabilities: Tensor, uniform: Tensor) -> Tensor:
