@@ -64,12 +64,15 @@ setup(
         "docs": ["mkdocs-material", "mkdocstrings[python]"],
         "energy": ["nvidia-ml-py"],  # joules of a GPU in the benchmark
         "hdf5": ["h5py"],
+        "hub": ["huggingface_hub"],
+        "onnx": ["onnx", "onnxruntime", "onnxscript"],
         "dicom": ["pydicom", "dicom2nifti"],
         "register": ["SimpleITK"],
         "test": [
             *("pytest", "hypothesis", "ruff", "mypy", "pytorch-msssim", "SimpleITK"),
             *("diffusers", "segmentation_models_pytorch"),  # networks that shipped YAMLs adapt
             *("h5py", "pydicom", "dicom2nifti", "pandas"),
+            *("onnx", "onnxruntime", "onnxscript"),  # checked against torch
         ],
     },
 )

@@ -21,6 +21,7 @@ from ldm.checkpoint import (
 from ldm.claims import claim
 from ldm.config import read_saved_config, save_config
 from ldm.data.seen import SUBJECTS_FILE
+from ldm.denoiser import denoiser_files
 from ldm.errors import CheckpointError
 from ldm.storage import atomic_path, read_json, run_folder
 from ldm.study import Study
@@ -39,6 +40,7 @@ def export(
     output: str | Path,
     *,
     licence: str | None = None,
+    onnx: bool = False,
     overwrite: bool = False,
     trust: Collection[str] = (),
 ) -> Path:
@@ -52,6 +54,8 @@ def export(
         run: run folder, or its ``model.safetensors``.
         output: folder of the model.
         licence: under which the weights are given, such as ``CC-BY-4.0``, for the card.
+        onnx: write the denoiser too, as ``denoiser.onnx`` and as ``denoiser.pt2`` of torch.export,
+            once both return what torch returns; see :mod:`ldm.denoiser`.
         overwrite: replace an exported model.
         trust: see :meth:`ldm.Synthesiser.load`.
 
@@ -64,19 +68,23 @@ def export(
     """
     run, output = Path(run), Path(output)
     folder, file = run_folder(run), run / MODEL_FILE if run.is_dir() else run
-    model, study, *_ = load_model(file, trust)
+    model, study, digest, _ = load_model(file, trust)
     tensors, metadata = read_model(file)
     config = without_patients(read_run_config(folder, trust))
     known, cost = read_json(folder / SUBJECTS_FILE), read_json(folder / "cost.json")
     card = model_card(config, study, metadata, _facts_of_training(folder, known, cost), licence)
     said = {name: metadata[name] for name in (*model.facts(), *KEPT) if name in metadata}
     require_private((config, said), set(_secrets(known)) | set(_secrets(cost)))
+    beside = denoiser_files(model, digest) if onnx else {}
     with claim(output, "export", inputs=[folder], replace=overwrite):
         save_config(config, output / CONFIG_FILE)
         bound = decisive(read_saved_config(output / CONFIG_FILE))
         save_model(output, tensors, {**said, BOUND: bound, "dsdiff": ldm.__version__})
         with atomic_path(output / CARD) as temporary:
             temporary.write_text(card, encoding="utf-8")
+        for name, content in beside.items():
+            with atomic_path(output / name) as temporary:
+                temporary.write_bytes(content)
     load_model(output, trust)
     return output
 
@@ -105,12 +113,13 @@ def model_card(
     params, data = config["model"]["params"], config["data"]["params"]
     network = (params.get("unet_config") or params.get("autoencoder_config") or {}).get("target")
     made = study.target or "label maps"
+    source = "the others of " * study.varies + ", ".join(study.conditions)
     prepared = ("image_size", "axis", "spacing", "mask", "neighbours")
     normaliser = (data.get("normaliser_config") or {}).get("target", "RobustNormaliser")
     sections = {
-        "": f"# {study.target or 'segmentation'} from {', '.join(study.conditions)}\n\n"
+        "": f"# {study.target or 'segmentation'} from {source}\n\n"
         f"Made with dsdiff {ldm.__version__}; SHA-256 of the weights {metadata['sha256']}.",
-        "Intended use": f"Research: {made} from {', '.join(study.conditions)}. A synthetic volume "
+        "Intended use": f"Research: {made} from {source}. A synthetic volume "
         "is no acquisition: not for diagnosis, nor for any decision about a patient.",
         "Data": _listed(facts | {name: data.get(name) for name in prepared})
         + f"\n- normaliser: {normaliser}",

@@ -17,6 +17,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output", type=Path, required=True, metavar="FOLDER", help="for the model"
     )
     parser.add_argument("--licence", metavar="NAME", help="of the weights, for the model card")
+    parser.add_argument(
+        "--onnx",
+        action="store_true",
+        help="write the denoiser too, as denoiser.onnx and as denoiser.pt2 of torch.export, once "
+        "both return what torch returns",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an exported model")
     add_trust_argument(parser)
 
@@ -25,8 +31,10 @@ def run(args: argparse.Namespace) -> int:
     """Export; say what was written."""
     from ldm.handover import export
 
-    options = {"licence": args.licence, "overwrite": args.overwrite, "trust": args.trust}
+    options = {name: getattr(args, name) for name in ("licence", "onnx", "overwrite", "trust")}
     folder = export(args.model, args.output, **options)
-    print(f"Written: {folder}/model.safetensors, config.yaml, README.md (read it, and complete it)")
+    more = ", denoiser.onnx, denoiser.pt2" if args.onnx else ""
+    print(f"Written: {folder}/model.safetensors, config.yaml{more}")
+    print("  README.md: the model card; read it, and complete it")
     print_next(f"dsdiff sample {shlex.quote(str(folder))} --input SUBJECTS --output PREDICTIONS")
     return 0

@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_volume_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of every verb that samples volumes."""
-    from ldm.inference.request import NOISES, PRECISIONS
+    from ldm.inference.request import NOISES, PRECISIONS, RUNTIMES
 
     add_subject_arguments(parser, "synthetic volumes")
     parser.add_argument(
@@ -89,6 +89,12 @@ def add_volume_arguments(parser: argparse.ArgumentParser) -> None:
         choices=PRECISIONS,
         default="auto",
         help="of the network; auto (default): bf16 where the device multiplies in it, else 32",
+    )
+    parser.add_argument(
+        "--runtime",
+        choices=RUNTIMES,
+        default="torch",
+        help="onnx calls denoiser.onnx, which dsdiff export --onnx wrote, by onnxruntime",
     )
     add_model_arguments(parser)
 

@@ -12,6 +12,7 @@ from ldm.ranges import Range
 
 NOISES = ("slice", "smooth", "patient")  # of :func:`ldm.models.diffusion.noise.slice_noise`
 PRECISIONS = ("auto", "32", "bf16")
+RUNTIMES = ("torch", "onnx")
 SPANS = {"temperature": Range(0), "rescale": Range(0, 1), "eta": Range(0, 1)}
 SPANS |= {"overlap": Range(0, 0.9), "guidance": Range(0)}
 SAMPLER_OPTIONS = ("eta", "guidance", "rescale")
@@ -37,6 +38,8 @@ class Request:
         target: the contrast to make, of a model that makes any (configs/any_missing.yaml); None:
             the one that a patient lacks.
         allow_missing: contrasts that may be absent (a model trained with condition_dropout).
+        runtime: what calls the network: ``torch``, or ``onnx`` in fp32, for a folder that
+            ``dsdiff export --onnx`` wrote.
         nonfinite: ``refuse`` NaN and infinity in an input, or set them to ``zero``.
         batch_size: slices, or windows of a volume, at once; changes no voxel beyond rounding.
 
@@ -58,6 +61,7 @@ class Request:
     target: str | None = None
     allow_missing: Sequence[str] = ()
     nonfinite: str = "refuse"
+    runtime: str = "torch"
     batch_size: int = 8
 
     def __post_init__(self) -> None:
@@ -77,12 +81,19 @@ class Request:
         listed = (missing,) if isinstance(missing, str) else tuple(missing)
         object.__setattr__(self, "allow_missing", listed)
         known = {"precision": PRECISIONS, "noise": NOISES, "nonfinite": ("refuse", "zero")}
+        known["runtime"] = RUNTIMES
         for name, values in known.items():
             if (value := getattr(self, name)) not in values:
                 raise ConfigError(
                     "CONFIG-VALUE",
                     f"{name} is '{value}'{nearest(value, values)}: give {', '.join(values)}",
                 )
+
+        if self.runtime == "onnx" and self.precision == "bf16":
+            raise ConfigError(
+                "CONFIG-VALUE",
+                "precision is bf16, and an ONNX file computes in 32: give --precision 32",
+            )
 
     @property
     def options(self) -> dict[str, float]:
@@ -146,6 +157,7 @@ class Request:
             "overlap": None,
             "noise": "slice",
             "nonfinite": "refuse",
+            "runtime": "torch",
         }  # written only where there is something to say
         return described | {
             name: value for name, none in since.items() if (value := getattr(self, name)) != none

@@ -23,8 +23,8 @@ from ldm.cost.network import peak_memory
 from ldm.cost.timing import measure
 from ldm.data.layouts import Layout, Subject, detect_layout, select_subjects
 from ldm.data.prepare import PreparedSubject
-from ldm.data.seen import other_spacing, spacing_text
 from ldm.data.slices import asked
+from ldm.denoiser import ONNX_FILE, OnnxDenoiser
 from ldm.environment import resolve_weights
 from ldm.errors import (
     CheckpointError,
@@ -80,9 +80,13 @@ class Synthesiser:
         self.trained, self.model, self.study = trained, model, trained.study
         self.progress = progress
         request = request or Request()
-        precision = resolve_weights(request.precision, trained.device.type)
+        precision = "32" if request.runtime == "onnx" else request.precision
+        precision = resolve_weights(precision, trained.device.type)
         self._ask(replace(request, precision=precision))  # refused before any work
         to_channels_last(model.model.to(DTYPES[self.request.precision]))
+        if request.runtime == "onnx":  # the session is called in place of the network
+            others, file = list(model.model.blank_others(1)), trained.folder / ONNX_FILE
+            model.model.forward = OnnxDenoiser(file, trained.digest, others, trained.device.type)
 
     @classmethod
     def load(
@@ -97,7 +101,8 @@ class Synthesiser:
         """Load a trained model.
 
         Args:
-            path: run folder or model folder, the ``model.safetensors`` in it, or a checkpoint.
+            path: run folder or model folder, the ``model.safetensors`` in it, or a checkpoint; or
+                ``hub:owner/name``, which is downloaded.
             device: ``auto``, ``cpu``, ``cuda:1``, ``mps``.
             trust: classes accepted beside those that the shipped configurations name.
             progress: see the class.
@@ -117,12 +122,14 @@ class Synthesiser:
         """
         other = copy.copy(self)
         other._ask(self.asked.changed(**options))
-        if other.request.precision != self.request.precision:
-            raise ConfigError(
-                "CONFIG-VALUE",
-                f"precision is {other.request.precision}, but the model was loaded in "
-                f"{self.request.precision}: give precision to Synthesiser.load",
-            )
+        for name in ("precision", "runtime"):
+            asked, own = getattr(other.request, name), getattr(self.request, name)
+            if asked != own:
+                raise ConfigError(
+                    "CONFIG-VALUE",
+                    f"{name} is {asked}, but the model was loaded in {own}: give {name} to "
+                    "Synthesiser.load",
+                )
         return other
 
     def _ask(self, request: Request) -> None:
@@ -272,7 +279,7 @@ class Synthesiser:
         described = self._described(subject)
         prepared = self.prepare(subject, layout)
         described |= self.trained.said_of(subject)
-        self._warn_of_spacing(prepared)
+        self.trained.warn_of_spacing(prepared)
         mean, deviation = self._synthesise(prepared, title or subject.id)
         unit = next(c for c in study.conditions if c in prepared.scales)
         scale = prepared.scales[unit]
@@ -363,18 +370,6 @@ class Synthesiser:
             others[ASKED] = asked(place, torch.from_numpy(prepared.present))
         device = self.trained.device
         return {name: value.to(device).expand(items, -1) for name, value in others.items()}
-
-    def _warn_of_spacing(self, prepared: PreparedSubject) -> None:
-        """Say that voxels are of another size than any that the model was trained on."""
-        if self.trained.preparation.spacing is None and (
-            seen := other_spacing(prepared.geometry.spacing, self.trained.seen)
-        ):
-            log.warning(
-                "%s has voxels of %s mm, and this model was trained on %s: resample it",
-                prepared.id,
-                spacing_text(prepared.geometry.spacing),
-                seen,
-            )
 
     def _synthesise(
         self, prepared: PreparedSubject, title: str

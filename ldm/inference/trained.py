@@ -15,9 +15,18 @@ from ldm.checkpoint import load_model
 from ldm.data.layouts import Layout, Subject
 from ldm.data.patients import patient_of
 from ldm.data.prepare import Preparation, PreparedSubject, prepare_subject
-from ldm.data.seen import Digests, identity, leaks, read_seen, tells_all
+from ldm.data.seen import (
+    Digests,
+    identity,
+    leaks,
+    other_spacing,
+    read_seen,
+    spacing_text,
+    tells_all,
+)
 from ldm.environment import keep_freed_memory, pick_device
 from ldm.errors import CheckpointError
+from ldm.hub import local_folder
 from ldm.storage import run_folder
 from ldm.study import MASK_FILE, Study
 
@@ -121,6 +130,18 @@ class TrainedModel:
             nonfinite,
         )
 
+    def warn_of_spacing(self, prepared: PreparedSubject) -> None:
+        """Say that voxels are of another size than any that the model was trained on."""
+        if self.preparation.spacing is None and (
+            seen := other_spacing(prepared.geometry.spacing, self.seen)
+        ):
+            log.warning(
+                "%s has voxels of %s mm, and this model was trained on %s: resample it",
+                prepared.id,
+                spacing_text(prepared.geometry.spacing),
+                seen,
+            )
+
 
 def load_for_inference(
     path: str | Path, trust: Collection[str] = (), device: str = "auto"
@@ -128,14 +149,15 @@ def load_for_inference(
     """Load the model of a run or model folder onto a device.
 
     Args:
-        path: run folder, its ``model.safetensors``, or a checkpoint of its training.
+        path: run folder, its ``model.safetensors``, or a checkpoint of its training; or
+            ``hub:owner/name``, see :func:`ldm.hub.local_folder`.
         trust: classes accepted beside those that the shipped configurations name.
         device: as ``auto``, ``cpu``, ``cuda:1``.
 
     Raises:
         CheckpointError, UnsafeError: see :func:`ldm.checkpoint.load_model`.
     """
-    path, place = Path(path), torch.device(pick_device(device))
+    path, place = local_folder(path), torch.device(pick_device(device))
     model, study, digest, weights = load_model(path, trust)
     preparation = Preparation.read(study)
     if place.type == "cpu":

@@ -2,13 +2,15 @@
 
 import json
 import re
+import sys
+import types
 
 import pytest
 
 import ldm
 from ldm.checkpoint import CONFIG_FILE, MODEL_FILE, read_model
 from ldm.cli.main import main
-from ldm.errors import CheckpointError
+from ldm.errors import CheckpointError, ConfigError
 from ldm.handover import require_private
 
 
@@ -66,6 +68,37 @@ def test_the_card_has_what_a_reader_asks_for(exported):
     assert "patients trained on: 2" in card
     assert "not for diagnosis" in card
     assert read_model(exported / MODEL_FILE)[1]["sha256"] in card
+
+
+def test_a_model_of_a_hub_is_downloaded_only_when_it_is_asked_for(exported, monkeypatch, caplog):
+    """A fake hub that holds the exported folder; without a package for it nothing is asked."""
+    asked = []
+
+    def snapshot_download(name, revision=None, allow_patterns=None):
+        asked.append((name, revision))
+        assert set(allow_patterns) == {MODEL_FILE, CONFIG_FILE, "README.md"}
+        if name != "owner/name":
+            raise FileNotFoundError("404: no such\nrepository")
+        return str(exported)
+
+    hub = types.SimpleNamespace(snapshot_download=snapshot_download)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    own = ldm.Synthesiser.load(exported)
+    assert asked == []
+    other = ldm.Synthesiser.load("hub:owner/name@v1")
+    assert asked == [("owner/name", "v1")]
+    assert other.trained.digest == own.trained.digest
+    with pytest.raises(
+        CheckpointError, match="CKPT-MISSING: hub:owner/none could not be had .404: no"
+    ):
+        ldm.Synthesiser.load("hub:owner/none")
+    for wrong in ("hub:name", "hub:a/b/c"):
+        with pytest.raises(ConfigError, match=f"CONFIG-VALUE: '{wrong}' names no model"):
+            ldm.Synthesiser.load(wrong)
+    assert len(asked) == 2
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(ConfigError, match=r"CONFIG-MISSING: .*pip install 'dsdiff\[hub\]'"):
+        ldm.Synthesiser.load("hub:owner/name")
 
 
 @pytest.mark.parametrize("text", ["/data/lpips.pt", "as in P7"])

@@ -196,7 +196,8 @@ class DiffusionWrapper(nn.Module):
         Raises:
             ConfigError: CONFIG-SHAPE; a loss would broadcast another shape and train on nonsense.
         """
-        expected = (len(x_t), self.out_channels, *x.shape[2:])
+        # not len(x_t), which an export takes for a number
+        expected = (x_t.shape[0], self.out_channels, *x.shape[2:])
         given = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         if given != expected:
             raise ConfigError(

@@ -1,0 +1,51 @@
+"""Models on a hub, which are downloaded only where their name asks for it: ``hub:owner/name``."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from ldm.checkpoint import CONFIG_FILE, MODEL_FILE
+from ldm.errors import CheckpointError, ConfigError
+
+PREFIX = "hub:"
+NAME = re.compile(r"hub:(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
+FILES = [MODEL_FILE, CONFIG_FILE, "README.md"]  # no code, nothing that is unpickled
+
+
+def local_folder(path: str | Path) -> Path:
+    """Return where a model lies; one called ``hub:owner/name`` is downloaded first.
+
+    Args:
+        path: a path, which is returned as it is, or ``hub:owner/name``, of the Hugging Face Hub,
+            with ``@revision`` for a branch, tag or commit.
+
+    Raises:
+        ConfigError: CONFIG-VALUE for another name after ``hub:``, CONFIG-MISSING without
+            ``huggingface_hub``. CheckpointError: CKPT-MISSING where there is no such model, or no
+            connection.
+    """
+    text = str(path)
+    if not text.startswith(PREFIX):
+        return Path(path)
+    named = NAME.fullmatch(text)
+    if named is None:
+        raise ConfigError(
+            "CONFIG-VALUE", f"'{text}' names no model: give hub:owner/name or hub:owner/name@tag"
+        )
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise ConfigError(
+            "CONFIG-MISSING",
+            f"{text} is on a hub, which needs a package: pip install 'dsdiff[hub]'",
+        ) from error
+    try:
+        folder = snapshot_download(named["name"], revision=named["revision"], allow_patterns=FILES)
+    except (OSError, ValueError) as error:  # what the hub answers, or that it does not
+        raise CheckpointError(
+            "CKPT-MISSING",
+            f"{text} could not be had ({' '.join(str(error).split())[:120]}): correct the name, or "
+            "download the folder and give its path",
+        ) from error
+    return Path(folder)

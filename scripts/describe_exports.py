@@ -1,0 +1,95 @@
+"""Write the table of docs/export.md: ``python scripts/describe_exports.py [FAMILY ...]``.
+
+Each family at its tiny size is exported, by torch.export and to ONNX, and called with batches of 1
+and 3; a cell says how far it is from torch, or why it does not export. With names of families, only
+their rows are made, and printed.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ldm.config import load_config
+from ldm.denoiser import (
+    TOLERANCE,
+    OnnxDenoiser,
+    denoiser_of,
+    exported_program,
+    largest_difference,
+    onnx_bytes,
+)
+from ldm.errors import DsdiffError
+from ldm.report.tables import markdown_table
+from ldm.storage import atomic_path
+from ldm.study import build_model, read_study
+
+REPO = Path(__file__).parents[1]
+PAGE = REPO / "docs/export.md"
+BEGIN, END = "<!-- begin: made by scripts/describe_exports.py -->", "<!-- end -->"
+COLUMNS = ["family", "torch.export", "ONNX", "MB"]
+SIDE = 32  # of the images: what exports does not depend on it
+
+
+def filled_model(family: str) -> Any:
+    """Return a tiny network whose layers of zeros are filled: else every output is the same."""
+    path = str(REPO / f"configs/backbone/{family}_tiny.yaml")
+    config = load_config([path], [f"data.params.image_size={SIDE}"])
+    torch.manual_seed(0)
+    model = build_model(config, read_study(config)).eval()
+    for parameter in model.parameters():
+        if not parameter.any():
+            nn.init.normal_(parameter, std=0.02)
+    return model
+
+
+def row(family: str) -> list[str]:
+    """Return the row of a family."""
+    try:
+        model = filled_model(family)
+        program = exported_program(model)
+        exported = told(largest_difference(model, program.module()))
+    except DsdiffError as error:
+        return [family, reason(error), "no: it needs the program of torch.export", ""]
+    try:
+        content = onnx_bytes(model, program, family)
+        run = OnnxDenoiser(content, family, denoiser_of(model).names)
+        return [family, exported, told(largest_difference(model, run)), f"{len(content) / 1e6:.1f}"]
+    except DsdiffError as error:
+        return [family, exported, reason(error), ""]
+
+
+def told(difference: float) -> str:
+    """Return in words how far an output is from that of torch."""
+    return f"{difference:.0e}" if difference <= TOLERANCE else f"no: {difference:.0e} from torch"
+
+
+def reason(error: DsdiffError) -> str:
+    """Return why something does not export, in a cell of a table."""
+    inside = re.search(r"\((.*)\)", error.message)
+    return "no: " + (inside[1] if inside else error.message).replace("|", "/")
+
+
+def main(wanted: list[str]) -> None:
+    """Make the rows; print them, or put them into the page."""
+    names = sorted(p.stem[:-5] for p in (REPO / "configs/backbone").glob("*_tiny.yaml"))
+    rows = []
+    for name in wanted or names:
+        rows.append(row(name))
+        sys.stdout.write(" | ".join(rows[-1]) + "\n")
+    if wanted:
+        return
+    text = PAGE.read_text(encoding="utf-8")
+    before, after = text.partition(BEGIN)[0], text.partition(END)[2]
+    table = markdown_table(COLUMNS, rows)
+    with atomic_path(PAGE, replace=True) as temporary:
+        temporary.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
