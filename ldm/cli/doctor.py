@@ -30,6 +30,12 @@ PACKAGES = (
 )
 ENOUGH_DISK = 5 << 30
 
+TORCHVISION = {
+    "absent": "not installed, nor needed",
+    "matched": "of the same build as torch",
+    "remedied": "a CUDA build beside a CPU build of torch, which dsdiff makes work",
+}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare no arguments."""
@@ -63,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     except UnsafeError as error:
         code = error.exit_code
         repairs.append(error.message)
-    print(f"torchvision beside torch: {torchvision_state()}")
+    print(f"torchvision: {TORCHVISION[torchvision_state()]}")
     try:
         import torchvision  # noqa: F401
     except Exception as error:

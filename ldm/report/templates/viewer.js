@@ -329,7 +329,8 @@
 
   function listWindows() {
     const names = [...data.patients[0].inputs.map(({ name }) => name), SHARED];
-    names.forEach((name) => white.set(name, data.limits.white));
+    // inputs arrive in their own range, of which vessels are no part
+    names.forEach((name) => white.set(name, name === SHARED ? data.limits.white : 1));
     const options = names.map((name) => new Option(name, name));
     control("window").append(new Option("all images", ""), ...options);
     control("contrast").value = data.limits.white;
