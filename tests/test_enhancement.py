@@ -160,12 +160,13 @@ def test_the_shown_slice_is_where_the_truth_enhances():
 def test_the_table_has_a_line_a_row_and_names_what_enhances_nothing():
     """Two patients that enhance and one that does not: medians, and what is false over the true."""
     cases = [patient(), patient(seed=1), patient(enhances=False, seed=2)]
-    result = Evaluation(DEFAULT, ["real", "copy T1"], [str(number) for number in range(3)])
+    result = Evaluation(DEFAULT, ["real", "mine", "copy T1"], [str(number) for number in range(3)])
     for number, case in enumerate(cases):
-        for row, volume in (("real", case.reference), ("copy T1", case.inputs["t1"])):
+        for row in result.rows:
+            volume = case.reference if row == "real" else case.inputs["t1"]
             result.add(row, str(number), evaluate_case(case, Prediction(volume)))
     table = enhancement_table(result)
-    real, copy = (
+    real, mine, copy = (
         dict(zip(table.columns, map(format_cell, row), strict=True)) for row in table.rows
     )
     assert (real["Recovery"], copy["Recovery"], copy["AUC tumour"]) == (
@@ -173,9 +174,10 @@ def test_the_table_has_a_line_a_row_and_names_what_enhances_nothing():
         "0.000",
         "0.5000 ± 0.0000",
     )
+    assert mine["Recovery"] == copy["Recovery"]  # of a copy there is nothing to say
     assert (real["False / true"], real["n"]) == ("0.000", "2/3")
     assert "1 tumours of which no part enhances" in table.note
-    assert table.note.endswith("copy T1 enhances nothing: recovery below 0.1.")
+    assert table.note.endswith("mine enhances nothing: recovery below 0.1.")
     assert enhances_nothing(Evaluation(DEFAULT, ["a"])) == ""
 
 

@@ -156,8 +156,12 @@ def enhancement_table(result: Evaluation) -> Table:
 
 
 def enhances_nothing(result: Evaluation) -> str:
-    """A sentence that names the rows which enhance nothing; empty where there is none."""
-    found = {row: result.summary(row).get(("enhancing", "recovery")) for row in result.rows}
+    """A sentence that names the rows which enhance nothing; empty where there is none.
+
+    The copied source is left out: it enhances nothing by definition.
+    """
+    judged = [row for row in result.rows if row != result.copied]
+    found = {row: result.summary(row).get(("enhancing", "recovery")) for row in judged}
     rows = [row for row, s in found.items() if s and s.n and s.median < NOTHING]
     if not rows:
         return ""
