@@ -68,11 +68,14 @@ setup(
         "onnx": ["onnx", "onnxruntime", "onnxscript"],
         "dicom": ["pydicom", "dicom2nifti"],
         "register": ["SimpleITK"],
+        "wandb": ["wandb"],
+        "mlflow": ["mlflow-skinny"],
         "test": [
             *("pytest", "hypothesis", "ruff", "mypy", "pytorch-msssim", "SimpleITK"),
             *("diffusers", "segmentation_models_pytorch"),  # networks that shipped YAMLs adapt
-            *("h5py", "pydicom", "dicom2nifti", "pandas"),
+            *("h5py", "pydicom", "dicom2nifti", "pandas", "bids-validator-deno"),
             *("onnx", "onnxruntime", "onnxscript"),  # checked against torch
+            *("wandb", "mlflow-skinny"),
         ],
     },
 )

@@ -39,7 +39,7 @@ from ldm.util import (
 
 PLACE_FILE = "place.json"  # beside a saved configuration: where its patients are
 TOP_LEVEL = ("name", "seed", "model", "data", "lightning")
-LIGHTNING = ("trainer", "callbacks")
+LIGHTNING = ("trainer", "callbacks", "logger")
 MAX_BYTES = 256_000  # a thousand subjects by name take 30 kB; a YAML bomb takes more
 MAX_DEPTH = 50
 UNREADABLE = (yaml.YAMLError, OmegaConfBaseException, ValueError)  # 0b_ is a ValueError to PyYAML
@@ -293,6 +293,19 @@ def _validate_lightning(lightning: Any) -> None:
         if callback is not None:  # null turns a callback of the base off
             _require_kind(callback, f"lightning.callbacks.{name}", Callback)
             validate_node(callback, f"lightning.callbacks.{name}")
+    _validate_trackers(lightning.get("logger") or [])
+
+
+def _validate_trackers(trackers: Any) -> None:
+    from ldm.callbacks.trackers import Tracker
+
+    if not isinstance(trackers, list):
+        raise ConfigError(
+            "CONFIG-VALUE", "lightning.logger is no list: give [{target: ...}], or [] for none"
+        )
+    for place, tracker in enumerate(trackers):
+        _require_kind(tracker, f"lightning.logger[{place}]", Tracker)
+        validate_node(tracker, f"lightning.logger[{place}]")
 
 
 @cache

@@ -152,6 +152,9 @@ def appending(path: Path) -> Iterator[IO[str]]:
         raise OutputError("OUT-IO", f"cannot write {path.name}: {error.strerror}") from error
 
 
+_swept: set[Path] = set()  # by this process
+
+
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
     """Yield a temporary folder that becomes ``folder``, unless that exists by then.
@@ -162,7 +165,9 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     temporary = folder.parent / f"{TEMPORARY}{os.getpid()}-{secrets.token_hex(4)}"
     try:
         temporary.mkdir(parents=True)
-        sweep(folder.parent, older_than=ABANDONED_AFTER)  # machines may share the parent
+        if folder.parent not in _swept:  # once: it may hold an entry of each of 10^5 patients
+            sweep(folder.parent, older_than=ABANDONED_AFTER)  # machines may share the parent
+            _swept.add(folder.parent)
         mode = temporary.stat().st_mode
         temporary.chmod(0o700)
         yield temporary

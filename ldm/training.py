@@ -16,13 +16,13 @@ import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import Timer
-from pytorch_lightning.loggers import TensorBoardLogger
 
 from ldm.binding import decisive, rate_notice, require_resumable
 from ldm.callbacks.metrics_file import MetricsFile, read_curves
 from ldm.callbacks.progress import TrainingProgress
 from ldm.callbacks.ranks import RankGuard, is_main_process
 from ldm.callbacks.run import StopOnSignal
+from ldm.callbacks.trackers import Tracker
 from ldm.checkpoint import (
     CHECKPOINTS,
     CONFIG_FILE,
@@ -60,6 +60,7 @@ log = logging.getLogger(__name__)
 
 RUNS = Path("runs")
 HELD_OUT = 3  # patients that the next command names
+TENSORBOARD = "ldm.callbacks.trackers.TensorBoard"
 RUN_FILES = (
     CONFIG_FILE,
     PLACE_FILE,
@@ -317,10 +318,10 @@ def build_trainer(
         if node:
             callbacks.append(instantiate_from_config(node, where=f"lightning.callbacks.{name}"))
     callbacks += [Timer(options.pop("max_time", None), verbose=False), *shown]
-    tensorboard = TensorBoardLogger(folder, name="", version="tensorboard")
+    trackers = _trackers(lightning, folder, config)
     given = {
         "default_root_dir": folder,
-        "logger": [MetricsFile(folder), tensorboard],
+        "logger": [MetricsFile(folder), *trackers],
         "callbacks": callbacks,
         "plugins": [AtomicCheckpointIO(decisive(config))],
         "check_val_every_n_epoch": None,
@@ -338,6 +339,20 @@ def build_trainer(
         ) from error
     guard.attach(trainer)
     return trainer, stop
+
+
+def _trackers(
+    lightning: Mapping[str, Any], folder: Path, config: Mapping[str, Any]
+) -> list[Tracker]:
+    """Return the trackers of ``lightning.logger``; TensorBoard for a run that does not say."""
+    listed = lightning.get("logger")
+    nodes = [{"target": TENSORBOARD}] if listed is None else listed
+    found = [
+        instantiate_from_config(n, where=f"lightning.logger[{i}]") for i, n in enumerate(nodes)
+    ]
+    for tracker in found:
+        tracker.attach(folder, config)
+    return found
 
 
 def _count_in_steps(options: dict[str, Any], data: ContrastDataModule) -> None:

@@ -11,16 +11,20 @@ from pytorch_lightning.callbacks import Callback
 
 from ldm.callbacks.enhancement import enhancing_tumour
 from ldm.callbacks.metrics_file import read_curves
+from ldm.callbacks.trackers import Tracker
 from ldm.plots.features import feature_figure
 from ldm.plots.figures import loss_figure, strip_figure
 from ldm.storage import atomic_path
 
 
 def save_picture(trainer: pl.Trainer, name: str, image: bytes) -> None:
-    """Write ``samples/NAME-000500.png`` in the run folder."""
+    """Write ``samples/NAME-000500.png`` in the run folder, and show it to the trackers."""
     path = Path(trainer.default_root_dir, "samples", f"{name}-{trainer.global_step:06d}.png")
     with atomic_path(path) as temporary:
         temporary.write_bytes(image)
+    for tracker in trainer.loggers:
+        if isinstance(tracker, Tracker):
+            tracker.log_picture(name, image, trainer.global_step)
 
 
 class SampleGrid(Callback):

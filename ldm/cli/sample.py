@@ -31,6 +31,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="share the subjects among N processes, each on a GPU of its own, or all on the CPU; "
         "the volumes are byte for byte those of one (default: 1)",
     )
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument(
+        "--bids",
+        action="store_const",
+        dest="form",
+        const="bids",
+        default="nifti",
+        help="write a BIDS derivative: sub-X/anat/sub-X_ce-gad_desc-synth_T1w.nii.gz",
+    )
+    form.add_argument(
+        "--dicom",
+        action="store_const",
+        dest="form",
+        const="dicom",
+        help="write a derived DICOM series a subject, of the examination that the inputs are of",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace existing outputs")
     parser.add_argument(
         "--timing",
@@ -105,17 +121,21 @@ def run(args: argparse.Namespace) -> int:
     from ldm.claims import claim
     from ldm.data.layouts import Layout, Subject, detect_layout, select_subjects, summary
     from ldm.data.layouts.base import stored_files
-    from ldm.inference.outputs import FAILURES, write_each
+    from ldm.inference.forms import form_named
+    from ldm.inference.outputs import FAILURES, write_about, write_each
     from ldm.inference.space import require_room
     from ldm.storage import write_json
 
     request(args)  # a wrong one is refused before the folder is listed
-    study = study_of(args.model, args.trust)
+    study, form = study_of(args.model, args.trust), form_named(args.form)
     layout, found = detect_layout(args.input, args.layout, study.contrasts)
     print(summary(layout, found), file=sys.stderr)
     subjects = select_subjects(found, args.subjects)
+    told = getattr(args, "target", None)
+    form.check([subject.id for subject in subjects], [told] if told else study.targets)
     inputs = [args.input, args.model, *stored_files(found.values())]
-    own = {"inputs": inputs, "writes": ["cost.json", FAILURES], "replace": args.overwrite}
+    writes = ["cost.json", FAILURES, *form.about()]
+    own = {"inputs": inputs, "writes": writes, "replace": args.overwrite}
     with claim(args.output, "sample", **own):
         synthesiser = load_synthesiser(args)
         cost = args.output / "cost.json"
@@ -127,15 +147,17 @@ def run(args: argparse.Namespace) -> int:
         shared = shared_synthesis(synthesiser, args)
 
         def write(subject: Subject, layout: Layout, title: str) -> bool:
-            return writer.write(subject, layout, args.output, title, args.overwrite)
+            return writer.write(subject, layout, args.output, title, args.overwrite, args.form)
 
+        write_about(args.output, args.form)
         with shared as writer:
             done = write_each(subjects, layout, write, reporter("sample"), args.devices)
         done.write_failures(args.output)
         if synthesiser.timings:
             write_json(cost, synthesiser.cost())
     code = report_written(done, args.output)
-    if any(study.target in subject.files for subject in subjects):
+    keeps_ids = args.form == "nifti" or (args.form == "bids" and layout.name == "BIDS")
+    if keeps_ids and any(study.target in subject.files for subject in subjects):
         words = ["--prediction", str(args.output), "--reference", str(args.input)]
         words += ["--layout", args.layout] if args.layout else []
         print_next(shlex.join(["dsdiff", "evaluate", *words, "--output", "evaluation"]))

@@ -44,7 +44,7 @@ def load_contrasts(
     for name in (n for n in truth if n in volumes and volumes[n].geometry.is_synthetic):
         raise DataError(
             "DATA-SYNTHETIC",
-            f"{subject.files[name].name} was synthesised by dsdiff, as its header says: it is no "
+            f"{subject.files[name].name} was synthesised, as its header says: it is no "
             "truth to train on or to compare with; give the acquired image",
             subject.id,
         )

@@ -20,6 +20,7 @@ from ldm.intensity import BACKGROUND, bright
 from ldm.storage import stable_seed
 from ldm.study import ASKED
 
+MOST_OPEN = 64  # subjects whose maps a process holds: each array is an open file, of 1024 as a rule
 GLIMPSE = 48  # voxels across, of an image that is to say how much of it is abnormal
 TRIES = 20  # random places of a patch, to find one with enough brain
 
@@ -182,6 +183,8 @@ class SliceDataset(Dataset):
     def _maps(self, number: int) -> dict[str, np.ndarray]:
         if number not in self._opened:
             subject = self.subjects[number]
+            if len(self._opened) >= MOST_OPEN:
+                del self._opened[next(iter(self._opened))]  # the one that was opened first
             try:
                 self._opened[number] = {name: subject.open(name) for name in self.arrays}
             except (OSError, ValueError) as error:

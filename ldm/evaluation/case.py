@@ -30,6 +30,7 @@ from ldm.data.prepare import load_subject
 from ldm.errors import ConfigError, DataError
 from ldm.evaluation.metrics.enhancement import enhancement
 from ldm.evaluation.regions import REGIONS, Labelled
+from ldm.inference.forms import spread_path
 from ldm.storage import read_json
 from ldm.study import BRATS, Study
 from ldm.util import instantiate_from_config, refuse_untrusted_targets
@@ -239,7 +240,7 @@ def read_prediction(subject: Subject, layout: Layout, case: Case) -> Prediction:
     arrays, geometry = load_contrasts(subject, layout, [target])
     case.geometry.require_same_grid(geometry, ("reference", "prediction"), case.id)
     sidecar = subject.files[target].sidecar
-    spread = _read_spread(sidecar.with_name(f"{sidecar.stem}_std.nii.gz"), case)
+    spread = _read_spread(spread_path(subject.files[target].path), case)
     if not sidecar.is_file():
         return Prediction(arrays[target], spread)
     scale, normaliser, samples, mask = _stated(sidecar, case)

@@ -6,12 +6,10 @@ was killed between the two knows its own work from a stranger's.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +18,10 @@ import numpy as np
 
 from ldm.claims import claimed, permit
 from ldm.data.layouts import Layout, Subject
-from ldm.data.nifti import Geometry, encode_volume, write_volume
-from ldm.data.synthetic import statement
+from ldm.data.nifti import Geometry, encode_volume
 from ldm.errors import DsdiffError, OutputError, WorkerError, as_known_error
-from ldm.storage import read_json, remove, sha256, write_csv, write_json
+from ldm.inference.forms import Image, digest_at, digest_of, form_named, spread_path, stored
+from ldm.storage import atomic_path, read_json, remove, write_csv, write_json
 
 FAILURES = "failures.csv"
 DECISIVE = ("Synthetic", "inputs", "request", "covariates")  # of a sidecar: what decides the voxels
@@ -112,6 +110,7 @@ class SyntheticVolume:
         volume: (X, Y, Z) float32 in RAS+, in the units of the first input contrast.
         spread: (X, Y, Z) standard deviation over the samples, None of a single one.
         described: what decides the voxels, and their units.
+        sources: files of the inputs.
     """
 
     id: str
@@ -120,81 +119,129 @@ class SyntheticVolume:
     volume: np.ndarray = field(repr=False)
     spread: np.ndarray | None = field(repr=False)
     described: Mapping[str, Any] = field(repr=False)
+    sources: tuple[Path, ...] = field(default=(), repr=False)
+    _packed: dict[str, dict[str, dict[str, bytes]]] = field(default_factory=dict, repr=False)
 
     @property
     def image(self) -> nib.Nifti1Image:
         """The volume in memory, with the orientation and affine of the input."""
-        return as_image(self.volume, self.geometry, synthetic=self._said)
+        return self._in_memory(self._images["sha256"])
 
     @property
     def std(self) -> nib.Nifti1Image | None:
         """The standard deviation over the samples, None of a single one."""
-        said = self._said
-        return None if self.spread is None else as_image(self.spread, self.geometry, synthetic=said)
+        return None if self.spread is None else self._in_memory(self._images["std_sha256"])
 
-    @cached_property
-    def content(self) -> bytes:
-        """The volume as a ``.nii.gz`` file."""
-        return encode_volume(self.volume, self.geometry, synthetic=self._said)
-
-    @cached_property
-    def spread_content(self) -> bytes | None:
-        """The standard deviation as a ``.nii.gz`` file, None of a single sample."""
-        if self.spread is None:
-            return None
-        return encode_volume(self.spread, self.geometry, synthetic=self._said)
+    @staticmethod
+    def _in_memory(image: Image) -> nib.Nifti1Image:
+        return as_image(image.volume, image.geometry, synthetic=image.said)
 
     @property
-    def _said(self) -> dict[str, Any]:
-        return statement({**self.described, "target": self.target})
+    def content(self) -> bytes:
+        """The volume as a ``.nii.gz`` file."""
+        return self.packed()["sha256"][""]
+
+    @property
+    def _images(self) -> dict[str, Image]:
+        told = (self.geometry, self.described, self.sources)
+        images = {"sha256": Image(self.id, self.target, self.volume, *told)}
+        if self.spread is not None:
+            images["std_sha256"] = Image(self.id, self.target, self.spread, *told, is_spread=True)
+        return images
+
+    def packed(self, form: str = "nifti") -> dict[str, dict[str, bytes]]:
+        """Return the files in a form, under the key of their digest in the sidecar; kept."""
+        if form not in self._packed:
+            files = form_named(form).files
+            self._packed[form] = {key: files(image) for key, image in self._images.items()}
+        return self._packed[form]
 
     @property
     def sidecar(self) -> dict[str, Any]:
         """What is written beside the volume: model, request, inputs, units, digests."""
-        contents = {"sha256": self.content, "std_sha256": self.spread_content}
-        digests = {n: hashlib.sha256(c).hexdigest() for n, c in contents.items() if c}
-        return {**self.described, "target": self.target, **digests}
+        return self.sidecar_in("nifti")
 
-    def save(self, folder: str | Path, overwrite: bool = False) -> Path:
-        """Write ``ID_TARGET.nii.gz``, ``.json`` and, of several samples, ``_std.nii.gz``.
+    def sidecar_in(self, form: str) -> dict[str, Any]:
+        """Return what is written beside the volume in a form."""
+        digests = {key: digest_of(files) for key, files in self.packed(form).items()}
+        beside = form_named(form).beside(self._images["sha256"])
+        return {**self.described, "target": self.target, **beside, **digests}
+
+    def save(self, folder: str | Path, overwrite: bool = False, form: str = "nifti") -> Path:
+        """Write the volume, a JSON file beside it and, of several samples, their deviation.
 
         The same volume that is there already stays as it is.
 
+        Args:
+            form: ``nifti`` (``ID_TARGET.nii.gz``, ``.json``, ``_std.nii.gz``), ``bids`` or
+                ``dicom``, see :mod:`ldm.inference.forms`.
+
         Returns:
-            The path of the volume.
+            The path of the volume, or the folder of the series.
 
         Raises:
             OutputError: OUT-EXISTS for another volume of that name, unless it may be overwritten;
-                OUT-IO.
+                OUT-IO. ConfigError: CONFIG-VALUE. DataError: DATA-ID, DATA-AFFINE, DATA-EXTRA.
         """
-        path, sidecar = volume_paths(Path(folder), self.id, self.target)
+        form_named(form).check([self.id], [self.target])
+        path, sidecar = volume_paths(Path(folder), self.id, self.target, form)
         same = {key: self.described[key] for key in DECISIVE if key in self.described}
         with claimed(Path(folder), "sample", replace=overwrite):
             if is_written(path, sidecar, same, overwrite):
                 return path
             if not overwrite:
-                require_remade(path, sidecar, self.sidecar["sha256"])
-            return self.write(Path(folder))
+                require_remade(path, sidecar, self.sidecar_in(form)["sha256"])
+            return self.write(Path(folder), form)
 
-    def write(self, folder: Path) -> Path:
+    def write(self, folder: Path, form: str = "nifti") -> Path:
         """Write the files, also in place of those of another request; see :meth:`save`.
 
         Raises:
             OutputError: OUT-IO; OUT-EXISTS for a stranger's file.
         """
-        path, sidecar = volume_paths(folder, self.id, self.target)
+        path, sidecar = volume_paths(folder, self.id, self.target, form)
+        packed, described = self.packed(form), self.sidecar_in(form)
         with claimed(folder, "sample"):
-            write_json(sidecar, self.sidecar)
+            write_about(folder, form)
+            write_json(sidecar, described)
             try:
-                remove(spread_path(path))  # of another request
-                if self.spread_content:
-                    write_volume(spread_path(path), self.spread_content)
-                write_volume(path, self.content)
+                self._write_spread(path, sidecar, form)
+                form_named(form).write(path, packed["sha256"])
             except OutputError:  # a stranger's file came in between
-                if not path.is_file() or sha256(path) != self.sidecar["sha256"]:
+                if digest_at(path) != described["sha256"]:
                     remove(sidecar)
                 raise
         return path
+
+    def _write_spread(self, path: Path, sidecar: Path, form: str) -> None:
+        """Write the deviation, or remove that of another request."""
+        spread, beside = spread_path(path), spread_path(sidecar)
+        chosen, files = form_named(form), self.packed(form).get("std_sha256")
+        if files is None:
+            for old in stored(spread):
+                remove(old)
+        else:
+            chosen.write(spread, files)
+        if not chosen.has_spread_sidecar():
+            return
+        remove(beside)
+        if files is not None:
+            image = self._images["std_sha256"]
+            told = {"Synthetic": True, **chosen.beside(image), "sha256": digest_of(files)}
+            write_json(beside, told)
+
+
+def write_about(folder: Path, form: str) -> None:
+    """Write the files that describe a folder as a whole, where the form has such.
+
+    Raises:
+        OutputError: OUT-EXISTS for a stranger's file of that name, OUT-IO.
+    """
+    for name, text in form_named(form).about().items():
+        path = folder / name
+        if not path.is_file() or path.read_bytes() != text.encode():
+            with atomic_path(path) as temporary:
+                temporary.write_bytes(text.encode())
 
 
 def as_image(volume: np.ndarray, geometry: Geometry, **options: Any) -> nib.Nifti1Image:
@@ -204,14 +251,9 @@ def as_image(volume: np.ndarray, geometry: Geometry, **options: Any) -> nib.Nift
     return nib.Nifti1Image(np.array(image.dataobj), image.affine, image.header)
 
 
-def volume_paths(folder: Path, subject: str, name: str) -> tuple[Path, Path]:
+def volume_paths(folder: Path, subject: str, name: str, form: str = "nifti") -> tuple[Path, Path]:
     """Return where a volume called ``name`` and its sidecar lie."""
-    return folder / f"{subject}_{name}.nii.gz", folder / f"{subject}_{name}.json"
-
-
-def spread_path(path: Path) -> Path:
-    """Return where the standard deviation of the volume at ``path`` lies."""
-    return path.with_name(f"{path.name.removesuffix('.nii.gz')}_std.nii.gz")
+    return form_named(form).paths(folder, subject, name)
 
 
 def is_written(path: Path, sidecar: Path, described: Mapping[str, Any], overwrite: bool) -> bool:
@@ -222,7 +264,7 @@ def is_written(path: Path, sidecar: Path, described: Mapping[str, Any], overwrit
     """
     if _is_whole(path, sidecar, described, overwrite):
         return True
-    for output in (path, sidecar, spread_path(path)):  # refused before any work
+    for output in (*stored(path), sidecar, *stored(spread_path(path))):  # refused before any work
         permit(output, overwrite)
     return False
 
@@ -232,7 +274,7 @@ def _is_whole(path: Path, sidecar: Path, described: Mapping[str, Any], overwrite
     if before.get("sha256") and all(before.get(key) == described[key] for key in described):
         files = {"sha256": path, "std_sha256": spread_path(path)}
         kept = {name: file for name, file in files.items() if name in before}
-        return all(f.is_file() and sha256(f) == before[name] for name, f in kept.items())
+        return all(digest_at(file) == before[name] for name, file in kept.items())
     if overwrite or not before:  # without a sidecar: see require_remade
         return False
     raise _another(path, "is not of this model, input and settings" + _settings(before, described))
@@ -257,7 +299,7 @@ def require_remade(path: Path, sidecar: Path, digest: str) -> None:
     Raises:
         OutputError: OUT-EXISTS.
     """
-    if path.is_file() and not read_json(sidecar, torn=True) and sha256(path) != digest:
+    if path.exists() and not read_json(sidecar, torn=True) and digest_at(path) != digest:
         raise _another(path, "has no sidecar, and this command makes another volume")
 
 

@@ -69,7 +69,13 @@ class SharedSynthesis:
         self._pool.shutdown(cancel_futures=True)
 
     def write(
-        self, subject: Subject, layout: Layout, folder: Path, title: str, overwrite: bool = False
+        self,
+        subject: Subject,
+        layout: Layout,
+        folder: Path,
+        title: str,
+        overwrite: bool = False,
+        form: str = "nifti",
     ) -> bool:
         """Write a volume like :meth:`Synthesiser.write`; threads may call it at the same time.
 
@@ -77,10 +83,10 @@ class SharedSynthesis:
             WorkerError: WORKER, a process was killed.
             DataError, NonFiniteError, OutputError: see there.
         """
-        if self.synthesiser.is_written(subject, folder, overwrite):
+        if self.synthesiser.is_written(subject, folder, overwrite, form):
             return False
         try:
-            made, timings = self._pool.submit(_make, subject, layout).result()
+            made, timings = self._pool.submit(_make, subject, layout, form).result()
         except BrokenProcessPool as error:
             raise WorkerError(
                 "WORKER",
@@ -89,7 +95,7 @@ class SharedSynthesis:
             ) from error
         with self._writing:
             self.synthesiser.timings += timings
-            made.save(folder, overwrite)
+            made.save(folder, overwrite, form)
         return True
 
 
@@ -120,8 +126,8 @@ def _begin(places: Any, threads: int, path: Path, trust: Collection[str], reques
     _synthesiser = Synthesiser.load(path, device=places.get(), trust=trust, **options)
 
 
-def _make(subject: Subject, layout: Layout) -> Made:
+def _make(subject: Subject, layout: Layout, form: str) -> Made:
     made = _synthesiser.synthesise(subject, layout)
-    made.sidecar  # noqa: B018 - packs the files here, not in the process that writes
+    made.packed(form)  # here, not in the process that writes
     timings, _synthesiser.timings = _synthesiser.timings, []
     return made, timings

@@ -230,7 +230,13 @@ class Synthesiser:
             )
 
     def write(
-        self, subject: Subject, layout: Layout, folder: Path, title: str, overwrite: bool = False
+        self,
+        subject: Subject,
+        layout: Layout,
+        folder: Path,
+        title: str,
+        overwrite: bool = False,
+        form: str = "nifti",
     ) -> bool:
         """Write the volume and the sidecar of a subject; return False if they exist already.
 
@@ -238,19 +244,21 @@ class Synthesiser:
             DataError, NonFiniteError: the subject cannot be sampled.
             OutputError: OUT-EXISTS, OUT-IO.
         """
-        if self.is_written(subject, folder, overwrite):
+        if self.is_written(subject, folder, overwrite, form):
             return False
-        self.synthesise(subject, layout, title).save(folder, overwrite)
+        self.synthesise(subject, layout, title).save(folder, overwrite, form)
         return True
 
-    def is_written(self, subject: Subject, folder: Path, overwrite: bool = False) -> bool:
+    def is_written(
+        self, subject: Subject, folder: Path, overwrite: bool = False, form: str = "nifti"
+    ) -> bool:
         """Return whether the volume of a subject, as asked for, is in a folder.
 
         Raises:
             DataError: DATA-IO. OutputError: OUT-EXISTS for another one, OUT-INPUT.
         """
         subject, target = self.inputs_of(subject)
-        places = volume_paths(folder, subject.id, target)
+        places = volume_paths(folder, subject.id, target, form)
         return is_written(*places, self._described(subject), overwrite)
 
     def inputs_of(self, subject: Subject) -> tuple[Subject, str]:
@@ -295,7 +303,8 @@ class Synthesiser:
         spread = None
         if deviation is not None:
             spread = prepared.to_volume(scale.restore_spread(mean, deviation))
-        return SyntheticVolume(subject.id, target, prepared.geometry, volume, spread, described)
+        told = (prepared.geometry, volume, spread, described, subject.paths(study.conditions))
+        return SyntheticVolume(subject.id, target, *told)
 
     def cost(self) -> dict[str, Any]:
         """Return seconds and peak memory of what was sampled with this request, for a JSON file."""
@@ -330,13 +339,8 @@ class Synthesiser:
         return self._described_cost() | {**vars(found), "subjects": [timed]}
 
     def _described_cost(self) -> dict[str, Any]:
-        return {
-            "device": self.trained.device.type,
-            "precision": self.request.precision,
-            "batch_size": self.request.batch_size,
-            "steps": self.request.steps,
-            "calls": self.calls,
-        }
+        asked = {n: getattr(self.request, n) for n in ("precision", "batch_size", "steps")}
+        return {"device": self.trained.device.type, **asked, "calls": self.calls}
 
     def _described(self, subject: Subject) -> dict[str, Any]:
         """Return what decides the voxels of a subject's volume."""

@@ -147,6 +147,11 @@ class Subject:
         """Whose examination this is: what is told, else what the conventions of the field say."""
         return self.examined or patient_of(self.id)
 
+    def paths(self, contrasts: Iterable[str]) -> tuple[Path, ...]:
+        """Return the files of those of some contrasts that exist."""
+        found = (self.files[name] for name in contrasts if name in self.files)
+        return tuple(path for file in found for path in file.paths)
+
     def require(self, contrasts: Iterable[str], layout: Layout) -> None:
         """Raise DATA-MISSING, naming the file that was expected, unless every contrast exists."""
         for contrast in contrasts:

@@ -29,6 +29,7 @@ TISSUE_PIPELINES = re.compile(  # whose _dseg are tissues
     r"nibabies|petprep\w*|micapipe|mindboggle|macapype|civet|nipreps",
     re.IGNORECASE,
 )
+SYNTHETIC, SPREAD = "synth", "synthstd"  # `desc-` of what dsdiff sample --bids writes
 DERIVED = (LABELS, MASK_FILE)
 NOT_RAW = ("derivatives", "sourcedata", "code")
 NATIVE = ("", "T1w", "orig", "native", "individual", "scanner", "anat", "T1wnative")
@@ -81,7 +82,8 @@ class BIDS(Layout):
         entities = _entities(path)
         contrast = self._contrast(suffix, entities, path)
         well_formed = len(entities) == len(pairs) and all(entities.values())
-        if not contrast or not well_formed or not entities.get("sub") or not self._told(entities):
+        is_subject = well_formed and entities.get("sub") and entities.get("desc") != SPREAD
+        if not contrast or not is_subject or not self._told(entities):
             return None
         session = f"_ses-{entities['ses']}" if "ses" in entities else ""
         return f"sub-{entities['sub']}{session}", contrast

@@ -17,9 +17,11 @@ from typing import Any
 import nibabel as nib
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
+from ldm.data.dicom_series import says_synthetic
 from ldm.data.layouts.base import Entry, Layout, Tree
 from ldm.data.layouts.series import read_series
 from ldm.data.nifti import Volume, read_volume, volume_stem
+from ldm.data.synthetic import mark, statement
 from ldm.data.volume_file import VolumeFile
 from ldm.errors import DataError
 from ldm.storage import atomic_path, cache_root, require_regular, sha256
@@ -72,6 +74,7 @@ class DicomSeries(VolumeFile):
                 image = nib.load(made)
                 turn = ornt_transform(io_orientation(image.affine), DICOM_AXES)
                 content = image.as_reoriented(turn)
+                self._pass_on_the_mark(content.header)
             except Exception as error:  # the library raises its own kinds, and pydicom's
                 raise DataError(
                     "DATA-FORMAT",
@@ -81,6 +84,12 @@ class DicomSeries(VolumeFile):
                 ) from error
             with atomic_path(output, replace=True) as temporary:
                 nib.save(content, temporary)
+
+    def _pass_on_the_mark(self, header: nib.Nifti1Header) -> None:
+        """Let the converted file say that it is synthetic where the series does."""
+        tags = ("SyntheticData", "DerivationDescription", "ImageComments")
+        if any(says_synthetic(h) for path in self.paths if (h := _header(path, *tags))):
+            mark(header, statement({"request": {"baseline": "DICOM series"}}))
 
     def _require_one_volume(self, case: str | None) -> None:
         """Refuse several images of one place, of which the converter would take any.

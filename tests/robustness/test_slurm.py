@@ -1,0 +1,89 @@
+"""``scripts/slurm_train.sbatch`` with stubs for SLURM: stopped, queued again, the same run."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from workflow.conftest import TINY
+
+REPO = Path(__file__).parents[2]
+STUBS = {  # of SLURM, what the script calls
+    "srun": 'exec "$@"',
+    "scontrol": 'echo "$@" >> "$SLURM_STUB/queued"',
+    "dsdiff": f'exec {sys.executable} -m ldm.cli.main "$@"',
+}
+
+
+class Job:
+    """The script as SLURM runs it: options from its head, an id, a shell that gets the signal."""
+
+    def __init__(self, folder: Path, *arguments: str) -> None:
+        (folder / "bin").mkdir(exist_ok=True)
+        for name, text in STUBS.items():
+            (folder / "bin" / name).write_text(f"#!/bin/sh\n{text}\n")
+            (folder / "bin" / name).chmod(0o755)
+        slurm = {"SLURM_JOB_ID": "17", "SLURM_NTASKS": "1", "SLURM_JOB_NAME": "dsdiff"}
+        slurm |= {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
+        slurm |= {"SLURM_NTASKS_PER_NODE": "1", "SLURM_STUB": str(folder)}
+        path = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
+        environment = {**os.environ, **slurm, "PATH": path, "PYTHONPATH": str(REPO)}
+        script = ["bash", str(REPO / "scripts/slurm_train.sbatch"), *arguments]
+        self.log, self.queue = folder / "log", folder / "queued"
+        with self.log.open("a") as log:
+            self.process = subprocess.Popen(
+                script, cwd=REPO, env=environment, stdout=log, stderr=log
+            )
+
+    def wait(self) -> int:
+        return self.process.wait(timeout=600)
+
+    @property
+    def queued(self) -> list[str]:
+        return self.queue.read_text().splitlines() if self.queue.exists() else []
+
+
+def steps_of(run: Path) -> int:
+    path = run / "metrics.csv"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+@pytest.fixture(scope="module")
+def arguments(patients) -> list[str]:
+    split = ["data.params.train=[Phantom_0001,Phantom_0002]", "data.params.val=[Phantom_0003]"]
+    steps = ["lightning.trainer.max_steps=40", "lightning.trainer.val_check_interval=20"]
+    return [*TINY, f"data.params.root={patients}", *split, *steps]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, arguments, weights) -> str:
+    """The weights of the job that nothing stopped."""
+    folder = tmp_path_factory.mktemp("whole")
+    job = Job(folder, str(folder / "run"), *arguments)
+    assert job.wait() == 0, job.log.read_text()
+    assert job.queued == []
+    return weights(folder / "run")
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM], ids=["limit", "cancelled"])
+def test_a_job_that_is_stopped_goes_on_bitwise(tmp_path, arguments, whole, weights, number):
+    run = tmp_path / "run"
+    job = Job(tmp_path, str(run), *arguments)
+    while job.process.poll() is None and steps_of(run) < 4:
+        time.sleep(0.05)
+    job.process.send_signal(number)  # to the shell alone, as --signal=B: and scancel --batch do
+    assert job.wait() == 143, job.log.read_text()
+    assert job.queued == (["requeue 17"] if number == signal.SIGUSR1 else [])
+    assert weights(run) != whole
+    again = Job(tmp_path, str(run), *arguments)
+    assert again.wait() == 0, again.log.read_text()
+    assert weights(run) == whole
+
+
+def test_without_arguments_it_says_how_it_is_called(tmp_path):
+    job = Job(tmp_path)
+    assert job.wait() == 2
+    assert "sbatch" in job.log.read_text()
