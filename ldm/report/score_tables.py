@@ -261,9 +261,14 @@ def paper_table(result: Evaluation, columns: Sequence[str] = ()) -> Table:
         for title, (_, m) in zip(titles, keys, strict=True)
         if MEASURES[m].title in BETTER
     }
+    counts = {
+        row: max((own[k].n for k in keys if k in own), default=0) for row, own in found.items()
+    }
+    fewer = [f"{row}: {n}" for row, n in counts.items() if n < len(result.subjects)]
+    told = f" ({', '.join(fewer)})" if fewer else ""
     note = (
-        f"{result.target} of {len(result.subjects)} patients, in the {main} where no other region "
-        "is named: mean ± standard deviation over patients."
+        f"{result.target} of {len(result.subjects)} patients{told}, in the {main} where no other "
+        "region is named: mean ± standard deviation over patients."
     )
     if any(MEASURES[m].typical == "median" for _, m in keys):
         note += " Recovery: median."
