@@ -5,6 +5,7 @@ import pickle
 import signal
 import time
 from itertools import islice
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,7 +15,7 @@ from builders import INPUTS, write_subject
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ldm.data import cache, prepare, volume_file
+from ldm.data import cache, prepare, slices, volume_file
 from ldm.data.augmentation import SliceAugmentation
 from ldm.data.cache import CachedSubject, cached_subject
 from ldm.data.datamodule import ContrastDataModule
@@ -192,6 +193,30 @@ def test_an_item_is_what_the_design_says(brats_folder, tmp_path):
         assert (dataset_item["condition"][3:6, outside[0]] == -1).all()  # the slice itself
         assert dataset_item["condition"].abs().max() <= 1
         assert dataset_item["presence"].all()
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="Linux lists open files there")
+def test_the_arrays_of_few_subjects_are_open_at_once(brats_folder, tmp_path, monkeypatch):
+    """A system allows 1024 open files as a rule, and there may be 10^5 subjects."""
+    subjects = [entry(tmp_path, brats_folder, f"p{n}") for n in range(4)]
+
+    def opened() -> int:
+        files = (str(f.readlink()) for f in Path("/proc/self/fd").iterdir() if f.is_symlink())
+        return sum(name.endswith(".npy") and str(tmp_path) in name for name in files)
+
+    monkeypatch.setattr(slices, "MOST_OPEN", 1)
+    few, many = SliceDataset(subjects, (16, 16)), SliceDataset(subjects, (16, 16))
+    order = [*range(len(few)), *reversed(range(0, len(few), 3))]
+    read = []
+    for index in order:
+        read.append(few[index])
+        assert opened() <= len(few.arrays)
+    monkeypatch.setattr(slices, "MOST_OPEN", 64)
+    for index, item in zip(order, read, strict=True):
+        other = many[index]
+        assert item["subject"] == other["subject"]
+        assert torch.equal(item["condition"], other["condition"])
+    assert opened() > len(few.arrays)  # the count sees them
 
 
 def test_seg_is_given_only_if_every_subject_has_one(tmp_path):
