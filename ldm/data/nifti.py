@@ -28,6 +28,7 @@ from nibabel.orientations import (
     ornt_transform,
 )
 
+from ldm.data import metaimage
 from ldm.data.nifti_header import (
     FORM_TOLERANCE,
     checked_affine,
@@ -45,7 +46,7 @@ log = logging.getLogger(__name__)
 MAX_VOLUME_BYTES = 2 << 30  # stored bytes of one volume; 512^3 float64 is 1 GiB
 UNBACKED_BYTES = 128 << 20  # above this, a claim must be possible for a file of that length
 MAX_DEFLATE_RATIO = 1032  # no deflate stream expands further
-SUFFIXES = (".nii.gz", ".nii")
+SUFFIXES = (".nii.gz", ".nii", *metaimage.SUFFIXES)
 GZIP_START = b"\x1f"  # no NIfTI file starts so; the second byte of gzip may be what is damaged
 CANONICAL = axcodes2ornt("RAS")
 GRID_TOLERANCE = 0.05  # voxels between the corners of two contrasts of one subject
@@ -169,7 +170,7 @@ class Volume:
 
 
 def volume_stem(name: str) -> str | None:
-    """Return a file name less ``.nii.gz`` or ``.nii``, in any case, or None if it has neither."""
+    """Return a file name less ``.nii.gz``, ``.nii``, ``.mha`` or ``.mhd``, in any case, or None."""
     suffix = next((s for s in SUFFIXES if name.lower().endswith(s)), None)
     return name[: -len(suffix)] if suffix else None
 
@@ -177,10 +178,10 @@ def volume_stem(name: str) -> str | None:
 def read_volume(
     path: Path, case: str | None = None, nonfinite: str = "refuse", channel: int | None = None
 ) -> Volume:
-    """Read and validate one NIfTI-1/2 volume.
+    """Read and validate one NIfTI-1/2 volume, or a MetaImage.
 
     Args:
-        path: a ``.nii`` or ``.nii.gz`` file.
+        path: a ``.nii``, ``.nii.gz``, ``.mha`` or ``.mhd`` file.
         case: subject, for messages.
         nonfinite: ``refuse``, or ``zero`` to replace NaN and infinity.
         channel: which volume, along the fourth axis, of a file that holds several; the whole file
@@ -291,6 +292,8 @@ def _quietly() -> Iterator[None]:
 def _read_bytes(path: Path, case: str | None) -> tuple[nib.Nifti1Header, bytes]:
     """Return the header and exactly the voxel bytes, reading on until the checksum is verified."""
     try:
+        if metaimage.is_metaimage(path):
+            return metaimage.read_metaimage(path, case, MAX_VOLUME_BYTES, MAX_DEFLATE_RATIO)
         status = require_regular(path, case)
         with path.open("rb") as raw:
             is_gzip = raw.read(1) == GZIP_START

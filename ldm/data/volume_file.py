@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ldm.data.metaimage import files_of
 from ldm.data.nifti import Volume, read_volume, volume_stem
 from ldm.errors import DataError
 from ldm.storage import read_json, require_regular, sha256
@@ -32,7 +34,7 @@ class VolumeFile:
     @property
     def paths(self) -> tuple[Path, ...]:
         """All files that hold a part of the volume."""
-        return (self.path,)
+        return files_of(self.path)
 
     def read(self, case: str | None = None, nonfinite: str = "refuse") -> Volume:
         """Read and validate the volume, see :func:`ldm.data.nifti.read_volume`.
@@ -93,7 +95,10 @@ class VolumeFile:
         return "" if self.channel is None else f"#{self.channel}"
 
     def _digest(self) -> str:
-        return sha256(self.path)
+        """Return the digest of the file, or that of the digests of several."""
+        digests = sorted(sha256(path) for path in self.paths)
+        only, *others = digests
+        return hashlib.sha256("".join(digests).encode()).hexdigest() if others else only
 
 
 def _unreadable(path: Path, error: OSError, case: str | None) -> DataError:

@@ -1,0 +1,238 @@
+"""MetaImage (``.mha``, and ``.mhd`` with a file of voxels), as BraTS was published until 2016.
+
+A text of ``Key = Value`` lines, then the voxels, raw or deflated. Its world has axes to the left,
+the back and the head; here it becomes a NIfTI header, which is checked as that of any NIfTI file.
+Format: https://itk.org/Wiki/ITK/MetaIO/Documentation
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from ldm.errors import DataError
+from ldm.storage import require_regular
+
+SUFFIXES = (".mha", ".mhd")
+MAX_HEADER = 1 << 16  # bytes; a real one has some 500
+TYPES = {
+    "MET_UCHAR": "u1",
+    "MET_CHAR": "i1",
+    "MET_USHORT": "u2",
+    "MET_SHORT": "i2",
+    "MET_UINT": "u4",
+    "MET_INT": "i4",
+    "MET_ULONG": "u4",
+    "MET_LONG": "i4",
+    "MET_ULONG_LONG": "u8",
+    "MET_LONG_LONG": "i8",
+    "MET_FLOAT": "f4",
+    "MET_DOUBLE": "f8",
+}
+LAST = "elementdatafile"  # its line ends the header
+LPS = np.array([-1.0, -1, 1])
+
+
+def is_metaimage(path: Path) -> bool:
+    """Return whether a file is one by its name, in any case."""
+    return path.suffix.lower() in SUFFIXES
+
+
+def files_of(path: Path) -> tuple[Path, ...]:
+    """Return a file and, of a ``.mhd``, the file of its voxels; itself alone if it cannot be read.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    if path.suffix.lower() != ".mhd" or not path.is_file():
+        return (path,)
+    try:
+        voxels = _header(path, None)[0][LAST]
+        return (path,) if voxels.upper() == "LOCAL" else (path, _beside(path, voxels, None))
+    except DataError:  # reading it says why
+        return (path,)
+
+
+def read_metaimage(
+    path: Path, case: str | None, most: int, most_of: int
+) -> tuple[nib.Nifti1Header, bytes]:
+    """Return the header, as one of NIfTI, and exactly the voxel bytes, in the order of NIfTI.
+
+    Args:
+        most: bytes of voxels that are read at all.
+        most_of: voxel bytes that a deflated byte can hold.
+
+    Raises:
+        DataError: DATA-FORMAT, DATA-HEADER, DATA-TOO-LARGE, DATA-CORRUPT.
+        OSError: it cannot be read.
+    """
+    require_regular(path, case)
+    fields, begin = _header(path, case)
+    shape, stored = _shape(fields, path, case), _type(fields, path, case)
+    channels = _whole(fields, "elementnumberofchannels", path, case, 1)
+    if channels < 1:
+        raise _refused(path, f"has {channels} channels", case)
+    size = int(np.prod([*shape, channels], dtype=float)) * stored.itemsize
+    source = path
+    if fields[LAST].upper() != "LOCAL":
+        source = _beside(path, fields[LAST], case)
+        begin = _skipped(fields, source, size, path, case)
+    deflated = fields.get("compresseddata", "").lower() == "true"
+    limit = min(most, max(1 << 27, require_regular(source, case).st_size * most_of))
+    if size > limit:
+        told = f"{path.name} claims shape {shape}, {size} bytes; this file may hold {limit} at most"
+        raise DataError("DATA-TOO-LARGE", f"{told}: repair its header", case)
+    with source.open("rb") as stream:
+        stream.seek(begin)
+        content = stream.read(size + (size // 100 + 1024 if deflated else 1))
+    content = _inflated(content, size, path, case) if deflated else content
+    if len(content) != size:
+        state = "ends too early" if len(content) < size else "goes on"
+        told = f"{source.name} {state}: the header states {size} voxel bytes; copy it again"
+        raise DataError("DATA-CORRUPT", told, case)
+    voxels = np.frombuffer(content, stored).astype(stored.newbyteorder("="), copy=False)
+    if channels > 1:  # they lie side by side; NIfTI has volume after volume
+        voxels = voxels.reshape(-1, channels).T
+        shape = (*shape, channels)
+    return _nifti_header(shape, stored, _affine(fields, path, case)), voxels.tobytes()
+
+
+def _header(path: Path, case: str | None) -> tuple[dict[str, str], int]:
+    """Return the fields, keys in lower case, and where the header ends."""
+    fields: dict[str, str] = {}
+    with path.open("rb") as stream:
+        while LAST not in fields:
+            line = stream.readline(MAX_HEADER)
+            key, equals, value = line.decode("latin-1").partition("=")
+            if not equals or not line.endswith(b"\n") or stream.tell() > MAX_HEADER:
+                raise DataError(
+                    "DATA-FORMAT",
+                    f"{path.name} has no MetaImage header (lines of Key = Value to ElementDataFile)"
+                    ": copy it again, or convert it to NIfTI",
+                    case,
+                )
+            fields[key.strip().lower()] = value.strip()
+        return fields, stream.tell()
+
+
+def _refused(path: Path, what: str, case: str | None) -> DataError:
+    return DataError("DATA-HEADER", f"{path.name} {what}; repair the header", case)
+
+
+def _numbers(
+    fields: Mapping[str, str],
+    key: str,
+    count: int,
+    path: Path,
+    case: str | None,
+    default: list[float] | None = None,
+) -> np.ndarray:
+    try:
+        found = np.array([float(n) for n in fields[key].split()]) if key in fields else default
+    except ValueError:
+        found = None
+    if found is None or len(found) < count:
+        seen = fields.get(key, "nothing")
+        raise _refused(path, f"has {key} '{seen}': expected {count} numbers", case)
+    return np.asarray(found)
+
+
+def _whole(
+    fields: Mapping[str, str], key: str, path: Path, case: str | None, default: int | None = None
+) -> int:
+    (number,) = _numbers(fields, key, 1, path, case, None if default is None else [default])[:1]
+    if not abs(number) < 1 << 31 or number != int(number):
+        raise _refused(path, f"has {key} {number:g}: expected a whole number", case)
+    return int(number)
+
+
+def _shape(fields: Mapping[str, str], path: Path, case: str | None) -> tuple[int, ...]:
+    axes = _whole(fields, "ndims", path, case)
+    if axes not in (3, 4):
+        raise DataError("DATA-NDIM", f"{path.name} has {axes} axes: expected three", case)
+    shape = _numbers(fields, "dimsize", axes, path, case)[:axes]
+    if not all(1 <= n < 1 << 15 and n == int(n) for n in shape):
+        raise _refused(path, f"has DimSize {fields['dimsize']}: expected positive sizes", case)
+    return tuple(int(n) for n in shape)
+
+
+def _type(fields: Mapping[str, str], path: Path, case: str | None) -> np.dtype:
+    told = fields.get("elementtype", "nothing").upper()
+    if told not in TYPES:
+        raise _refused(path, f"has ElementType {told}: expected {', '.join(TYPES)}", case)
+    orders = ("binarydatabyteordermsb", "elementbyteordermsb")
+    is_big = any(fields.get(key, "").lower() in ("true", "1") for key in orders)
+    return np.dtype((">" if is_big else "<") + TYPES[told])
+
+
+def _beside(path: Path, name: str, case: str | None) -> Path:
+    """Return the file of the voxels: one, in the folder of the header."""
+    if Path(name).name != name or name.upper() == "LIST" or "%" in name:
+        raise DataError(
+            "DATA-FORMAT",
+            f"{path.name} has its voxels in {name}: expected one file beside it; convert to NIfTI",
+            case,
+        )
+    return path.with_name(name)
+
+
+def _skipped(
+    fields: Mapping[str, str], source: Path, size: int, path: Path, case: str | None
+) -> int:
+    """Return where voxels begin in a file of their own; -1 in the header: at its end less them."""
+    begin = _whole(fields, "headersize", path, case, 0)
+    return max(0, source.stat().st_size - size) if begin < 0 else begin
+
+
+def _inflated(content: bytes, size: int, path: Path, case: str | None) -> bytes:
+    """Undo zlib or gzip, to no more than one byte beyond what is expected."""
+    tool = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)
+    try:
+        found = tool.decompress(content, size + 1)
+        if len(found) == size and not tool.eof:
+            found += tool.decompress(tool.unconsumed_tail, 1)  # reads on to the checksum
+    except zlib.error as error:
+        told = f"{path.name} is truncated or damaged ({error}): copy it again"
+        raise DataError("DATA-CORRUPT", told, case) from error
+    if not tool.eof and len(found) <= size:
+        raise DataError("DATA-CORRUPT", f"{path.name} is truncated: copy it again", case)
+    return found
+
+
+def _affine(fields: Mapping[str, str], path: Path, case: str | None) -> np.ndarray:
+    """Return voxels to mm, RAS+: of four axes the first three."""
+    axes = int(fields["ndims"])
+
+    def first(*keys: str, count: int, default: list[float]) -> np.ndarray:
+        key = next((key for key in keys if key in fields), keys[0])
+        return _numbers(fields, key, count, path, case, default)
+
+    spacing = first("elementspacing", "elementsize", count=axes, default=[1.0] * axes)[:3]
+    corner = first("offset", "position", "origin", count=axes, default=[0.0] * axes)[:3]
+    straight = np.eye(axes).ravel().tolist()
+    keys = ("transformmatrix", "rotation", "orientation")
+    turned = first(*keys, count=axes * axes, default=straight)[: axes * axes]
+    affine = np.eye(4)
+    affine[:3, :3] = turned.reshape(axes, axes)[:3, :3].T * spacing  # an axis after the other
+    affine[:3, 3] = corner
+    affine[:3] *= LPS[:, None]
+    return affine
+
+
+def _nifti_header(
+    shape: tuple[int, ...], stored: np.dtype, affine: np.ndarray
+) -> nib.Nifti1Header:
+    header = nib.Nifti1Header()
+    header.set_data_dtype(stored.newbyteorder("="))
+    header.set_data_shape(shape)
+    header["pixdim"][1:4] = np.linalg.norm(affine[:3, :3], axis=0)
+    header.set_xyzt_units("mm")
+    header["sform_code"] = 1
+    header["srow_x"], header["srow_y"], header["srow_z"] = affine[:3]
+    if np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) > 0:
+        header.set_qform(affine, code=1, strip_shears=True)
+    return header
