@@ -180,3 +180,15 @@ def test_what_is_written_says_what_was_concluded(tmp_path):
     assert written["causes"][0]["likely"] is True
     assert written["loss"]["flat"] is True
     assert written["travel"] == pytest.approx(1e-6 * 991 / 0.05)
+
+
+@pytest.mark.parametrize("rate", [2e-5, 2e-4, 0.05])
+@pytest.mark.parametrize("loss", [[0.9], [0.9, 0.8], [0.2, 0.9, 3.0], np.linspace(1, 0.99, 9)])
+def test_a_few_logged_points_tell_no_more_than_that_they_are_few(tmp_path, rate, loss):
+    """Whatever the rate: one value is neither flat nor falling, and no weight could have moved."""
+    few = {"train/grad_norm": np.geomspace(1, 99, len(loss)), "train/fit": [0.1] * len(loss)}
+    few |= {"train/sparsity": [9.0] * len(loss)}
+    run = facts(tmp_path, np.asarray(loss), rate, size=5.0, **few)
+    likely = [cause for find in CAUSES if (cause := find(run)) and cause.is_likely]
+    assert [cause.name for cause in likely] == ["the run is too short"]
+    assert f"{len(loss)} values of the loss" in likely[0].evidence

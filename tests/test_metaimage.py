@@ -63,7 +63,9 @@ def test_what_itk_writes_is_read_as_its_nifti_is(tmp_path, kind, suffix, deflate
     itk.WriteImage(image, str(tmp_path / "a.nii.gz"))
     found, expected = read_volume(path), read_volume(tmp_path / "a.nii.gz")
     np.testing.assert_array_equal(found.array, expected.array)
-    assert np.allclose(found.geometry.canonical_affine, expected.geometry.canonical_affine, atol=2e-5)
+    assert np.allclose(
+        found.geometry.canonical_affine, expected.geometry.canonical_affine, atol=2e-5
+    )
     found.geometry.require_same_grid(expected.geometry, ("mha", "nii"), None)
 
 

@@ -15,6 +15,7 @@ from ldm.cli.main import main
 from ldm.data.examination import grid_geometry, isotropic, onto
 from ldm.data.layouts import detect_layout
 from ldm.data.nifti import Volume, encode_volume, read_volume
+from ldm.data.outline import Outline
 from ldm.data.registration import Reference, from_itk, itk_rigid, moved, resampled, world
 from ldm.phantom import write_phantoms
 
@@ -156,6 +157,61 @@ def test_what_lies_around_a_stripped_brain_keeps_its_one_value(volumes, air):
     share = (made != air).mean() / (array != air).mean()
     assert share == pytest.approx(1, abs=0.1)
     assert made[0, 0, 0] == air
+
+
+# --- The outline of a stripped brain ---
+
+
+@pytest.mark.parametrize("order", ["nearest", "linear", "cubic"])
+@pytest.mark.parametrize("spacing", [None, (3.0, 3.0, 6.0)])
+def test_one_mask_tells_where_a_contrast_was_stripped(volumes, order, spacing):
+    """To a fifth of a voxel, whatever its intensities are and however it was resampled."""
+    true, volume = rigid(3, 4, seed=5), volumes["t2"]
+    grid = displaced(volume, true, spacing).geometry
+    array = resampled(volume, grid, np.linalg.inv(true), order)
+    scrambled = np.where(array != 0, 500.0, 0.0) if order == "nearest" else array
+    reference = Outline.of(volumes["t1"].array, volumes["t1"].geometry)
+    found = Outline.of(scrambled, grid).laid(reference.points(), np.eye(4))
+    assert error_of(found, true, points_of(volumes["t1"])) < FIFTH
+
+
+def test_brains_that_were_stripped_apart_do_not_tell(volumes):
+    """One mask lacks what another holds: a cap of three voxels at the front and at the top."""
+    array = volumes["t2"].array.copy()
+    front, top = (np.flatnonzero(brain_of(volumes["t2"]).any(a)).max() for a in ((0, 2), (0, 1)))
+    array[:, front - 5 :], array[:, :, top - 5 :] = 0, 0
+    array[:12] = 0
+    own = Outline.of(volumes["t1"].array, volumes["t1"].geometry).points()
+    other = Outline.of(array, volumes["t2"].geometry)
+    spread = Outline.of(volumes["t2"].array, volumes["t2"].geometry)
+    assert spread.laid(own, np.eye(4)) is not None
+    assert other.laid(own, np.eye(4)) is None
+
+
+def test_noisy_air_has_no_outline(volumes):
+    rng = np.random.default_rng(0)
+    noisy = volumes["t1"].array + np.abs(rng.normal(0, 9, volumes["t1"].array.shape))
+    assert Outline.of(noisy, volumes["t1"].geometry) is None
+    assert Outline.of(np.zeros((4, 4, 4)), volumes["t1"].geometry) is None
+
+
+def test_intensities_outweigh_an_outline_that_contradicts_them(volumes):
+    """T2 moved within the mask that stripped T1: its outline lies right, its anatomy does not."""
+    true = rigid(9, 8, seed=4)
+    other = displaced(volumes["t2"], true)
+    masked = Volume(
+        np.where(brain_of(volumes["t1"]), np.maximum(other.array, 1), 0), other.geometry
+    )
+    found = Reference(volumes["t1"], brain_of(volumes["t1"])).compare(masked)
+    assert found.is_clear and not found.by_outline
+
+
+@pytest.mark.parametrize("moved_by", [(1.5, 0), (0, 1.5)])
+def test_a_small_move_after_stripping_is_seen(volumes, moved_by):
+    """Less than half a voxel: intensities alone would not tell."""
+    other = displaced(volumes["flair"], rigid(*moved_by, seed=1), (3.0, 3.0, 3.0))
+    found = Reference(volumes["t1"], brain_of(volumes["t1"])).compare(other)
+    assert found.by_outline and found.is_clear
 
 
 # --- The verb -------------------------------------------------------------------------------------

@@ -223,9 +223,7 @@ def _affine(fields: Mapping[str, str], path: Path, case: str | None) -> np.ndarr
     return affine
 
 
-def _nifti_header(
-    shape: tuple[int, ...], stored: np.dtype, affine: np.ndarray
-) -> nib.Nifti1Header:
+def _nifti_header(shape: tuple[int, ...], stored: np.dtype, affine: np.ndarray) -> nib.Nifti1Header:
     header = nib.Nifti1Header()
     header.set_data_dtype(stored.newbyteorder("="))
     header.set_data_shape(shape)

@@ -16,7 +16,7 @@ from ldm.storage import read_json, require_regular, sha256
 
 @dataclass(frozen=True)
 class VolumeFile:
-    """One volume in a NIfTI file. A subclass reads another kind of file.
+    """One volume in a NIfTI or MetaImage file. A subclass reads another kind of file.
 
     Args:
         path: the file.

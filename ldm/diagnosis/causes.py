@@ -136,7 +136,7 @@ def term_dominates(run: RunFacts) -> Cause | None:
     """A further loss of a diffusion model that exceeds the fit to the image."""
     fit = run.components.get("fit")
     others = {n: c.level for n, c in run.components.items() if n != "fit"}
-    if not fit or not others:
+    if not fit or not others or not fit.is_long:
         return None
     name = max(others, key=others.get)
     if others[name] < fit.level:
@@ -157,8 +157,8 @@ def rate_too_low(run: RunFacts) -> Cause | None:
     if not rate or not usual or not run.loss or rate >= usual[0]:
         return None
     travel = run.travel
-    little = travel is not None and travel < LITTLE_TRAVEL
-    slow = run.loss.is_falling or run.loss.fall < 0.5
+    little = run.loss.is_long and travel is not None and travel < LITTLE_TRAVEL
+    slow = run.loss.is_long and (run.loss.is_falling or run.loss.fall < 0.5)
     moved = f"; all steps together move a weight by {travel:.2g} of its size" if travel else ""
     return Cause(
         "the learning rate is too low",
@@ -171,8 +171,17 @@ def rate_too_low(run: RunFacts) -> Cause | None:
 
 
 def too_short(run: RunFacts) -> Cause | None:
-    """A run that ended while its loss fell, or before its weights moved."""
+    """A run that ended while its loss fell, before its weights moved, or before a trend shows."""
     rate, usual = run.setting(RATE), usual_rates(run)
+    if run.loss and not run.loss.is_long:
+        return Cause(
+            "the run is too short",
+            0.6,
+            f"{len(run.loss.values)} values of the loss, over {run.steps} steps: too few to tell a "
+            "trend",
+            "train longer, then diagnose again",
+            f"lightning.trainer.max_steps={max(1000, 10 * run.steps)}",
+        )
     if not run.loss or (rate and usual and rate < usual[0]):
         return None
     little = run.travel is not None and run.travel < LITTLE_TRAVEL
@@ -195,7 +204,7 @@ def rate_too_high(run: RunFacts) -> Cause | None:
     if not rate or not usual or not run.loss:
         return None
     jumps, rise = run.loss.jumps / max(1, len(run.loss.values)), run.loss.rise
-    unsteady = jumps > 0.02 or rise > 0.3
+    unsteady = run.loss.is_long and (jumps > 0.02 or rise > 0.3)
     above = rate > usual[1]
     if not above and not (unsteady and rate > rate_between(*usual)):
         return None
@@ -238,7 +247,7 @@ def gradients_vanish(run: RunFacts) -> Cause | None:
 def gradients_explode(run: RunFacts) -> Cause | None:
     """Gradients that grow while the loss does not fall."""
     norm, clip = run.curves.get("train/grad_norm"), "lightning.callbacks.gradients.params.max_norm"
-    if not norm or not run.loss or not norm.is_long or norm.first <= 0:
+    if not norm or not run.loss or norm.first <= 0 or not (norm.is_long and run.loss.is_long):
         return None
     growth = norm.level / norm.first
     if growth < EXPLODING_GROWTH or run.loss.fall > STALLED_FALL:

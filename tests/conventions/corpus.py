@@ -158,6 +158,18 @@ def write_itk(path: Path, head: Head, name: str) -> None:
     SimpleITK.WriteImage(image, str(path))
 
 
+def metaimage(pattern: str, names: Mapping[str, str], seg: str) -> Callable[[Path, Head], None]:
+    """Return a writer of MetaImage by SimpleITK; 3 is what of the core does not enhance."""
+
+    def write(root: Path, head: Head) -> None:
+        for contrast, name in {**names, "seg": seg}.items():
+            path = root / pattern.format(name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_itk(path, head, contrast)
+
+    return write
+
+
 def write_torchio(path: Path, head: Head, name: str) -> None:
     """After ``ToCanonical``, the place in a quaternion alone."""
     stored = nib.Nifti1Image(head.volumes[name].astype(np.float32), head.affine)
@@ -180,6 +192,8 @@ def write_monai(path: Path, head: Head, name: str) -> None:
 PED, GLI, MET, SSA = (f"BraTS-{kind}-00002-000" for kind in ("PED", "GLI", "MET", "SSA"))
 YEAR_2012 = "brats_2013_pat0001_1"
 B355 = "BraTS20_Training_355"
+YEAR_2015 = "brats_tcia_pat105_0075"
+VSD = {"t1": "MR_T1", "t1ce": "MR_T1c", "t2": "MR_T2", "flair": "MR_Flair"}
 LUMIERE = {"t1": "T1", "t1ce": "CT1", "t2": "T2", "flair": "FLAIR"}
 CONVENTIONS = {
     "BraTS 2013-2016": Convention(
@@ -188,6 +202,22 @@ CONVENTIONS = {
         YEAR_2012,
         "brats_2013_pat0001",
         parts=UNTIL_2016,
+    ),
+    "BraTS 2015, .mha": Convention(
+        "BraTS 2013-2016",
+        metaimage(
+            f"HGG/{YEAR_2015}/VSD.Brain.XX.O.{{0}}.35536/VSD.Brain.XX.O.{{0}}.35536.mha", VSD, "OT"
+        ),
+        YEAR_2015,
+        "brats_tcia_pat105",
+        parts=UNTIL_2016,
+    ),
+    "BraTS 2012, .mha": Convention(
+        "BraTS 2017-2021",
+        metaimage("BRATS_HG0001/BRATS_HG0001_{}.mha", {**UPPER, "t1ce": "T1C"}, "truth"),
+        "BRATS_HG0001",
+        parts=None,
+        told="brats2017",
     ),
     "BraTS 2018": Convention(
         "BraTS 2017-2021", brats("Brats18_CBICA_ABM_1", BRATS, "_"), "Brats18_CBICA_ABM_1"

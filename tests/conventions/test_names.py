@@ -106,3 +106,32 @@ def test_bids_is_read_as_bids(tmp_path):
     found(tmp_path, *(f"{start}{name}.nii.gz" for name in names))
     layout, subjects = detect_layout(tmp_path)
     assert layout.name == "BIDS" and set(subjects["sub-01"].files) == set(FOUR)
+
+
+@pytest.mark.parametrize(
+    ("year", "labels"),
+    [("VSD.Brain.XX.O", "VSD.Brain_3more.XX.O"), ("VSD.Brain.XX.X.X", "VSD.Brain_2more.XX.XX")],
+)
+@pytest.mark.parametrize("below", ["{0}/{0}.mha", "{0}.mha", "{0}.mhd"])
+def test_names_of_the_virtual_skeleton_database(tmp_path, year, labels, below):
+    """BraTS 2013 to 2016: high and low grades number their patients anew."""
+    said = {"t1": "MR_T1", "t1ce": "MR_T1c", "t2": "MR_T2", "flair": "MR_Flair"}
+    names = {c: f"{year}.{text}.{n}" for n, (c, text) in enumerate(said.items(), 700)}
+    names["seg"] = f"{labels}.OT.6560"
+    paths = [below.format(name) for name in names.values()]
+    files = found(tmp_path, *(f"{grade}/0001/{path}" for grade in ("HG", "LG") for path in paths))
+    read = {c: path.rpartition("/")[2] for c, path in zip(names, paths, strict=True)}
+    assert files == {"HG_0001": read, "LG_0001": read}
+    assert "nonenhancing 3, enhancing 4" in {str(s.scheme) for s in subjects(tmp_path)}.pop()
+
+
+def test_maps_in_names_of_that_database_are_passed_over(tmp_path):
+    folder = "LGG/brats_2013_pat0001_1"
+    names = [f"{folder}/VSD.Brain.XX.O.MR_{c}.1.mha" for c in ("T1", "T2", "ADC", "T1rho")]
+    assert {i: set(own) for i, own in found(tmp_path, *names).items()} == {
+        "brats_2013_pat0001_1": {"t1", "t2"}
+    }
+
+
+def subjects(root):
+    return detect_layout(root)[1].values()

@@ -6,7 +6,7 @@ A hospital adds its own as a subclass of :class:`Layout` that says :meth:`Layout
 
 from ldm.data.layouts.base import Entry, Layout, Subject, Tree
 from ldm.data.layouts.bids import BIDS
-from ldm.data.layouts.brats import BraTS2021, BraTS2023
+from ldm.data.layouts.brats import BraTS2013, BraTS2021, BraTS2023
 from ldm.data.layouts.dataset_json import Decathlon, NnUNet
 from ldm.data.layouts.detect import (
     LAYOUTS,
@@ -28,6 +28,7 @@ __all__ = [
     "BIDS",
     "HDF5",
     "LAYOUTS",
+    "BraTS2013",
     "BraTS2021",
     "BraTS2023",
     "Choice",

@@ -15,6 +15,7 @@ from ldm.study import LABELS, MASK_FILE
 
 CORRECTED = re.compile("corrected", re.IGNORECASE)  # by hand: it outweighs what it corrects
 MASKS = (LABELS, MASK_FILE)
+VSD = re.compile(r"VSD\.Brain[^.]*\..*?\.(?:MR_(?P<image>[^.]+)|OT)(?:\.|$)", re.IGNORECASE)
 NUMBERED = (  # ids that say by which scheme of BraTS labels are numbered, the first that fits
     (r"BraTS-PED", NOT_TOLD),  # numbered twice, under the same names
     (r"BraTS-MEN-RT", LabelScheme({"lesion": (1,)}, "BraTS-MEN-RT")),
@@ -75,10 +76,45 @@ class SuffixLayout(Layout):
     def scheme_of(self, subject: str) -> LabelScheme:
         """Return what labels mean: in some years the id says it."""
         told = super().scheme_of(subject)
-        if told is not self.scheme:
-            return told
-        fitting = (scheme for start, scheme in NUMBERED if re.match(start, subject))
-        return next(fitting, told)
+        return told if told is not self.scheme else _numbered(subject, told)
+
+
+class BraTS2013(Layout):
+    """BraTS 2013-2016: ``ID/VSD.Brain.XX.O.MR_T1c.54513/VSD.Brain.XX.O.MR_T1c.54513.mha``.
+
+    A folder a contrast below that of the subject, or the files in the latter. The labels say ``OT``
+    in the place of ``MR_T1c``. A folder whose name comes again (``HG/0001`` and ``LG/0001``) is
+    called by the one above too: ``HG_0001``.
+    """
+
+    name = "BraTS 2013-2016"
+    scheme = SCHEMES["brats2012"]
+
+    def file_name(self, subject: str, contrast: str) -> str:  # noqa: D102
+        said = "OT" if contrast == LABELS else f"MR_{contrast}"
+        return f"{subject}/VSD.Brain.XX.O.{said}.NUMBER/VSD.Brain.XX.O.{said}.NUMBER.mha"
+
+    def parse(self, path: Path) -> tuple[str, str] | None:  # noqa: D102
+        stem = volume_stem(path.name) or ""
+        said = VSD.match(stem)
+        if not said:
+            return None
+        contrast = self.contrasts.named(said["image"]) if said["image"] else LABELS
+        return (_folder_of(path).name, contrast) if contrast else None
+
+    def find(self, tree: Tree) -> Iterator[Entry]:  # noqa: D102
+        found = [e._replace(owner=_folder_of(e.file.path)) for e in super().find(tree)]
+        folders: dict[str, set[Path]] = defaultdict(set)
+        for entry in found:
+            folders[entry.subject].add(entry.owner)
+        for entry in found:
+            again = len(folders[entry.subject]) > 1 and entry.owner.parent != tree.root
+            above = f"{entry.owner.parent.name}_" if again else ""
+            yield entry._replace(subject=above + entry.subject)
+
+    def scheme_of(self, subject: str) -> LabelScheme:  # noqa: D102
+        told = super().scheme_of(subject)
+        return told if told is not self.scheme else _numbered(subject, told)
 
 
 class BraTS2021(SuffixLayout):
@@ -98,6 +134,15 @@ class BraTS2023(SuffixLayout):
     scheme = SCHEMES["brats2024"]
     separator = "-"
     naming = "brats2023"
+
+
+def _numbered(subject: str, usual: LabelScheme) -> LabelScheme:
+    return next((scheme for start, scheme in NUMBERED if re.match(start, subject)), usual)
+
+
+def _folder_of(path: Path) -> Path:
+    """Return the folder of the subject: that above the folder of one contrast."""
+    return path.parent.parent if path.parent.name.startswith("VSD.") else path.parent
 
 
 def _gathered(exact: Iterable[Entry], words: Iterable[Entry]) -> Iterator[Entry]:

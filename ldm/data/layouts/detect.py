@@ -11,7 +11,7 @@ from typing import Any
 
 from ldm.data.layouts.base import Entry, Layout, Subject, Tree
 from ldm.data.layouts.bids import BIDS
-from ldm.data.layouts.brats import BraTS2021, BraTS2023
+from ldm.data.layouts.brats import BraTS2013, BraTS2021, BraTS2023
 from ldm.data.layouts.dataset_json import Decathlon, NnUNet, label_scheme
 from ldm.data.layouts.dicom import Dicom
 from ldm.data.layouts.flat import Flat
@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 LAYOUTS: Mapping[str, type[Layout]] = {
     "brats2021": BraTS2021,
     "brats2023": BraTS2023,
+    "brats2013": BraTS2013,
     "bids": BIDS,
     "nnunet": NnUNet,
     "flat": Flat,

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import io
 import logging
 import secrets
 import tempfile
@@ -67,7 +65,7 @@ class DicomSeries(VolumeFile):
             if not path.is_dir():
                 require_regular(path, case)
         self._require_one_volume(case)
-        with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(io.StringIO()):
+        with tempfile.TemporaryDirectory() as scratch:  # several threads convert at once
             made = Path(scratch) / f"{secrets.token_hex(4)}.nii.gz"
             try:
                 dicom2nifti.dicom_series_to_nifti(str(self.path), str(made), reorient_nifti=False)
