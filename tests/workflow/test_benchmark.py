@@ -151,7 +151,8 @@ def test_rows_of_the_grid_and_the_baselines(undisturbed):
     assert float(rows["copy T1"]["Recovery"]) == 0 and float(rows["copy T1"]["AUC tumour"]) == 0.5
     assert all(abs(float(row["Recovery"])) < 5 for row in rows.values())
     page = (undisturbed / "report.html").read_text()
-    assert "copy T1" in page.partition("nothing: recovery below 0.1")[0].rpartition(".")[2]
+    nothing = page.partition("nothing: recovery below 0.1")[0].rpartition(".")[2]
+    assert "linear" in nothing and "copy T1" not in nothing
     assert "2 steps a training" in page  # the budget that held
     assert page.count("data:image") >= 4
     assert "://" not in page
@@ -209,7 +210,7 @@ def test_killed_in_training_and_in_sampling_then_resumed(
     assert (run / "checkpoints/last.ckpt").is_file() and not (run / "cost.json").is_file()
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr("ldm.inference.outputs.write_volume", Mock(side_effect=Killed))
+        patch.setattr("ldm.inference.forms.write_volume", Mock(side_effect=Killed))
         benchmark(plan, output, *ONE_CELL)
     written = {p.name for p in (run.parent / "ddim-2/prediction").glob("Phantom*")}
     assert written == {"Phantom_0003_t1ce.json"}
