@@ -55,7 +55,7 @@ def test_oi_05_an_input_is_never_an_output_even_with_overwrite(inputs, tmp_path,
         name = name.upper()
     with (
         claim(folder, "sample", inputs=[inputs], replace=True),
-        refused("OUT-INPUT", "is an input", "choose another --output"),
+        refused("OUT-INPUT", "is an input", "choose another output"),
     ):
         own(folder / name)
     assert inputs.read_text() == "real"
