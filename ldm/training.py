@@ -149,6 +149,8 @@ def train(
             (say or log.warning)(notice)
         resolved = _with_found_root(resolved, folder)
         kept = None if allow_data_change else read_json(folder / SUBJECTS_FILE)
+        if kept == {}:
+            log.warning("%s holds no %s: the data are taken to be the same", folder, SUBJECTS_FILE)
         return run_training(resolved, folder, checkpoint, kept, say=say, progress=progress)
     if not config and start is None:
         raise ConfigError(

@@ -21,7 +21,7 @@ import numpy as np
 from ldm.data.contrasts import scheme_of
 from ldm.data.layouts import Layout, Subject
 from ldm.data.prepare import Preparation, prepare_subject
-from ldm.errors import OutputError
+from ldm.errors import DataError, OutputError
 from ldm.storage import (
     atomic_folder,
     cache_root,
@@ -155,7 +155,7 @@ def _is_whole(folder: Path) -> bool:
     try:
         changed = [n for n, d in known.items() if d["state"] != _state(folder / f"{n}.npy")]
         now = {name: _described(folder, name) for name in changed}
-    except (OSError, LookupError, TypeError):
+    except (DataError, OSError, LookupError, TypeError):  # DataError: a pipe, a folder
         return False
     if not known.keys() >= REQUIRED or any(
         now[name]["sha256"] != known[name]["sha256"] for name in changed

@@ -100,6 +100,15 @@ def test_se_07_an_optimizer_of_torch_needs_no_trust(dsdiff, run, train, tmp_path
     assert (code, "UNSAFE-TARGET" in line) == (10, True)
 
 
+def test_tr_11_a_run_that_lost_its_list_of_patients_says_so(dsdiff, run, caplog):
+    (run / "subjects.json").unlink()
+    assert dsdiff("train", "--resume", run, STEPS) == (0, "")
+    assert "holds no subjects.json: the data are taken to be the same" in caplog.text
+    caplog.clear()
+    assert dsdiff("train", "--resume", run, STEPS) == (0, "")
+    assert "subjects.json" not in caplog.text
+
+
 # --- CK-04: config.yaml is bound to the weights --------------------------------------------------
 
 EDITS = {

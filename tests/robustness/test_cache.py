@@ -43,6 +43,8 @@ DAMAGES = {
     "lost labels": lambda folder: (folder / "seg.npy").unlink(),
     "lost list": lambda folder: (folder / "entry.json").unlink(),
     "torn list": lambda folder: (folder / "entry.json").write_text('{"slices": {"sha'),
+    "a folder": lambda folder: ((folder / "brain.npy").unlink(), (folder / "brain.npy").mkdir()),
+    "a pipe": lambda folder: ((folder / "seg.npy").unlink(), os.mkfifo(folder / "seg.npy")),
     "odd list": lambda folder: (folder / "entry.json").write_text('{"slices": 5, "brain": []}'),
 }
 
