@@ -65,7 +65,7 @@ def pick_device(name: str = "auto") -> str:
     """
     if name != "auto":
         try:
-            torch.empty(0, device=name)
+            torch.zeros(1, device=name).item()  # `meta` has no numbers
         except (RuntimeError, AssertionError, NotImplementedError) as error:
             raise ConfigError(
                 "CONFIG-VALUE",

@@ -26,7 +26,8 @@ class Range:
 
     def __contains__(self, value: float) -> bool:
         enough = value > self.least if self.above else value >= self.least
-        return enough and (value < self.most if self.below else value <= self.most)
+        below = value < self.most if self.below else value <= self.most
+        return enough and below and math.isfinite(value)
 
     def __str__(self) -> str:
         if self.most == math.inf:

@@ -14,6 +14,8 @@ from ldm.data.layouts import detect_layout
 from ldm.errors import DataError
 from ldm.storage import require_regular, sha256
 
+CONTRASTS = ("t1", "t2", "flair")
+
 P1, P2 = "Phantom_0001", "Phantom_0002"
 QUICK = ("--steps", "1")
 KINDS = ("pipe", "socket", "device", "folder", "link to a pipe")
@@ -182,3 +184,15 @@ def test_di_20_which_form_of_the_header_won_is_recorded(dsdiff, tmp_path, cohort
         json.loads((tmp_path / f"out/{p}_t1ce.json").read_text())["geometry"] for p in (P1, P2)
     ]
     assert stated == [{"form": "sform", "qform_apart": 7.0}, {"form": "sform"}]
+
+
+def test_di_07_a_row_that_names_no_file_is_told(dsdiff, tmp_path, cohort, run_folder, caplog):
+    row = ",".join(str(cohort / f"Phantom_0001/Phantom_0001_{c}.nii.gz") for c in CONTRASTS)
+    table, out = tmp_path / "table.csv", tmp_path / "out"
+    given = ("sample", run_folder, "--input", table, "--output", out, "--steps", "1")
+    table.write_text("id,t1,t2,flair\nA,,,n/a\n")
+    code, line = dsdiff(*given)
+    assert (code, "DATA-MISSING case=A: table.csv: no row names a file" in line) == (3, True), line
+    table.write_text(f"id,t1,t2,flair\nA,,,n/a\nB,{row}\n")
+    assert dsdiff(*given) == (0, "")
+    assert "table.csv: A named without a file, and left out" in caplog.text

@@ -149,6 +149,9 @@ def test_cf_03_a_range_says_what_it_takes(value):
     [
         (("--device", "cuda:99"), "device is 'cuda:99', which is not here"),
         (("--device", "foo"), "device is 'foo'"),
+        (("--device", "meta"), "device is 'meta'"),
+        (("--steps", "1001", "--temperature", "0"), "1001 sampling steps"),
+        (("--temperature", "inf"), "temperature is inf"),
         (("--temperature", "-1"), "temperature is -1.0"),
         (("--rescale", "2"), "rescale is 2.0"),
         (("--rescale", "-0.5"), "rescale is -0.5"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -18,6 +19,8 @@ from ldm.errors import DataError
 from ldm.label_scheme import NOT_TOLD, LabelScheme, read_scheme
 from ldm.storage import require_regular
 from ldm.study import LABELS, MASK_FILE, Contrasts
+
+log = logging.getLogger(__name__)
 
 CELL = re.compile(r"(.+)#(\d+|mask)")
 DRIVE = re.compile(r"[A-Za-z]:[\\/]")
@@ -68,6 +71,10 @@ class SubjectTable(Layout):
             raise _no_table(rows, path, self.contrasts)
         subjects = self.subjects(_entries(numbered, path, columns))
         told = {row["id"]: row for row in rows}
+        if not subjects:
+            raise DataError("DATA-MISSING", f"{path.name}: no row names a file", rows[0]["id"])
+        if without := [i for i in told if i not in subjects]:
+            log.warning("%s: %s named without a file, and left out", path.name, ", ".join(without))
         return {
             i: replace(
                 s,

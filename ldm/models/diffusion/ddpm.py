@@ -18,6 +18,7 @@ from ldm.models.diffusion.latent_space import LatentSpace
 from ldm.models.diffusion.noise import KeyedNoise
 from ldm.models.diffusion.process import GaussianProcess, Noised
 from ldm.models.diffusion.samplers import Sampling, get_sampler, network_calls, options_of
+from ldm.models.diffusion.schedule import sampling_timesteps
 from ldm.models.diffusion.tiling import Tiling
 from ldm.models.diffusion.timesteps import build_timesteps
 from ldm.models.diffusion.wrapper import IMAGES, Conditions, DiffusionWrapper
@@ -358,6 +359,7 @@ class LatentDiffusion(RunModule):
                 "or a model trained with model.params.drop_all=0.1",
             )
         options.pop("rescale", None)
+        sampling_timesteps(self.schedule, steps)  # refused also where, without noise, one is made
         path = self.path(steps, temperature)
         once = network_calls(sampler or self.sampler, self.schedule, path, **options)
         return once if guidance in (0, 1) else 2 * once
