@@ -376,7 +376,11 @@ TRAINING = [
     ),
     Case("TR-04", "overflow of the fp16 scaler", "left out and told; 6 at the 21st in a row"),
     Case("TR-05", "a worker is killed, fails, stops", "8 within 30 s, no process left"),
-    Case("TR-06", "one rank of several is killed, fails, stops", "all end, 8 or 143"),
+    Case(
+        "TR-06",
+        "one rank of several is killed, fails, stops, hangs",
+        "all end: 8 or 143; where the first fails, its own code",
+    ),
     Case("TR-07", "memory is exhausted", "7, the checkpoint is whole"),
     Case(
         "TR-08",
