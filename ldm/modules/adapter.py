@@ -112,7 +112,7 @@ class ForeignBackbone(nn.Module):
         if self.head is not None:
             grid = [side // self.patch_size for side in size]
             output = unpatchify(self.head(output), grid, self.patch_size)  # (B, out_channels, *S)
-        if output.shape != (len(x), self.out_channels, *size):
+        if output.shape != (x.shape[0], self.out_channels, *size):
             raise ConfigError(
                 "CONFIG-SHAPE",
                 f"{type(self.network).__name__} returned shape {tuple(output.shape)} for "

@@ -27,7 +27,7 @@ def mean_of(maps: Sequence[Tensor]) -> Tensor:
 
 def apply_to_each(layer: Callable[[Tensor], Tensor], maps: Sequence[Tensor]) -> list[Tensor]:
     """Apply one layer to several maps (B, C, *S), as one batch."""
-    return list(layer(torch.cat(list(maps))).chunk(len(maps)))
+    return list(layer(torch.cat(list(maps))).unflatten(0, (len(maps), -1)))
 
 
 def images_of_streams(
