@@ -84,7 +84,9 @@ def exported_program(model: Any) -> torch.export.ExportedProgram:
         with torch.no_grad():
             return torch.export.export(denoiser, arguments, dynamic_shapes=shapes, strict=False)
     except Exception as error:  # of whatever kind a compiler has
-        raise _unsupported(model, "torch.export", error) from error
+        fixed = "Constraints violated (batch)" in str(error)
+        why = "the network takes the size of the batch for a number" if fixed else error
+        raise _unsupported(model, "torch.export", why) from error
 
 
 def onnx_bytes(model: Any, program: torch.export.ExportedProgram, digest: str) -> bytes:

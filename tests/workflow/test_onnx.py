@@ -31,6 +31,7 @@ pytest.importorskip("onnxscript")
 REPO = Path(__file__).parents[2]
 FAMILIES = sorted(p.stem for p in (REPO / "configs/backbone").glob("*_tiny.yaml"))
 CHEAP = ("unet_tiny", "plain_unet_tiny")
+REFUSED = ("diffusers_unet_tiny",)  # docs/export.md says why
 SMALL = ["data.params.image_size=32"]
 
 
@@ -63,6 +64,10 @@ def written(model, folder):
 )
 def test_a_family_exports_to_the_same_numbers(family, tmp_path):
     model = filled([f"configs/backbone/{family}.yaml"], SMALL)
+    if family in REFUSED:
+        with pytest.raises(CheckpointError, match="CKPT-UNSUPPORTED: .* size of the batch"):
+            denoiser_files(model, "digest")
+        return
     written(model, tmp_path)
     program = torch.export.load(tmp_path / PROGRAM_FILE).module()
     assert largest_difference(model, program) <= TOLERANCE
