@@ -120,9 +120,6 @@ def lay(tmp_path, monkeypatch, patients, run_folder, segmenter_run):
         else:
             source = {"patients": patients, "run": run_folder, "segmenter": segmenter_run}[kind]
             shutil.copytree(source, str(place))
-        for folder in patients.iterdir() if kind == "patients" else ():  # a contrast of some pages
-            t2, dwi = (f"{folder.name}/{folder.name}_{name}.nii.gz" for name in ("t2", "dwi"))
-            shutil.copy(patients / t2, Path(str(place), dwi))
 
     def run(words: list[str]) -> None:
         args, rest = build_parser(words[0]).parse_known_args(words)
@@ -142,6 +139,9 @@ def lay(tmp_path, monkeypatch, patients, run_folder, segmenter_run):
             key, _, value = word.partition("=")
             if key in ("data.params.root", "segmenter"):
                 provide(value, "segmenter" if key == "segmenter" else "patients")
+            if key == "data.params.root" and "dwi" in " ".join(words):
+                for t2 in Path(value).rglob("*_t2.nii.gz"):
+                    shutil.copy(t2, t2.with_name(t2.name.replace("_t2", "_dwi")))
 
     return run
 
