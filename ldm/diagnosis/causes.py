@@ -180,7 +180,7 @@ def too_short(run: RunFacts) -> Cause | None:
             f"{len(run.loss.values)} values of the loss, over {run.steps} steps: too few to tell a "
             "trend",
             "train longer, then diagnose again",
-            f"lightning.trainer.max_steps={max(1000, 10 * run.steps)}",
+            f"lightning.trainer.max_steps={10 * run.steps}",
         )
     if not run.loss or (rate and usual and rate < usual[0]):
         return None
