@@ -62,6 +62,17 @@ def _in_python(found: re.Match[str]) -> str:
     return f"{before}{name}={f'[{value}]' if name in LISTS else value}"
 
 
+class InstanceProperty(property):
+    """A property that the class itself has not.
+
+    torch passes the error of a data worker on as ``type(error)(message=...)`` where the class has
+    ``message``; ours need a code too.
+    """
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        return None if instance is None else super().__get__(instance, owner)
+
+
 class DsdiffError(Exception):
     """Base of all errors with a stable code.
 
@@ -77,7 +88,7 @@ class DsdiffError(Exception):
         super().__init__(code, message, case)
         self.code, self.case = code, case
 
-    @property
+    @InstanceProperty
     def message(self) -> str:
         """What was seen, what was expected and what to do next."""
         return to_the_reader(self.args[1])

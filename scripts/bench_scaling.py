@@ -20,7 +20,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,25 +40,28 @@ STARTS = ("first start", "second start")
 FINGERPRINT_BYTES = 1560
 
 
-def simulate(root: Path, patients: int) -> None:
-    """Make a folder of patients, of links to a few heads."""
-    heads = root.parent / "heads"
-    heads.mkdir(exist_ok=True)
+@contextmanager
+def simulated(patients: int) -> Iterator[Path]:
+    """Yield a folder of patients, of links to a few heads; it is gone behind the block."""
     grid = np.stack(np.meshgrid(*[np.linspace(-1, 1, n) for n in SHAPE], indexing="ij"))
     inside = (grid**2).sum(0) < 0.8
-    for head in range(MODELS):
-        draw = np.random.default_rng(head)
-        for contrast in CONTRASTS:
-            array = np.where(inside, draw.integers(100, 1000, SHAPE), 0).astype(np.int16)
-            path = heads / f"{head}_{contrast}.nii.gz"
-            nib.save(nib.Nifti1Image(array, np.eye(4)), path)
-    for number in range(patients):
-        name = f"Sim_{number:06d}"
-        folder = root / name
-        folder.mkdir(parents=True)
-        for contrast in CONTRASTS:
-            source = heads / f"{number % MODELS}_{contrast}.nii.gz"
-            (folder / f"{name}_{contrast}.nii.gz").symlink_to(source)
+    with tempfile.TemporaryDirectory() as scratch:
+        root, heads = Path(scratch, "patients"), Path(scratch, "heads")
+        heads.mkdir()
+        for head in range(MODELS):
+            draw = np.random.default_rng(head)
+            for contrast in CONTRASTS:
+                array = np.where(inside, draw.integers(100, 1000, SHAPE), 0).astype(np.int16)
+                path = heads / f"{head}_{contrast}.nii.gz"
+                nib.save(nib.Nifti1Image(array, np.eye(4)), path)
+        for number in range(patients):
+            name = f"Sim_{number:06d}"
+            folder = root / name
+            folder.mkdir(parents=True)
+            for contrast in CONTRASTS:
+                source = heads / f"{number % MODELS}_{contrast}.nii.gz"
+                (folder / f"{name}_{contrast}.nii.gz").symlink_to(source)
+        yield root
 
 
 def data_of(root: Path, cache: Path) -> Any:
@@ -118,9 +122,8 @@ def measured(patients: int, decoded: int) -> dict[str, dict[str, float]]:
     names = ["index", "guard against leaks"]
     names += [*STARTS, "first batch"] if patients <= decoded else []
     found = {}
-    with tempfile.TemporaryDirectory() as scratch:
-        root, cache = Path(scratch, "patients"), Path(scratch, "cache")
-        simulate(root, patients)
+    with simulated(patients) as root:
+        cache = root.parent / "cache"
         for name in names:
             told = [sys.executable, __file__, "--step", name, str(root), str(cache), str(patients)]
             done = subprocess.run(told, stdout=subprocess.PIPE, text=True, check=True)
