@@ -28,6 +28,7 @@ OPTION = re.compile(
 RENAMED = {  # in Python
     **{"from": "start", "against": "reference_row", "segmenter-command": "command"},
     **{"cell": "number", "plan": "states()", "protocol": "protocols"},
+    **{"bids": "form", "dicom": "form"},
 }
 LISTS = ("trust", "allow_missing", "protocols")
 _is_command_line = False

@@ -122,7 +122,7 @@ def check_trainer(trainer: Mapping[str, Any]) -> None:
     if trainer.get("fast_dev_run"):
         raise ConfigError(
             "CONFIG-VALUE",
-            "lightning.trainer.fast_dev_run trains no run: give --dry-run, or max_steps=1",
+            "lightning.trainer.fast_dev_run trains no run: leave it out, with max_steps=1",
         )
     is_time = isinstance(time, str) and re.fullmatch(r"\d+(:\d\d){3}", time)
     if isinstance(time, str) and not (is_time and re.search("[1-9]", time)):

@@ -7,6 +7,7 @@ import math
 import multiprocessing
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ from ldm.intensity import ABNORMAL_IN, clearest
 from ldm.progress import Progress, silent
 from ldm.study import BATCH_SIZE, Study
 from ldm.util import evenly_spread, instantiate_from_config, shows, taken
+
+KILLED_WITHIN = 5.0  # seconds
 
 log = logging.getLogger(__name__)
 
@@ -256,6 +259,8 @@ class ContrastDataModule(pl.LightningDataModule):
         for loader in self._loaders:
             for worker in getattr(loader._iterator, "_workers", ()):
                 worker.kill()
+                with suppress(RuntimeError):  # by which torch reports a process that was killed
+                    worker.join(KILLED_WITHIN)
 
     def learn_normaliser(self, subjects: Mapping[str, Subject]) -> None:
         """Let the normaliser look at the training subjects, if it has anything to learn."""

@@ -5,6 +5,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import nibabel as nib
@@ -14,6 +15,7 @@ import pytest
 from ldm.claims import folder_lock
 from ldm.cli.main import VERBS, main
 from ldm.errors import OPTION, RENAMED, ConfigError, DsdiffError, on_the_command_line, to_the_reader
+from ldm.inference.request import Request
 
 REPO = Path(__file__).parents[2]
 
@@ -223,7 +225,8 @@ def test_every_option_that_is_named_is_an_argument_of_a_call():
         for node in ast.walk(tree)
         if isinstance(node, ast.FunctionDef)
         for argument in (*node.args.args, *node.args.kwonlyargs)
-    } | {"states()"}
+    }
+    arguments |= {"states()"} | {field.name for field in fields(Request)}
     named = {
         option
         for tree in trees
