@@ -52,7 +52,8 @@ def missing_line(expected: str, output: str) -> str | None:
 def clone(tmp_path) -> Path:
     """A copy of the repository, where the page may add files."""
     packages = ("ldm", "guided_diffusion", "UNet_DS_Diff")
-    for name in (*packages, "configs", "scripts", "tests", "docs", "pyproject.toml"):
+    files = ("pyproject.toml", "setup.py", "dsdiff.py")
+    for name in (*packages, "configs", "scripts", "tests", "docs", *files):
         copy = shutil.copytree if (REPO / name).is_dir() else shutil.copy
         copy(REPO / name, tmp_path / "clone" / name)
     return tmp_path / "clone"
