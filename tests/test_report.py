@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from ldm.claims import LOCK, claim
 from ldm.errors import OutputError
-from ldm.evaluation.protocol import DEFAULT
+from ldm.evaluation.protocol import DEFAULT, PROTOCOLS
 from ldm.evaluation.scores import Evaluation
 from ldm.evaluation.statistics import Comparison
 from ldm.plots.figures import loss_figure, scatter_figure, strip_figure
@@ -440,3 +440,10 @@ def test_a_column_of_decibels_has_one_number_of_decimals():
     result.subjects.append("3")  # a third, whom only one row has
     result.add("b", "3", {"brain": {"psnr": 25.0, "ssim": 0.25}})
     assert "of 3 patients (a: 2), in the brain" in paper_table(result, ["psnr"]).note
+
+
+def test_a_protocol_of_a_challenge_has_a_table_of_its_own_measures():
+    result = Evaluation(PROTOCOLS["brasyn"], ["a"], ["1"])
+    result.add("a", "1", {"tumour": {"brasyn_ssim": 0.5}, "rest": {"brasyn_ssim": 0.75}})
+    table = paper_table(result)
+    assert [format_cell(cell)[:6] for cell in table.rows[0]] == ["a", "0.5000", "0.7500"]

@@ -237,7 +237,8 @@ def paper_table(result: Evaluation, columns: Sequence[str] = ()) -> Table:
 
     Args:
         columns: ``MEASURE`` or ``REGION:MEASURE``; where the region is not told it is the first
-            of the measure's own, or the brain. None: :data:`COLUMNS`.
+            of the measure's own, or the brain. None: :data:`COLUMNS`, or where the protocol has
+            none of them all that was measured.
 
     Raises:
         ConfigError: CONFIG-VALUE for a measure or region that the protocol does not have.
@@ -245,9 +246,10 @@ def paper_table(result: Evaluation, columns: Sequence[str] = ()) -> Table:
     found = {row: result.summary(row) for row in result.rows}
     keys = [column_key(result, column) for column in columns]
     if not columns:
-        known = {key for own in found.values() for key in own}
+        known = dict.fromkeys(key for own in found.values() for key in own)
         named = [n for n in COLUMNS if n in result.protocol.names()]
         keys = [key for key in (column_key(result, n) for n in named) if key in known]
+        keys = keys or list(known)  # of a challenge, which has measures of its own
     body: list[list[Cell]] = [
         [row, *(mean_cell(own.get(key)) for key in keys)] for row, own in found.items()
     ]
