@@ -210,7 +210,7 @@ def training_step(network: nn.Module, inputs: tuple[Tensor, Tensor], best: bool)
     kind = inputs[0].device.type
     mixed = best and multiplies_bf16(kind)
     network = copy.deepcopy(network).train()
-    if best and prefers_channels_last("bf16-mixed" if mixed else "32"):
+    if best and prefers_channels_last("bf16-mixed" if mixed else "32", kind):
         to_channels_last(network)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=best)
     target = torch.randn_like(inputs[0][:, :1])
