@@ -15,7 +15,7 @@ from typing import Any
 
 from ldm.errors import ConfigError, DataError
 from ldm.label_scheme import LabelScheme, read_scheme
-from ldm.util import image_sides, instantiate_from_config, taken
+from ldm.util import image_sides, instantiate_from_config, own_channels, taken
 
 LABELS = "seg"
 MASK_FILE = "brain"  # a mask of the brain that someone else made
@@ -396,8 +396,9 @@ class Study:
         return {"conditions": list(self.conditions)} | ({"contrasts": own} if own else {})
 
     def channel(self, contrast: str) -> int:
-        """Return the channel of a condition of the slice itself; its neighbours stand around it."""
-        return self.neighbours * len(self.conditions) + self.conditions.index(contrast)
+        """Return the channel of a condition of the slice itself."""
+        first = own_channels(len(self.conditions), self.neighbours).start
+        return first + self.conditions.index(contrast)
 
     def facts(self) -> dict[str, Any]:
         """Return what a model is told, see :func:`ldm.util.instantiate_from_config`."""

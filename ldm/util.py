@@ -334,6 +334,17 @@ def image_sides(size: int | Sequence[int]) -> tuple[int, ...]:
     return sides
 
 
+def own_channels(contrasts: int, neighbours: int) -> slice:
+    """Return which channels of a 2.5-D input are the slice itself; its neighbours stand around it.
+
+    Args:
+        contrasts: of each slice.
+        neighbours: slices on each side.
+    """
+    first = neighbours * contrasts
+    return slice(first, first + contrasts)
+
+
 def evenly_spread(most: int, total: int) -> list[int]:
     """Return at most so many indices below ``total``, each in the middle of an equal share."""
     count = min(most, total)

@@ -15,6 +15,7 @@ from ldm.callbacks.trackers import Tracker
 from ldm.plots.features import feature_figure
 from ldm.plots.figures import loss_figure, strip_figure
 from ldm.storage import atomic_path
+from ldm.util import own_channels
 
 
 def save_picture(trainer: pl.Trainer, name: str, image: bytes) -> None:
@@ -51,13 +52,13 @@ class SampleGrid(Callback):
     ) -> None:
         """Keep the slices with most enhancing tumour, or else the first ones."""
         data = trainer.datamodule
-        middle = data.neighbours * len(data.conditions)
+        own = own_channels(len(data.conditions), data.neighbours)
         tumour = enhancing_tumour(batch)
         for i, subject in enumerate(batch["subject"]):
             size = 0 if tumour is None else int(tumour[i].sum())
             if len(self.shown) == self.rows and size <= self.shown[-1][0]:
                 continue
-            inputs = batch["condition"][i, middle : middle + len(data.conditions)]
+            inputs = batch["condition"][i, own]
             images = dict(zip(data.conditions, inputs, strict=True))
             images |= {"synthetic": outputs["synthetic"][i, 0], "real": batch["target"][i, 0]}
             if batch["target"].ndim == 5:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ldm.callbacks.pictures import save_picture
 from ldm.plots.overlay import attention_figure, overlay_figure
+from ldm.util import own_channels
 
 
 class SegmentationGrid(Callback):
@@ -68,11 +69,8 @@ class SegmentationGrid(Callback):
         self.shown = []
 
     def _row(self, item: dict[str, Any], model: pl.LightningModule) -> dict[str, Any]:
-        middle = model.neighbours * len(model.conditions)
-        images = {
-            name: _picture(item["condition"][middle + place])
-            for place, name in enumerate(model.conditions)
-        }
+        own = item["condition"][own_channels(len(model.conditions), model.neighbours)]
+        images = {n: _picture(image) for n, image in zip(model.conditions, own, strict=True)}
         last = images[model.conditions[-1]]
         masks = {
             name: {r: _picture(m) > 0 for r, m in zip(model.regions, item[name], strict=True)}

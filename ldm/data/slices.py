@@ -19,6 +19,7 @@ from ldm.errors import DataError
 from ldm.intensity import BACKGROUND, bright
 from ldm.storage import stable_seed
 from ldm.study import ASKED
+from ldm.util import own_channels
 
 MOST_OPEN = 64  # subjects whose maps a process holds: each array is an open file, of 1024 as a rule
 GLIMPSE = 48  # voxels across, of an image that is to say how much of it is abnormal
@@ -150,8 +151,8 @@ class SliceDataset(Dataset):
         if self.varies:
             target = self._target(index, seed, len(presence)) if target is None else target
             presence[target] = False
-            middle = self.neighbours * len(presence) + target
-            images["target"] = images["condition"][middle, None].clone()
+            own = images["condition"][own_channels(len(presence), self.neighbours)]
+            images["target"] = own[target, None].clone()
         if seed is not None:
             presence = self._drop(presence, np.random.default_rng(seed))
             images = self._augment(images, seed)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ldm.errors import one_of
 from ldm.intensity import abnormality, clearest, standard_units
 from ldm.study import ANY, ASKED, Study, native_of
-from ldm.util import instantiate_from_config
+from ldm.util import instantiate_from_config, own_channels
 
 MOST_ABNORMAL, MOST_ENHANCED = 2.0, 4.0
 OF_HEIGHT = 48  # a Gaussian of 4 mm in an image of 192 mm
@@ -91,12 +91,12 @@ class EnhancementWeights(nn.Module):
         guide = guide or clearest(conditions)
         self.enhanced: int | None = None  # channel of the target that enhances, where it varies
         if target == ANY:
-            target = next((c for c in conditions if native_of(c, conditions)), None)
+            target = Study(tuple(conditions), ANY).enhanced
             self.enhanced = target and list(conditions).index(target)
         source = source or native_of(target, conditions)
         self.is_flat = guide is None or source is None
         self.enhancing, self.sampled = enhancing, enhancing if sampled is None else sampled
-        first, places = neighbours * len(conditions), list(conditions)
+        first, places = own_channels(len(conditions), neighbours).start, list(conditions)
         if not self.is_flat:
             self.guide, self.source = (first + places.index(name) for name in (guide, source))
         self.abnormal, self.width = abnormal, width or image_size[-2] / OF_HEIGHT

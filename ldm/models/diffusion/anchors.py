@@ -22,7 +22,7 @@ from ldm.models.base import Config, wanted
 from ldm.models.diffusion.noise import KeyedNoise
 from ldm.modules.polynomial import polynomial
 from ldm.study import akin_of, read_study
-from ldm.util import evenly_spread, instantiate_from_config
+from ldm.util import evenly_spread, instantiate_from_config, own_channels
 
 FITTED_SLICES = 2000  # spread evenly over the training slices: a regression has few coefficients
 
@@ -41,8 +41,7 @@ class Anchor(nn.Module):
 
     def own_slice(self, condition: Tensor) -> Tensor:
         """Return the contrasts (B, M, *S) of the slice itself, without its neighbours."""
-        first = self.neighbours * len(self.conditions)
-        return condition[:, first : first + len(self.conditions)]
+        return condition[:, own_channels(len(self.conditions), self.neighbours)]
 
     def latents(
         self,
@@ -96,7 +95,7 @@ class ContrastAnchor(Anchor):
     ) -> Tensor:
         """Return the latents of the contrast, which is encoded already."""
         images = encoded.unflatten(1, (batch["condition"].shape[1], -1))
-        return images[:, self.neighbours * len(self.conditions) + self.place]
+        return self.own_slice(images)[:, self.place]
 
 
 class AkinAnchor(Anchor):
