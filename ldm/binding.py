@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ldm.errors import CheckpointError
-from ldm.util import current_path
+from ldm.util import current_path, trainer_options
 
 # of data.params: where the data are, and who; the weights do not depend on the one, and the other
 # is known by the digests in subjects.json
@@ -111,7 +111,7 @@ def rate_notice(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None
 
 def _length(config: Mapping[str, Any]) -> str:
     """Return in words when a run ends."""
-    trainer = (config.get("lightning") or {}).get("trainer") or {}
+    trainer = trainer_options(config)
     keys = ("max_steps", "max_epochs", "max_time")
     told = [f"{key}={trainer[key]}" for key in keys if trainer.get(key) not in (None, -1)]
     return f"ends at {', '.join(told)}" if told else "has no end"

@@ -334,6 +334,11 @@ def image_sides(size: int | Sequence[int]) -> tuple[int, ...]:
     return sides
 
 
+def trainer_options(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return ``lightning.trainer`` of a configuration; empty where it says nothing."""
+    return (config.get("lightning") or {}).get("trainer") or {}
+
+
 def own_channels(contrasts: int, neighbours: int) -> slice:
     """Return which channels of a 2.5-D input are the slice itself; its neighbours stand around it.
 

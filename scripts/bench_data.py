@@ -9,14 +9,14 @@ nibabel, and runs the default sampler with a network that does nothing. Writes `
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 import torch
+from bench_peers import publish
 
 from ldm.config import load_config
 from ldm.cost.timing import in_turns
@@ -25,7 +25,6 @@ from ldm.environment import environment, keep_freed_memory
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.models.diffusion.noise import KeyedNoise
 from ldm.report.tables import markdown_table
-from ldm.storage import atomic_path, write_json
 from ldm.study import build_model
 from ldm.util import instantiate_from_config
 
@@ -87,15 +86,12 @@ def sampling(size: int, steps: int, rounds: int) -> dict[str, list[float]]:
         with torch.inference_mode():
             model.synthesise(images, present, KeyedNoise([(0, "a")], "cpu", 1.0), steps=steps)
 
-    def without(draw: Callable[[], None]) -> Callable[[], None]:
-        def call() -> None:
-            network, model.model.diffusion_model = model.model.diffusion_model, Nothing()
-            draw()
-            model.model.diffusion_model = network
+    def draw_without() -> None:
+        network, model.model.diffusion_model = model.model.diffusion_model, Nothing()
+        draw()
+        model.model.diffusion_model = network
 
-        return call
-
-    calls = {"with the network": draw, "arithmetic alone": without(draw)}
+    calls = {"with the network": draw, "arithmetic alone": draw_without}
     return {n: [t / steps for t in times] for n, times in in_turns(calls, rounds, "cpu").items()}
 
 
@@ -121,10 +117,7 @@ def main() -> None:
         f"\nThe cache is {best['NIfTI files'] / best['cache']:.0f} times as fast as the files; "
         f"arithmetic is {best['arithmetic alone'] / best['with the network']:.2%} of a step.\n"
     )
-    write_json(given.output / "data.json", {"seconds": best}, replace=True)
-    with atomic_path(given.output / "data.md", replace=True) as path:
-        path.write_text(page, encoding="utf-8")
-    sys.stdout.write(page)
+    publish(given.output, "data", page, {"seconds": best})
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from ldm.environment import (
 )
 from ldm.modules.diffusionmodules.blocks import AttentionBlock
 from ldm.modules.diffusionmodules.openaimodel import UNetModel
-from ldm.modules.diffusionmodules.util import to_channels_last
+from ldm.modules.diffusionmodules.util import fill_zeros, to_channels_last
 from ldm.report.tables import markdown_table
 from ldm.storage import atomic_path, write_json
 
@@ -70,10 +70,7 @@ def our_network(shape: Shape) -> UNetModel:
         num_head_channels=shape.head,
         use_new_attention_order=True,
     )
-    for parameter in network.parameters():
-        if not parameter.any():
-            nn.init.normal_(parameter, std=0.02)
-    return network
+    return fill_zeros(network)
 
 
 def monai_network(shape: Shape) -> nn.Module:
@@ -294,6 +291,14 @@ def run(shape: Shape, side: int, batches: Sequence[int], rounds: int) -> dict[st
     }
 
 
+def publish(folder: Path, name: str, page: str, results: dict[str, Any]) -> None:
+    """Write ``NAME.json`` and ``NAME.md`` anew, and print the page."""
+    write_json(folder / f"{name}.json", results, replace=True)
+    with atomic_path(folder / f"{name}.md", replace=True) as path:
+        path.write_text(page, encoding="utf-8")
+    sys.stdout.write(page)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", type=int, default=256, help="side of a slice in pixels")
@@ -303,10 +308,7 @@ def main() -> None:
     arguments = parser.parse_args()
     results = run(Shape(), arguments.size, arguments.batches, arguments.rounds)
     page = table(results)
-    write_json(arguments.output / "peers.json", results, replace=True)
-    with atomic_path(arguments.output / "peers.md", replace=True) as path:
-        path.write_text(page, encoding="utf-8")
-    sys.stdout.write(page)
+    publish(arguments.output, "peers", page, results)
 
 
 if __name__ == "__main__":

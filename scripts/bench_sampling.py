@@ -10,7 +10,6 @@ script works on whole slices, dsdiff on the brain. Writes ``sampling.md`` and ``
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import torch
-from bench_peers import Shape, map_weights, monai_network
+from bench_peers import Shape, map_weights, monai_network, publish
 from torch import nn
 
 from ldm import Synthesiser, train
@@ -28,7 +27,7 @@ from ldm.environment import environment, keep_freed_memory, pick_device
 from ldm.inference.given import GivenLayout, given_subject
 from ldm.models.diffusion.noise import KeyedNoise
 from ldm.report.tables import markdown_table
-from ldm.storage import atomic_path, write_json
+from ldm.storage import atomic_path
 
 CONTRASTS = ("t1", "t2", "flair")
 TOLERANCE = 1e-4  # of images in [-1, 1]
@@ -207,10 +206,7 @@ def main() -> None:
     page = f"{given.config}, {subject}; {environment()}\n\n" + markdown_table(
         ["calls a slice", "who", "s a volume", "speed"], rows
     )
-    write_json(given.output / "sampling.json", {"volumes": results}, replace=True)
-    with atomic_path(given.output / "sampling.md", replace=True) as path:
-        path.write_text(page, encoding="utf-8")
-    sys.stdout.write(page)
+    publish(given.output, "sampling", page, {"volumes": results})
 
 
 if __name__ == "__main__":

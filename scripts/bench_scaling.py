@@ -27,10 +27,10 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from bench_peers import publish
 
 from ldm.environment import environment
 from ldm.report.tables import markdown_table
-from ldm.storage import atomic_path, write_json
 
 SHAPE = (24, 28, 16)
 CONTRASTS = ("t1", "t1ce", "t2", "flair")
@@ -165,10 +165,7 @@ def main() -> None:
     found = {patients: measured(patients, given.decoded) for patients in given.patients}
     page = f"{environment()}\n\n{table(found)}"
     told = {str(patients): steps for patients, steps in found.items()}
-    write_json(given.output / "scaling.json", told, replace=True)
-    with atomic_path(given.output / "scaling.md", replace=True) as path:
-        path.write_text(page, encoding="utf-8")
-    sys.stdout.write(page)
+    publish(given.output, "scaling", page, told)
 
 
 if __name__ == "__main__":

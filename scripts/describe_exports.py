@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from ldm.config import load_config
 from ldm.denoiser import (
@@ -25,6 +24,7 @@ from ldm.denoiser import (
     onnx_bytes,
 )
 from ldm.errors import DsdiffError
+from ldm.modules.diffusionmodules.util import fill_zeros
 from ldm.report.tables import markdown_table
 from ldm.storage import atomic_path
 from ldm.study import build_model, read_study
@@ -41,11 +41,7 @@ def filled_model(family: str) -> Any:
     path = str(REPO / f"configs/backbone/{family}_tiny.yaml")
     config = load_config([path], [f"data.params.image_size={SIDE}"])
     torch.manual_seed(0)
-    model = build_model(config, read_study(config)).eval()
-    for parameter in model.parameters():
-        if not parameter.any():
-            nn.init.normal_(parameter, std=0.02)
-    return model
+    return fill_zeros(build_model(config, read_study(config)).eval())
 
 
 def row(family: str) -> list[str]:

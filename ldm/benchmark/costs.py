@@ -10,6 +10,7 @@ from ldm.callbacks.metrics_file import read_curves
 from ldm.cost.network import count_flops, count_parameters, training_flops
 from ldm.storage import read_json, write_json
 from ldm.study import build_model
+from ldm.util import trainer_options
 
 
 def cell_cost(cell: GridCell) -> RowCost:
@@ -19,7 +20,7 @@ def cell_cost(cell: GridCell) -> RowCost:
     sampling = read_json(cell.folder / "timing" / "cost.json")
     sampling = sampling or read_json(cell.prediction / "cost.json")
     timings = sampling.get("subjects") or []
-    options = (training.config.get("lightning") or {}).get("trainer") or {}
+    options = trainer_options(training.config)
     images = (run.get("batch_size") or 0) * (options.get("accumulate_grad_batches") or 1)
     steps = run.get("steps")
     return RowCost(

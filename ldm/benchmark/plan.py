@@ -18,7 +18,7 @@ from ldm.config import load_config
 from ldm.cost.network import count_flops, training_flops
 from ldm.errors import ConfigError
 from ldm.study import BATCH_SIZE, build_model, read_study
-from ldm.util import nearest, resolve_target
+from ldm.util import nearest, resolve_target, trainer_options
 
 OWN_KEYS = ("rows", "spaces", "seeds", "regression_of", "baselines")
 OWN_KEYS += ("budget", "sampling", "timing", "segmenter")
@@ -132,7 +132,7 @@ def read_budget(plan: Mapping[str, Any]) -> Budget | None:
             f"budget is {described}: give one of {{steps: 2000}}, {{seconds: 600}}, "
             "{flops: 1.0e15}; another is turned off as budget.steps=null",
         )
-    trainer = (plan.get("lightning") or {}).get("trainer") or {}
+    trainer = trainer_options(plan)
     for key in ("max_steps", "max_time", "max_epochs"):
         if trainer.get(key) is not None:
             raise ConfigError(
@@ -147,7 +147,7 @@ def step_flops(config: Mapping[str, Any]) -> int:
     """Return the FLOPs of one optimizer step of a configuration."""
     study = read_study(config)
     model = build_model(config, study)
-    trainer = (config.get("lightning") or {}).get("trainer") or {}
+    trainer = trainer_options(config)
     forward = count_flops(model.network, *model.network_inputs())
     batch_size = study.data.get("batch_size", BATCH_SIZE)
     return training_flops(forward, batch_size * (trainer.get("accumulate_grad_batches") or 1), 1)

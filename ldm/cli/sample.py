@@ -131,8 +131,8 @@ def run(args: argparse.Namespace) -> int:
     layout, found = detect_layout(args.input, args.layout, study.contrasts)
     print(summary(layout, found), file=sys.stderr)
     subjects = select_subjects(found, args.subjects)
-    told = getattr(args, "target", None)
-    form.check([subject.id for subject in subjects], [told] if told else study.targets)
+    targets = [args.target] if args.target else study.targets
+    form.check([subject.id for subject in subjects], targets)
     inputs = [args.input, args.model, *stored_files(found.values())]
     writes = ["cost.json", FAILURES, *form.about()]
     own = {"inputs": inputs, "writes": writes, "replace": args.overwrite}

@@ -109,12 +109,6 @@ def finish(run: TrainedRun) -> int:
     return 0
 
 
-def _accelerator(config: Mapping[str, Any]) -> str:
-    """Return where a configuration trains."""
-    trainer = (config.get("lightning") or {}).get("trainer") or {}
-    return trainer.get("accelerator", "auto")
-
-
 def describe(config: Mapping[str, Any]) -> int:
     """Print the resolved configuration and what the network costs."""
     import torch
@@ -123,7 +117,7 @@ def describe(config: Mapping[str, Any]) -> int:
     from ldm.cost.network import count_flops, count_parameters, training_memory_estimate
     from ldm.environment import resolve_precision
     from ldm.study import build_model
-    from ldm.util import instantiate_from_config
+    from ldm.util import instantiate_from_config, trainer_options
 
     data = instantiate_from_config(config["data"], where="data")
     model = build_model(config)
@@ -139,6 +133,6 @@ def describe(config: Mapping[str, Any]) -> int:
     print(
         f"memory to train     about {memory.total / 2**30:.2f} GiB (batch {data.batch_size}, fp32)"
     )
-    auto = resolve_precision("auto", _accelerator(config))
+    auto = resolve_precision("auto", trainer_options(config).get("accelerator", "auto"))
     print(f"precision           {auto} if auto; torch {torch.__version__}")
     return 0

@@ -23,6 +23,7 @@ from ldm.denoiser import (
     random_inputs,
 )
 from ldm.errors import CheckpointError, ConfigError, DataError
+from ldm.modules.diffusionmodules.util import fill_zeros
 from ldm.study import build_model, read_study
 
 pytest.importorskip("onnxruntime")
@@ -46,11 +47,7 @@ def filled(files, overrides):
     """A model with no layer of zeros, of which every export would return the same."""
     config = load_config(files, overrides)
     torch.manual_seed(0)
-    model = build_model(config, read_study(config)).eval()
-    for parameter in model.parameters():
-        if not parameter.any():
-            nn.init.normal_(parameter, std=0.02)
-    return model
+    return fill_zeros(build_model(config, read_study(config)).eval())
 
 
 def written(model, folder):

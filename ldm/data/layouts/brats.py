@@ -25,7 +25,19 @@ NUMBERED = (  # ids that say by which scheme of BraTS labels are numbered, the f
 )
 
 
-class SuffixLayout(Layout):
+class NumberedLayout(Layout):
+    """A layout of BraTS: in some years the id says how labels are numbered."""
+
+    def scheme_of(self, subject: str) -> LabelScheme:
+        """Return what labels mean: what is told, else what the id says."""
+        told = super().scheme_of(subject)
+        if told is not self.scheme:
+            return told
+        fitting = (scheme for start, scheme in NUMBERED if re.match(start, subject))
+        return next(fitting, told)
+
+
+class SuffixLayout(NumberedLayout):
     """Files named ID, separator, contrast, ``.nii.gz`` or ``.nii``, in any folder below a root.
 
     Endings are those of the challenge. Where a subject has no such file of a contrast, the words
@@ -73,13 +85,8 @@ class SuffixLayout(Layout):
                 return Entry(subject, contrast, VolumeFile(path), path.parent) if subject else None
         return None
 
-    def scheme_of(self, subject: str) -> LabelScheme:
-        """Return what labels mean: in some years the id says it."""
-        told = super().scheme_of(subject)
-        return told if told is not self.scheme else _numbered(subject, told)
 
-
-class BraTS2013(Layout):
+class BraTS2013(NumberedLayout):
     """BraTS 2013-2016: ``ID/VSD.Brain.XX.O.MR_T1c.54513/VSD.Brain.XX.O.MR_T1c.54513.mha``.
 
     A folder a contrast below that of the subject, or the files in the latter. The labels say ``OT``
@@ -112,10 +119,6 @@ class BraTS2013(Layout):
             above = f"{entry.owner.parent.name}_" if again else ""
             yield entry._replace(subject=above + entry.subject)
 
-    def scheme_of(self, subject: str) -> LabelScheme:  # noqa: D102
-        told = super().scheme_of(subject)
-        return told if told is not self.scheme else _numbered(subject, told)
-
 
 class BraTS2021(SuffixLayout):
     """BraTS 2017-2021: ``ID_t1.nii.gz``, ``ID_t2``, ``ID_flair``, ``ID_seg``, ...; ``ID_brain``
@@ -134,10 +137,6 @@ class BraTS2023(SuffixLayout):
     scheme = SCHEMES["brats2024"]
     separator = "-"
     naming = "brats2023"
-
-
-def _numbered(subject: str, usual: LabelScheme) -> LabelScheme:
-    return next((scheme for start, scheme in NUMBERED if re.match(start, subject)), usual)
 
 
 def _folder_of(path: Path) -> Path:

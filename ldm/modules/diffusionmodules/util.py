@@ -125,6 +125,14 @@ def zero_module(module: nn.Module) -> nn.Module:
     return module
 
 
+def fill_zeros(module: nn.Module, std: float = 0.02) -> nn.Module:
+    """Draw the parameters of ``module`` that are all zero, so that its output shows every layer."""
+    for parameter in module.parameters():
+        if not parameter.any():
+            nn.init.normal_(parameter, std=std)
+    return module
+
+
 def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10000.0) -> Tensor:
     """Return sinusoidal embeddings (B, dim) in float32: cosines first, then sines, zero-padded.
 
