@@ -16,6 +16,7 @@ from ldm.benchmark.sweep import Cell, Quality
 from ldm.data.layouts import Layout, Subject
 from ldm.errors import CheckpointError, ConfigError, DsdiffError, OutputError, as_known_error
 from ldm.inference.synthesis import Synthesiser
+from ldm.inference.volume_writer import VolumeWriter
 from ldm.storage import read_json, run_folder, write_json
 from ldm.study import Study
 
@@ -110,7 +111,9 @@ class SweepCells:
     def _sample(self, synthesiser: Synthesiser, folder: Path, title: str) -> None:
         try:
             for subject in self.subjects:
-                synthesiser.write(subject, self.layout, folder, f"{title}: {subject.id}")
+                VolumeWriter(synthesiser, folder).write(
+                    subject, self.layout, f"{title}: {subject.id}"
+                )
         finally:
             if synthesiser.timings:
                 write_json(folder / "cost.json", synthesiser.cost())

@@ -66,7 +66,10 @@ def data_module(config: Sequence[str], root: Path, layout: str | None) -> Contra
 def add_subject_arguments(parser: argparse.ArgumentParser, written: str) -> None:
     """Declare a trained model, the subjects it is run on, and where ``written`` goes."""
     parser.add_argument(
-        "model", type=Path, help="run folder, its model.safetensors, or a checkpoint"
+        "model",
+        type=Path,
+        help="run folder, its model.safetensors, or a checkpoint; or hub:owner/name, which is "
+        "downloaded",
     )
     parser.add_argument("--input", type=Path, required=True, metavar="FOLDER|CSV", help="subjects")
     add_layout_argument(parser)
@@ -74,6 +77,18 @@ def add_subject_arguments(parser: argparse.ArgumentParser, written: str) -> None
         "--output", type=Path, required=True, metavar="FOLDER", help=f"for the {written}"
     )
     parser.add_argument("--subjects", nargs="+", metavar="ID", help="only these (default: all)")
+
+
+def add_devices_argument(parser: argparse.ArgumentParser) -> None:
+    """Declare ``--devices``."""
+    parser.add_argument(
+        "--devices",
+        type=int,
+        default=1,
+        metavar="N",
+        help="share the subjects among N processes, each on a GPU of its own, or all on the CPU; "
+        "the volumes are byte for byte those of one (default: 1)",
+    )
 
 
 def add_run_arguments(parser: argparse.ArgumentParser, default: str) -> None:

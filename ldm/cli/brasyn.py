@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         required=True,
         metavar="RUN",
-        help="run or model folder, trained with configs/any_missing.yaml",
+        help="run or model folder, or hub:owner/name, trained with configs/any_missing.yaml",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, ...")
     add_trust_argument(parser)

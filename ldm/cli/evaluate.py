@@ -267,7 +267,8 @@ def add_segmenter_arguments(parser: argparse.ArgumentParser) -> None:
         "--segmenter",
         type=Path,
         metavar="MODEL",
-        help="run of dsdiff segment train: what does it find on synthetic and on real volumes?",
+        help="run of dsdiff segment train, or hub:owner/name: what does it find on synthetic and "
+        "on real volumes?",
     )
     judge.add_argument(
         "--segmenter-command",

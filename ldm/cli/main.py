@@ -95,6 +95,7 @@ def _run(argv: list[str]) -> int:
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # clean up
     try:
         _require_working_directory()
+        _download_model(args)
         return args.run(args) or 0
     except KeyboardInterrupt:
         print(f"\ndsdiff {args.verb}: interrupted; the same command goes on", file=sys.stderr)
@@ -122,6 +123,14 @@ def _require_working_directory() -> None:
         raise ConfigError(
             "USAGE", "the working directory was removed: cd into one that exists"
         ) from error
+
+
+def _download_model(args: argparse.Namespace) -> None:
+    """Put the folder of the model in the place of ``hub:owner/name``."""
+    if getattr(args, "model", None) is not None:
+        from ldm.hub import local_folder
+
+        args.model = local_folder(args.model)
 
 
 def report_error(verb: str, error: DsdiffError | str) -> None:

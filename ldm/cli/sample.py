@@ -5,14 +5,17 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
-from ldm.cli.arguments import SAMPLERS, add_model_arguments, add_subject_arguments
+from ldm.cli.arguments import (
+    SAMPLERS,
+    add_devices_argument,
+    add_model_arguments,
+    add_subject_arguments,
+)
 from ldm.cli.terminal import print_next, report_written, reporter, show_progress
 
 if TYPE_CHECKING:
-    from ldm.inference.parallel import SharedSynthesis
     from ldm.inference.request import Request
     from ldm.inference.synthesis import Synthesiser
 
@@ -23,14 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sampler", help=f"{SAMPLERS} (default: the model's, in general ddim)")
     parser.add_argument("--steps", type=int, help="of the sampler (default: the model's)")
     parser.add_argument("--eta", type=float, help="ddim: 0 deterministic (default) to 1 as ddpm")
-    parser.add_argument(
-        "--devices",
-        type=int,
-        default=1,
-        metavar="N",
-        help="share the subjects among N processes, each on a GPU of its own, or all on the CPU; "
-        "the volumes are byte for byte those of one (default: 1)",
-    )
+    add_devices_argument(parser)
     form = parser.add_mutually_exclusive_group()
     form.add_argument(
         "--bids",
@@ -119,11 +115,13 @@ def run(args: argparse.Namespace) -> int:
     """Sample every subject; one that fails does not stop the others."""
     from ldm.checkpoint import study_of
     from ldm.claims import claim
-    from ldm.data.layouts import Layout, Subject, detect_layout, select_subjects, summary
+    from ldm.data.layouts import detect_layout, select_subjects, summary
     from ldm.data.layouts.base import stored_files
     from ldm.inference.forms import form_named
     from ldm.inference.outputs import FAILURES, write_about, write_each
+    from ldm.inference.parallel import shared_among
     from ldm.inference.space import require_room
+    from ldm.inference.volume_writer import VolumeWriter
     from ldm.storage import write_json
 
     request(args)  # a wrong one is refused before the folder is listed
@@ -144,14 +142,11 @@ def run(args: argparse.Namespace) -> int:
             return 0
 
         require_room(synthesiser, subjects, layout, args.output)
-        shared = shared_synthesis(synthesiser, args)
-
-        def write(subject: Subject, layout: Layout, title: str) -> bool:
-            return writer.write(subject, layout, args.output, title, args.overwrite, args.form)
-
+        own_writer = VolumeWriter(synthesiser, args.output, args.overwrite, args.form)
+        shared = shared_among(own_writer, args.devices, args.device)
         write_about(args.output, args.form)
         with shared as writer:
-            done = write_each(subjects, layout, write, reporter("sample"), args.devices)
+            done = write_each(subjects, layout, writer.write, reporter("sample"), args.devices)
         done.write_failures(args.output)
         if synthesiser.timings:
             write_json(cost, synthesiser.cost())
@@ -162,17 +157,6 @@ def run(args: argparse.Namespace) -> int:
         words += ["--layout", args.layout] if args.layout else []
         print_next(shlex.join(["dsdiff", "evaluate", *words, "--output", "evaluation"]))
     return code
-
-
-def shared_synthesis(
-    synthesiser: Synthesiser, args: argparse.Namespace
-) -> AbstractContextManager[Synthesiser | SharedSynthesis]:
-    """Return what writes the volumes: the synthesiser, or several processes."""
-    from ldm.inference.parallel import SharedSynthesis
-
-    if args.devices == 1:
-        return nullcontext(synthesiser)
-    return SharedSynthesis(synthesiser, args.devices, args.device, args.trust)
 
 
 def load_synthesiser(args: argparse.Namespace) -> Synthesiser:

@@ -8,7 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from ldm.cli import train
-from ldm.cli.arguments import add_model_arguments, add_subject_arguments
+from ldm.cli.arguments import (
+    add_devices_argument,
+    add_model_arguments,
+    add_subject_arguments,
+)
 from ldm.cli.evaluate import add_label_argument, add_seen_argument
 from ldm.cli.main import DEBUG
 from ldm.cli.terminal import print_next, report_written, reporter
@@ -48,6 +52,7 @@ def _add_predict_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch-size", type=int, default=8, help="slices, or windows of a volume, at once (8)"
     )
+    add_devices_argument(parser)
     add_model_arguments(parser)
     parser.add_argument("--no-pictures", action="store_true", help="write no pictures/*.png")
     parser.add_argument("--overwrite", action="store_true", help="replace existing outputs")
@@ -90,6 +95,7 @@ def predict(args: argparse.Namespace) -> int:
     from ldm.errors import ConfigError
     from ldm.inference.label_maps import LabelWriter
     from ldm.inference.outputs import write_each
+    from ldm.inference.parallel import shared_among
     from ldm.inference.segmentation import NetworkSegmenter
     from ldm.study import LABELS
 
@@ -104,8 +110,9 @@ def predict(args: argparse.Namespace) -> int:
     with claim(args.output, "segment", inputs=inputs, replace=args.overwrite):
         options = (args.trust, args.device, args.batch_size, args.allow_missing, args.nonfinite)
         segmenter = NetworkSegmenter(args.model, *options)
-        writer = LabelWriter(segmenter, args.output, args.overwrite, not args.no_pictures)
-        done = write_each(subjects, layout, writer.write, reporter("segment"))
+        own_writer = LabelWriter(segmenter, args.output, args.overwrite, not args.no_pictures)
+        with shared_among(own_writer, args.devices, args.device) as writer:
+            done = write_each(subjects, layout, writer.write, reporter("segment"), args.devices)
         done.write_failures(args.output)
     code = report_written(done, args.output)
     if any(LABELS in subject.files for subject in subjects):

@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ldm.data.layouts import Layout, Subject
 from ldm.data.nifti import encode_volume, write_volume
 from ldm.data.prepare import PreparedSubject
-from ldm.inference.outputs import is_written, require_remade, volume_paths
+from ldm.inference.outputs import Writer, is_written, require_remade, volume_paths
 from ldm.inference.segmentation import NetworkSegmenter
 from ldm.plots.overlay import attention_figure, overlay_figure
 from ldm.storage import atomic_path, write_json
 from ldm.study import LABELS
 
 
-class LabelWriter:
+class Made(NamedTuple):
+    """The label map of a subject as a file, what its sidecar says, and its pictures by name."""
+
+    id: str
+    content: bytes
+    described: dict[str, Any]
+    pictures: dict[str, bytes]
+
+
+class LabelWriter(Writer):
     """Writes the label map, its sidecar and the pictures of one subject after another.
 
     Args:
@@ -43,37 +55,63 @@ class LabelWriter:
             "overlap": segmenter.model.overlap,
         }
 
-    def write(self, subject: Subject, layout: Layout, title: str) -> bool:
-        """Write ``ID_seg.nii.gz`` and ``ID_seg.json``; return False if they exist already.
+    def on_a_device(self) -> Callable[[str], LabelWriter]:
+        """Return what makes this writer in another process, on a device."""
+        segmenter, trained = self.segmenter, self.segmenter.trained
+        options = {name: getattr(segmenter, name) for name in ("allow_missing", "nonfinite")}
+        options["batch_size"] = segmenter.windows.batch_size
+        load = partial(NetworkSegmenter, trained.path, trained.trust, **options)
+        return partial(_load, load, (self.output, self.overwrite, self.pictures))
+
+    def is_written(self, subject: Subject) -> bool:
+        """Return whether the label map of a subject, of this model, is in the folder.
+
+        Raises:
+            DataError: DATA-IO. OutputError: OUT-EXISTS for another one, OUT-INPUT.
+        """
+        places = volume_paths(self.output, subject.id, LABELS)
+        return is_written(*places, self._described(subject), self.overwrite)
+
+    def _described(self, subject: Subject) -> dict[str, Any]:
+        """Return what decides the labels of a subject."""
+        inputs = self.segmenter.trained.inputs(subject)
+        return {"Segmentation": True, "inputs": inputs, "request": self.request}
+
+    def make(self, subject: Subject, layout: Layout, title: str) -> Made:
+        """Return what is to be written of a subject.
 
         Raises:
             DataError, NonFiniteError: the subject cannot be segmented.
-            OutputError: OUT-EXISTS, OUT-IO.
         """
-        path, sidecar = volume_paths(self.output, subject.id, LABELS)
-        inputs = self.segmenter.trained.inputs(subject)
-        described = {"Segmentation": True, "inputs": inputs, "request": self.request}
-        if is_written(path, sidecar, described, self.overwrite):
-            return False
+        described = self._described(subject)
         prepared = self.segmenter.prepare(subject, layout)
         masks = self.segmenter.masks(prepared)
         found = self.segmenter.labels(prepared, masks, layout)
         content = encode_volume(found.labels, found.geometry, dtype=np.uint8)
         values = [int(v) for v in np.unique(found.labels)]
-        digest = hashlib.sha256(content).hexdigest()
-        if not self.overwrite:
-            require_remade(path, sidecar, digest)
-        described |= {"sha256": digest, "labels": values}
+        described |= {"sha256": hashlib.sha256(content).hexdigest(), "labels": values}
         described["scheme"] = str(self.segmenter.scheme(layout))
         described |= self.segmenter.trained.said_of(subject)
-        write_json(sidecar, described)
-        if self.pictures:
-            self._draw(prepared, masks)
-        write_volume(path, content)
-        return True
+        drawn = self._drawn(prepared, masks) if self.pictures else {}
+        return Made(subject.id, content, described, drawn)
 
-    def _draw(self, prepared: PreparedSubject, masks: dict[str, np.ndarray]) -> None:
-        """Write ``pictures/ID_overlay.png``, and ``ID_attention.png`` of a network with gates."""
+    def keep(self, made: Made) -> None:
+        """Write ``ID_seg.nii.gz``, ``ID_seg.json`` and the pictures.
+
+        Raises:
+            OutputError: OUT-EXISTS, OUT-IO.
+        """
+        path, sidecar = volume_paths(self.output, made.id, LABELS)
+        if not self.overwrite:
+            require_remade(path, sidecar, made.described["sha256"])
+        write_json(sidecar, made.described)
+        for name, image in made.pictures.items():
+            with atomic_path(self.output / "pictures" / f"{made.id}_{name}.png") as temporary:
+                temporary.write_bytes(image)
+        write_volume(path, made.content)
+
+    def _drawn(self, prepared: PreparedSubject, masks: dict[str, np.ndarray]) -> dict[str, bytes]:
+        """Return the regions on the images, and the attention of a network with gates."""
         area = sum(mask.sum((1, 2)) for mask in masks.values()) + 1e-6 * prepared.brain.sum((1, 2))
         place = int(area.argmax())  # the slice with most segmented, or else with most brain
         title = f"{prepared.id} · {self.segmenter.trained.preparation.axis} {place}"
@@ -83,15 +121,16 @@ class LabelWriter:
         }
         regions = {name: np.rot90(mask[place]) for name, mask in masks.items()}
         last = images[prepared.contrasts[-1]]
-        self._save(
-            prepared, "overlay", overlay_figure([images | {"prediction": (last, regions)}], [title])
-        )
+        drawn = {"overlay": overlay_figure([images | {"prediction": (last, regions)}], [title])}
         maps = self.segmenter.attention(prepared, place)
         if maps:
             gates = {level: np.rot90(alpha) for level, alpha in maps.items()}
             brain = np.rot90(prepared.brain[place])
-            self._save(prepared, "attention", attention_figure(last, regions, gates, brain, title))
+            drawn["attention"] = attention_figure(last, regions, gates, brain, title)
+        return drawn
 
-    def _save(self, prepared: PreparedSubject, name: str, image: bytes) -> None:
-        with atomic_path(self.output / "pictures" / f"{prepared.id}_{name}.png") as temporary:
-            temporary.write_bytes(image)
+
+def _load(
+    load: Callable[..., NetworkSegmenter], told: tuple[Path, bool, bool], device: str
+) -> LabelWriter:
+    return LabelWriter(load(device=device), *told)

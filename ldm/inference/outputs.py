@@ -6,6 +6,7 @@ was killed between the two knows its own work from a stranger's.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -47,6 +48,38 @@ class Written:
             write_csv(path, ("subject", "code", "message"), rows)
         else:
             remove(path)
+
+
+class Writer(ABC):
+    """Writes the output of one subject after another."""
+
+    @abstractmethod
+    def is_written(self, subject: Subject) -> bool:
+        """Return whether the output of a subject, as asked for, is there."""
+
+    @abstractmethod
+    def make(self, subject: Subject, layout: Layout, title: str) -> Any:
+        """Return the output of a subject, which can be sent to another process."""
+
+    @abstractmethod
+    def keep(self, made: Any) -> None:
+        """Write an output."""
+
+    @abstractmethod
+    def on_a_device(self) -> Callable[[str], Writer]:
+        """Return what makes this writer in another process, on a device."""
+
+    def write(self, subject: Subject, layout: Layout, title: str) -> bool:
+        """Write the output of a subject; return False where it is there already.
+
+        Raises:
+            DataError, NonFiniteError: nothing can be made of the subject.
+            OutputError: OUT-EXISTS, OUT-IO.
+        """
+        if self.is_written(subject):
+            return False
+        self.keep(self.make(subject, layout, title))
+        return True
 
 
 def write_each(

@@ -6,10 +6,10 @@ import logging
 import multiprocessing
 import signal
 import threading
-from collections.abc import Collection
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from pathlib import Path
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -17,48 +17,38 @@ import torch
 from ldm.data.layouts import Layout, Subject
 from ldm.environment import pick_device
 from ldm.errors import ConfigError, WorkerError
-from ldm.inference.outputs import SyntheticVolume
-from ldm.inference.request import Request
-from ldm.inference.synthesis import Synthesiser
-
-Made = tuple[SyntheticVolume, list[dict[str, Any]]]
+from ldm.inference.outputs import Writer
 
 
-class SharedSynthesis:
-    """Writes volumes that several processes make, byte for byte those of one.
+class SharedWriter(Writer):
+    """Writes what several processes make, byte for byte what one makes.
 
-    Each process takes the next subject when it is done with one; this one alone writes. To be used
-    as a context, at whose end the processes end too.
+    Each process takes the next subject when it is done with one; this one alone writes, and threads
+    may call :meth:`write` at the same time. To be used as a context, at whose end the processes end
+    too.
 
     Args:
-        synthesiser: what is asked, and of which model.
+        writer: what is made, and how it is written.
         devices: number of processes: on a machine with CUDA each on a GPU, else all on the CPU.
-        device, trust: see :meth:`Synthesiser.load`.
+        device: see :meth:`Synthesiser.load`.
 
     Raises:
         ConfigError: CONFIG-VALUE for fewer than one process, or more than there are GPUs.
     """
 
-    def __init__(
-        self,
-        synthesiser: Synthesiser,
-        devices: int,
-        device: str = "auto",
-        trust: Collection[str] = (),
-    ) -> None:
-        self.synthesiser = synthesiser
+    def __init__(self, writer: Writer, devices: int, device: str = "auto") -> None:
+        self.writer = writer
         places = device_names(devices, device)
         context = multiprocessing.get_context("spawn")
         queue = context.SimpleQueue()
         for place in places:
             queue.put(place)
-        given = (synthesiser.trained.path, tuple(trust), synthesiser.asked)
-        options = (queue, torch.get_num_threads(), *given)
+        options = (queue, torch.get_num_threads(), writer.on_a_device())
         self._others = multiprocessing.active_children()
         self._pool = ProcessPoolExecutor(devices, context, _begin, options)
         self._writing = threading.Lock()
 
-    def __enter__(self) -> SharedSynthesis:
+    def __enter__(self) -> SharedWriter:
         return self
 
     def __exit__(self, kind: Any, *error: Any) -> None:
@@ -68,35 +58,40 @@ class SharedSynthesis:
                     process.terminate()
         self._pool.shutdown(cancel_futures=True)
 
-    def write(
-        self,
-        subject: Subject,
-        layout: Layout,
-        folder: Path,
-        title: str,
-        overwrite: bool = False,
-        form: str = "nifti",
-    ) -> bool:
-        """Write a volume like :meth:`Synthesiser.write`; threads may call it at the same time.
+    def is_written(self, subject: Subject) -> bool:
+        """Return what the writer says."""
+        return self.writer.is_written(subject)
+
+    def make(self, subject: Subject, layout: Layout, title: str) -> Any:
+        """Return what another process made.
 
         Raises:
-            WorkerError: WORKER, a process was killed.
-            DataError, NonFiniteError, OutputError: see there.
+            WorkerError: WORKER, a process was killed. DataError, NonFiniteError: see the writer.
         """
-        if self.synthesiser.is_written(subject, folder, overwrite, form):
-            return False
         try:
-            made, timings = self._pool.submit(_make, subject, layout, form).result()
+            return self._pool.submit(_make, subject, layout, title).result()
         except BrokenProcessPool as error:
             raise WorkerError(
                 "WORKER",
-                "a process that samples was killed (no memory?): run the same command again, with "
-                "fewer --devices",
+                "a process that works on subjects was killed (no memory?): run the same command "
+                "again, with fewer --devices",
             ) from error
+
+    def keep(self, made: Any) -> None:
+        """Write it, one at a time; raises OutputError."""
         with self._writing:
-            self.synthesiser.timings += timings
-            made.save(folder, overwrite, form)
-        return True
+            self.writer.keep(made)
+
+    def on_a_device(self) -> Callable[[str], Writer]:
+        """Return what makes the writer in another process."""
+        return self.writer.on_a_device()
+
+
+def shared_among(
+    writer: Writer, devices: int, device: str = "auto"
+) -> AbstractContextManager[Writer]:
+    """Return what writes: the writer itself, or several processes; see :class:`SharedWriter`."""
+    return nullcontext(writer) if devices == 1 else SharedWriter(writer, devices, device)
 
 
 def device_names(devices: int, device: str = "auto") -> list[str]:
@@ -113,21 +108,17 @@ def device_names(devices: int, device: str = "auto") -> list[str]:
     return [kind if most is None else f"cuda:{number}" for number in range(devices)]
 
 
-_synthesiser: Synthesiser  # of a process that samples
+_writer: Writer  # of a process that makes
 
 
-def _begin(places: Any, threads: int, path: Path, trust: Collection[str], request: Request) -> None:
-    """Load the model, in a process that samples."""
-    global _synthesiser
+def _begin(places: Any, threads: int, load: Callable[[str], Writer]) -> None:
+    """Load the model, in a process that makes."""
+    global _writer
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process ends the others
     logging.basicConfig(format="dsdiff: %(levelname)s %(message)s", level=logging.WARNING)
     torch.set_num_threads(threads)  # as in one process: sums in another order are other bytes
-    options = {name: getattr(request, name) for name in request.__dataclass_fields__}
-    _synthesiser = Synthesiser.load(path, device=places.get(), trust=trust, **options)
+    _writer = load(places.get())
 
 
-def _make(subject: Subject, layout: Layout, form: str) -> Made:
-    made = _synthesiser.synthesise(subject, layout)
-    made.packed(form)  # here, not in the process that writes
-    timings, _synthesiser.timings = _synthesiser.timings, []
-    return made, timings
+def _make(subject: Subject, layout: Layout, title: str) -> Any:
+    return _writer.make(subject, layout, title)

@@ -37,7 +37,7 @@ from ldm.errors import (
     one_of,
 )
 from ldm.inference.given import GivenLayout, VolumeLike, given_subject
-from ldm.inference.outputs import SyntheticVolume, is_written, volume_paths
+from ldm.inference.outputs import SyntheticVolume
 from ldm.inference.request import OPTIONS, Request
 from ldm.inference.trained import TrainedModel, load_for_inference
 from ldm.inference.windows import Windows
@@ -229,38 +229,6 @@ class Synthesiser:
                 f"{len(failures)} of {len(subjects)} subjects failed; first: {failures[0]}",
             )
 
-    def write(
-        self,
-        subject: Subject,
-        layout: Layout,
-        folder: Path,
-        title: str,
-        overwrite: bool = False,
-        form: str = "nifti",
-    ) -> bool:
-        """Write the volume and the sidecar of a subject; return False if they exist already.
-
-        Raises:
-            DataError, NonFiniteError: the subject cannot be sampled.
-            OutputError: OUT-EXISTS, OUT-IO.
-        """
-        if self.is_written(subject, folder, overwrite, form):
-            return False
-        self.synthesise(subject, layout, title).save(folder, overwrite, form)
-        return True
-
-    def is_written(
-        self, subject: Subject, folder: Path, overwrite: bool = False, form: str = "nifti"
-    ) -> bool:
-        """Return whether the volume of a subject, as asked for, is in a folder.
-
-        Raises:
-            DataError: DATA-IO. OutputError: OUT-EXISTS for another one, OUT-INPUT.
-        """
-        subject, target = self.inputs_of(subject)
-        places = volume_paths(folder, subject.id, target, form)
-        return is_written(*places, self._described(subject), overwrite)
-
     def inputs_of(self, subject: Subject) -> tuple[Subject, str]:
         """Return a subject without the contrast that is to be made of it, and this contrast.
 
@@ -284,7 +252,7 @@ class Synthesiser:
         """
         subject, target = self.inputs_of(subject)
         study = self.study.making(target)
-        described = self._described(subject)
+        described = self.described(subject)
         prepared = self.prepare(subject, layout)
         described |= self.trained.said_of(subject)
         self.trained.warn_of_spacing(prepared)
@@ -342,8 +310,8 @@ class Synthesiser:
         asked = {n: getattr(self.request, n) for n in ("precision", "batch_size", "steps")}
         return {"device": self.trained.device.type, **asked, "calls": self.calls}
 
-    def _described(self, subject: Subject) -> dict[str, Any]:
-        """Return what decides the voxels of a subject's volume."""
+    def described(self, subject: Subject) -> dict[str, Any]:
+        """Return what decides the voxels of a subject's volume; raises DataError."""
         inputs, request = self.trained.inputs(subject), self.request.to_dict(self.trained.digest)
         described = {"Synthetic": True, "inputs": inputs, "request": request}
         if names := self.study.covariates:  # text, because strict JSON knows no NaN

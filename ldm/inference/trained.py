@@ -44,6 +44,7 @@ class TrainedModel:
         study: what it was trained for.
         preparation: how a subject becomes its slices.
         device: where it runs.
+        trust: see :func:`load_for_inference`.
     """
 
     path: Path
@@ -53,6 +54,7 @@ class TrainedModel:
     preparation: Preparation
     device: torch.device
     weights: str | None = None
+    trust: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -162,4 +164,5 @@ def load_for_inference(
     preparation = Preparation.read(study)
     if place.type == "cpu":
         keep_freed_memory()
-    return TrainedModel(path, model.to(place), digest, study, preparation, place, weights)
+    told = (study, preparation, place, weights, tuple(trust))
+    return TrainedModel(path, model.to(place), digest, *told)

@@ -70,23 +70,30 @@ def test_the_card_has_what_a_reader_asks_for(exported):
     assert read_model(exported / MODEL_FILE)[1]["sha256"] in card
 
 
-def test_a_model_of_a_hub_is_downloaded_only_when_it_is_asked_for(exported, monkeypatch, caplog):
-    """A fake hub that holds the exported folder; without a package for it nothing is asked."""
+@pytest.fixture
+def hub(exported, segmenter_run, monkeypatch):
+    """What is asked of a stand-in for the hub, which holds two models."""
     asked = []
+    held = {"owner/name": exported, "owner/segmenter": segmenter_run}
 
     def snapshot_download(name, revision=None, allow_patterns=None):
         asked.append((name, revision))
         assert set(allow_patterns) == {MODEL_FILE, CONFIG_FILE, "README.md"}
-        if name != "owner/name":
+        if name not in held:
             raise FileNotFoundError("404: no such\nrepository")
-        return str(exported)
+        return str(held[name])
 
-    hub = types.SimpleNamespace(snapshot_download=snapshot_download)
-    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    package = types.SimpleNamespace(snapshot_download=snapshot_download)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", package)
+    return asked
+
+
+def test_a_model_of_a_hub_is_downloaded_only_when_it_is_asked_for(exported, hub, monkeypatch):
+    """Without a package for it nothing is asked."""
     own = ldm.Synthesiser.load(exported)
-    assert asked == []
+    assert hub == []
     other = ldm.Synthesiser.load("hub:owner/name@v1")
-    assert asked == [("owner/name", "v1")]
+    assert hub == [("owner/name", "v1")]
     assert other.trained.digest == own.trained.digest
     with pytest.raises(
         CheckpointError, match="CKPT-MISSING: hub:owner/none could not be had .404: no"
@@ -95,10 +102,43 @@ def test_a_model_of_a_hub_is_downloaded_only_when_it_is_asked_for(exported, monk
     for wrong in ("hub:name", "hub:a/b/c"):
         with pytest.raises(ConfigError, match=f"CONFIG-VALUE: '{wrong}' names no model"):
             ldm.Synthesiser.load(wrong)
-    assert len(asked) == 2
+    assert len(hub) == 2
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(ConfigError, match=r"CONFIG-MISSING: .*pip install 'dsdiff\[hub\]'"):
         ldm.Synthesiser.load("hub:owner/name")
+
+
+def test_the_command_line_takes_a_model_of_a_hub(
+    exported, segmenter_run, patients, tmp_path, hub, monkeypatch, capsys
+):
+    """Each verb that applies a model writes what it writes with the folder, and asks once."""
+    one = ["--input", str(patients), "--subjects", "Phantom_0003", "--output"]
+    verbs = {
+        "owner/name": (exported, ["sample", "MODEL", *one], "Phantom_0003_t1ce.nii.gz"),
+        "owner/segmenter": (
+            segmenter_run,
+            ["segment", "predict", "MODEL", "--no-pictures", *one],
+            "Phantom_0003_seg.nii.gz",
+        ),
+    }
+    for name, (folder, words, file) in verbs.items():
+        made = []
+        for model in (folder, f"hub:{name}"):
+            own = [str(model) if word == "MODEL" else word for word in words]
+            output = tmp_path / f"{name.replace('/', '-')}-{len(made)}"
+            assert main([*own, str(output)]) == 0
+            made.append((output / file).read_bytes())
+        assert made[0] == made[1]
+    judge = ["evaluate", "--prediction", str(output.parent / "owner-name-1"), "--allow-seen"]
+    judge += ["--reference", str(patients), "--segmenter", "hub:owner/segmenter"]
+    assert main(judge) == 0
+    assert hub == [("owner/name", None), *[("owner/segmenter", None)] * 2]
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    cases = ["--input", str(patients), "--output", str(tmp_path / "none")]
+    capsys.readouterr()
+    assert main(["brasyn", "--model", "hub:owner/name", *cases]) == 2
+    assert "pip install 'dsdiff[hub]'" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.parametrize("text", ["/data/lpips.pt", "as in P7"])

@@ -116,6 +116,25 @@ def test_label_maps_lie_on_the_grid_of_the_input(predicted, patients, segmenter_
     assert {"Phantom_0003_overlay.png", "Phantom_0003_attention.png"} <= pictures
 
 
+@pytest.mark.slow
+def test_processes_that_share_subjects_write_the_label_maps_of_one(
+    tmp_path, predicted, patients, segmenter_run, capsys
+):
+    """Byte for byte, with the pictures and the sidecars; and not again."""
+    again = predict(segmenter_run, patients, tmp_path, "--device", "cpu", "--devices", "2")
+    assert main(again) == 0
+    one, two = (
+        {p.relative_to(f): p.read_bytes() for p in f.rglob("Phantom*")}
+        for f in (predicted, tmp_path)
+    )
+    assert len(one) == 3 * 4
+    assert one == two
+    capsys.readouterr()
+    assert main(again) == 0
+    assert "written=0 failed=0 skipped=3" in capsys.readouterr().out
+    assert main([*again[:-1], "0"]) == 2
+
+
 def test_label_map_is_what_the_network_says_of_each_slice(predicted, patients, segmenter_run):
     segmenter = NetworkSegmenter(segmenter_run, batch_size=3)
     layout, subjects = detect_layout(patients)

@@ -1,0 +1,76 @@
+"""Synthetic volumes of a synthesiser as files, a subject at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ldm.data.layouts import Layout, Subject
+from ldm.inference.outputs import SyntheticVolume, Writer, is_written, volume_paths
+from ldm.inference.request import Request
+from ldm.inference.synthesis import Synthesiser
+from ldm.inference.trained import load_for_inference
+
+Made = tuple[SyntheticVolume, list[dict[str, Any]]]  # and what it cost
+
+
+class VolumeWriter(Writer):
+    """Writes the volume and the sidecar of one subject after another.
+
+    Args:
+        synthesiser: what makes them; it keeps what they cost in ``timings``.
+        output: folder.
+        overwrite: replace what is not of this model, input and request.
+        form: see :meth:`ldm.inference.outputs.SyntheticVolume.save`.
+    """
+
+    def __init__(
+        self, synthesiser: Synthesiser, output: Path, overwrite: bool = False, form: str = "nifti"
+    ) -> None:
+        self.synthesiser, self.output = synthesiser, output
+        self.overwrite, self.form = overwrite, form
+
+    def on_a_device(self) -> Callable[[str], VolumeWriter]:
+        """Return what makes this writer in another process, on a device."""
+        trained, asked = self.synthesiser.trained, self.synthesiser.asked
+        told = (self.output, self.overwrite, self.form)
+        return partial(_load, trained.path, trained.trust, asked, told)
+
+    def is_written(self, subject: Subject) -> bool:
+        """Return whether the volume of a subject, as asked for, is in the folder.
+
+        Raises:
+            DataError: DATA-IO. OutputError: OUT-EXISTS for another one, OUT-INPUT.
+        """
+        subject, target = self.synthesiser.inputs_of(subject)
+        places = volume_paths(self.output, subject.id, target, self.form)
+        return is_written(*places, self.synthesiser.described(subject), self.overwrite)
+
+    def make(self, subject: Subject, layout: Layout, title: str) -> Made:
+        """Return the volume, packed as the file that it will be, and what it cost.
+
+        Raises:
+            DataError, NonFiniteError: the subject cannot be sampled.
+        """
+        made = self.synthesiser.synthesise(subject, layout, title)
+        made.packed(self.form)  # here, not in the process that writes
+        timings, self.synthesiser.timings = self.synthesiser.timings, []
+        return made, timings
+
+    def keep(self, made: Made) -> None:
+        """Write the files.
+
+        Raises:
+            OutputError: OUT-EXISTS, OUT-IO.
+        """
+        volume, timings = made
+        self.synthesiser.timings += timings
+        volume.save(self.output, self.overwrite, self.form)
+
+
+def _load(
+    path: Path, trust: Collection[str], asked: Request, told: tuple[Path, bool, str], device: str
+) -> VolumeWriter:
+    return VolumeWriter(Synthesiser(load_for_inference(path, trust, device), asked), *told)
