@@ -1,9 +1,13 @@
 """Duplicates are found, two patients are not."""
 
+import base64
+
 import numpy as np
+import pytest
 from scipy import ndimage
 
-from ldm.data.fingerprint import ALIKE, alike, difference, fingerprint
+from ldm.data import fingerprint as module
+from ldm.data.fingerprint import ALIKE, COMPARED, alike, difference, fingerprint
 from ldm.data.volume_file import VolumeFile
 from ldm.diagnosis.duplicates import equal_files
 
@@ -34,6 +38,36 @@ def test_only_like_images_make_a_pair():
     assert [(first, second) for first, second, _ in pairs] == [("p2", "copy")]
     pairs = alike({"copy": fingerprint(2 * smooth_head(2) + noise)}, heads)
     assert [(first, second) for first, second, _ in pairs] == [("copy", "p2")]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_blocks_and_parts_miss_no_pair(seed, monkeypatch):
+    """The pairs, their order and shares are those of each compared with each, bit by bit.
+
+    Half of the fingerprints are others with a share of bits about the limit turned, spread evenly
+    or all in one place, where a part of the words sees none or all of them.
+    """
+    monkeypatch.setattr(module, "BLOCK", (3, 7))
+    draw, size = np.random.default_rng(seed), int(COMPARED.sum())
+    bits = draw.random((60, size)) < 0.5
+    for i in range(30, 60):
+        turned = round(size * draw.choice([0.05, ALIKE - 1e-4, ALIKE + 1e-4, 0.2]))
+        where = np.arange(turned) if i % 2 else draw.choice(size, turned, replace=False)
+        bits[i] = bits[draw.integers(30)]
+        bits[i, where] ^= True
+    texts = [base64.b64encode(np.packbits(row).tobytes()).decode() for row in bits]
+    shares = (bits[:, None] != bits).mean(-1)
+    some, others = (
+        {f"a{i}": texts[i] for i in range(60)},
+        {f"b{i}": texts[i] for i in range(20, 60)},
+    )
+    within = [(f"a{j}", f"a{i}") for i in range(60) for j in range(i) if shares[i, j] < ALIKE]
+    across = [(f"a{j}", f"b{i}") for i in range(20, 60) for j in range(60) if shares[i, j] < ALIKE]
+    assert len(within) > 10
+    for found, expected in ((alike(some), within), (alike(some, others), across)):
+        assert [pair[:2] for pair in found] == expected
+        for first, second, share in found:
+            assert share == pytest.approx(shares[int(first[1:]), int(second[1:])], abs=1e-12)
 
 
 def test_an_image_without_anatomy_has_no_fingerprint():
