@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from ldm.modules.diffusionmodules.util import beside
+
 
 class SE_Attention(nn.Module):  # noqa: N801 - the public name
     """Scale each channel of a map (B, C, *S) by a gate in (0, 1) (Hu et al. 2018, equations 2-4).
@@ -25,4 +27,4 @@ class SE_Attention(nn.Module):  # noqa: N801 - the public name
 
     def forward(self, x: Tensor) -> Tensor:
         gate = self.se(x.flatten(2).mean(-1))  # (B, C)
-        return x * gate.unflatten(1, (-1, *[1] * (x.ndim - 2)))  # (B, C, *S)
+        return x * beside(gate, x)  # (B, C, *S)

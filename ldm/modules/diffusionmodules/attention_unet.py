@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ldm.errors import ConfigError
 from ldm.modules.diffusionmodules.blocks import TimeEmbedding
 from ldm.modules.diffusionmodules.util import (
+    beside,
     check_image,
     conv_nd,
     normalization,
@@ -43,7 +44,7 @@ class DoubleConv(nn.Module):
     def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:
         h = F.relu(self.norm1(self.conv1(x)))  # (B, out_channels, *S)
         if emb is not None:
-            h = h + self.emb_layer(F.silu(emb)).unflatten(1, (-1, *[1] * (x.ndim - 2)))
+            h = h + beside(self.emb_layer(F.silu(emb)), x)
         return F.relu(self.norm2(self.conv2(h)))
 
 

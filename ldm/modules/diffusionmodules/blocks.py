@@ -15,6 +15,7 @@ from ldm.modules.attention import SpatialTransformer
 from ldm.modules.diffusionmodules.util import (
     Downsample,
     Upsample,
+    beside,
     checkpoint,
     conv_nd,
     from_tokens,
@@ -117,13 +118,11 @@ class ResBlock(nn.Module):
         norm, activation, conv = self.in_layers
         h = conv(self.resample(activation(norm(x))))  # (B, out_channels, *S')
         emb = self.emb_layers(emb)  # (B, out_channels or 2 * out_channels)
-        emb = emb.unflatten(1, (-1, *[1] * (x.ndim - 2)))  # (B, ..., *[1])
         if self.use_scale_shift_norm:
-            scale, shift = emb.chunk(2, dim=1)
-            h = self.out_layers[0](h) * (1 + scale) + shift
+            h = self.out_layers[0](h, *emb.chunk(2, dim=1))
             h = self.out_layers[1:](h)
         else:
-            h = self.out_layers(h + emb)
+            h = self.out_layers(h + beside(emb, x))
         return self.skip_connection(self.resample(x)) + h
 
 
