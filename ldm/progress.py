@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from typing import Protocol, TypeVar
 
 Item = TypeVar("Item")
 PART_OF = "DSDIFF_PART_OF"  # in the environment of a process that a benchmark runs
+
+
+def is_part() -> bool:
+    """Return whether a benchmark runs this process, and says itself how to go on."""
+    return PART_OF in os.environ
 
 
 class Progress(Protocol):

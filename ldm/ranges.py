@@ -30,10 +30,11 @@ class Range:
         return enough and below and math.isfinite(value)
 
     def __str__(self) -> str:
+        low = f"above {self.least}" if self.above else f"{self.least} or more"
         if self.most == math.inf:
-            return f"above {self.least:g}" if self.above else f"{self.least:g} or more"
-        low = "above " * self.above + f"{self.least:g}"
-        return f"{low} and below {self.most:g}" if self.below else f"{low} to {self.most:g}"
+            return low
+        most = f"and below {self.most}" if self.below else f"and {self.most} at most"
+        return f"{low} {most}" if self.above or self.below else f"{self.least} to {self.most}"
 
 
 POSITIVE, NOT_NEGATIVE, COUNT = Range(0, above=True), Range(0), Range(1)
@@ -51,10 +52,9 @@ _NAMES = {
     "content_style style_anatomy_lesion kl_weight perceptual_weight disc_start disc_weight degree "
     "num_classes middle_depth num_downsamplings supervision fold abnormal enhancing "
     "limit_val_batches overfit_batches gradient_clip_val momentum",
-    SHARE: "min_brain condition_dropout drop_all dropout mean_share visited decay_to "
-    "abnormal_share",
+    SHARE: "min_brain mean_share visited decay_to abnormal_share",
     INSIDE: "linear_start linear_end half_life",
-    Range(0, 1, below=True): "decay betas asymmetry",
+    Range(0, 1, below=True): "decay betas asymmetry condition_dropout drop_all dropout",
     Range(2): "timesteps folds",
     Range(0, 100): "low high",
     Range(0, 2**63 - 1): "seed",

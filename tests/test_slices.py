@@ -470,6 +470,15 @@ def test_no_slice_with_enough_brain_is_an_error(brats_folder):
         data_module(brats_folder, min_brain=1)
 
 
+def test_neighbours_that_no_volume_has_are_an_error(brats_folder):
+    """A head of S slices has S - 1 beside a slice at most; the farthest one is enough."""
+    slices = data_module(brats_folder).train_slices.subjects[0].brain_share.size
+    assert data_module(brats_folder, neighbours=slices - 1).neighbours == slices - 1
+    told = f"CONFIG-VALUE: data.params.neighbours is {slices}, and the volumes have {slices} slices"
+    with pytest.raises(ConfigError, match=told):
+        data_module(brats_folder, neighbours=slices)
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -479,6 +488,8 @@ def test_no_slice_with_enough_brain_is_an_error(brats_folder):
         {"num_workers": -1},
         {"min_brain": 1.5},
         {"condition_dropout": -0.1},
+        {"condition_dropout": 1},
+        {"worker_timeout": 0},
         {"axis": "diagonal"},
         {"image_size": 0},
         {"image_size": [8, 8, 8, 8]},

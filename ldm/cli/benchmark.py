@@ -63,6 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Plan, then run one cell or all that are missing, or only report."""
+    from ldm.benchmark.cells import Stopped
     from ldm.benchmark.run import Benchmark
 
     files = [a for a in args.config if "=" not in a]
@@ -83,11 +84,15 @@ def run(args: argparse.Namespace) -> int:
     )
     if args.plan:
         return show_plan(benchmark)
-    if args.cell is not None:
-        return run_cell(benchmark, args.cell)
     if args.collect:
         return show_result(benchmark.collect(), args.output)
-    return run_all(benchmark, args.jobs)
+    try:
+        if args.cell is not None:
+            return run_cell(benchmark, args.cell)
+        return show_result(benchmark.run(args.jobs), args.output)
+    except Stopped as stopped:
+        print("\nInterrupted; the same command goes on from here.")
+        return stopped.code
 
 
 def show_plan(benchmark: Benchmark) -> int:
@@ -119,29 +124,12 @@ def run_cell(benchmark: Benchmark, number: int) -> int:
     Raises:
         PartialError: PARTIAL when it failed.
     """
-    from ldm.benchmark.cells import Stopped
-
-    try:
-        state, reason = benchmark.run_cell(number)
-    except Stopped as stopped:
-        return stopped.code
+    state, reason = benchmark.run_cell(number)
     name = benchmark.cell(number).name
     if state in ("failed", "partial"):
         raise PartialError("PARTIAL", f"cell {number}, {name}: {reason}")
     print(f"cell {number}, {name}: {state}")
     return 0
-
-
-def run_all(benchmark: Benchmark, jobs: int | None = None) -> int:
-    """Run what is missing, then report."""
-    from ldm.benchmark.cells import Stopped
-
-    try:
-        result = benchmark.run(jobs)
-    except Stopped as stopped:
-        print("\nInterrupted; the same command goes on from here.")
-        return stopped.code
-    return show_result(result, benchmark.work.output)
 
 
 def show_result(result: BenchmarkResult, output: Path) -> int:

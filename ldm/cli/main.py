@@ -22,6 +22,7 @@ from ldm.errors import (
     on_the_command_line,
     one_line,
 )
+from ldm.progress import is_part
 
 VERBS = {
     "demo": "train, sample and evaluate on synthetic patients; needs no data (start here)",
@@ -98,7 +99,8 @@ def _run(argv: list[str]) -> int:
         _download_model(args)
         return args.run(args) or 0
     except KeyboardInterrupt:
-        print(f"\ndsdiff {args.verb}: interrupted; the same command goes on", file=sys.stderr)
+        if not is_part():
+            print(f"\ndsdiff {args.verb}: interrupted; the same command goes on", file=sys.stderr)
         return 130
     except Exception as error:
         if args.debug:

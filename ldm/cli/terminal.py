@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -32,9 +31,9 @@ def show_progress(items: Iterable[Item], title: str, total: int | None = None) -
 
 def print_next(command: str) -> None:
     """Say what to do next; of what a benchmark runs, it says that itself."""
-    from ldm.progress import PART_OF
+    from ldm.progress import is_part
 
-    if PART_OF not in os.environ:
+    if not is_part():
         print(f"  next: {command}")
 
 

@@ -96,12 +96,13 @@ def _refuse_research_yaml(files: Sequence[str]) -> None:
 def finish(run: TrainedRun) -> int:
     """Say what came of a training and what to do next; return the exit code."""
     from ldm.callbacks.ranks import is_main_process
+    from ldm.progress import is_part
 
     if not is_main_process():
         return 128 + run.stopped_by if run.stopped_by else 0
     if run.stopped_by:
-        print(f"\nStopped after step {run.steps}; nothing is lost. To continue:")
-        print(f"  {run.resume_command}")
+        how = "" if is_part() else f" To continue:\n  {run.resume_command}"
+        print(f"\nStopped after step {run.steps}; nothing is lost.{how}")
         return 128 + run.stopped_by
     print(f"\nTrained {run.steps} steps: {run.folder}")
     print("  pictures: samples/  curves: loss.svg, metrics.csv, tensorboard/")

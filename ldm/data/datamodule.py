@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import multiprocessing
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +31,7 @@ from ldm.data.split import split_subjects
 from ldm.errors import ConfigError, DataError
 from ldm.intensity import ABNORMAL_IN, clearest
 from ldm.progress import Progress, silent
+from ldm.ranges import check_ranges
 from ldm.study import BATCH_SIZE, Study
 from ldm.util import evenly_spread, instantiate_from_config, shows, taken
 
@@ -85,17 +85,14 @@ class ContrastDataModule(pl.LightningDataModule):
         **settings: Any,
     ) -> None:
         super().__init__()
-        _require_within("batch_size", batch_size, 1)
-        _require_within("val_slices", val_slices, 1)
-        _require_within("num_workers", num_workers or 0, 0)
         is_forked = multiprocessing.get_start_method() == "fork"
         self.worker_timeout = (
             (30 if is_forked else 120) if worker_timeout is None else worker_timeout
         )
-        _require_within("worker_timeout", self.worker_timeout, 1)
         drawing = Drawing(**taken(settings, Drawing))
-        for name, value in asdict(drawing).items():
-            _require_within(name, value, 0, 1)
+        told = {"batch_size": batch_size, "val_slices": val_slices, "num_workers": num_workers}
+        told |= {"worker_timeout": self.worker_timeout, **asdict(drawing)}
+        check_ranges(told, "data.params")
         self.min_brain, self.condition_dropout = drawing.min_brain, drawing.condition_dropout
         self.abnormal_share = drawing.abnormal_share
         self.root = Path(root) if root else None
@@ -160,6 +157,13 @@ class ContrastDataModule(pl.LightningDataModule):
         self.learn_normaliser(subjects)
         chosen = [subjects[i] for part in ("train", "val") for i in self.split[part]]
         cached = {c.id: c for c in self._in_threads(self.decode, chosen, "Decoding patients")}
+        deepest = max((len(c.brain_share) for c in cached.values()), default=1)
+        if deepest <= self.neighbours:
+            raise ConfigError(
+                "CONFIG-VALUE",
+                f"data.params.neighbours is {self.neighbours}, and the volumes have {deepest} "
+                f"slices at most: give less than {deepest}",
+            )
         self.train_slices = self._dataset(
             [cached[i] for i in self.split["train"]], augmentation, self.condition_dropout
         )
@@ -303,9 +307,3 @@ class ContrastDataModule(pl.LightningDataModule):
     def _in_threads(self, work: Callable, subjects: Sequence[Subject], title: str) -> list[Any]:
         with ThreadPoolExecutor(max_workers=4) as pool:  # zlib releases the interpreter lock
             return list(self.progress(pool.map(work, subjects), title, len(subjects)))
-
-
-def _require_within(name: str, value: float, least: float, most: float = math.inf) -> None:
-    if not least <= value <= most:
-        span = f"{least} or more" if most == math.inf else f"{least} to {most}"
-        raise ConfigError("CONFIG-VALUE", f"data.params.{name} is {value}: give {span}")

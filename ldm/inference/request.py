@@ -8,7 +8,7 @@ from numbers import Integral
 from typing import Any
 
 from ldm.errors import ConfigError, nearest
-from ldm.ranges import Range
+from ldm.ranges import COUNT, RANGES, Range
 
 NOISES = ("slice", "smooth", "patient")  # of :func:`ldm.models.diffusion.noise.slice_noise`
 PRECISIONS = ("auto", "32", "bf16")
@@ -26,7 +26,7 @@ class Request:
         sampler, steps: see :data:`ldm.models.diffusion.samplers.SAMPLERS`.
         eta: of DDIM: 0 deterministic to 1 as DDPM.
         guidance, rescale: see :func:`ldm.models.diffusion.guidance.guide`.
-        seed: of the noise.
+        seed: of the noise, 0 or more and below 2**63.
         samples: this many are averaged, and their deviation is returned too.
         temperature: standard deviation of the noise; 1 samples from the model, 0 gives one image
             close to the conditional mean. None: the model's, and 1 of several samples.
@@ -69,9 +69,9 @@ class Request:
             value = getattr(self, name)
             if value is None and name == "steps":
                 continue
-            least = "" if name == "seed" else " >= 1"
-            if not isinstance(value, Integral) or (least and value < 1):
-                raise ConfigError("CONFIG-VALUE", f"{name} is {value}: give a whole number{least}")
+            span = RANGES["seed"] if name == "seed" else COUNT
+            if not isinstance(value, Integral) or int(value) not in span:
+                raise ConfigError("CONFIG-VALUE", f"{name} is {value}: give a whole number, {span}")
             object.__setattr__(self, name, int(value))  # of numpy too, for JSON
         for name, span in SPANS.items():
             value = getattr(self, name)

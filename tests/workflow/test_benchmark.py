@@ -23,7 +23,10 @@ from ldm.benchmark.results import BenchmarkResult
 from ldm.callbacks.run import GradientGuard
 from ldm.claims import claim, folder_lock
 from ldm.cli.main import main
+from ldm.cli.train import finish
 from ldm.errors import BusyError
+from ldm.progress import PART_OF
+from ldm.training import TrainedRun
 
 QUALITY = ("backbone", "PSNR dB", "NRMSE", "SSIM", "MS-SSIM", "n")
 PSNR = ("cell", "Phantom_0003", "brain", "psnr")
@@ -390,6 +393,18 @@ def test_only_the_benchmark_says_what_to_do_next(tmp_path, capsys):
     assert work._dsdiff(tmp_path, None, *words, "--overwrite")[0] == 0
     said = (tmp_path / "log.txt").read_text()
     assert "1 patients" in said and "next:" not in said
+
+
+@pytest.mark.parametrize("part", [False, True])
+def test_only_the_benchmark_says_how_to_go_on(tmp_path, capsys, monkeypatch, part):
+    """A training that a cell runs, and that is stopped, leaves that out."""
+    if part:
+        monkeypatch.setenv(PART_OF, "benchmark")
+    resume = f"dsdiff train --resume {tmp_path}"
+    assert finish(TrainedRun(tmp_path, 3, signal.SIGTERM, "dsdiff sample", resume)) == 143
+    said = capsys.readouterr().out
+    assert "Stopped after step 3; nothing is lost." in said
+    assert ("To continue" in said, resume in said) == (not part, not part)
 
 
 def test_verbs_run_in_processes_of_their_own(tmp_path, monkeypatch):
