@@ -21,7 +21,7 @@ ONNX_FILE, PROGRAM_FILE = "denoiser.onnx", "denoiser.pt2"
 TOLERANCE = 1e-4  # largest difference from torch, of outputs of about 1
 WEIGHTS = "dsdiff_weights"  # in the metadata of an ONNX file: the digest of what it was made of
 OF_SOURCE = ("stack_trace", "source_fn_stack", "torch_fn")  # of a node: places on this machine
-MOST = 1024  # images at once
+MOST = 63  # images at once in a program: networks of diffusers take 64 and more another way
 NEEDS = "pip install 'dsdiff[onnx]'"
 
 

@@ -8,7 +8,9 @@ their rows are made, and printed.
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from ldm.denoiser import (
     largest_difference,
     onnx_bytes,
 )
+from ldm.environment import installed_version
 from ldm.errors import DsdiffError
 from ldm.modules.diffusionmodules.util import fill_zeros
 from ldm.report.tables import markdown_table
@@ -71,6 +74,18 @@ def reason(error: DsdiffError) -> str:
     return "no: " + (inside[1] if inside else error.message).replace("|", "/")
 
 
+def made_with() -> str:
+    """Return when the table was made, of which commit, and with what."""
+    commit = subprocess.run(
+        ["git", "-C", str(REPO), "rev-parse", "--short", "HEAD"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+    versions = ", ".join(f"{p} {installed_version(p)}" for p in ("torch", "onnxruntime"))
+    return f"Measured on {date.today()}, commit {commit}, {versions}."
+
+
 def main(wanted: list[str]) -> None:
     """Make the rows; print them, or put them into the page."""
     names = sorted(p.stem[:-5] for p in (REPO / "configs/backbone").glob("*_tiny.yaml"))
@@ -84,7 +99,9 @@ def main(wanted: list[str]) -> None:
     before, after = text.partition(BEGIN)[0], text.partition(END)[2]
     table = markdown_table(COLUMNS, rows)
     with atomic_path(PAGE, replace=True) as temporary:
-        temporary.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}", encoding="utf-8")
+        temporary.write_text(
+            f"{before}{BEGIN}\n{table}\n{made_with()}\n{END}{after}", encoding="utf-8"
+        )
 
 
 if __name__ == "__main__":

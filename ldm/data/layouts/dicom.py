@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 ENDINGS = (".dcm", ".ima")
 PREAMBLE = 128  # bytes before the mark DICM
 DICOM_AXES = axcodes2ornt("LPS")
+READ = ("SOPInstanceUID", "ImagePositionPatient", "EchoTime")  # of each file that is converted
+READ += ("SyntheticData", "DerivationDescription", "ImageComments")
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,8 @@ class DicomSeries(VolumeFile):
         for path in self.path.rglob("*"):  # the library opens all of them
             if not path.is_dir():
                 require_regular(path, case)
-        self._require_one_volume(case)
+        found = [h for path in self.paths if (h := _header(path, *READ)) is not None]
+        self._require_one_volume(found, case)
         with tempfile.TemporaryDirectory() as scratch:  # several threads convert at once
             made = Path(scratch) / f"{secrets.token_hex(4)}.nii.gz"
             try:
@@ -72,7 +75,8 @@ class DicomSeries(VolumeFile):
                 image = nib.load(made)
                 turn = ornt_transform(io_orientation(image.affine), DICOM_AXES)
                 content = image.as_reoriented(turn)
-                self._pass_on_the_mark(content.header)
+                if any(map(says_synthetic, found)):
+                    mark(content.header, statement({"request": {"baseline": "DICOM series"}}))
             except Exception as error:  # the library raises its own kinds, and pydicom's
                 raise DataError(
                     "DATA-FORMAT",
@@ -83,21 +87,13 @@ class DicomSeries(VolumeFile):
             with atomic_path(output, replace=True) as temporary:
                 nib.save(content, temporary)
 
-    def _pass_on_the_mark(self, header: nib.Nifti1Header) -> None:
-        """Let the converted file say that it is synthetic where the series does."""
-        tags = ("SyntheticData", "DerivationDescription", "ImageComments")
-        if any(says_synthetic(h) for path in self.paths if (h := _header(path, *tags))):
-            mark(header, statement({"request": {"baseline": "DICOM series"}}))
-
-    def _require_one_volume(self, case: str | None) -> None:
+    def _require_one_volume(self, found: list[Any], case: str | None) -> None:
         """Refuse several images of one place, of which the converter would take any.
 
         Raises:
             DataError: DATA-NDIM.
         """
-        tags = ("SOPInstanceUID", "ImagePositionPatient", "EchoTime")
-        found = [_header(path, *tags) for path in self.paths]
-        images = {str(h.SOPInstanceUID): h for h in found if h and "SOPInstanceUID" in h}.values()
+        images = {str(h.SOPInstanceUID): h for h in found if "SOPInstanceUID" in h}.values()
         places = Counter(str(h.get("ImagePositionPatient")) for h in images)
         if len(images) > 1 and max(places.values()) > 1:
             echoes = sorted({str(h.get("EchoTime")) for h in images})
