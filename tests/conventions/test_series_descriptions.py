@@ -29,6 +29,10 @@ T1 avant injection | T1 senza contrasto | T1 basale | AX T1 NC | T1 W/O CM | AX 
 T1_tfe_3D_nativ | ax t1 flair wo | AX T1 FS W/O | eTHRIVE T1 pre | T1 FSPGR 3D ISO | AX T1 non-gad
 Ax T1 Pre Gd | 3D T1 TFE SAG | CS 3D T1 TFE | 3DT1_MPRAGE_CS | T1 MPRAGE STEALTH
 t1_mprage_navigation | AX T1 BRAIN LAB | Brainlab T1 3D | SAG T1 MPRAGE ADNI
+T1 bef contrast | T1 N/C | T1 KM- | T1 CE- | T1 Gd- | T1 -Gd | AX T1 (-) | T1 minus contrast
+T1 -ve contrast | AX T1 GD FREE | contrast free T1 | T1 senza mezzo di contrasto | T1 s/gd
+T1 s/ contraste | T1 ohne Gd | T1 vor KM-Gabe | T1 kein KM | T1 造影前 | 単純 T1 | T1 平扫
+T1 без контраста | T1 sans IV | T1_noC
 """
 ENHANCED_T1 = """
 AX T1 +C | AX T1 C+ | T1WI C+ | T1 + C | T1+C | AX T1 POST | AX T1 POST GAD | T1 GADO
@@ -52,6 +56,9 @@ AX T1 avec injection | T1 gado axial | T1 apres gado | T1 dopo mdc | T1 con cont
 T1 met contrast | AX T1 DOTAREM | T1 GADOVIST 3D | POST AX T1 | POST T1 MPRAGE
 POST-CONTRAST AX T1 FSE | AX T1 C+ FS | CE T1 MPRAGE | CE-T1 | ceT1w | AX BRAVO POST GAD
 Ax T1 BRAVO+C | 3D T1 GD BRAVO | AX T1 FS +GAD | Ax T1 +Gd | SAG CUBE T1 +C | Ax VIBE +C
+T1 ELUCIREM | T1 vueway | T1 DTPA | T1 Primovist | T1 feraheme | T1 ferumoxytol | T1 GBCA
+T1 W CON | T1 w/ con | T1 W/CON | T1 wcon | T1 double dose | AX T1 (+) | T1 KM+ | T1 CM+ | T1 Gd+
+T1 CE+ | T1 con mezzo di contrasto | T1WI造影 | T1 增强 | T1 с контрастом | T1 TRA (GD)
 """
 T2 = """
 AX T2 | AX T2 TSE | AX T2 FSE PROPELLER | T2W_TSE | t2_tse_tra_p2 | t2_blade_tra | Ax T2 FRFSE
@@ -69,6 +76,7 @@ t2_tirm_tra_dark-fluid_fs | Sag 3D CUBE FLAIR | 3D_Brain_VIEW_FLAIR_SHC | FLAIR_
 Ax FLAIR mVox | T2 FLAIR AXIAL | t2_flair_tra | 3D FLAIR VISTA | SAG SPACE FLAIR | T2W_FLAIR_SPIR
 FLAIR 3D SAG ISO | Ax T2 FLAIR PROPELLER | t2_spc_flair_sag | Ax T2 FLAIR W/O | FLAIR BLADE tra
 AX FLAIR PRE GD
+eFLAIR | sFLAIR | 3D sFLAIR sag
 """
 PASSED_OVER = """
 T1 SAG C-SPINE | T1 C SPINE | T2 LSPINE | SAG T1 L-SPINE POST | T1 CERVICAL SPINE +C
@@ -88,6 +96,9 @@ AX FLAIR POST GAD | SAG STIR | AX PD T2 | PJN | CALIBRATION | ASSET CAL | SmartB
 Processed Images | MPR Range[1] | T1 MPR cor reformat | COR MPR T1 POST | cor T1 reformatted
 MIP T1 | T2 haste localizer | 1H MRS | Phoenix Document | AX T1 IAC POST | Sella T1 COR
 T1 ORBITS | FIESTA-C | SAG CISS | QSM | MT ON T1 | AX T1 PRE AND POST | T1 TRA PRE+POST
+T2 TIRM | t2_tirm_tra | SAG T2 CSP | SAG T1 CERV | T1 rachis | T2 colonna | T1 columna | T1 face
+T1 sinuses | T2 IAM | T2 inner ear | T1 parotid | T1 larynx | T1 TMJ | MPRAGE setter | T1 vNav
+T2 decay | T2 multi echo | T2 dual-echo
 """
 
 
@@ -120,7 +131,11 @@ def test_the_table_is_large():
     assert len(distinct) == len(TABLE) >= 400
 
 
-@pytest.mark.parametrize("agent", ["Gadavist", "MAGNEVIST 10 ml", "gd-dtpa", "7.5ml", "KM", "Yes"])
+@pytest.mark.parametrize(
+    "agent",
+    ["Gadavist", "MAGNEVIST 10 ml", "gd-dtpa", "7.5ml", "KM", "Yes"]
+    + ["Y", "given", "GBCA", "0.1 mmol/kg", "Elucirem", "15 ml Dotarem"],
+)
 def test_an_agent_that_is_known_enhances_a_t1_that_says_nothing(agent):
     assert read_series("AX T1", agent) == ("t1ce", "")
     assert read_series("AX T1 +C", agent) == ("t1ce", "")
@@ -130,7 +145,8 @@ def test_an_agent_that_is_known_enhances_a_t1_that_says_nothing(agent):
 @pytest.mark.parametrize(
     "agent",
     ["", " ", "NONE", "no", "No", "N/A", "n.a.", "NA", "0", "0 ml", "0.0", "none given", "-"]
-    + ["without", "w/o contrast", "No contrast", "NON CONTRAST", "unknown", "null"],
+    + ["without", "w/o contrast", "No contrast", "NON CONTRAST", "unknown", "null", "not used"]
+    + ["kein KM", "pre contrast", "aucun", "none administered", "nativ", "N", "off", "?"],
 )
 def test_a_tag_that_names_no_agent_enhances_nothing(agent):
     assert read_series("AX T1", agent) == ("t1", "")
@@ -146,6 +162,7 @@ def test_a_tag_that_names_no_agent_enhances_nothing(agent):
         ("AX T1 POST", "0", "t1ce", "they disagree"),
         ("AX T1", "see protocol", "t1", "not known"),
         ("T1 PRE/POST", "", None, "at once"),
+        ("T1 강화", "", "t1", "words that are not known"),
     ],
 )
 def test_what_does_not_fit_together_is_shown(description, agent, contrast, why):

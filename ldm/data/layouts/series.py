@@ -17,21 +17,29 @@ SPELLINGS = [
     (r"^t1_mpr_", "t1 mprage "),  # Siemens; any other "mpr" is a reformation
     (r"_", " "),
     (r"mp[ -]?rage", " mprage "),
-    (r"dark[ -]?fl(uid)?\b|\bda-fl\b|\bir ?prep\b", " flair "),
+    (r"dark[ -]?fl(uid)?\b|\bda-fl\b|\bir ?prep\b|\b[es](?=flair)", " flair "),
+    (r"(multi|dual)[ -]?echo", " echoes "),
+    (r"造影前|造影(な|無)し?|平[扫掃]|単純|без к\w*|до к\w*", " native "),
+    (r"造影後?|[增増][强強]|с к(онтраст\w*|у|в)\b|после к\w*", " gd "),
+    (r"\b(c ?\(?[/ ]?|ce|cm|km|gd|gado?)-(?![a-z0-9])|(?<= )-(ce|cm|km|gd|gado?)\b", " native "),
+    (r"\(-\)|\w+[ -]free\b", " native "),
+    (r"\(\+\)", " gd "),
     (r"\bce(?=t1)", "ce "),
     (r"(?<![a-z0-9])(?:[desv]|[23]d|ax|sag|cor|tra)?(t[12])(?:weighted|wi?)?(?!\d(?!d))", r" \1 "),
     (r"\*", " star "),
     (r"\b[ctl][ -]?spine", " spine "),
     (r"\bw(?:ith)?[ /]*(?:and|&|or)?[ /]*w(?:ith|/)?(?:o|out)\b", " without post "),
-    (r"\bw ?[/\\.] ?o(ut)?\b|\bs/c\b|\bw o\b", " without "),
-    (r"\bc ?\(?[/ ]?-(?![a-z0-9])|(?<!post)- ?c\b", " native "),
-    (r"\bc ?\(?[/ ]?\+|\+ ?c\b|\+\s*$|\bc/c\b|\bw ?/ ?c\b|\bwc\b", " gd "),
+    (r"\bw ?[/\\.] ?o(ut)?\b|\bs/ ?c?\b|\bw o\b", " without "),
+    (r"\bn/c\b|-ve\b|\bminus\b", " without "),
+    (r"(?<!post)- ?c\b", " native "),
+    (r"\bc ?\(?[/ ]?\+|\+ ?c\b|\+\s*$|\bc/c\b|\bw ?/ ?c\b|\bwc\b|\bw ?/? ?con\b", " gd "),
     (r"\b(o|ohne|m|mit|n|nach|p|vor)?[. ]?k\.? ?m\b", r" \1 km "),
 ]
 JOINED = re.compile(r"(non?|pre|wo|post|with)(op|con|c|contrast\w*|gad\w*|gd|km|enh\w*|inj\w*)")
 T1_WORDS = {"t1", "mprage", "memprage", "spgr", "fspgr", "irspgr", "bravo"}
 T1_WORDS |= {"tfl3d", "vibe"}
-T2_STAR = {"star", "gre", "hemo", "heme", "medic", "fl2d", "fl3d", "ffe", "flash"}
+NO_T2 = {"star", "gre", "hemo", "heme", "medic", "fl2d", "fl3d", "ffe", "flash"}  # T2*
+NO_T2 |= {"tirm", "decay", "echoes"}
 OTHER = re.compile(  # maps, other physics, scouts, reformations, other parts of the body
     r"swi|swan|qsm|dwi|dti|e?adc|isodwi|ep2d|epi|diff\w*|trace\w?|tensor|fa|colfa|perf\w*|d[sc][ce]|"
     r"pwi|p?c?asl|r?cb[fv]|mtt|ttp|tmax|dyn\w*|twist|ktrans|bold|fmri|loc|locali[sz]er|scout|survey|"
@@ -39,33 +47,33 @@ OTHER = re.compile(  # maps, other physics, scouts, reformations, other parts of
     r"screen\w*|report|fusion|rgb|maps?|mapping|rho|relax\w*|fit|quant\w*|(sh)?molli|despot\w*|mrf|"
     r"fingerprint\w*|symri|magic|synth\w*|vfa|ratio|r[12]|images|inv[12]?|mt[crw]?|magneti\w*|cest|"
     r"apt|phase|pha|mag|mra|mrv|tof|angio\w*|venogr\w*|csi|svs|mrs|spectro\w*|press|psir|dir|stir|"
-    r"pdw?|ciss|fiesta|blood|opp|\w*spine|cervical|thoracic|lumbar|sacr\w*|[hbl]ws|myelo\w*|orbits?|"
-    r"iac|sella|pituitary|hypophys\w*|neck|abdomen|liver|pelvis|prostate|breast|knee|hip|shoulder|"
-    r"heart|cardiac"
+    r"pdw?|ciss|fiesta|blood|opp|vnav|setter|\w*spine|cerv\w*|csp|tsp|lsp|thoracic|lumbar|sacr\w*|"
+    r"[hbl]ws|rachis|columna|colonna|myelo\w*|orbits?|ia[cm]|inner|ear|temporal|tmj|face|facial|"
+    r"sinus\w*|parotid\w*|larynx|pharynx|sella|pituitary|hypophys\w*|neck|chest|abdomen|liver|pelvis|"
+    r"prostate|breast|knee|hip|shoulder|heart|cardiac"
 )
 FAT = re.compile(r"fs|fat\w*|mt|spir|spair")
 TIME = re.compile(r"op\w*|surg\w*|rt|radi\w*|treat\w*|tx|chemo\w*|biops\w*|resect\w*|scan")
-DENIAL = {"no", "non", "not", "o", "pre", "before", "vor", "avant", "antes", "prior", "pree"}
-DENIAL |= {"without", "wo", "sans", "ohne", "senza", "sin", "sem", "zonder"}
 NATIVE = {"native", "nativ", "nativa", "natif", "plain", "pre", "without", "wo", "sans", "ohne"}
 NATIVE |= {"senza", "zonder", "unenhanced", "nce"}
-FILLER = {"iv", "de", "d", "the", "to", "di"}
-AGENT_WORD = re.compile(
-    r"c|ce|gd|gad\w*|km|mdc|[ck]ontrast\w*|enh\w*|inj\w*|post|apres|dotarem|clariscan|prohance|"
-    r"multihance|magnevist|omniscan"
+DENIAL = NATIVE | {"no", "non", "none", "not", "o", "before", "bef", "vor", "avant", "antes"}
+DENIAL |= {"prior", "pree", "sin", "sem", "kein", "keine", "nicht", "geen", "aucun", "ninguno"}
+DENIAL |= {"nessuno", "nil", "nein"}
+FILLER = {"iv", "de", "d", "the", "to", "di", "mezzo"}
+AGENTS = (  # by their names, gadolinium and ferumoxytol
+    r"gd\w*|\w*gado\w*|gad\w*|gbca|dtpa|magnev\w*|magnog\w*|dotarem|dotagraf|clarisc\w*|cyclolux|"
+    r"artirem|prohance|multih\w*|omnisc\w*|optimark|eovist|primovist|ablavar|vasovist|"
+    r"eluc[iy]rem|vueway|pixxoscan|feraheme|ferumox\w*|km|[ck]ontrast\w*"
 )
-DENIED = re.compile(rf"{AGENT_WORD.pattern}|con|cont|cm|agent|mezzo")  # these only if denied
-# ContrastBolusAgent: gadolinium and ferumoxytol by their names, or a dose.
-AGENT = re.compile(
-    r"\bgd|\bgad|gado|magnev|magnog|dotarem|dotagraf|clarisc|cyclolux|artirem|prohance|multih|"
-    r"omnisc|optimark|eovist|primovist|ablavar|vasovist|eluc[iy]rem|vueway|pixxoscan|feraheme|"
-    r"ferumox|\bkm\b|\b[ck]ontrast|\byes\b|\bja\b|\boui\b|\biv\b|"
+AGENT_WORD = re.compile(rf"{AGENTS}|c|ce|mdc|enh\w*|inj\w*|post|apres|dose")
+DENIED = re.compile(rf"{AGENT_WORD.pattern}|con|cont|cm|agent")  # these only if denied
+AGENT = re.compile(  # ContrastBolusAgent: by its name, or a dose
+    rf"\b(?:{AGENTS}|yes|y|true|ja|oui|iv|given|applied|administered)\b|"
     r"(?<![\d.,])(?=[\d.,]*[1-9])\d+(?:[.,]\d+)? ?(?:ml|cc|mmol)"
 )
 NO_AGENT = re.compile(
-    r"(?:none?|no|nil|nein|(?:none?|not) given|n ?[/.]? ?a|0+(?:[.,]0+)? ?(?:ml|cc|mmol)?|-+|null|"
-    r"nan|unknown|unspecified|false|"
-    r"(?:no|non|not|without|w ?/? ?o|ohne|sans|senza|sin)(?:[ -].*)?)?"
+    r"(?:n ?[/.]? ?a?|0+(?:[.,]0+)? ?(?:ml|cc|mmol)?|[-?x]+|null|nan|unk(?:nown)?|unspecified|"
+    rf"false|off|negative|(?:w ?/? ?o(?:ut)?|{'|'.join(sorted(DENIAL))})(?:[ -].*)?)?"
 )
 
 
@@ -104,6 +112,8 @@ def read_series(description: str, agent: str = "") -> Series:
         return Series(contrast, f"{shown}: they disagree; read as {contrast}")
     if given is None and said is None:
         return Series(contrast, f"{shown}: this agent is not known; read as {contrast}")
+    if said is None and not given and not "".join(words).isascii():
+        return Series(contrast, f"{shown}: in words that are not known; read as {contrast}")
     return Series(contrast)
 
 
@@ -114,7 +124,7 @@ def _words(description: str) -> list[str]:
     for pattern, word in SPELLINGS:
         text = re.sub(pattern, word, text)
     words = []
-    for word in re.findall(r"[a-z0-9]+", text):
+    for word in re.findall(r"[a-z0-9]+|[^\W\d_a-z]+", text):
         joined = JOINED.fullmatch(word)
         words += joined.groups() if joined else [word]
     return words
@@ -129,7 +139,7 @@ def _weighting(words: list[str]) -> str | None:
         return None if "t2" in found else "t1"
     if "flair" in found:
         return "flair"
-    return "t2" if "t2" in found and not found & T2_STAR else None
+    return "t2" if "t2" in found and not found & NO_T2 else None
 
 
 def _enhancement(words: list[str]) -> set[bool]:
