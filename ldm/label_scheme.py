@@ -28,13 +28,15 @@ INSIDE = {  # part -> its label inside
     "cavity": 5,
 }
 UNKNOWN = 255
+NOT_ENHANCING = r"\b(non?|un|not)[ -]?(enhanc|ce\b)|\b(netc?|ncet?)\b"
 WORDS = (  # of the names that data sets give their labels, the first that fits
     ("cavity", r"cavity|resect|\brc\b"),
-    ("nonenhancing", r"non.?enhanc|\bnet(c)?\b|\bnetc\b|\bnet\b"),
-    ("enhancing", r"enhanc|\bet\b|\bat\b|active|gd"),
-    ("oedema", r"edema|\bed\b|snfh|flair|infiltrat|peritum"),
+    ("oedema", r"edem|ödem|\bed\b|snfh|flair|peritum"),
+    ("nonenhancing", NOT_ENHANCING),
+    ("enhancing", r"enhanc|anreich|\b(et|cet?|at)\b|active|\bgd\b"),
+    ("oedema", r"infiltrat"),
     ("cyst", r"cyst|\bcc\b"),
-    ("necrosis", r"necro|\bncr\b|\bnc\b"),
+    ("necrosis", r"necro|nekro|\bncr\b|\bnc\b|core"),
     ("lesion", r"lesion|tumou?r|\bgtv\b|wmh|mask|foreground"),
 )
 TELL = "say what they are, such as data.params.labels={necrosis: 1, oedema: 2, enhancing: 4}"
@@ -131,11 +133,14 @@ def scheme_of_json(labels: Mapping[str, Any], source: str) -> LabelScheme | None
     ``{"edema": 1, ...}`` of nnU-Net, ``{"1": "edema", ...}`` of its version 1 and of the Decathlon,
     or regions, ``{"whole tumor": [1, 2, 3], "tumor core": [2, 3], "enhancing tumor": [3]}``: the
     oedema is what only the first holds, the core less the enhancing part is necrosis.
+
+    Raises:
+        TypeError, ValueError: a name has what is no label.
     """
     if all(str(key).isdigit() for key in labels):
         labels = {str(name): int(number) for number, name in labels.items()}
     sets = {
-        str(name).lower(): {*(number if isinstance(number, list | tuple) else [number])}
+        re.sub(r"[_\W]+", " ", str(name).lower()).strip(): _numbers(number)
         for name, number in labels.items()
         if str(name).lower() not in ("background", "ignore")
     }
@@ -143,20 +148,34 @@ def scheme_of_json(labels: Mapping[str, Any], source: str) -> LabelScheme | None
         return _of_regions(sets, source)
     parts: dict[str, tuple[int, ...]] = {}
     for name, numbers in sets.items():
-        words = re.sub(r"[_\W]+", " ", name)
-        part = next((part for part, pattern in WORDS if re.search(pattern, words)), None)
-        if part is None or "whole" in words:
+        part = next((part for part, pattern in WORDS if re.search(pattern, name)), None)
+        if part is None or "whole" in name:
             return None
         parts[part] = (*parts.get(part, ()), *numbers)
+    if "lesion" in parts and parts.keys() - {"lesion", "cavity"}:
+        return None  # beside its parts, a tumour may be any of them
     return LabelScheme(parts, source) if parts else None
 
 
-def _of_regions(sets: Mapping[str, set[int]], source: str) -> LabelScheme | None:
-    def region(pattern: str) -> set[int]:
-        return next((own for name, own in sets.items() if re.search(pattern, name)), set())
+def _numbers(told: Any) -> set[int]:
+    """Return the labels of one name; ``"1"`` is 1.
 
-    whole, core = region(r"whole|\bwt\b"), region(r"core|\btc\b")
-    enhancing = region(r"enhanc|\bet\b")
+    Raises:
+        TypeError, ValueError: they are no labels.
+    """
+    found = {int(str(number)) for number in (told if isinstance(told, list | tuple) else [told])}
+    if not found or not all(0 < number < UNKNOWN for number in found):
+        raise ValueError(f"{told} is no label")
+    return found
+
+
+def _of_regions(sets: Mapping[str, set[int]], source: str) -> LabelScheme | None:
+    def region(pattern: str, but: str = "$.") -> set[int]:
+        fitting = (name for name in sets if re.search(pattern, name) and not re.search(but, name))
+        return next((sets[name] for name in fitting), set())
+
+    whole, core = region(r"whole|\bwt\b"), region(r"core|\btc\b", but="enhanc")
+    enhancing = region(r"enhanc|\bet\b", but=NOT_ENHANCING)
     if not whole or not core or not enhancing <= core <= whole:
         return None
     parts = {"necrosis": core - enhancing, "oedema": whole - core, "enhancing": enhancing}

@@ -10,9 +10,10 @@ from builders import RAS, head_image, write_nifti
 from ldm.cli.main import main
 from ldm.data.contrasts import read_labels
 from ldm.data.layouts import detect_layout
+from ldm.data.layouts.dataset_json import label_scheme
 from ldm.diagnosis.data import diagnose_data
 from ldm.errors import ConfigError, DataError
-from ldm.label_scheme import SCHEMES, UNKNOWN, read_scheme, scheme_of_json
+from ldm.label_scheme import NOT_TOLD, SCHEMES, UNKNOWN, read_scheme, scheme_of_json
 from ldm.regions import CAVITY, REGION_SETS, region_masks
 from ldm.study import KNOWN
 
@@ -127,8 +128,56 @@ def test_dataset_json_says_what_labels_mean(tmp_path, labels, numbers):
     assert same(regions(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("Surrounding Non-enhancing FLAIR Hyperintensity", "oedema"),
+        ("Non-Enhancing Tumor Core (NETC)", "nonenhancing"),
+        ("unenhanced tumour", "nonenhancing"),
+        ("non-CE tumor", "nonenhancing"),
+        ("CE_tumor", "enhancing"),
+        ("Gd-enhancing tumor core", "enhancing"),
+        ("KM-Anreicherung", "enhancing"),
+        ("infiltration", "oedema"),
+        ("Ödem", "oedema"),
+        ("tumor core", "necrosis"),
+        ("resection_cavity", "cavity"),
+    ],
+)
+def test_a_name_of_a_label_is_one_part(name, part):
+    assert scheme_of_json({"background": 0, name: "3"}, "x").parts == {part: (3,)}
+
+
+def test_a_core_that_enhances_is_no_core_of_the_regions():
+    """Whatever the order in which regions are listed."""
+    regions = {"whole tumor": [1, 2, 3], "enhancing tumor core": [3], "tumor core": [2, 3]}
+    listed = list(regions.items())
+    for order in (listed, listed[::-1]):
+        parts = scheme_of_json({"background": 0, **dict(order)}, "x").parts
+        assert parts == {"necrosis": (2,), "oedema": (1,), "enhancing": (3,)}
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        {"class A": 1, "class B": 2},
+        {"viable tumor": 1, "edema": 2},
+        {"lesion": 1, "enhancing": 2},
+        {"whole tumor": 1, "tumor core": 2, "enhancing tumor": 3},
+    ],
+)
+def test_names_that_may_mean_either_are_not_told(labels):
+    assert scheme_of_json({"background": 0, **labels}, "x") is None
+
+
+@pytest.mark.parametrize("number", [-1, 0, 256, 1.5, None, [], [1, "two"]])
+def test_what_is_no_label_is_not_told(tmp_path, number):
+    labels = {"background": 0, "edema": 1, "enhancing": number}
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels}))
+    assert label_scheme(tmp_path) == NOT_TOLD
+
+
 def test_a_dataset_json_that_says_nothing_usable_is_no_guess(tmp_path, caplog):
-    assert scheme_of_json({"background": 0, "class A": 1, "class B": 2}, "x") is None
     for place in range(2):
         (tmp_path / "imagesTr").mkdir(exist_ok=True)
         write_nifti(tmp_path / f"imagesTr/p_{place:04d}.nii.gz", head_image(SHAPE, place), RAS)
