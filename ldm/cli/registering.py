@@ -85,8 +85,8 @@ def _wanted(args: argparse.Namespace, data: Any) -> Wanted:
 
     contrasts = dict.fromkeys([*BRATS, *data.study.needed])
     contrasts.pop(LABELS, None)
-    choices = data.preparation.interpolation, data.preparation.mask
-    return Wanted(args.to or "t1", tuple(contrasts), args.spacing, *choices, args.brain)
+    mask = data.preparation.mask
+    return Wanted(args.to or "t1", tuple(contrasts), args.spacing, mask, args.brain)
 
 
 def _draw(registered: Registered, place: Path, to: str) -> None:
@@ -128,13 +128,11 @@ def unregister(args: argparse.Namespace) -> int:
             f"no volume ID_*.nii.gz of a subject of {args.unregister} in {args.input}: give the "
             f"output of dsdiff sample, and that of dsdiff prepare --register",
         )
-    order = data_module(args.config, args.input, args.layout).preparation.interpolation
     with claim(args.output, "prepare", inputs=[args.input, args.unregister]):
         for path, subject in paths.items():
             are_labels = path.name.endswith("_seg.nii.gz")
-            told = (known[subject], args.to, "nearest" if are_labels else order)
             volume = read_volume(path, subject)
-            back = put_back(volume, *told)
+            back = put_back(volume, known[subject], args.to, are_labels)
             sidecar = path.with_name(path.name.replace(".nii.gz", ".json"))
             said, kind = read_json(sidecar), np.uint8 if are_labels else np.float32
             is_synthetic = volume.geometry.is_synthetic or said.get("Synthetic")

@@ -23,6 +23,7 @@ from ldm.data.contrasts import scheme_of
 from ldm.data.layouts import BraTS2021, Layout, Subject
 from ldm.data.manifest import state
 from ldm.data.nifti import Geometry, Volume, encode_volume, read_volume, write_volume
+from ldm.data.outline import Outline
 from ldm.data.registration import Alignment, Reference, resampled
 from ldm.data.resample import Resampling
 from ldm.data.synthetic import statement
@@ -33,6 +34,8 @@ from ldm.study import LABELS, MASK_FILE
 TRANSFORMS = "transforms.json"
 BRAIN_TOOLS = ("hd-bet", "mri_synthstrip")  # both take -i IMAGE -o STRIPPED
 LIMITS = (0.2, 10.0)  # mm of a voxel
+STAYS = 1e-6  # of a voxel
+RIM, BEYOND = 3, 0.001  # voxels that interpolation smears; share of the brain that lies further out
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,6 @@ class Wanted:
         to: the contrast that the others are laid on.
         contrasts: those that are looked for.
         spacing: mm of a voxel in each direction; None: as the contrast ``to`` is stored.
-        interpolation: ``linear`` or ``cubic``; labels and masks take the nearest voxel.
         mask: what is brain where there is no mask file, see :func:`ldm.data.brain.subject_brain`.
         tool: program of :data:`BRAIN_TOOLS` that finds the brain, where no file says it; or None.
 
@@ -54,7 +56,6 @@ class Wanted:
     to: str
     contrasts: tuple[str, ...]
     spacing: float | None = None
-    interpolation: str = "linear"
     mask: str = "auto"
     tool: str | None = None
 
@@ -134,7 +135,9 @@ def register_subject(subject: Subject, layout: Layout, wanted: Wanted) -> Regist
             alignments[name] = found
     matrices = {n: _matrix(alignments.get(n)) for n in images}
     grid = fixed.geometry if wanted.spacing is None else isotropic(fixed.geometry, wanted.spacing)
-    arrays = {n: onto(v, grid, matrices[n], wanted.interpolation) for n, v in images.items()}
+    arrays = {n: onto(v, grid, matrices[n]) for n, v in images.items()}
+    for name in (n for n, found in alignments.items() if found.by_outline):
+        strip_alike(arrays[name], arrays[wanted.to], grid)
     for name in (n for n in (LABELS, MASK_FILE) if n in volumes):
         owner = _owner(volumes[name].geometry, images, wanted.to)
         matrices[name] = matrices[owner]
@@ -160,21 +163,39 @@ def _owner(geometry: Geometry, images: Mapping[str, Volume], to: str) -> str:
     return to
 
 
-def onto(volume: Volume, grid: Geometry, matrix: np.ndarray, interpolation: str) -> np.ndarray:
-    """Return an image on another grid, smoothed where that is coarser: one interpolation.
+def onto(volume: Volume, grid: Geometry, matrix: np.ndarray) -> np.ndarray:
+    """Return an image on another grid, smoothed where that is coarser: one cubic interpolation.
 
-    What lies around a stripped brain has one value, exactly as before.
+    What lies around a stripped brain has one value, exactly as before; an image that lies on the
+    grid already is not touched.
     """
     steps = np.linalg.inv(volume.geometry.canonical_affine) @ matrix @ grid.canonical_affine
+    if volume.array.shape == grid.canonical_shape and np.allclose(steps, np.eye(4), atol=STAYS):
+        return volume.array
     coarser = np.abs(steps[:3, :3]).max(axis=1)
     sigmas = np.maximum(0, (coarser - 1) / 2)  # as ldm.data.resample does it
     array, air = volume.array, background(volume.array)
     smooth = ndimage.gaussian_filter(array, sigmas, mode="nearest") if max(sigmas) > 0.01 else array
-    made = resampled(Volume(smooth, volume.geometry), grid, matrix, interpolation, air or 0.0)
+    made = resampled(Volume(smooth, volume.geometry), grid, matrix, "cubic", air or 0.0)
     if air is not None:
         inside = Volume((array != air).astype(np.float32), volume.geometry)
         made[resampled(inside, grid, matrix, "nearest") == 0] = air
     return made
+
+
+def strip_alike(array: np.ndarray, like: np.ndarray, grid: Geometry) -> None:
+    """Set a contrast (X, Y, Z) to its air where that is around a brain that one mask stripped.
+
+    The two interpolations since (of who moved it, and back) leave what is not air around the brain,
+    which would count as brain. A contrast that shows brain further out is left as it is.
+
+    Args:
+        like: (X, Y, Z), the contrast that was not moved.
+    """
+    brain = ndimage.binary_fill_holes(like != background(like))
+    own, near = Outline.of(array, grid), ndimage.binary_dilation(brain, iterations=RIM)
+    if own and (own.mask & ~near).sum() <= BEYOND * brain.sum():
+        array[~brain] = background(array)
 
 
 def isotropic(own: Geometry, millimetres: float) -> Geometry:
@@ -250,13 +271,13 @@ def is_registered(subject: Subject, folder: Path, wanted: Wanted) -> bool:
     )
 
 
-def put_back(volume: Volume, place: Path, contrast: str | None, order: str) -> Volume:
+def put_back(volume: Volume, place: Path, contrast: str | None, are_labels: bool = False) -> Volume:
     """Return a volume of the common grid on the grid of a contrast's own file, where it lay.
 
     Args:
         place: folder of the subject that :func:`write_registered` returned.
         contrast: whose grid; None: of the one that the others were laid on.
-        order: ``nearest``, ``linear`` or ``cubic``.
+        are_labels: the nearest voxel's value counts.
 
     Raises:
         DataError: DATA-MISSING, the subject has no such contrast.
@@ -270,6 +291,6 @@ def put_back(volume: Volume, place: Path, contrast: str | None, order: str) -> V
     source = sources[contrast]
     grid = grid_geometry(source["shape"], np.array(source["affine"]))
     matrix = np.linalg.inv(source["matrix"])
-    if order == "nearest":
-        return Volume(resampled(volume, grid, matrix, order), grid)
-    return Volume(onto(volume, grid, matrix, order), grid)
+    if are_labels:
+        return Volume(resampled(volume, grid, matrix, "nearest"), grid)
+    return Volume(onto(volume, grid, matrix), grid)
