@@ -94,7 +94,7 @@ FIELD = (
             *("tumorsegmentation", "tumoursegmentation", "tumorseg", "tumormask", "lesionmask"),
             *("glistrboost", "glistrboostmanuallycorrected"),
         ),
-        {"bids": ("dseg",), "flat": ("seg", "mask")},
+        {"bids": ("label-lesion_mask",), "flat": ("seg", "mask")},
     ),
     Contrast(
         MASK_FILE, "brain mask", ("brainmask", "brainsegmentation"), {"bids": ("desc-brain_mask",)}

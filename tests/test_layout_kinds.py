@@ -114,7 +114,8 @@ def test_bids_entities_stand_in_any_order_before_the_suffix(tmp_path, name, pars
 def test_sessions_are_subjects_and_derived_images_are_passed_over(tmp_path):
     files = [f"sub-01/ses-{s}/anat/sub-01_ses-{s}_T1w.nii.gz" for s in (1, 2)]
     derived = "derivatives/prep/sub-01/ses-1/anat/sub-01_ses-1"
-    touch(tmp_path, *files, f"{derived}_desc-x_T1w.nii.gz", f"{derived}_dseg.nii.gz")
+    lesion = f"{derived}_label-lesion_mask.nii.gz"
+    touch(tmp_path, *files, f"{derived}_desc-x_T1w.nii.gz", lesion)
     assert found(tmp_path) == {"sub-01_ses-1": {"t1", "seg"}, "sub-01_ses-2": {"t1"}}
     assert found(tmp_path / "derivatives/prep") == {"sub-01_ses-1": {"t1", "seg"}}
 

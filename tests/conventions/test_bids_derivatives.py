@@ -33,6 +33,12 @@ def found(root, layout=None) -> dict[str, str]:
         "ours/sub-01/anat/sub-01_label-hippocampus_mask",
         "ours/sub-01/anat/sub-01_label-WM_mask",
         "ours/sub-01/anat/sub-01_desc-carveme_dseg",
+        "a-new-pipeline/sub-01/anat/sub-01_dseg",
+        "tissue_seg/sub-01/anat/sub-01_dseg",
+        "ours/sub-01/anat/sub-01_label-putamen_mask",
+        "ours/sub-01/anat/sub-01_label-ICV_mask",
+        "ours/sub-01/anat/sub-01_desc-head_mask",
+        "experts/sub-01/anat/sub-01_desc-subfields_dseg",
         "experts/sub-01/anat/sub-01_space-MNI152NLin2009cAsym_label-lesion_mask",
     ],
 )
@@ -47,6 +53,10 @@ def test_a_map_of_tissue_or_of_another_space_is_no_tumour(tmp_path, name):
         "experts/sub-01/anat/sub-01_label-tumor_mask",
         "experts/sub-01/anat/sub-01_desc-lesion_dseg",
         "experts/sub-01/anat/sub-01_dseg",
+        "manual_masks/sub-01/anat/sub-01_dseg",
+        "hd-glio-auto/sub-01/anat/sub-01_dseg",
+        "sub-01/anat/sub-01_dseg",
+        "ours/sub-01/anat/sub-01_label-L_desc-T1lesion_mask",
         "experts/sub-01/anat/sub-01_space-T1w_label-lesion_mask",
         "fmriprep/sub-01/anat/sub-01_label-lesion_mask",
         "experts/sub-01/anat/sub-01_space-orig_desc-tumor_dseg",
@@ -91,3 +101,12 @@ def test_the_user_names_a_mask(tmp_path):
     assert "seg" not in found(tmp_path)
     choice = {"target": "ldm.data.layouts.BIDS", "params": {"select": {"desc": "final"}}}
     assert found(tmp_path, choice)["seg"] == "sub-01_desc-final_dseg.nii.gz"
+
+
+def test_a_map_beside_derived_images_is_that_of_their_pipeline(tmp_path):
+    """In whatever folder they were copied to."""
+    names = ("desc-preproc_T1w", "dseg", "desc-brain_mask")
+    touch(tmp_path, *(f"sub-01/anat/sub-01_{name}.nii.gz" for name in names))
+    assert set(found(tmp_path)) == {"t1", "brain"}
+    touch(tmp_path, "sub-01/anat/sub-01_label-tumor_dseg.nii.gz")
+    assert found(tmp_path)["seg"] == "sub-01_label-tumor_dseg.nii.gz"

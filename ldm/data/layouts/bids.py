@@ -13,20 +13,12 @@ from ldm.data.volume_file import VolumeFile
 from ldm.study import LABELS, MASK_FILE
 
 LESION = re.compile(  # words of a label, desc or seg entity that name what a tumour mask holds
-    r"lesion|tumou?r|glioma|gbm|metasta|mets?\b|o?edema|enhanc|necro|core|cavity|infarct|stroke|wmh|"
+    r"lesion|tumou?r|glio|gbm|metasta|mets?\b|o?edema|enhanc|necro|core|cavity|infarct|stroke|wmh|"
     r"\b(?:wt|tc|et|ncr|roi|ms)\b",
     re.IGNORECASE,
 )
-ANATOMY = re.compile(  # labels of tissue and of anatomy: masks, but of no lesion
-    r"head|scalp|skull|bone|air|eyes?|background|bg|gm|wm|csf|sgm|scgm|gmcortical|cortex|cortical|"
-    r"ribbon|ventricles?|brainstem|bs|cerebellum|cer|cbm|thalamus|hippocampus|hemi|[lr]h?|nawm|fov|"
-    r"face|aseg|aparc\w*|tissues?|atlas|carve\w*|hmat|subcort\w*",
-    re.IGNORECASE,
-)
-TISSUE_PIPELINES = re.compile(  # whose _dseg are tissues
-    r"fmriprep|smriprep|freesurfer|fastsurfer|infant_?fs|synthseg|"
-    r"synthstrip|samseg|cat12|spm\d*|fsl|fsl_?anat|fast|ants\w*|qsiprep|qsirecon|xcp_?d|mriqc|aslprep|"
-    r"nibabies|petprep\w*|micapipe|mindboggle|macapype|civet|nipreps",
+BY_HAND = re.compile(  # a folder of derivatives whose masks without a name are not of tissue
+    rf"{LESION.pattern}|expert|manual|by.?hand|rater|annotat|consensus|ground.?truth|^labels?$|^sub-",
     re.IGNORECASE,
 )
 SYNTHETIC, SPREAD = "synth", "synthstd"  # `desc-` of what dsdiff sample --bids writes
@@ -40,16 +32,17 @@ class BIDS(Layout):
 
     ``_T1w`` with an entity ``ce-...`` (``ce-gad``) is contrast-enhanced; ``_T2w``, ``_FLAIR`` and
     ``_dwi`` must be without, and a ``_dwi`` with a ``.bval`` is no image. Each session is a subject
-    of its own, ``sub-XX_ses-YY``. Segmentations are ``_dseg`` or ``_label-NAME_mask``, unless they
-    are of tissue or anatomy (of fMRIPrep, FreeSurfer, ...; ``desc-aseg``, ``label-GM``); one that
-    says ``lesion`` or ``tumor`` goes first. The mask of the brain is ``_desc-brain_mask`` or
+    of its own, ``sub-XX_ses-YY``. Segmentations are ``_mask`` and ``_dseg`` that say ``lesion``,
+    ``tumor``, ... (any other map of labels may be one of tissue or anatomy); without such a file, a
+    ``_dseg`` that says nothing, beside raw images or in a folder of derivatives by hand
+    (``experts``, ``manual``). The mask of the brain is ``_desc-brain_mask`` or
     ``_label-brain_mask``. Both are found below ``derivatives`` too, where images are passed over
     (give that folder itself to read them). Files of another ``space-`` than the images are passed
     over.
 
     Args:
-        select: entity -> value, to choose among several runs, acquisitions, spaces or masks, such
-            as ``{"run": 1, "acq": "mprage"}``; files without the entity stay.
+        select: entity -> value, to choose among several runs, acquisitions or spaces, or to name
+            a mask, such as ``{"run": 1, "acq": "mprage"}``; files without the entity stay.
     """
 
     name = "BIDS"
@@ -72,6 +65,8 @@ class BIDS(Layout):
             images = {_space(path) for contrast, path in files if contrast not in DERIVED}
             shown = {""} if "" in images else images or {_space(path) for _, path in files}
             told = [(c, path) for c, path in files if _space(path) in shown]
+            if any("desc" in _entities(path) for contrast, path in told if contrast not in DERIVED):
+                told = [(c, path) for c, path in told if c != LABELS or self._is_named(path)]
             lesions = {path for c, path in told if c == LABELS and _names_lesion(path)}
             for contrast, path in told:
                 if contrast != LABELS or not lesions or path in lesions:
@@ -93,22 +88,16 @@ class BIDS(Layout):
             label = entities.get("label", entities.get("desc"))
             if suffix == "mask" and label == "brain":
                 return MASK_FILE
-            return LABELS if self._is_lesion(suffix, entities, path) else None
+            bare = suffix == "dseg" and not _naming(entities) and _is_by_hand(path)
+            return LABELS if bare or self._is_named(path) else None
         enhanced = f"ce-gad_{suffix}" if "ce" in entities else suffix  # whatever the agent
         return self.contrasts.endings("bids").get(enhanced)
 
-    def _is_lesion(self, suffix: str, entities: Mapping[str, str], path: Path) -> bool:
-        """Whether a mask or a discrete segmentation may be that of a lesion."""
-        named = {key: entities[key] for key in ("label", "desc", "seg", "atlas") if key in entities}
-        if any(self.select.get(key) == value for key, value in named.items()):
-            return True
-        if any(LESION.search(value) for value in named.values()):
-            return True
-        if any(ANATOMY.fullmatch(value) for value in named.values()) or "atlas" in named:
-            return False
-        if suffix == "mask":
-            return "label" in named
-        return "desc" not in named and not any(map(TISSUE_PIPELINES.match, path.parts))
+    def _is_named(self, path: Path) -> bool:
+        """Whether a mask says that it is of a lesion, or the user does."""
+        named = _naming(_entities(path))
+        told = any(self.select.get(key) == value for key, value in named.items())
+        return told or _names_lesion(path)
 
     def _told(self, entities: Mapping[str, str]) -> bool:
         return all(_plain(entities.get(k, v)) == _plain(v) for k, v in self.select.items())
@@ -125,9 +114,19 @@ def _space(path: Path) -> str:
     return "" if space in NATIVE else space
 
 
+def _naming(entities: Mapping[str, str]) -> dict[str, str]:
+    """Return the entities that say what a mask holds."""
+    return {k: v for k, v in entities.items() if k in ("label", "desc", "seg", "atlas")}
+
+
 def _names_lesion(path: Path) -> bool:
-    named = (_entities(path).get(key, "") for key in ("label", "desc", "seg"))
-    return any(LESION.search(value) for value in named)
+    return any(map(LESION.search, _naming(_entities(path)).values()))
+
+
+def _is_by_hand(path: Path) -> bool:
+    """Whether a segmentation lies beside the images, or where people put theirs."""
+    above = path.parent.parts
+    return "derivatives" not in above or bool(BY_HAND.search(above[above.index("derivatives") + 1]))
 
 
 def _plain(value: str) -> str:
