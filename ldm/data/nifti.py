@@ -391,6 +391,6 @@ def finite_values(array: np.ndarray, name: str, case: str | None, nonfinite: str
     raise DataError(
         "DATA-NONFINITE",
         f"{name} bad={int(bad.sum())}/{array.size} first={first}: voxels are NaN or Inf; "
-        "fix the file or pass --nonfinite=zero",
+        "fix the file, or sample with --nonfinite=zero",
         case,
     )

@@ -9,7 +9,8 @@ from ldm.errors import ConfigError
 # What follows the patient in an id, by the conventions of public data sets. Some need a number in
 # what is before (w39 alone is a patient of Ivy GAP, Site_20010203 may be a site).
 EXAMINATIONS = [
-    r"(?P<patient>sub-[^_]+)_ses-[^_]+",  # BIDS
+    r"(?P<patient>sub-[^_]+)_.+",  # BIDS
+    r"(?P<patient>\d{3}_S_\d{4})_.+",  # ADNI
     r"(?P<patient>BraTS-[A-Z-]+-\d{4,5})-\d{1,3}",  # BraTS 2023 and later
     r"(?P<patient>BraTSReg_\d+)_\w+",
     r"(?P<patient>brats_(?:2013|tcia)_pat\d+)_\d+",  # BraTS 2013-2016
@@ -17,14 +18,18 @@ EXAMINATIONS = [
     r"(?P<patient>\d{6})[A-D]",  # UCSF-BMSR
     r"(?P<patient>training\d+|test\d+)_\d+",  # ISBI 2015
     r"(?P<patient>OAS\d+)_MR.*",  # OASIS-3
-    r"(?P<patient>.*\d.*)[_.-](?:19|20)\d\d([_.-]?)(?:0[1-9]|1[0-2])\2(?:0[1-9]|[12]\d|3[01])",
+    r"(?P<patient>.*\d.*)[_.-](?:19|20)\d\d([_.-]?)(?:0[1-9]|1[0-2])\2(?:0[1-9]|[12]\d|3[01])"
+    r"(?:[T_-]?\d{4,6}|[_-]\d)?",
+    r"(?P<patient>.*\d.*)[_.-](?:0?[1-9]|[12]\d|3[01])([_.-])(?:0?[1-9]|[12]\d|3[01])\2(?:19|20)\d\d",
     r"(?P<patient>.*\d.*)[ _.-](?:w|m|d|y|mo)-?\d{1,4}",
-    r"(?P<patient>.*\d.*)[ _.-]\d{1,3} ?(?:mo|months?|wk|weeks?|yr|years?)",
+    r"(?P<patient>.*\d.*)[ _.-]\d{1,3} ?(?:m|w|mo|months?|wk|weeks?|yr|years?)",
     r"(?P<patient>.+?)[ _.-](?:t|tp|v|mr|ses|fu)-?\d+[dwmy]?",
-    r"(?P<patient>.+?)[ _.-](?:time[ _-]?(?:point)?|visit|session|scan|exam|week|wk|month|day|year)"
+    r"(?P<patient>.+?)[ _.-](?:time[ _-]?(?:point)?|visit|session|scan|exam|study|mri|event|"
+    r"cycle|pod|run|week|wk|month|day|year)"
     r"[ _-]?\d+(?:[_-]\d+)?",
-    r"(?P<patient>.+?)[ _.-](?:baseline|bl|initial|pre|post|fu|follow[ _-]?up|recurrence)"
-    r"(?:[_-]?\d+)?",
+    r"(?P<patient>.+?)[ _.-](?:baseline|bl|initial|screening|first|second|last|pre|post|fu|"
+    r"follow[ _-]?up|rec|recurrence|relapse|progression)"
+    r"(?:[_-]?\d{1,2})?",
     r"(?P<patient>.+?)[ _.-](?:pre|post|intra)[ _-]?(?:op|operative|surgery|treatment|rt)",
 ]
 KNOWN = [re.compile(pattern, re.IGNORECASE) for pattern in EXAMINATIONS]
@@ -41,7 +46,7 @@ def patient_of(subject: str, pattern: str | None = None) -> str:
         match = patient_pattern(pattern).fullmatch(subject)
         return match[1] if match else subject
     match = next(filter(None, (known.fullmatch(subject) for known in KNOWN)), None)
-    return match["patient"] if match else subject
+    return patient_of(match["patient"]) if match else subject  # of a visit, perhaps, on a date
 
 
 def is_examination(name: str) -> bool:

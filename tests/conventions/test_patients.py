@@ -7,13 +7,14 @@ from ldm.data.patients import patient_of
 from ldm.data.split import split_subjects
 
 EXAMINATIONS = {  # patient: ids of examinations, as they are published or as hospitals write them
-    "sub-01": "sub-01_ses-pre | sub-01_ses-20190101",
+    "sub-01": "sub-01_ses-pre | sub-01_ses-20190101 | sub-01_ses-1_run-2",
     "BraTS-GLI-00001": "BraTS-GLI-00001-000 | BraTS-GLI-00001-101",
     "BraTS-PED-00003": "BraTS-PED-00003-000 | BraTS-PED-00003-001",
     "BraTS-MEN-RT-0002": "BraTS-MEN-RT-0002-1 | BraTS-MEN-RT-0002-2",
     "BraTSReg_002": "BraTSReg_002_pre | BraTSReg_002_followup | BraTSReg_002_01_0106",
     "brats_tcia_pat105": "brats_tcia_pat105_0001 | brats_tcia_pat105_0075",
-    "TCGA-02-0006": "TCGA-02-0006_1998.08.23 | TCGA-02-0006_1998.11.02 | TCGA-02-0006_19981102",
+    "TCGA-02-0006": "TCGA-02-0006_1998.08.23 | TCGA-02-0006_1998.11.02 | TCGA-02-0006_19981102"
+    " | TCGA-02-0006_08-23-1998",
     "W39": "W39_1998.09.19 | W39_1999.01.02",  # Ivy GAP
     "UPENN-GBM-00001": "UPENN-GBM-00001_11 | UPENN-GBM-00001_21",
     "UCSF-PDGM-0004": "UCSF-PDGM-0004 | UCSF-PDGM-0004_FU001d",
@@ -23,18 +24,21 @@ EXAMINATIONS = {  # patient: ids of examinations, as they are published or as ho
     "Patient-001": "Patient-001_week-000-1 | Patient-001_week-044",  # LUMIERE
     "PatientID_0003": "PatientID_0003_Timepoint_1 | PatientID_0003_Timepoint_4",  # MU-Glioma-Post
     "OAS30001": "OAS30001_MR_d0129 | OAS30001_MR_d2430",  # OASIS-3
-    "002_S_0295": "002_S_0295_2006-04-18 | 002_S_0295_m06 | 002_S_0295_bl",  # ADNI
+    "002_S_0295": "002_S_0295_2006-04-18 | 002_S_0295_m06 | 002_S_0295_bl"
+    " | 002_S_0295_sc | 002_S_0295_I12345",  # ADNI
     "training01": "training01_01 | training01_04",  # ISBI 2015
     "P1": "P1_T1 | P1_T2",  # MSLesSeg
     "013": "013_time01 | 013_time02",  # MSSEG-2
     "P07": "P07_t0 | P07_t1 | P07_tp2 | P07-v3 | P07_visit1 | P07_visit-02 | P07_scan2 | P07_exam1",
+    "PGBM-001": "PGBM-001_04-02-1992 | PGBM-001_2020-01-05_1 | PGBM-001_20200105T1200",
+    "ID01": "ID01_visit1_2020-01-01 | ID01_study2 | ID01_MRI1 | ID01_POD1 | ID01_3m | ID01_relapse",
     "case12": "case12_preop | case12_post-op | case12_baseline | case12_followup | case12_FU2",
     "pat_3": "pat_3_week12 | pat_3_month_6 | pat_3_6months | pat_3_w24 | pat_3_day1 | pat_3_12mo",
 }
 PATIENTS = """BraTS2021_00003 | BraTS20_Training_001 | Brats18_CBICA_ABM_1 | Brats17_TCIA_624_1
 BRATS_001 | BraTS-GoAT-00010 | OpenMS_07 | IXI002-Guys-0828 | case_0001 | UCSF-PDGM-0004
 Phantom_0001 | patient_001 | patient07 | EGD-0001 | W39 | TCGA-02-0006
-HF1538 | volume_7 | NC01-0123 | sub-01"""
+MU-Glioma-Post_0003 | HF1538 | volume_7 | NC01-0123 | sub-01"""
 
 
 def listed(text: str) -> list[str]:
