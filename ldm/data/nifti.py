@@ -141,11 +141,13 @@ class Geometry:
                 of a voxel (half a voxel where one has a quaternion alone, which is that coarse).
         """
         own, others = self.canonical_shape, other.canonical_shape
+        odd = ((name, g.unusual_spacing) for name, g in zip(names, (self, other), strict=True))
+        cure = next((f"{name} has {what}" for name, what in odd if what), REGISTER)
         if own != others:
             raise DataError(
                 "DATA-SHAPE",
                 f"{names[0]} is {own} but {names[1]} is {others} (RAS axes); all contrasts of a "
-                f"subject need one grid: {REGISTER}",
+                f"subject need one grid: {cure}",
                 case,
             )
         forms = [geometry.header["sform_code"] for geometry in (self, other)]
@@ -156,7 +158,7 @@ class Geometry:
             raise DataError(
                 "DATA-AFFINE",
                 f"{names[1]} lies {distance:.3g} mm away from {names[0]} at a corner (at most "
-                f"{tolerance:.3g}); {REGISTER}",
+                f"{tolerance:.3g}); {cure}",
                 case,
             )
 

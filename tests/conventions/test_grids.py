@@ -133,3 +133,17 @@ def test_diagnosis_finds_them_too(tmp_path):
     assert [f.message.split(":")[0] for f in found] == [
         f"{contrast} has voxels of 1e+03 x 1e+03 x 1e+03 mm" for contrast in ("t1", "t2")
     ]
+
+
+@pytest.mark.parametrize("code", [1, 3])
+def test_a_wrong_unit_is_not_cured_by_registration(tmp_path, code):
+    """One of two contrasts states metres or micrometres."""
+    for contrast in ("t1", "t2"):
+        nib.save(
+            nib.Nifti1Image(head_image(), turned((0, 0, 0), LPS)), tmp_path / f"{contrast}.nii"
+        )
+    edit_header(tmp_path / "t2.nii", xyzt_units=code)
+    first, second = (read_volume(tmp_path / f"{c}.nii").geometry for c in ("t1", "t2"))
+    for told in ((first, second, ("t1", "t2")), (second, first, ("t2", "t1"))):
+        with pytest.raises(DataError, match="t2 has voxels of .* check xyzt_units"):
+            told[0].require_same_grid(told[1], told[2], "p")
