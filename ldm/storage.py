@@ -300,10 +300,15 @@ def kept(
 
 
 def run_folder(model: Path) -> Path:
-    """Return the run folder of a model: itself, or that of its model file or checkpoint."""
+    """Return the run folder of a model: itself, or that of its model file or checkpoint.
+
+    What is not there is taken for a folder unless it has the name of such a file.
+    """
     if model.is_dir():
         return model
-    return model.parent.parent if model.suffix == ".ckpt" else model.parent
+    if model.suffix == ".ckpt":
+        return model.parent.parent
+    return model.parent if model.is_file() or model.suffix == ".safetensors" else model
 
 
 def volume_digests(folder: Path) -> dict[str, str]:

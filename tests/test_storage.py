@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from ldm import errors
 from ldm.claims import folder_lock
 from ldm.errors import MAX_LINE, BusyError, DataError, DsdiffError, OutputError, one_line
-from ldm.storage import atomic_path, sha256, stable_seed, write_json
+from ldm.storage import atomic_path, run_folder, sha256, stable_seed, write_json
 
 EXIT_CODES = {
     "ConfigError": 2,
@@ -210,3 +210,14 @@ def test_any_text_becomes_one_printable_line(text):
     assert len(line) <= MAX_LINE
     if text.isprintable() and len(text) <= MAX_LINE:
         assert line == text
+
+
+@pytest.mark.parametrize("name", [".", "model.safetensors", "checkpoints/last.ckpt"])
+@pytest.mark.parametrize("there", [True, False])
+@pytest.mark.parametrize("run", ["run", "v1.2"])
+def test_the_run_of_a_model_is_named_whether_it_is_there_or_not(tmp_path, name, there, run):
+    path = tmp_path / run / name
+    if there:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir() if name == "." else path.touch()
+    assert run_folder(path) == tmp_path / run
