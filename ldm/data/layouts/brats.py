@@ -57,7 +57,10 @@ class SuffixLayout(NumberedLayout):
         fitting = [e for e in known if stem.endswith(self.separator + e)]
         ending = max(fitting, key=len, default=None)  # of an ID_b0_dwi, b0_dwi where that is known
         subject = stem.removesuffix(f"{self.separator}{ending}")
-        return (subject, known[ending]) if ending and subject else None
+        spelt = self._spelt(stem)
+        if not ending or not subject or (spelt and len(spelt[0]) < len(subject)):
+            return None  # ID_t2_flair is no FLAIR of ID_t2
+        return subject, known[ending]
 
     def find(self, tree: Tree) -> Iterator[Entry]:  # noqa: D102
         exact = list(super().find(tree))
@@ -74,15 +77,20 @@ class SuffixLayout(NumberedLayout):
         yield from _gathered(exact, words)
 
     def _by_words(self, path: Path) -> Entry | None:
-        """Return what the longest known words at the end of a name say."""
         stem = volume_stem(path.name) or ""
         if stem.startswith("sub-") or self.contrasts.named(stem):
             return None  # of BIDS; of a folder per patient
+        spelt = self._spelt(stem)
+        return Entry(*spelt, VolumeFile(path), path.parent) if spelt else None
+
+    def _spelt(self, stem: str) -> tuple[str, str] | None:
+        """Return (subject, contrast) by the longest known words at the end of a name, or None."""
         parts = stem.split(self.separator)
         for place in range(1, len(parts)):
-            if contrast := self.contrasts.named(self.separator.join(parts[place:])):
-                subject = self.separator.join(parts[:place])
-                return Entry(subject, contrast, VolumeFile(path), path.parent) if subject else None
+            subject = self.separator.join(parts[:place])
+            contrast = self.contrasts.named(self.separator.join(parts[place:]))
+            if contrast and subject and parts[place]:
+                return subject, contrast
         return None
 
 
