@@ -33,7 +33,9 @@ def patient(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("empty", ["", "nan", "NaN", "None", "NULL", "NA", "n/a", "<NA>"])
+@pytest.mark.parametrize(
+    "empty", ["", "nan", "NaN", "None", "NULL", "NA", "n/a", "<NA>", "#N/A", "-"]
+)
 @pytest.mark.parametrize(("start", "separator"), [("", "/"), ("", "\\"), (".\\", "\\")])
 def test_a_table_of_windows_and_pandas_is_read(patient, empty, start, separator):
     paths = [f"{start}p0{separator}p0_{c}.nii.gz" for c in ("t1", "t1ce", "t2", "flair")]
@@ -52,10 +54,20 @@ def test_a_row_without_an_id_is_named_by_its_line(patient, empty):
         detect_layout(path)
 
 
-def test_a_drive_of_windows_is_named(patient):
-    path = table(patient, f"p,{cells()},", "q,C:\\scans\\q_t1.nii.gz,,,,")
-    with pytest.raises(DataError, match=r"line 3: C:\\scans\\q_t1.nii.gz is a path of Windows"):
+@pytest.mark.parametrize("start", ["C:", r"\\server"])
+def test_a_drive_of_windows_is_named(patient, start):
+    path = table(patient, f"p,{cells()},", rf"q,{start}\scans\q_t1.nii.gz,,,,")
+    with pytest.raises(DataError) as refused:
         detect_layout(path)
+    assert rf"line 3: {start}\scans\q_t1.nii.gz is a path of Windows" in str(refused.value)
+
+
+@pytest.mark.parametrize("separator", ",;\t")
+def test_a_table_is_read_by_whatever_separates_its_columns(patient, separator):
+    rows = [line.replace(",", separator) for line in (HEAD, f"p,{cells()},")]
+    assert set(detect_layout(table(patient, rows[1], head=rows[0]))[1]["p"].files) == {
+        *("t1", "t1ce", "t2", "flair")
+    }
 
 
 def test_the_yaml_of_the_research_code_leads_to_import(tmp_path, monkeypatch, capsys):

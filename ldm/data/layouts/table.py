@@ -23,8 +23,19 @@ from ldm.study import LABELS, MASK_FILE, Contrasts
 log = logging.getLogger(__name__)
 
 CELL = re.compile(r"(.+)#(\d+|mask)")
-DRIVE = re.compile(r"[A-Za-z]:[\\/]")
-ABSENT = ("", "nan", "none", "null", "na", "n/a", "<na>")  # an empty cell, as pandas and R write it
+DRIVE = re.compile(r"[A-Za-z]:[\\/]|\\\\")  # or a share
+ABSENT = (
+    "",
+    "nan",
+    "nat",
+    "none",
+    "null",
+    "na",
+    "n/a",
+    "<na>",
+    "#n/a",
+    "-",
+)  # an empty cell, as pandas and R write it
 PARTS = ("train", "val", "test")
 FORMULA = ("=", "+", "-", "@")  # a spreadsheet runs a cell that starts so, unless a ' is before it
 
@@ -49,7 +60,8 @@ class SubjectTable(Layout):
     An empty cell is a contrast that does not exist. A path is relative to the CSV file;
     ``file.nii.gz#2`` is the third volume of a 4-D file, a folder is a DICOM series. ``split``
     (``train``, ``val``, ``test``), ``site`` and ``patient`` (of whom the subject is one
-    examination) are optional; other columns are passed over. Separators are commas or semicolons.
+    examination) are optional; other columns are passed over. Commas,
+    semicolons or tabs separate them.
     """
 
     name = "CSV"
@@ -114,7 +126,7 @@ def numbered_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
     except UnicodeDecodeError as error:
         raise DataError("DATA-FORMAT", f"{path.name} is no UTF-8 text: save it as CSV") from error
     head = text.partition("\n")[0]
-    separator = ";" if head.count(";") > head.count(",") else ","
+    separator = max(",;\t", key=head.count)
     lines = csv.reader(text.splitlines(), delimiter=separator)
     columns = [name.strip().lower() for name in next(lines, [])]
     return [
