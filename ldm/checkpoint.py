@@ -35,7 +35,7 @@ from ldm.errors import (
     UnsafeError,
     as_known_error,
 )
-from ldm.storage import atomic_path, remove, rename, run_folder
+from ldm.storage import CONFIG_FILE, MODEL_FILE, atomic_path, remove, rename, require_run
 from ldm.study import Study, build_model, read_study
 from ldm.util import refuse_untrusted_targets
 
@@ -49,7 +49,6 @@ MAX_ENTRIES = 100_000  # a tensor each; the largest network here has a thousand
 OWN, BOUND = "dsdiff", "bound"  # what a checkpoint says of itself; what its weights depend on
 RESTORED = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "global_step")
 WEIGHTS, EMA_WEIGHTS, LAST = "weights", "ema", "last"  # which weights a file holds
-MODEL_FILE, CONFIG_FILE = "model.safetensors", "config.yaml"
 DAMAGED = ("CKPT-CORRUPT", "CKPT-FORMAT", "CKPT-MISSING")
 CHECKPOINTS = ("checkpoints/last.ckpt", "checkpoints/previous.ckpt")  # newest first
 
@@ -306,7 +305,7 @@ def load_model(path: Path, trust: Collection[str] = ()) -> Loaded:
     is_checkpoint = path.suffix == ".ckpt"
     file = path / MODEL_FILE if path.is_dir() else path
     tensors, metadata = read_weights(file) if is_checkpoint else read_model(file)
-    config = read_run_config(run_folder(path), trust)
+    config = read_run_config(path, trust)
     study = read_study(config)
     model = build_model(config, study)
     require_same_state(model.state_dict(), tensors, path.name)
@@ -329,17 +328,16 @@ def study_of(path: Path, trust: Collection[str] = ()) -> Study:
     Raises:
         CheckpointError, UnsafeError, ConfigError: see :func:`read_run_config`.
     """
-    return read_study(read_run_config(run_folder(path), trust))
+    return read_study(read_run_config(path, trust))
 
 
-def read_run_config(folder: Path, trust: Collection[str] = ()) -> dict[str, Any]:
-    """Return the configuration of a run folder after the trust gate.
+def read_run_config(model: Path, trust: Collection[str] = ()) -> dict[str, Any]:
+    """Return the configuration of a run, or model, after the trust gate.
 
     Raises:
         CheckpointError: CKPT-MISSING. UnsafeError: UNSAFE-TARGET. ConfigError: it is damaged.
     """
-    if not (folder / CONFIG_FILE).is_file():
-        raise CheckpointError("CKPT-MISSING", f"{folder} is no run folder (no {CONFIG_FILE})")
+    folder = require_run(model)
     config = read_saved_config(folder / CONFIG_FILE)
     source = f"{folder.name}/{CONFIG_FILE}"
     refuse_untrusted_targets(config, trusted_targets(), source, named=trust)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from ldm.checkpoint import CONFIG_FILE, MODEL_FILE
 from ldm.errors import CheckpointError, ConfigError
+from ldm.storage import CONFIG_FILE, MODEL_FILE
 
 PREFIX = "hub:"
 NAME = re.compile(r"hub:(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")

@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from ldm.claims import NO_FOLLOW, TEMPORARY, Claim, open_own, permit, refuse_existing, sweep
-from ldm.errors import DataError, OutputError
+from ldm.errors import CheckpointError, DataError, OutputError
 
 CHUNK = 1 << 20
+MODEL_FILE, CONFIG_FILE = "model.safetensors", "config.yaml"  # of a run
 ABANDONED_AFTER = 86400  # seconds; no folder takes a day to write
 NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP)  # of file systems without hard links
 
@@ -309,6 +310,30 @@ def run_folder(model: Path) -> Path:
     if model.suffix == ".ckpt":
         return model.parent.parent
     return model.parent if model.is_file() or model.suffix == ".safetensors" else model
+
+
+def require_run(model: Path) -> Path:
+    """Return the run folder of a model, see :func:`run_folder`.
+
+    Raises:
+        CheckpointError: CKPT-MISSING.
+    """
+    folder = run_folder(model)
+    if not (folder / CONFIG_FILE).is_file():
+        raise CheckpointError("CKPT-MISSING", f"{folder} is no run folder (no {CONFIG_FILE})")
+    return folder
+
+
+def require_subjects(root: Path) -> Path:
+    """Return the folder of subjects, or the table of them, as a path without ``~``.
+
+    Raises:
+        DataError: DATA-MISSING.
+    """
+    root = root.expanduser()
+    if not (root.is_dir() or root.is_file()):
+        raise DataError("DATA-MISSING", f"there is no folder {root}: give the folder of subjects")
+    return root
 
 
 def volume_digests(folder: Path) -> dict[str, str]:

@@ -35,7 +35,7 @@ def started(*command: str, hidden: tuple[str, ...] = ()) -> tuple[str, set[str]]
         cwd=Path(__file__).parents[1],
     )
     assert process.returncode == 0, process.stderr
-    return process.stdout, set(json.loads(process.stderr.splitlines()[-1]))
+    return process.stdout + process.stderr, set(json.loads(process.stderr.splitlines()[-1]))
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
@@ -44,6 +44,24 @@ def test_help_imports_nothing_heavy(command):
     assert "usage: dsdiff" in text
     assert modules.isdisjoint(HEAVY)
     assert len(modules) < MOST_MODULES
+
+
+MISTYPED = {
+    "train": "train configs/backbone/unet_tiny.yaml data.params.root=nowhere",
+    "train a configuration": "train nowhere.yaml",
+    "diagnose data": "diagnose data nowhere",
+    "sample": "sample nowhere --input . --output out",
+    "sample a folder": "sample . --input nowhere --output out",
+    "evaluate": "evaluate --prediction . --reference nowhere",
+    "benchmark": "benchmark nowhere.yaml --output out",
+}
+
+
+@pytest.mark.parametrize("command", MISTYPED.values(), ids=MISTYPED)
+def test_a_mistyped_path_is_named_before_anything_heavy_is_imported(command):
+    text, modules = started(*command.split())
+    assert "error" in text and "nowhere" in text
+    assert modules.isdisjoint({"torch", "pytorch_lightning", "monai", "nibabel"})
 
 
 def test_what_only_unix_has_is_not_needed_to_start():

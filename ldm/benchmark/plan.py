@@ -13,10 +13,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from ldm.checkpoint import CONFIG_FILE, read_run_config
+from ldm.checkpoint import read_run_config
 from ldm.config import load_config
 from ldm.cost.network import count_flops, training_flops
 from ldm.errors import ConfigError
+from ldm.storage import CONFIG_FILE
 from ldm.study import BATCH_SIZE, build_model, read_study
 from ldm.util import nearest, resolve_target, trainer_options
 

@@ -97,6 +97,7 @@ def _run(argv: list[str]) -> int:
     try:
         _require_working_directory()
         _download_model(args)
+        _require_there(args)
         return args.run(args) or 0
     except KeyboardInterrupt:
         if not is_part():
@@ -133,6 +134,26 @@ def _download_model(args: argparse.Namespace) -> None:
         from ldm.hub import local_folder
 
         args.model = local_folder(args.model)
+
+
+def _require_there(args: argparse.Namespace) -> None:
+    """Refuse a mistyped path at once: what reads it imports torch, which takes seconds."""
+    from ldm.config import find_config
+    from ldm.storage import require_run, require_subjects
+
+    given = vars(args)
+    words = given.get("config") or []
+    for word in [words] if isinstance(words, str) else words:
+        key, equals, value = word.partition("=")
+        if not equals:
+            find_config(word)
+        elif key == "data.params.root" and "$" not in value and value not in ("", "null"):
+            require_subjects(Path(value))
+    for name in ("input", "reference", *(["folder"] if given.get("kind") == "data" else [])):
+        if given.get(name) is not None:
+            require_subjects(given[name])
+    if given.get("model") is not None:
+        require_run(given["model"])
 
 
 def report_error(verb: str, error: DsdiffError | str) -> None:

@@ -13,12 +13,11 @@ from safetensors import SafetensorError, safe_open
 
 from ldm.callbacks.gradients import BUCKETS, PLACES
 from ldm.callbacks.metrics_file import METRICS_FILE, read_curves
-from ldm.checkpoint import CONFIG_FILE, MODEL_FILE
 from ldm.config import read_saved_config
 from ldm.diagnosis.curves import Curve
 from ldm.diagnosis.data import DataDiagnosis
 from ldm.errors import CheckpointError
-from ldm.storage import read_json
+from ldm.storage import CONFIG_FILE, MODEL_FILE, read_json
 
 LOSS, VALIDATION = "train/loss", "val/loss"
 NO_COMPONENT = {"loss", "grad_norm", "lr", *(f"loss_t{bucket}" for bucket in range(BUCKETS))}

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm.checkpoint import CONFIG_FILE, read_weights, require_same_state
+from ldm.checkpoint import read_weights, require_same_state
 from ldm.config import merge_config
 from ldm.errors import CheckpointError, ConfigError
 from ldm.modules.diffusionmodules.model import AutoencoderSettings, Decoder, Encoder
+from ldm.storage import CONFIG_FILE
 
 FIRST_LOGVAR = -6.0  # of the posterior before training
 

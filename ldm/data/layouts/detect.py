@@ -21,6 +21,7 @@ from ldm.data.nifti import volume_stem
 from ldm.data.patients import patient_of, patient_pattern
 from ldm.errors import ConfigError, DataError, to_the_reader
 from ldm.label_scheme import LabelScheme
+from ldm.storage import require_subjects
 from ldm.study import BRATS, KNOWN, LABELS, MASK_FILE, Contrasts
 from ldm.util import get_obj_from_str, instantiate_from_config, nearest
 
@@ -84,14 +85,12 @@ def detect_layout(
         DataError: DATA-MISSING (no such folder), DATA-LAYOUT (no file is recognised), or what
             :meth:`Layout.subjects` raises.
     """
-    root = Path(root).expanduser()
+    root = require_subjects(Path(root))
     if root.is_file():
         if root.suffix.lower() != ".csv":
             raise DataError("DATA-LAYOUT", f"{root.name} is a file: give a folder, or a .csv file")
         table = _told(SubjectTable(), contrasts)
         return table, table.read(root)
-    if not root.is_dir():
-        raise DataError("DATA-MISSING", f"there is no folder {root}: give the folder of subjects")
     tree, chosen = Tree(root), _told(build_layout(layout), contrasts)
     found = {chosen: list(chosen.find(tree))} if chosen else _candidates(tree, contrasts)
     if not any(found.values()):
