@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -172,12 +173,17 @@ class StopOnSignal(Callback):
         self._before: dict[int, Any] = {}
         self._saver: RunCheckpoint | None = None
 
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Remember the handlers that are there before Lightning puts its own in their place."""
+        if threading.current_thread() is threading.main_thread():  # no other may set handlers
+            self._before = {number: signal.getsignal(number) for number in (*ENDING, *SAVING)}
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Install the handlers (after Lightning's own)."""
         savers = (c for c in trainer.checkpoint_callbacks if isinstance(c, RunCheckpoint))
         self._saver = next(savers, None)
-        for number in (*ENDING, *SAVING):
-            self._before[number] = signal.signal(number, self._handle)
+        for number in self._before:
+            signal.signal(number, self._handle)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any
@@ -197,7 +203,7 @@ class StopOnSignal(Callback):
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Restore the handlers."""
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._before.clear()
 
     def _handle(self, number: int, frame: Any) -> None:

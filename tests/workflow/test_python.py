@@ -1,13 +1,16 @@
 """The Python door: README and docs/python.md as written, and equal to the command line."""
 
 import contextlib
+import functools
 import io
 import json
 import logging
 import re
 import shutil
+import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nibabel as nib
@@ -256,6 +259,24 @@ def test_training_says_nothing_and_returns_what_it_made(tmp_path, patients, capf
         train(TINY[0], [*TINY[1:], *root, "lightning.trainer.max_steps=2"], run.folder)
     with pytest.raises(ConfigError, match="give a YAML"):
         train()
+
+
+@pytest.mark.parametrize("in_a_thread", [False, True])
+def test_training_leaves_the_signals_of_the_program_alone(tmp_path, patients, in_a_thread):
+    numbers = signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP
+    before = [signal.getsignal(number) for number in numbers]
+    overrides = [f"data.params.root={patients}", "lightning.trainer.max_steps=1"]
+    overrides += ["data.params.image_size=32", "data.params.val=null"]
+    work = functools.partial(
+        train, "configs/backbone/unet_tiny.yaml", overrides, output=tmp_path / "run"
+    )
+    if in_a_thread:  # where Python lets nobody set a handler
+        with ThreadPoolExecutor(1) as pool:
+            run = pool.submit(work).result()
+    else:
+        run = work()
+    assert run.folder.is_dir()
+    assert [signal.getsignal(number) for number in numbers] == before
 
 
 def test_the_door_is_cheap_until_it_is_used():
