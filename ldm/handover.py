@@ -9,21 +9,13 @@ from typing import Any
 import ldm
 from ldm.binding import decisive
 from ldm.callbacks.metrics_file import read_curves
-from ldm.checkpoint import (
-    BOUND,
-    CONFIG_FILE,
-    MODEL_FILE,
-    load_model,
-    read_model,
-    read_run_config,
-    save_model,
-)
+from ldm.checkpoint import BOUND, load_model, read_model, read_run_config, save_model
 from ldm.claims import claim
 from ldm.config import read_saved_config, save_config
 from ldm.data.seen import SUBJECTS_FILE
 from ldm.denoiser import denoiser_files
 from ldm.errors import CheckpointError
-from ldm.storage import atomic_path, read_json, run_folder
+from ldm.storage import CONFIG_FILE, MODEL_FILE, atomic_path, read_json, run_folder
 from ldm.study import Study
 
 CARD = "README.md"

@@ -25,8 +25,6 @@ from ldm.callbacks.run import StopOnSignal
 from ldm.callbacks.trackers import Tracker
 from ldm.checkpoint import (
     CHECKPOINTS,
-    CONFIG_FILE,
-    MODEL_FILE,
     AtomicCheckpointIO,
     newest_checkpoint,
     read_run_config,
@@ -52,7 +50,7 @@ from ldm.environment import prefers_channels_last, require_safe_libraries, resol
 from ldm.errors import ConfigError, OutputError
 from ldm.modules.diffusionmodules.util import to_channels_last
 from ldm.progress import Progress, silent
-from ldm.storage import read_json, run_folder, write_json
+from ldm.storage import CONFIG_FILE, MODEL_FILE, read_json, run_folder, write_json
 from ldm.study import build_model
 from ldm.util import instantiate_from_config
 

@@ -12,15 +12,7 @@ import torch
 from torch import Tensor
 
 from ldm.binding import decisive
-from ldm.checkpoint import (
-    BOUND,
-    CHECKPOINTS,
-    CONFIG_FILE,
-    MODEL_FILE,
-    read_model,
-    require_same_state,
-    save_model,
-)
+from ldm.checkpoint import BOUND, CHECKPOINTS, read_model, require_same_state, save_model
 from ldm.claims import claim
 from ldm.config import read_saved_config, save_config
 from ldm.errors import CheckpointError, ConfigError, OutputError
@@ -28,7 +20,7 @@ from ldm.importing.files import PublicCheckpoint, read_public_checkpoint
 from ldm.importing.names import LIT_EMA, NETWORK, Fit, Translated, fit_shapes, hints, translate
 from ldm.models.diffusion.noise import KeyedNoise
 from ldm.models.diffusion.schedule import NoiseSchedule
-from ldm.storage import remove, sha256
+from ldm.storage import CONFIG_FILE, MODEL_FILE, remove, sha256
 from ldm.study import Study, build_model, read_study
 
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-8}  # public code keeps its schedule in float32

@@ -19,7 +19,7 @@ import yaml
 from builders import RAS, head_image, write_nifti
 
 from ldm.callbacks.metrics_file import read_curves
-from ldm.checkpoint import CONFIG_FILE, newest_checkpoint, read_run_config
+from ldm.checkpoint import newest_checkpoint, read_run_config
 from ldm.claims import claim
 from ldm.cli.train import describe
 from ldm.config import config_root, load_config
@@ -29,6 +29,7 @@ from ldm.data.seen import read_seen
 from ldm.errors import DataError, DsdiffError, as_known_error
 from ldm.evaluation.case import judged_study
 from ldm.inference.outputs import is_written
+from ldm.storage import CONFIG_FILE
 
 COUNTS = [50, pytest.param(1000, marks=pytest.mark.slow)]
 LIMIT = 30  # seconds for one of them

@@ -19,11 +19,12 @@ from builders import read_scores, run_inside
 
 from ldm.benchmark.cells import Work
 from ldm.benchmark.results import BenchmarkResult
-from ldm.checkpoint import MODEL_FILE, load_model, read_model, read_run_config, study_of
+from ldm.checkpoint import load_model, read_model, read_run_config, study_of
 from ldm.cli.main import main
 from ldm.data.layouts import detect_layout
 from ldm.inference.synthesis import Synthesiser
 from ldm.phantom import write_phantoms
+from ldm.storage import MODEL_FILE
 
 OWN = "data.params.contrasts={swan: [SWAN_min], phase: [pha, PHA]}"
 

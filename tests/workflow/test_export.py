@@ -8,10 +8,11 @@ import types
 import pytest
 
 import ldm
-from ldm.checkpoint import CONFIG_FILE, MODEL_FILE, read_model
+from ldm.checkpoint import read_model
 from ldm.cli.main import main
 from ldm.errors import CheckpointError, ConfigError
 from ldm.handover import require_private
+from ldm.storage import CONFIG_FILE, MODEL_FILE
 
 
 @pytest.fixture(scope="module")

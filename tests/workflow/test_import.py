@@ -6,9 +6,9 @@ import shutil
 import pytest
 import torch
 
-from ldm.checkpoint import MODEL_FILE, read_model
+from ldm.checkpoint import read_model
 from ldm.cli.main import main
-from ldm.storage import sha256
+from ldm.storage import MODEL_FILE, sha256
 
 
 @pytest.fixture

@@ -9,9 +9,10 @@ import pytest
 import torch
 import yaml
 
-from ldm.checkpoint import MODEL_FILE, load_model, read_model, read_run_config
+from ldm.checkpoint import load_model, read_model, read_run_config
 from ldm.cli.main import main
 from ldm.models.first_stage import all_images
+from ldm.storage import MODEL_FILE
 from ldm.study import build_model
 from ldm.util import instantiate_from_config
 

@@ -7,8 +7,9 @@ import nibabel as nib
 import pytest
 
 import ldm
-from ldm.checkpoint import MODEL_FILE, read_model
+from ldm.checkpoint import read_model
 from ldm.cli.main import main
+from ldm.storage import MODEL_FILE
 
 
 @pytest.fixture(scope="module")
