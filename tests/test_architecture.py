@@ -5,6 +5,8 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -83,6 +85,22 @@ def within(name: str, packages: tuple[str, ...] | list[str]) -> bool:
 def test_there_is_code_to_look_at():
     assert len(sources("ldm")) > 20
     assert "ldm.errors.DataError" in set(imports(REPO / "ldm/data/nifti.py"))
+
+
+def exists(name: str) -> bool:
+    """Whether a dotted name is a module, or something that its module has."""
+    module, _, own = name.rpartition(".")
+    return find_spec(module) is not None and (
+        hasattr(import_module(module), own) or find_spec(name) is not None
+    )
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_what_is_imported_exists(package):
+    # also what only one verb imports, inside a function
+    names = {n for path in sources(package) for n in imports(path) if within(n, PACKAGES)}
+    assert len(names - set(PACKAGES)) > 3
+    assert [name for name in sorted(names) if "." in name and not exists(name)] == []
 
 
 def refused(package: str, rooms: list[str]) -> list[str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -63,7 +64,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Plan, then run one cell or all that are missing, or only report."""
-    from ldm.benchmark.cells import Stopped
     from ldm.benchmark.run import Benchmark
 
     files = [a for a in args.config if "=" not in a]
@@ -86,13 +86,26 @@ def run(args: argparse.Namespace) -> int:
         return show_plan(benchmark)
     if args.collect:
         return show_result(benchmark.collect(), args.output)
+    if args.cell is not None:
+        return unless_stopped(lambda: run_cell(benchmark, args.cell))
+    return run_all(benchmark, args.jobs)
+
+
+def unless_stopped(work: Callable[[], int]) -> int:
+    """Return the exit code of what is run; where a signal stops it, say how to go on."""
+    from ldm.benchmark.cells import Stopped
+
     try:
-        if args.cell is not None:
-            return run_cell(benchmark, args.cell)
-        return show_result(benchmark.run(args.jobs), args.output)
+        return work()
     except Stopped as stopped:
         print("\nInterrupted; the same command goes on from here.")
         return stopped.code
+
+
+def run_all(benchmark: Benchmark, jobs: int | None = None) -> int:
+    """Run what is missing, then report."""
+    output = benchmark.work.output
+    return unless_stopped(lambda: show_result(benchmark.run(jobs), output))
 
 
 def show_plan(benchmark: Benchmark) -> int:

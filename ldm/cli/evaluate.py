@@ -280,11 +280,13 @@ def add_segmenter_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _segmenter(args: argparse.Namespace) -> Any:
     """Return the segmenter that judges, or None where none is named."""
+    if not (args.segmenter or args.segmenter_command):
+        return None
     from ldm.inference.segmentation import CommandSegmenter, NetworkSegmenter
 
     if args.segmenter:
         return NetworkSegmenter(args.segmenter, args.trust)
-    return CommandSegmenter(args.segmenter_command) if args.segmenter_command else None
+    return CommandSegmenter(args.segmenter_command)
 
 
 def report_paths(output: Path) -> None:

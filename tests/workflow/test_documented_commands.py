@@ -27,7 +27,7 @@ NOT_HERE = {  # what a command needs that no test machine has -> where its kind 
     "dsdiff import CHECKPOINT": "workflow/test_import.py",
     "dsdiff benchmark plan.yaml": "workflow/test_benchmark.py",
     "dsdiff benchmark latent.yaml": "workflow/test_latent.py",
-    "dsdiff demo": "its parts are those of a benchmark",
+    "dsdiff demo": "workflow/test_demo.py",
 }
 HELD_OUT = "Phantom_0003"
 SPLIT = ["data.params.train=[Phantom_0001,Phantom_0002]", f"data.params.val=[{HELD_OUT}]"]
