@@ -77,7 +77,7 @@ def test_the_yaml_of_the_research_code_leads_to_import(tmp_path, monkeypatch, ca
         "  params: {linear_start: 0.0015, timesteps: 1000, unet_config: {target: x.Y}}\n"
     )
     monkeypatch.chdir(tmp_path)
-    assert main(["train", "cin.yaml", "data.params.root=PATIENTS"]) == 2
+    assert main(["train", "cin.yaml", f"data.params.root={tmp_path}"]) == 2
     said = capsys.readouterr().err
     assert "dsdiff import CHECKPOINT --config cin.yaml" in said and "unet_config" in said
 
