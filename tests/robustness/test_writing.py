@@ -25,8 +25,7 @@ ALLOWED = {
     ("ldm/callbacks/run.py", "self.save"),
     ("ldm/callbacks/pulse.py", "(self.folder / str(self.rank)).touch"),  # a temporary folder
     ("ldm/inference/baseline_volumes.py", "made.save"),
-    ("ldm/inference/parallel.py", "made.save"),
-    ("ldm/inference/synthesis.py", "self.synthesise(subject, layout, title).save"),
+    ("ldm/inference/volume_writer.py", "volume.save"),
 }
 
 
