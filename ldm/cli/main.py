@@ -144,11 +144,8 @@ def _require_there(args: argparse.Namespace) -> None:
     given = vars(args)
     words = given.get("config") or []
     for word in [words] if isinstance(words, str) else words:
-        key, equals, value = word.partition("=")
-        if not equals:
+        if "=" not in word:
             find_config(word)
-        elif key == "data.params.root" and "$" not in value and value not in ("", "null"):
-            require_subjects(Path(value))
     for name in ("input", "reference", *(["folder"] if given.get("kind") == "data" else [])):
         if given.get(name) is not None:
             require_subjects(given[name])
