@@ -109,11 +109,10 @@ class SweepCells:
         }
 
     def _sample(self, synthesiser: Synthesiser, folder: Path, title: str) -> None:
+        writer = VolumeWriter(synthesiser, folder)
         try:
             for subject in self.subjects:
-                VolumeWriter(synthesiser, folder).write(
-                    subject, self.layout, f"{title}: {subject.id}"
-                )
+                writer.write(subject, self.layout, f"{title}: {subject.id}")
         finally:
             if synthesiser.timings:
                 write_json(folder / "cost.json", synthesiser.cost())

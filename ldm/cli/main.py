@@ -142,8 +142,7 @@ def _require_there(args: argparse.Namespace) -> None:
     from ldm.storage import require_run, require_subjects
 
     given = vars(args)
-    words = given.get("config") or []
-    for word in [words] if isinstance(words, str) else words:
+    for word in given.get("config") or []:
         if "=" not in word:
             find_config(word)
     for name in ("input", "reference", *(["folder"] if given.get("kind") == "data" else [])):
