@@ -71,7 +71,8 @@ setup(
         "wandb": ["wandb"],
         "mlflow": ["mlflow-skinny"],
         "test": [
-            *("pytest", "hypothesis", "ruff", "mypy", "pytorch-msssim", "SimpleITK"),
+            *("pytest", "pytest-xdist", "hypothesis", "ruff", "mypy"),
+            *("pytorch-msssim", "SimpleITK"),
             *("diffusers", "segmentation_models_pytorch"),  # networks that shipped YAMLs adapt
             *("h5py", "pydicom", "dicom2nifti", "pandas", "bids-validator-deno"),
             *("onnx", "onnxruntime", "onnxscript"),  # checked against torch

@@ -10,6 +10,7 @@ from builders import write_subject
 from robustness.record import (  # noqa: F401 - hooks of pytest
     pytest_addoption,
     pytest_collection_modifyitems,
+    pytest_configure,
     pytest_runtest_makereport,
     pytest_sessionfinish,
 )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from builders import INPUTS, write_subject
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ldm.data.layouts import BraTS2021, BraTS2023, detect_layout, select_subjects
@@ -49,6 +49,7 @@ def test_both_brats_layouts_are_told_apart_and_named_alike(tmp_path, suffix):
     st.sampled_from([BraTS2021(), BraTS2023()]),
     st.sampled_from(sorted(NAMES_2023)),
 )
+@example("0_-", BraTS2021(), "flair")
 def test_a_file_name_is_parsed_to_what_made_it(subject, layout, contrast):
     assert layout.parse(Path(layout.file_name(subject, contrast))) == (subject, contrast)
 

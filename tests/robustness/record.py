@@ -30,6 +30,13 @@ def pytest_addoption(parser):
     )
 
 
+def pytest_configure(config):
+    """Refuse workers, whose outcomes would not reach the session that writes them."""
+    told = "robustness" in (config.option.markexpr or "")
+    if told and getattr(config.option, "numprocesses", None):
+        raise pytest.UsageError("-m robustness writes one file: run it without -n")
+
+
 def name_of(item) -> str:
     return f"{item.path.relative_to(TESTS).as_posix()}::{getattr(item, 'originalname', item.name)}"
 

@@ -89,7 +89,7 @@ class SuffixLayout(NumberedLayout):
         for place in range(1, len(parts)):
             subject = self.separator.join(parts[:place])
             contrast = self.contrasts.named(self.separator.join(parts[place:]))
-            if contrast and subject and parts[place]:
+            if contrast and subject and any(map(str.isalnum, parts[place])):  # "0_-" is an id
                 return subject, contrast
         return None
 
