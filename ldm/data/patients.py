@@ -19,18 +19,21 @@ EXAMINATIONS = [
     r"(?P<patient>training\d+|test\d+)_\d+",  # ISBI 2015
     r"(?P<patient>OAS\d+)_MR.*",  # OASIS-3
     r"(?P<patient>.*\d.*)[_.-](?:19|20)\d\d([_.-]?)(?:0[1-9]|1[0-2])\2(?:0[1-9]|[12]\d|3[01])"
-    r"(?:[T_-]?\d{4,6}|[_-]\d)?",
+    r"(?:[T_-]?\d{4,6}|[T_-]\d\d[:-]\d\d[:-]\d\d|[_-]\d)?",
+    r"(?P<patient>.*\d.*)[_.-](?:0[1-9]|[12]\d|3[01])(?:0[1-9]|[12]\d|3[01])(?:19|20)\d\d",
+    r"(?P<patient>.*\d.*)[_.-](?:\d{1,2}|(?:19|20)\d\d)[_.-]?(?:jan|feb|mar|apr|ma[iy]|jun|jul|"
+    r"aug|sep|o[ck]t|nov|de[cz])[a-z]*[_.-]?(?:\d\d|(?:19|20)\d\d)",
     r"(?P<patient>.*\d.*)[_.-](?:0?[1-9]|[12]\d|3[01])([_.-])(?:0?[1-9]|[12]\d|3[01])\2(?:19|20)\d\d",
     r"(?P<patient>.*\d.*)[ _.-](?:w|m|d|y|mo)-?\d{1,4}",
-    r"(?P<patient>.*\d.*)[ _.-]\d{1,3} ?(?:m|w|mo|months?|wk|weeks?|yr|years?)",
+    r"(?P<patient>.*\d.*)[ _.-]\d{1,3} ?(?:h|d|m|w|y|mo|hours?|days?|months?|wk|weeks?|yr|years?)",
     r"(?P<patient>.+?)[ _.-](?:t|tp|v|mr|ses|fu)-?\d+[dwmy]?",
     r"(?P<patient>.+?)[ _.-](?:time[ _-]?(?:point)?|visit|session|scan|exam|study|mri|event|"
-    r"cycle|pod|run|week|wk|month|day|year)"
-    r"[ _-]?\d+(?:[_-]\d+)?",
+    r"cycle|pod|run|week|wk|month|day|year|yr|sess|acq|op|visit[ae]|besuch|zeitpunkt|kontrolle|verlauf)"
+    r"[ _-]?(?:\d+(?:[_-]\d+)?|[a-d])",
     r"(?P<patient>.+?)[ _.-](?:baseline|bl|initial|screening|first|second|last|pre|post|fu|"
-    r"follow[ _-]?up|rec|recurrence|relapse|progression)"
+    r"fup|follow[ _-]?up|rec|recurrence|relapse|progression|nadir|early|late|acute|chronic)"
     r"(?:[_-]?\d{1,2})?",
-    r"(?P<patient>.+?)[ _.-](?:pre|post|intra)[ _-]?(?:op|operative|surgery|treatment|rt)",
+    r"(?P<patient>.+?)[ _.-](?:pre|post|intra)[ _-]?(?:op|operative|surgery|treatment|rt)\d?",
 ]
 KNOWN = [re.compile(pattern, re.IGNORECASE) for pattern in EXAMINATIONS]
 

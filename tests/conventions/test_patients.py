@@ -14,7 +14,7 @@ EXAMINATIONS = {  # patient: ids of examinations, as they are published or as ho
     "BraTSReg_002": "BraTSReg_002_pre | BraTSReg_002_followup | BraTSReg_002_01_0106",
     "brats_tcia_pat105": "brats_tcia_pat105_0001 | brats_tcia_pat105_0075",
     "TCGA-02-0006": "TCGA-02-0006_1998.08.23 | TCGA-02-0006_1998.11.02 | TCGA-02-0006_19981102"
-    " | TCGA-02-0006_08-23-1998",
+    " | TCGA-02-0006_08-23-1998 | TCGA-02-0006_23081998 | TCGA-02-0006_23-Aug-1998",
     "W39": "W39_1998.09.19 | W39_1999.01.02",  # Ivy GAP
     "UPENN-GBM-00001": "UPENN-GBM-00001_11 | UPENN-GBM-00001_21",
     "UCSF-PDGM-0004": "UCSF-PDGM-0004 | UCSF-PDGM-0004_FU001d",
@@ -30,9 +30,13 @@ EXAMINATIONS = {  # patient: ids of examinations, as they are published or as ho
     "P1": "P1_T1 | P1_T2",  # MSLesSeg
     "013": "013_time01 | 013_time02",  # MSSEG-2
     "P07": "P07_t0 | P07_t1 | P07_tp2 | P07-v3 | P07_visit1 | P07_visit-02 | P07_scan2 | P07_exam1",
-    "PGBM-001": "PGBM-001_04-02-1992 | PGBM-001_2020-01-05_1 | PGBM-001_20200105T1200",
-    "ID01": "ID01_visit1_2020-01-01 | ID01_study2 | ID01_MRI1 | ID01_POD1 | ID01_3m | ID01_relapse",
-    "case12": "case12_preop | case12_post-op | case12_baseline | case12_followup | case12_FU2",
+    "PGBM-001": "PGBM-001_04-02-1992 | PGBM-001_2020-01-05_1 | PGBM-001_20200105T1200"
+    " | PGBM-001_2020-01-05T12-00-00",
+    "ID01": "ID01_visit1_2020-01-01 | ID01_study2 | ID01_MRI1 | ID01_POD1 | ID01_3m | ID01_relapse"
+    " | ID01_24h | ID01_2y | ID01_yr2 | ID01_100days | ID01_scanA | ID01_sess-1 | ID01_visita1"
+    " | ID01_Verlauf2",
+    "case12": "case12_preop | case12_post-op | case12_baseline | case12_followup | case12_FU2"
+    " | case12_early-postop | case12_late_followup | case12_preop1 | case12_acute | case12_fup1",
     "pat_3": "pat_3_week12 | pat_3_month_6 | pat_3_6months | pat_3_w24 | pat_3_day1 | pat_3_12mo",
 }
 PATIENTS = """BraTS2021_00003 | BraTS20_Training_001 | Brats18_CBICA_ABM_1 | Brats17_TCIA_624_1
