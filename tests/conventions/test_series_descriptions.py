@@ -33,6 +33,11 @@ T1 bef contrast | T1 N/C | T1 KM- | T1 CE- | T1 Gd- | T1 -Gd | AX T1 (-) | T1 mi
 T1 -ve contrast | AX T1 GD FREE | contrast free T1 | T1 senza mezzo di contrasto | T1 s/gd
 T1 s/ contraste | T1 ohne Gd | T1 vor KM-Gabe | T1 kein KM | T1 造影前 | 単純 T1 | T1 平扫
 T1 без контраста | T1 sans IV | T1_noC
+T1 bez kontrastu | T1 bez kontrastní látky | T1 před KL | T1 przed kontrastem | T1 utan kontrast
+T1 före kontrast | T1 uden kontrast | T1 før kontrast | T1 uten kontrast | T1 ilman tehostetta
+T1 ennen tehostetta | T1 kontrasztanyag nélkül | T1 kontrastsız | T1 kontrastfrei | IVKM öncesi T1
+T1 fără contrast | T1 χωρίς σκιαγραφικό | T1 prä KM | T1 조영 전 | T1 비조영 | T1 增强前 |
+T1 造影剤なし | T1 không tiêm thuốc | T1 nativně
 """
 ENHANCED_T1 = """
 AX T1 +C | AX T1 C+ | T1WI C+ | T1 + C | T1+C | AX T1 POST | AX T1 POST GAD | T1 GADO
@@ -59,6 +64,10 @@ Ax T1 BRAVO+C | 3D T1 GD BRAVO | AX T1 FS +GAD | Ax T1 +Gd | SAG CUBE T1 +C | Ax
 T1 ELUCIREM | T1 vueway | T1 DTPA | T1 Primovist | T1 feraheme | T1 ferumoxytol | T1 GBCA
 T1 W CON | T1 w/ con | T1 W/CON | T1 wcon | T1 double dose | AX T1 (+) | T1 KM+ | T1 CM+ | T1 Gd+
 T1 CE+ | T1 con mezzo di contrasto | T1WI造影 | T1 增强 | T1 с контрастом | T1 TRA (GD)
+T1 s kontrastem | T1 po KL | T1 po kontraście | T1 po podaniu kontrastu | T1 med kontrast
+T1 efter kontrast | T1 etter kontrast | T1 tehoste | T1 kontrasztanyaggal | T1 kontrastlı
+IVKM sonrası T1 | T1 cu contrast | T1 με σκιαγραφικό | T1 조영 후 | T1 조영증강 | T1 sau tiêm thuốc
+T1 DOTA | T1 tra +K
 """
 T2 = """
 AX T2 | AX T2 TSE | AX T2 FSE PROPELLER | T2W_TSE | t2_tse_tra_p2 | t2_blade_tra | Ax T2 FRFSE
@@ -99,6 +108,7 @@ T1 ORBITS | FIESTA-C | SAG CISS | QSM | MT ON T1 | AX T1 PRE AND POST | T1 TRA P
 T2 TIRM | t2_tirm_tra | SAG T2 CSP | SAG T1 CERV | T1 rachis | T2 colonna | T1 columna | T1 face
 T1 sinuses | T2 IAM | T2 inner ear | T1 parotid | T1 larynx | T1 TMJ | MPRAGE setter | T1 vNav
 T2 decay | T2 multi echo | T2 dual-echo
+T1 soustraction | T1 sottrazione | T1 substracción | T1 resta | carte T1 | T1 mapa
 """
 
 
@@ -163,6 +173,12 @@ def test_a_tag_that_names_no_agent_enhances_nothing(agent):
         ("AX T1", "see protocol", "t1", "not known"),
         ("T1 PRE/POST", "", None, "at once"),
         ("T1 강화", "", "t1", "words that are not known"),
+        (
+            "T1 be kontrasto",
+            "",
+            None,
+            "a word before the agent is not known",
+        ),  # Lithuanian: without
     ],
 )
 def test_what_does_not_fit_together_is_shown(description, agent, contrast, why):
@@ -170,3 +186,8 @@ def test_what_does_not_fit_together_is_shown(description, agent, contrast, why):
     assert series.contrast == contrast
     assert f"'{description}'" in series.doubt and f"'{agent}'" in series.doubt
     assert why in series.doubt
+
+
+def test_a_word_that_may_mean_without_is_decided_by_the_tag():
+    assert read_series("T1 sine contrast", "Gadovist") == ("t1ce", "")
+    assert read_series("T1 sine contrast", "none") == ("t1", "")

@@ -19,10 +19,13 @@ SPELLINGS = [
     (r"mp[ -]?rage", " mprage "),
     (r"dark[ -]?fl(uid)?\b|\bda-fl\b|\bir ?prep\b|\b[es](?=flair)", " flair "),
     (r"(multi|dual)[ -]?echo", " echoes "),
-    (r"造影前|造影(な|無)し?|平[扫掃]|単純|без к\w*|до к\w*", " native "),
+    (r"(造影|[增増][强強])[剤剂]?(前|な|無し?)し?|平[扫掃]|単純|без к\w*|до к\w*", " native "),
+    (r"비 ?조영|조영(제|증강)? ?전|χωρις \w+|\b(khong|chua|truoc) tiem\w*", " native "),
     (r"造影後?|[增増][强強]|с к(онтраст\w*|у|в)\b|после к\w*", " gd "),
+    (r"조영(제|증강)?( ?후)?|με σκιαγραφ\w*|\b(co|sau) tiem\w*|\b(po|s) ?kl\b|\+ ?k\b", " gd "),
+    (r"\b[ck]ontrast(frei|los|less|fri|fritt|vrij|siz)\b", " native "),
     (r"\b(c ?\(?[/ ]?|ce|cm|km|gd|gado?)-(?![a-z0-9])|(?<= )-(ce|cm|km|gd|gado?)\b", " native "),
-    (r"\(-\)|\w+[ -]free\b", " native "),
+    (r"\(-\)|\w+[ -](free|nelkul|oncesi|elott)\b", " native "),
     (r"\(\+\)", " gd "),
     (r"\bce(?=t1)", "ce "),
     (r"(?<![a-z0-9])(?:[desv]|[23]d|ax|sag|cor|tra)?(t[12])(?:weighted|wi?)?(?!\d(?!d))", r" \1 "),
@@ -35,6 +38,7 @@ SPELLINGS = [
     (r"\bc ?\(?[/ ]?\+|\+ ?c\b|\+\s*$|\bc/c\b|\bw ?/ ?c\b|\bwc\b|\bw ?/? ?con\b", " gd "),
     (r"\b(o|ohne|m|mit|n|nach|p|vor)?[. ]?k\.? ?m\b", r" \1 km "),
 ]
+LETTERS = str.maketrans({"ø": "o", "ł": "l", "ı": "i", "đ": "d", "æ": "ae", "ß": "ss"})
 JOINED = re.compile(r"(non?|pre|wo|post|with)(op|con|c|contrast\w*|gad\w*|gd|km|enh\w*|inj\w*)")
 T1_WORDS = {"t1", "mprage", "memprage", "spgr", "fspgr", "irspgr", "bravo"}
 T1_WORDS |= {"tfl3d", "vibe"}
@@ -44,7 +48,7 @@ OTHER = re.compile(  # maps, other physics, scouts, reformations, other parts of
     r"swi|swan|qsm|dwi|dti|e?adc|isodwi|ep2d|epi|diff\w*|trace\w?|tensor|fa|colfa|perf\w*|d[sc][ce]|"
     r"pwi|p?c?asl|r?cb[fv]|mtt|ttp|tmax|dyn\w*|twist|ktrans|bold|fmri|loc|locali[sz]er|scout|survey|"
     r"aahead|calib\w*|field\w*|fmap|b[01]\w*|plane|sub|subtr\w*|mip|minip|mpr|ref(or)?ma?t\w*|"
-    r"screen\w*|report|fusion|rgb|maps?|mapping|rho|relax\w*|fit|quant\w*|(sh)?molli|despot\w*|mrf|"
+    r"sous\w*|sottra\w*|sub?stra[ck]\w*|resta\w*|carte|kart\w*|mapp?as?|screen\w*|report|fusion|rgb|maps?|mapping|rho|relax\w*|fit|quant\w*|(sh)?molli|despot\w*|mrf|"
     r"fingerprint\w*|symri|magic|synth\w*|vfa|ratio|r[12]|images|inv[12]?|mt[crw]?|magneti\w*|cest|"
     r"apt|phase|pha|mag|mra|mrv|tof|angio\w*|venogr\w*|csi|svs|mrs|spectro\w*|press|psir|dir|stir|"
     r"pdw?|ciss|fiesta|blood|opp|vnav|setter|\w*spine|cerv\w*|csp|tsp|lsp|thoracic|lumbar|sacr\w*|"
@@ -55,18 +59,40 @@ OTHER = re.compile(  # maps, other physics, scouts, reformations, other parts of
 FAT = re.compile(r"fs|fat\w*|mt|spir|spair")
 TIME = re.compile(r"op\w*|surg\w*|rt|radi\w*|treat\w*|tx|chemo\w*|biops\w*|resect\w*|scan")
 NATIVE = {"native", "nativ", "nativa", "natif", "plain", "pre", "without", "wo", "sans", "ohne"}
-NATIVE |= {"senza", "zonder", "unenhanced", "nce"}
+NATIVE |= {"senza", "zonder", "unenhanced", "nce", "bez", "utan", "uden", "uten", "ilman", "fara"}
+NATIVE |= {"nativni", "nativne", "natiivi", "natywny", "natywne"}
 DENIAL = NATIVE | {"no", "non", "none", "not", "o", "before", "bef", "vor", "avant", "antes"}
 DENIAL |= {"prior", "pree", "sin", "sem", "kein", "keine", "nicht", "geen", "aucun", "ninguno"}
-DENIAL |= {"nessuno", "nil", "nein"}
+DENIAL |= {
+    "nessuno",
+    "nil",
+    "nein",
+    "przed",
+    "pred",
+    "fore",
+    "for",
+    "ennen",
+    "inainte",
+    "prae",
+    "pra",
+}
+WITH = {"with", "w", "mit", "m", "avec", "con", "com", "met", "med", "cu", "z", "s", "se", "gd"}
+WITH |= {"after", "nach", "n", "apres", "dopo", "tras", "na", "po", "efter", "etter", "dupa"}
+WITH |= {"pos", "apos", "iv", "and", "plus", "enh"}
+SCAN = re.compile(  # short words of a protocol, which deny nothing
+    r"ax|axial|tra|trans|sag|cor|coron|obl|oax|[ft]?se|gre|t?f[ef]e?|ir|cube|space|vista|dixon|iso|"
+    r"fs|fat|sat|spir|spair|brain|head|cs|sense|wip|orig|water|multi|thin|star|flair"
+)
 FILLER = {"iv", "de", "d", "the", "to", "di", "mezzo"}
 AGENTS = (  # by their names, gadolinium and ferumoxytol
     r"gd\w*|\w*gado\w*|gad\w*|gbca|dtpa|magnev\w*|magnog\w*|dotarem|dotagraf|clarisc\w*|cyclolux|"
     r"artirem|prohance|multih\w*|omnisc\w*|optimark|eovist|primovist|ablavar|vasovist|"
-    r"eluc[iy]rem|vueway|pixxoscan|feraheme|ferumox\w*|km|[ck]ontrast\w*"
+    r"eluc[iy]rem|vueway|pixxoscan|feraheme|ferumox\w*|dota|(?:iv)?km|[ck]ontras\w*|tehost\w*"
 )
 AGENT_WORD = re.compile(rf"{AGENTS}|c|ce|mdc|enh\w*|inj\w*|post|apres|dose")
-DENIED = re.compile(rf"{AGENT_WORD.pattern}|con|cont|cm|agent")  # these only if denied
+SPOKEN = re.compile(r"[ck]ontras\w*|gadol\w*|inj\w*|enh\w*|tehost\w*")  # in a sentence
+LONGEST_PARTICLE = 6
+DENIED = re.compile(rf"{AGENT_WORD.pattern}|con|cont|cm|agent|kl")  # these only if denied
 AGENT = re.compile(  # ContrastBolusAgent: by its name, or a dose
     rf"\b(?:{AGENTS}|yes|y|true|ja|oui|iv|given|applied|administered)\b|"
     r"(?<![\d.,])(?=[\d.,]*[1-9])\d+(?:[.,]\d+)? ?(?:ml|cc|mmol)"
@@ -102,6 +128,11 @@ def read_series(description: str, agent: str = "") -> Series:
         return Series(None)
     shown = f"SeriesDescription '{description}', ContrastBolusAgent '{agent.strip()}'"
     described, given = _enhancement(words), _given(agent)
+    if None in described and False not in described:
+        if given is None or not agent.strip():
+            return Series(None, f"{shown}: a word before the agent is not known; passed over")
+        described = {given}
+    described.discard(None)
     if len(described) > 1:
         return Series(None, f"{shown}: called native and enhanced at once; passed over")
     said = next(iter(described), None)
@@ -119,8 +150,9 @@ def read_series(description: str, agent: str = "") -> Series:
 
 def _words(description: str) -> list[str]:
     """Return the words of a description, in lower case and without accents; signs become words."""
-    plain = unicodedata.normalize("NFKD", description.lower())
-    text = "".join(c for c in plain if not unicodedata.combining(c))
+    parts = unicodedata.normalize("NFKD", description.lower().translate(LETTERS))
+    plain = "".join(c for c in parts if not unicodedata.combining(c))
+    text = unicodedata.normalize("NFC", plain)  # which Korean needs
     for pattern, word in SPELLINGS:
         text = re.sub(pattern, word, text)
     words = []
@@ -142,12 +174,13 @@ def _weighting(words: list[str]) -> str | None:
     return "t2" if "t2" in found and not found & NO_T2 else None
 
 
-def _enhancement(words: list[str]) -> set[bool]:
-    """Return whether a description says that an agent was given; empty: it says nothing."""
-    said: set[bool] = set()
-    rest = [word for word in words if word not in FILLER]
+def _enhancement(words: list[str]) -> set[bool | None]:
+    """Return whether a description says that an agent was given; empty: it says nothing; None: an
+    agent stands behind a word that may deny it."""
+    said: set[bool | None] = set()
+    rest, word = [word for word in words if word not in FILLER], ""
     while rest:
-        word, *rest = rest
+        before, (word, *rest) = word, rest
         follows = rest[0] if rest else ""
         put_aside = TIME if word in ("pre", "post") else FAT if word in DENIAL else None
         if put_aside and put_aside.fullmatch(follows):
@@ -157,8 +190,14 @@ def _enhancement(words: list[str]) -> set[bool]:
         elif word in NATIVE:
             said = said | {False}
         elif AGENT_WORD.fullmatch(word):
-            said = said | {True}
+            said = said | {None if _may_deny(before) and SPOKEN.fullmatch(word) else True}
     return said
+
+
+def _may_deny(word: str) -> bool:
+    """Return whether a word is as short as "without" is in most languages, and is not known."""
+    known = word in T1_WORDS | WITH or SCAN.fullmatch(word) or AGENT_WORD.fullmatch(word)
+    return word.isalpha() and len(word) <= LONGEST_PARTICLE and not known
 
 
 def _given(agent: str) -> bool | None:
