@@ -126,3 +126,13 @@ def build_losses(
                 "UNet_DS_Diff.model.DSUnetModel or guided_diffusion.unet.UNet_disc_Model",
             )
     return nn.ModuleDict(losses | ({"sparsity": Sparsity(sparsity)} if sparsity else {}))
+
+
+def portable_losses(loss_config: Mapping[str, Any], losses: nn.ModuleDict) -> dict[str, Any]:
+    """Return ``loss_config`` without files, where one of the losses has a ``portable_config``."""
+    portable = {
+        name: loss.portable_config()
+        for name, loss in losses.items()
+        if hasattr(loss, "portable_config")
+    }
+    return {"loss_config": {**loss_config, **portable}} if portable else {}

@@ -122,15 +122,8 @@ class Segmentation(RunModule):
         Raises:
             DataError: DATA-MISSING for patients without ``seg``, DATA-LABEL for an absent region.
         """
-        parts = {"training": data.train_slices, "validation": data.val_dataset}
-        for part, slices in parts.items():
-            if bare := [s.id for s in slices.subjects if not s.has_seg]:
-                raise DataError(
-                    "DATA-MISSING",
-                    f"{len(bare)} of {len(slices.subjects)} {part} patients have no seg: add it, "
-                    "or choose others by data.params.train and val",
-                    bare[0],
-                )
+        require_labels(data.train_slices, "training")
+        require_labels(data.val_dataset, "validation")
         shares = foreground_shares(data.train_slices, self.regions)
         for region, share in shares.items():
             if not share:
@@ -250,6 +243,17 @@ class Segmentation(RunModule):
         x, size = self.images(condition, presence), condition.shape[2:]
         maps = self.unet.get_attention_maps(x)
         return {n: crop_to(resize(alpha.float(), x.shape[2:]), size) for n, alpha in maps.items()}
+
+
+def require_labels(slices: Any, part: str) -> None:
+    """Refuse a data set with patients without labels; raises DataError: DATA-MISSING."""
+    if bare := [s.id for s in slices.subjects if not s.has_seg]:
+        raise DataError(
+            "DATA-MISSING",
+            f"{len(bare)} of {len(slices.subjects)} {part} patients have no seg: add it, or choose "
+            "others by data.params.train, val and test",
+            bare[0],
+        )
 
 
 def foreground_shares(slices: Any, regions: Sequence[str]) -> dict[str, float]:

@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm.checkpoint import read_run_config, read_weights, require_same_state
 from ldm.errors import CheckpointError, ConfigError, DataError, one_of
 from ldm.intensity import BACKGROUND, HEALTHY
 from ldm.models.base import Config, wanted
 from ldm.models.diffusion.noise import KeyedNoise
+from ldm.models.frozen import described_run, frozen_model, without_run
 from ldm.modules.polynomial import polynomial
-from ldm.study import akin_of, read_study
+from ldm.study import akin_of
 from ldm.util import evenly_spread, instantiate_from_config, own_channels
 
 FITTED_SLICES = 2000  # spread evenly over the training slices: a regression has few coefficients
@@ -206,20 +206,14 @@ class ModelAnchor(Anchor):
                 "which model is the anchor? Give model.params.anchor_config.params.path=RUN, a "
                 "run of `dsdiff train` with the same conditions",
             )
-        self.model_config = model_config or self._described(Path(path), trust)
-        self.model = instantiate_from_config(
-            self.model_config, where="model.params.anchor_config.params.model_config"
-        )
-        if path is not None:
-            weights, _ = read_weights(Path(path))
-            require_same_state(self.model.state_dict(), weights, Path(path).name)
-            self.model.load_state_dict(weights)
-        self.model.eval().requires_grad_(False)
+        folder = path and Path(path)
+        self.model_config = model_config or self._described(folder, trust)
+        where = "model.params.anchor_config.params.model_config"
+        self.model = frozen_model(self.model_config, folder, where)
 
     def _described(self, path: Path, trust: Sequence[str]) -> Config:
-        """Return the model of a run folder, told the facts of its own study."""
-        config = read_run_config(path if path.is_dir() else path.parent, trust)
-        study = read_study(config)
+        """Return the model of a run folder, which must take the same conditions."""
+        config, study = described_run(path, trust)
         if (study.conditions, study.neighbours) != (self.conditions, self.neighbours):
             raise CheckpointError(
                 "CKPT-MISMATCH",
@@ -227,8 +221,7 @@ class ModelAnchor(Anchor):
                 f"{study.neighbours} neighbours, this model of {', '.join(self.conditions)} with "
                 f"{self.neighbours}: train the anchor on the same",
             )
-        model = config["model"]
-        return {**model, "params": {**(model.get("params") or {}), **study.facts()}}
+        return config
 
     def train(self, mode: bool = True) -> ModelAnchor:
         """Never be in training mode."""
@@ -242,12 +235,7 @@ class ModelAnchor(Anchor):
 
     def portable_config(self) -> Config:
         """Return the model's configuration in place of its run folder."""
-        params = {**(self.model_config.get("params") or {}), **self.model.portable_params()}
-        target = f"{type(self).__module__}.{type(self).__qualname__}"
-        return {
-            "target": target,
-            "params": {"model_config": {**self.model_config, "params": params}},
-        }
+        return without_run(self, self.model_config, self.model)
 
 
 def build_anchor(

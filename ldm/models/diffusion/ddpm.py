@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.errors import ConfigError
-from ldm.losses.prediction import PredictedBatch, build_losses
+from ldm.losses.prediction import PredictedBatch, build_losses, portable_losses
 from ldm.losses.weights import VoxelWeights
 from ldm.models.base import Config, RunModule, items_of, places, psnr_in_brain, wanted
 from ldm.models.diffusion.gaussian import LEARNED
@@ -113,8 +113,9 @@ class LatentDiffusion(RunModule):
         )
         facts = {"channels": channels, "size": size, "images": self.images, "target": target}
         facts |= {"conditions": self.conditions, "neighbours": neighbours}
+        self.loss_config = dict(loss_config or {})
         self.losses = build_losses(
-            loss_config or {},
+            self.loss_config,
             0.0 if self.space.has_no_native else sparsity,
             None if self.model.gives_features else type(self.model.diffusion_model).__name__,
             facts,
@@ -145,12 +146,18 @@ class LatentDiffusion(RunModule):
         )
 
     def check_start(self, data: Any) -> None:
-        """Refuse a first stage that is not ready and fit the anchor, see :class:`LatentSpace`."""
+        """Refuse a first stage that is not ready and fit the anchor, see :class:`LatentSpace`.
+
+        A loss with ``check_start`` is asked too.
+        """
         self.space.check_start(data)
+        for loss in self.losses.values():
+            if hasattr(loss, "check_start"):
+                loss.check_start(data)
 
     def portable_params(self) -> dict[str, Any]:
-        """Return first stage and anchor without their files: the run's own weights hold them."""
-        return self.space.portable_params()
+        """Return what was read from files without them: the run's own weights hold it."""
+        return {**self.space.portable_params(), **portable_losses(self.loss_config, self.losses)}
 
     def facts(self) -> dict[str, Any]:
         """Return the noise schedule and, in latent space, the scale."""

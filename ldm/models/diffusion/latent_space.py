@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,11 +13,10 @@ from ldm.intensity import BACKGROUND, standard_units
 from ldm.models.base import Config
 from ldm.models.diffusion.anchors import build_anchor
 from ldm.models.diffusion.latent_cache import LatentCache
+from ldm.models.frozen import warn_of_held_out
 from ldm.modules.diffusionmodules.util import crop_to, pad_to_multiple
 from ldm.study import ANY, native_of
 from ldm.util import instantiate_from_config
-
-log = logging.getLogger(__name__)
 
 AUTO = "auto"
 ANCHOR = "anchor"  # its name among what a sample is given
@@ -149,9 +147,7 @@ class LatentSpace:
                 "model.params.cache_latents keeps one version of a slice, but slices are "
                 "augmented: give data.params.augmentation_config=null too",
             )
-        held_out = {*data.split["val"], *data.split["test"]}
-        if seen := sorted(held_out & set(getattr(self.first_stage, "train_subjects", ()))):
-            log.warning("the first stage was trained on held-out patients: %s", ", ".join(seen))
+        warn_of_held_out("the first stage", getattr(self.first_stage, "train_subjects", ()), data)
         if self.anchor:
             self.anchor.fit(data)
 
