@@ -130,7 +130,7 @@ def test_posterior_is_the_product_of_prior_and_likelihood():
     """Bayes: precisions of q(x_{t-1} | x_0) and of q(x_t | x_{t-1}) add up."""
     x_0, _, t, x_t = every_timestep()
     mean, variance, log_variance = q_posterior(x_0, x_t, t, LINEAR)
-    alpha_s = LINEAR.alphas_cumprod_prev[1:].sqrt().view(-1, 1, 1, 1)
+    alpha_s = LINEAR.alphas_cumprod[:-1].sqrt().view(-1, 1, 1, 1)
     prior = 1 / (1 - alpha_s**2)
     beta = LINEAR.betas[1:].view(-1, 1, 1, 1)
     likelihood = (1 - beta) / beta

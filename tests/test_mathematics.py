@@ -17,14 +17,14 @@ from test_disentangle import FORMS, of_features, random_features
 from ldm.models.diffusion.gaussian import p_posterior, q_posterior, q_sample
 from ldm.models.diffusion.process import GaussianProcess
 from ldm.models.diffusion.samplers import ddim, dpmpp_2m, plms
-from ldm.models.diffusion.schedule import NoiseSchedule, betas, respace, sampling_timesteps
-from ldm.models.diffusion.variational_bound import prior_term
+from ldm.models.diffusion.schedule import NoiseSchedule, betas, sampling_timesteps
 from ldm.modules.diffusionmodules.util import timestep_embedding
 
 REFERENCE = dict(np.load(Path(__file__).parent / "reference" / "mathematics.npz"))
 INPUTS = ("x_T", "x_0", "noise", "t")
 LINEAR = NoiseSchedule("linear")
 LATENT = NoiseSchedule("scaled_linear")  # what latent-diffusion calls "linear"
+DDIM25 = range(0, 1000, 40)  # the timesteps that it keeps
 KINDS = {"EPSILON": "eps", "START_X": "x0"}
 KEYS = []  # (pattern of a key, function of its parts)
 
@@ -86,11 +86,6 @@ def ddim_timesteps(method, steps):
     return sampling_timesteps(LATENT, int(steps), spacing)[::-1]
 
 
-@reproduces("respace/{spec}")
-def guided_diffusion_respacing(spec):
-    return respace(1000, spec)
-
-
 @reproduces("timestep_embedding/dim{width}")
 def sinusoids(width):
     return timestep_embedding(torch.tensor([0, 1, 10, 500, 999]), int(width))
@@ -127,13 +122,13 @@ def dpm_solver(kind, spacing, steps):
 
 @reproduces("guided_ddim25")
 def guided_diffusion_ddim():
-    path = [*respace(1000, "ddim25")[::-1], -1]
+    path = [*DDIM25[::-1], -1]
     return ddim(toy_denoiser("eps", LINEAR), given("x_T"), LINEAR, path)
 
 
 @reproduces("guided_ddim25/betas")
 def guided_diffusion_respaced_betas():
-    alphas_cumprod = LINEAR.alphas_cumprod[respace(1000, "ddim25")]
+    alphas_cumprod = LINEAR.alphas_cumprod[DDIM25]
     return 1 - alphas_cumprod / torch.cat([torch.ones(1), alphas_cumprod[:-1]])
 
 
@@ -177,11 +172,6 @@ def training_loss(mean, loss, part):
     output = toy_with_variance(noised.x_t, noised.t)
     losses = process.loss(process.estimate(output, noised.x_t, noised.t), noised)
     return losses[{"mse": "fit"}.get(part, part)]
-
-
-@reproduces("guided_prior_bpd")
-def prior():
-    return prior_term(given("x_0"), LINEAR)
 
 
 # --- disentanglement ------------------------------------------------------------------------------

@@ -19,7 +19,6 @@ from ldm.models.diffusion.schedule import (
     NoiseSchedule,
     betas,
     gather,
-    respace,
     sampling_timesteps,
 )
 
@@ -44,8 +43,6 @@ def test_noise_only_grows(schedule):
     assert ((schedule.betas > 0) & (schedule.betas < 1)).all()
     assert (schedule.alphas_cumprod.diff() < 0).all()
     assert 0 < schedule.alphas_cumprod[-1] < schedule.alphas_cumprod[0] < 1
-    assert schedule.alphas_cumprod_prev[0] == 1
-    assert torch.equal(schedule.alphas_cumprod_prev[1:], schedule.alphas_cumprod[:-1])
     assert torch.isfinite(schedule.snr).all()
     assert schedule.betas.dtype == schedule.alphas_cumprod.dtype == torch.float64
 
@@ -256,29 +253,6 @@ def test_an_unknown_spacing_is_refused_with_the_known_ones():
         ConfigError, match="'linspace': give one of trailing, logsnr, uniform, quadratic"
     ):
         sampling_timesteps(NoiseSchedule("linear"), 10, "linspace")
-
-
-@settings(deadline=None)
-@given(timesteps=st.integers(2, 1000), counts=st.lists(st.integers(1, 30), min_size=1, max_size=4))
-def test_respacing_takes_the_count_of_each_section_or_is_refused(timesteps, counts):
-    try:
-        chosen = respace(timesteps, counts)
-    except ConfigError as error:
-        assert "timesteps in a section" in str(error)
-        assert max(counts) > timesteps // len(counts)
-    else:
-        assert len(chosen) == sum(counts)
-        assert (np.diff(chosen) > 0).all()
-        assert 0 <= chosen[0] <= chosen[-1] < timesteps
-    assert respace(timesteps, 1) == respace(timesteps, "1") == [0]
-
-
-@pytest.mark.parametrize(
-    "spec", ["ddim999", "ddim", "ddim10,10", "ten", "", [], 0, "1001", "900,1"]
-)
-def test_respacing_that_cannot_be_is_refused(spec):
-    with pytest.raises(ConfigError, match="respacing"):
-        respace(1000, spec)
 
 
 def test_stored_arguments_are_those_of_models_from_before_zero_terminal_snr():

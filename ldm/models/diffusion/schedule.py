@@ -13,10 +13,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from itertools import accumulate, repeat
 from numbers import Integral, Real
 from typing import Any
 
@@ -186,11 +185,6 @@ class NoiseSchedule(Schedule):
         return torch.cumprod(1 - self.betas, dim=0)
 
     @cached_property
-    def alphas_cumprod_prev(self) -> Tensor:
-        """(T,) float64, ``alphas_cumprod`` one timestep earlier; 1 at the first."""
-        return torch.cat([self.alphas_cumprod.new_ones(1), self.alphas_cumprod[:-1]])
-
-    @cached_property
     def _log_alpha_from_clean(self) -> Tensor:
         """(T + 1,) float64, ``log alpha_t`` of the timesteps -1 ... T-1."""
         clean = self.alphas_cumprod.new_zeros(1)
@@ -320,58 +314,6 @@ def _logsnr_timesteps(schedule: Schedule, steps: int) -> np.ndarray[Any, Any]:
     # strictly rising with the room that is left: grid - rising never falls, 0 to last + 1 - steps
     offset = np.maximum.accumulate(exact.round().numpy()[::-1] - rising)
     return np.array([*infinite, *(offset.clip(0, last + 1 - steps) + rising)[::-1]])
-
-
-def respace(timesteps: int, spec: int | str | Sequence[int]) -> list[int]:
-    """Subset of ``range(timesteps)`` by the notation of guided-diffusion.
-
-    Args:
-        timesteps: T, the number of timesteps to choose from.
-        spec: a count per section of equal length, as numbers or as text ("10,15,20"; "50" is one
-            section), each section with its ends; or "ddimN" for the fixed stride that gives N.
-
-    Returns:
-        The chosen timesteps, increasing.
-
-    Raises:
-        ConfigError: CONFIG-VALUE for a text that is not of this form, a count that does not fit its
-            section, or an N that no stride gives.
-    """
-    if isinstance(spec, str) and spec.startswith("ddim"):
-        return _fixed_stride(timesteps, spec)
-    counts = _counts(spec)
-    length, longer = divmod(timesteps, len(counts))
-    chosen: list[int] = []
-    start = 0
-    for i, count in enumerate(counts):
-        size = length + (i < longer)
-        if not 1 <= count <= size:
-            raise _bad_value(f"respacing {spec!r} takes {count} of {size} timesteps in a section")
-        stride = (size - 1) / max(count - 1, 1)
-        # The published models were trained on a running sum; a product rounds otherwise at ties.
-        chosen += [start + round(p) for p in accumulate(repeat(stride, count - 1), initial=0.0)]
-        start += size
-    return chosen
-
-
-def _fixed_stride(timesteps: int, spec: str) -> list[int]:
-    counts = _counts(spec.removeprefix("ddim"))
-    for stride in range(1, timesteps + 1):
-        chosen = list(range(0, timesteps, stride))
-        if [len(chosen)] == counts:
-            return chosen
-    raise _bad_value(f"no integer stride of {timesteps} timesteps gives respacing {spec!r}")
-
-
-def _counts(spec: int | str | Sequence[int]) -> list[int]:
-    parts = spec.split(",") if isinstance(spec, str) else np.atleast_1d(spec)
-    try:
-        counts = [int(part) for part in parts]
-    except ValueError:
-        counts = []
-    if not counts:
-        raise _bad_value(f"respacing is {spec!r}; expected counts, as in 10,15,20, or as in ddim25")
-    return counts
 
 
 def _check_parameters(

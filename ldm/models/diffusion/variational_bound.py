@@ -1,8 +1,9 @@
 """The variational bound of Gaussian diffusion, in bits per dimension.
 
-``-log p(x_0) <= L_T + sum_t L_t`` (Ho et al. 2020, eq. 5): the prior term, a Kullback-Leibler
-divergence at each timestep, and at t = 0 the likelihood of 8-bit data, which is what x_0 in [-1, 1]
-is taken for. x (B, C, ...), t (B,) integer timesteps; results (B,), averaged over all dimensions.
+``-log p(x_0) <= L_T + sum_t L_t`` (Ho et al. 2020, eq. 5). L_T depends on the schedule alone; the
+others are a Kullback-Leibler divergence at each timestep and, at t = 0, the likelihood of 8-bit
+data, which is what x_0 in [-1, 1] is taken for. x (B, C, ...), t (B,) integer timesteps; results
+(B,), averaged over all dimensions.
 """
 
 from __future__ import annotations
@@ -69,17 +70,6 @@ def bound_term(
     divergence = normal_kl(true_mean, true_log_variance, mean, log_variance)
     decoder = -discretised_log_likelihood(x_0, mean, log_variance)
     return torch.where(t.to(x_0.device) == 0, _bits(decoder), _bits(divergence))
-
-
-def prior_term(x_0: Tensor, schedule: Schedule) -> Tensor:
-    """``L_T`` in bits per dimension, (B,): how far ``q(x_T | x_0)`` is from the noise we start at.
-
-    A property of the schedule and the data; no network can change it.
-    """
-    last = torch.full((len(x_0),), len(schedule) - 1)
-    alpha, sigma = schedule.at(last, x_0)
-    zero = alpha.new_zeros(())
-    return _bits(normal_kl(alpha * x_0, 2 * sigma.log(), zero, zero))
 
 
 def _bits(nats: Tensor) -> Tensor:
