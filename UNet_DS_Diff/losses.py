@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm.errors import ConfigError
+from ldm.errors import bad_value
 from ldm.losses.prediction import PredictedBatch
 from ldm.modules.diffusionmodules.multi_stream import Features
 
@@ -43,10 +43,9 @@ def labelled_views(features: Features, kinds: tuple[str, ...]) -> tuple[Tensor, 
     """
     missing = [kind for kind in kinds if kind not in features]
     if missing:
-        raise ConfigError(
-            "CONFIG-VALUE",
+        raise bad_value(
             f"the loss needs features {list(kinds)}, the backbone gives {sorted(features)}: "
-            "choose UNet_DS_Diff.model.DSUnetModel, or drop the loss",
+            "choose UNet_DS_Diff.model.DSUnetModel, or drop the loss"
         )
     views, labels = [], []
     for kind in kinds:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm.errors import ConfigError
+from ldm.errors import ConfigError, bad_value
 from ldm.modules.diffusionmodules.blocks import Context
 from ldm.modules.diffusionmodules.multi_stream import (
     Features,
@@ -173,10 +173,9 @@ def default_roles(condition_names: Sequence[str]) -> dict[str, list[str]]:
     """
     contrasts = list(dict.fromkeys(condition_names))
     if len(contrasts) != len(ENCODER_OF_ROLE):
-        raise ConfigError(
-            "CONFIG-VALUE",
+        raise bad_value(
             f"DSUnetModel has three roles and the conditions are {contrasts}: give roles, such as "
-            "{anatomy: [t1], anatomy_lesion: [t2], lesion: [flair]}; a contrast may have several",
+            "{anatomy: [t1], anatomy_lesion: [t2], lesion: [flair]}; a contrast may have several"
         )
     return {role: [contrast] for role, contrast in zip(ENCODER_OF_ROLE, contrasts, strict=True)}
 
@@ -189,9 +188,8 @@ def streams_of_roles(roles: Mapping[str, Sequence[str]]) -> dict[str, Sequence[s
     """
     for role in (*roles, *ENCODER_OF_ROLE):
         if role not in ENCODER_OF_ROLE or role not in roles:
-            raise ConfigError(
-                "CONFIG-VALUE",
+            raise bad_value(
                 f"role '{role}' is {'missing' if role in ENCODER_OF_ROLE else 'not known'}"
-                f"{nearest(role, ENCODER_OF_ROLE)}: name the contrasts of {list(ENCODER_OF_ROLE)}",
+                f"{nearest(role, ENCODER_OF_ROLE)}: name the contrasts of {list(ENCODER_OF_ROLE)}"
             )
     return {encoder: roles[role] for role, encoder in ENCODER_OF_ROLE.items()}

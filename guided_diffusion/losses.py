@@ -10,7 +10,7 @@ from itertools import combinations
 import torch
 from torch import Tensor, nn
 
-from ldm.errors import ConfigError
+from ldm.errors import bad_value
 from ldm.losses.prediction import PredictedBatch
 
 
@@ -41,10 +41,9 @@ class CommonDistinctLoss(nn.Module):
         """
         features = prediction.features
         if not {"common", "distinct"} <= features.keys():
-            raise ConfigError(
-                "CONFIG-VALUE",
+            raise bad_value(
                 f"the loss needs features common and distinct, the backbone gives "
-                f"{sorted(features)}: choose guided_diffusion.unet.UNet_disc_Model, or drop it",
+                f"{sorted(features)}: choose guided_diffusion.unet.UNet_disc_Model, or drop it"
             )
         common = pairwise_distance(features["common"])  # (B,)
         distinct = pairwise_distance(features["distinct"])  # (B,)

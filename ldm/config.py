@@ -25,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 import ldm
 from ldm.config_arguments import admits, validate_arguments, validate_node
-from ldm.errors import ConfigError, UnsafeError
+from ldm.errors import ConfigError, UnsafeError, bad_value
 from ldm.ranges import check_ranges, check_trainer
 from ldm.storage import atomic_path, read_json
 from ldm.util import (
@@ -144,10 +144,9 @@ def _refuse_misread(event: yaml.Event, where: str) -> None:
         return
     read = yaml.safe_load(event.value) if MISREAD.fullmatch(event.value) else ""
     if not isinstance(read, str):
-        raise ConfigError(
-            "CONFIG-VALUE",
+        raise bad_value(
             f"{where}: {event.value} is read as {read}: write the number meant, or the text in "
-            "quotes",
+            "quotes"
         )
 
 
@@ -235,18 +234,17 @@ def validate(config: Mapping[str, Any]) -> None:
     """
     for path, value in _leaves(config):
         if isinstance(value, float) and not math.isfinite(value):
-            raise ConfigError("CONFIG-VALUE", f"{path} is {value}: give a finite number")
+            raise bad_value(f"{path} is {value}: give a finite number")
     for key, expected in (("name", str), ("seed", int)):
         value = config.get(key)
         if value is not None and not admits(expected, value):
-            raise ConfigError(
-                "CONFIG-VALUE",
+            raise bad_value(
                 f"{key} is {value!r} ({type(value).__name__}): give {expected.__name__}, quoted if "
-                "YAML takes it for something else",
+                "YAML takes it for something else"
             )
     place = PurePath(config.get("name") or "run")
     if place.is_absolute() or ".." in place.parts:
-        raise ConfigError("CONFIG-VALUE", f"name is {place}: give a name, of a folder below runs/")
+        raise bad_value(f"name is {place}: give a name, of a folder below runs/")
     check_ranges({"seed": config.get("seed")}, "config")
     for section, kind in _section_classes().items():
         if section not in config:
@@ -285,9 +283,7 @@ def _validate_lightning(lightning: Any) -> None:
     for key in ("max_steps", "max_epochs", "accumulate_grad_batches"):
         value = trainer.get(key)
         if value is not None and value < 1 and (value != -1 or key == "accumulate_grad_batches"):
-            raise ConfigError(
-                "CONFIG-VALUE", f"lightning.trainer.{key} is {value}: give a whole number >= 1"
-            )
+            raise bad_value(f"lightning.trainer.{key} is {value}: give a whole number >= 1")
     callbacks = _mapping(lightning.get("callbacks") or {}, "lightning.callbacks")
     for name, callback in callbacks.items():
         if callback is not None:  # null turns a callback of the base off
@@ -300,9 +296,7 @@ def _validate_trackers(trackers: Any) -> None:
     from ldm.callbacks.trackers import Tracker
 
     if not isinstance(trackers, list):
-        raise ConfigError(
-            "CONFIG-VALUE", "lightning.logger is no list: give [{target: ...}], or [] for none"
-        )
+        raise bad_value("lightning.logger is no list: give [{target: ...}], or [] for none")
     for place, tracker in enumerate(trackers):
         _require_kind(tracker, f"lightning.logger[{place}]", Tracker)
         validate_node(tracker, f"lightning.logger[{place}]")
@@ -430,5 +424,5 @@ def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 def _mapping(value: Any, path: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
-        raise ConfigError("CONFIG-VALUE", f"{path} is {reprlib.repr(value)}: give a mapping")
+        raise bad_value(f"{path} is {reprlib.repr(value)}: give a mapping")
     return value

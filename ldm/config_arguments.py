@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ldm.errors import ConfigError
+from ldm.errors import bad_value
 from ldm.ranges import check_ranges
 from ldm.util import accepted_parameters, check_parameter_names, current_path, resolve_target
 
@@ -45,10 +45,9 @@ def validate_arguments(cls: type, params: Mapping[str, Any], path: str) -> None:
         # Foreign annotations lie (`x: int = None`): a value of the default's type is right too.
         as_default = name in named and type(value) is type(named[name].default)
         if name in hints and not as_default and admits(hints[name], value) is False:
-            raise ConfigError(
-                "CONFIG-VALUE",
+            raise bad_value(
                 f"{path}.{name} is {reprlib.repr(value)} ({type(value).__name__}): "
-                f"expected {inspect.formatannotation(hints[name])}",
+                f"expected {inspect.formatannotation(hints[name])}"
             )
         for nested_path, nested in _nested_nodes(value, f"{path}.{name}"):
             validate_node(nested, nested_path)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 import ldm
-from ldm.errors import ConfigError, UnsafeError
+from ldm.errors import UnsafeError, bad_value
 
 log = logging.getLogger(__name__)
 
@@ -67,10 +67,9 @@ def pick_device(name: str = "auto") -> str:
         try:
             torch.zeros(1, device=name).item()  # `meta` has no numbers
         except (RuntimeError, AssertionError, NotImplementedError) as error:
-            raise ConfigError(
-                "CONFIG-VALUE",
+            raise bad_value(
                 f"device is '{name}', which is not here ({str(error).splitlines()[0][:80]}): give "
-                "auto or cpu",
+                "auto or cpu"
             ) from error
         return name
     current = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None

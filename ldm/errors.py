@@ -195,6 +195,11 @@ def _worker_error(text: str) -> WorkerError:
     )
 
 
+def bad_value(message: str) -> ConfigError:
+    """Return the refusal of a value: ``CONFIG-VALUE``, the most common error."""
+    return ConfigError("CONFIG-VALUE", message)
+
+
 def nearest(name: str, known: Collection[str]) -> str:
     """Return `` (nearest: 'x')`` for the known name most like ``name``, or an empty string."""
     match = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.5)
@@ -212,9 +217,7 @@ def one_of(key: str, value: Any, known: Collection[Any]) -> Any:
     """
     if value not in known:
         names = ", ".join(map(str, known))
-        raise ConfigError(
-            "CONFIG-VALUE", f"{key} is '{value}': give one of {names}{nearest(value, known)}"
-        )
+        raise bad_value(f"{key} is '{value}': give one of {names}{nearest(value, known)}")
     return value
 
 

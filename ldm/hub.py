@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from ldm.errors import CheckpointError, ConfigError
+from ldm.errors import CheckpointError, ConfigError, bad_value
 from ldm.storage import CONFIG_FILE, MODEL_FILE
 
 PREFIX = "hub:"
@@ -30,9 +30,7 @@ def local_folder(path: str | Path) -> Path:
         return Path(path)
     named = NAME.fullmatch(text)
     if named is None:
-        raise ConfigError(
-            "CONFIG-VALUE", f"'{text}' names no model: give hub:owner/name or hub:owner/name@tag"
-        )
+        raise bad_value(f"'{text}' names no model: give hub:owner/name or hub:owner/name@tag")
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:

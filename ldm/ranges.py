@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ldm.errors import ConfigError, one_of
+from ldm.errors import bad_value, one_of
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def check_ranges(params: Mapping[str, Any], path: str) -> None:
         span = RANGES.get(name)
         for number in _numbers(value) if span else ():
             if number not in span:
-                raise ConfigError("CONFIG-VALUE", f"{path}.{name} is {number}: give {span}")
+                raise bad_value(f"{path}.{name} is {number}: give {span}")
 
 
 def _numbers(value: Any) -> Iterator[float]:
@@ -105,10 +105,9 @@ def check_trainer(trainer: Mapping[str, Any]) -> None:
     """
     for name in OWNED:
         if trainer.get(name) is not None:
-            raise ConfigError(
-                "CONFIG-VALUE",
+            raise bad_value(
                 f"lightning.trainer.{name} is decided by the run, whose folder is --output: "
-                "delete the line",
+                "delete the line"
             )
     for name, known in TRAINER_NAMES.items():
         if trainer.get(name) is not None:
@@ -116,17 +115,13 @@ def check_trainer(trainer: Mapping[str, Any]) -> None:
     check_ranges(trainer, "lightning.trainer")
     devices, time = trainer.get("devices", 1), trainer.get("max_time")
     if isinstance(devices, int) and devices < 1 and devices != -1:
-        raise ConfigError(
-            "CONFIG-VALUE", f"lightning.trainer.devices is {devices}: give 1 or more, or -1 for all"
-        )
+        raise bad_value(f"lightning.trainer.devices is {devices}: give 1 or more, or -1 for all")
     if trainer.get("fast_dev_run"):
-        raise ConfigError(
-            "CONFIG-VALUE",
-            "lightning.trainer.fast_dev_run trains no run: leave it out, with max_steps=1",
+        raise bad_value(
+            "lightning.trainer.fast_dev_run trains no run: leave it out, with max_steps=1"
         )
     is_time = isinstance(time, str) and re.fullmatch(r"\d+(:\d\d){3}", time)
     if isinstance(time, str) and not (is_time and re.search("[1-9]", time)):
-        raise ConfigError(
-            "CONFIG-VALUE",
-            f"lightning.trainer.max_time is '{time}': give DAYS:HH:MM:SS in quotes, above 0",
+        raise bad_value(
+            f"lightning.trainer.max_time is '{time}': give DAYS:HH:MM:SS in quotes, above 0"
         )

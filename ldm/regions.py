@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from ldm.errors import ConfigError, DataError
+from ldm.errors import DataError, bad_value
 from ldm.label_scheme import TELL, UNKNOWN
 from ldm.util import nearest
 
@@ -41,10 +41,9 @@ def region_names(regions: str | Sequence[str]) -> tuple[str, ...]:
     names = REGION_SETS.get(regions, (regions,)) if isinstance(regions, str) else tuple(regions)
     unknown = next((name for name in names if name not in LABELS), None)
     if unknown or not names:
-        raise ConfigError(
-            "CONFIG-VALUE",
+        raise bad_value(
             f"regions is {regions!r}{nearest(str(unknown), [*REGION_SETS, *LABELS])}: give "
-            f"{' or '.join(REGION_SETS)}, or a list of {', '.join(LABELS)}",
+            f"{' or '.join(REGION_SETS)}, or a list of {', '.join(LABELS)}"
         )
     return names
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from ldm.errors import ConfigError, DataError
+from ldm.errors import ConfigError, DataError, bad_value
 from ldm.label_scheme import LabelScheme, read_scheme
 from ldm.util import image_sides, instantiate_from_config, own_channels, taken
 
@@ -176,16 +176,14 @@ class Contrasts:
     def _require_free(self, name: str, text: Any) -> None:
         where = "data.params.contrasts"
         if not re.fullmatch(r"\w[\w+.-]*", str(text)):
-            raise ConfigError(
-                "CONFIG-VALUE",
-                f"{where}: '{text}' is no part of a file name: give letters, digits, - and _",
+            raise bad_value(
+                f"{where}: '{text}' is no part of a file name: give letters, digits, - and _"
             )
         meant = self.named(str(text))
         if meant not in (None, name):
-            raise ConfigError(
-                "CONFIG-VALUE",
+            raise bad_value(
                 f"{where}.{name} is written '{text}', which means {meant}: leave it out, or add it "
-                f"to {meant}",
+                f"to {meant}"
             )
 
     @cached_property
@@ -440,4 +438,4 @@ def _as_it_is(value: Any) -> Any:
 
 
 def _bad(message: str) -> ConfigError:
-    return ConfigError("CONFIG-VALUE", f"data.params.{message}")
+    return bad_value(f"data.params.{message}")

@@ -47,7 +47,7 @@ from ldm.data.seen import (
     write_seen,
 )
 from ldm.environment import prefers_channels_last, require_safe_libraries, resolve_precision
-from ldm.errors import ConfigError, OutputError
+from ldm.errors import ConfigError, OutputError, bad_value
 from ldm.modules.diffusionmodules.util import to_channels_last
 from ldm.progress import Progress, silent
 from ldm.storage import CONFIG_FILE, MODEL_FILE, read_json, run_folder, write_json
@@ -334,9 +334,7 @@ def build_trainer(
     try:
         trainer = pl.Trainer(**given)
     except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
-        raise ConfigError(
-            "CONFIG-VALUE", f"lightning.trainer: {' '.join(str(error).split())}"
-        ) from error
+        raise bad_value(f"lightning.trainer: {' '.join(str(error).split())}") from error
     guard.attach(trainer)
     return trainer, stop
 
@@ -363,9 +361,7 @@ def _count_in_steps(options: dict[str, Any], data: ContrastDataModule) -> None:
     if epochs is not None and epochs > 0:
         options["max_steps"] = max(1, epochs * batches // accumulate)
     if options.get("max_steps", -1) == -1 and not options.get("max_time"):
-        raise ConfigError(
-            "CONFIG-VALUE", "training has no end: give lightning.trainer.max_steps or max_time"
-        )
+        raise bad_value("training has no end: give lightning.trainer.max_steps or max_time")
     options["max_epochs"] = -1
     if not len(data.val_dataset):
         options["limit_val_batches"] = 0

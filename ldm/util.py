@@ -19,7 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ldm.errors import ConfigError, UnsafeError, nearest
+from ldm.errors import ConfigError, UnsafeError, bad_value, nearest
 
 FAMILIES = ("guided_diffusion", "UNet_DS_Diff")  # packages of this project beside ``ldm``
 # Where YAMLs of the research code, and saved runs, look for what stands elsewhere here.
@@ -156,9 +156,7 @@ def resolve_target(config: Mapping[str, Any], where: str = "config") -> type:
             f"{nearest(key, ['target', 'params'])}: constructor arguments belong under 'params'",
         )
     if not isinstance(params := config.get("params") or {}, Mapping):
-        raise ConfigError(
-            "CONFIG-VALUE", f"{where}.params is {reprlib.repr(params)}: give a mapping"
-        )
+        raise bad_value(f"{where}.params is {reprlib.repr(params)}: give a mapping")
     cls = get_obj_from_str(config["target"])
     if not isinstance(cls, type):
         raise ConfigError(
@@ -206,13 +204,11 @@ def instantiate_from_config(
             params[name] = value
     missing = [n for n, p in named.items() if p.default is p.empty and n not in params]
     if missing and not takes_any:
-        raise ConfigError(
-            "CONFIG-VALUE", f"{where}.params.{missing[0]} is required by {cls.__name__}: give it"
-        )
+        raise bad_value(f"{where}.params.{missing[0]} is required by {cls.__name__}: give it")
     try:
         made = cls(**params)
     except (TypeError, ValueError, LookupError, AssertionError) as error:
-        raise ConfigError("CONFIG-VALUE", f"{where}: {cls.__name__} refused: {error}") from error
+        raise bad_value(f"{where}: {cls.__name__} refused: {error}") from error
     if lacks := [need for need in needs if not hasattr(made, need)]:
         raise ConfigError(
             "CONFIG-TARGET",
@@ -326,10 +322,9 @@ def image_sides(size: int | Sequence[int]) -> tuple[int, ...]:
     """Return (H, W) of a side or a pair, (D, H, W) of three numbers."""
     sides = (size, size) if isinstance(size, int) else tuple(size)
     if len(sides) not in (2, 3) or not all(isinstance(n, int) and n >= 1 for n in sides):
-        raise ConfigError(
-            "CONFIG-VALUE",
+        raise bad_value(
             f"image_size is {size}: give a side, [height, width], or for patches of volumes "
-            "[slices, height, width]",
+            "[slices, height, width]"
         )
     return sides
 

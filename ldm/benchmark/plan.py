@@ -16,7 +16,7 @@ from typing import Any
 from ldm.checkpoint import read_run_config
 from ldm.config import load_config
 from ldm.cost.network import count_flops, training_flops
-from ldm.errors import ConfigError
+from ldm.errors import ConfigError, bad_value
 from ldm.storage import CONFIG_FILE
 from ldm.study import BATCH_SIZE, build_model, read_study
 from ldm.util import nearest, resolve_target, trainer_options
@@ -109,9 +109,7 @@ class Budget:
             return {"max_steps": -1, "max_time": f"{days:02}:{hours:02}:{minutes:02}:{seconds:02}"}
         steps = self.amount / (step_flops(config) if self.kind == "flops" else 1)
         if steps < 1:
-            raise ConfigError(
-                "CONFIG-VALUE", f"budget: {self} is {steps:.2g} steps: give enough for one"
-            )
+            raise bad_value(f"budget: {self} is {steps:.2g} steps: give enough for one")
         return {"max_steps": int(steps), "max_time": None}
 
 
@@ -128,18 +126,16 @@ def read_budget(plan: Mapping[str, Any]) -> Budget | None:
         return None
     ((kind, amount), *more) = given.items()
     if more or kind not in BUDGETS or not isinstance(amount, int | float) or not amount > 0:
-        raise ConfigError(
-            "CONFIG-VALUE",
+        raise bad_value(
             f"budget is {described}: give one of {{steps: 2000}}, {{seconds: 600}}, "
-            "{flops: 1.0e15}; another is turned off as budget.steps=null",
+            "{flops: 1.0e15}; another is turned off as budget.steps=null"
         )
     trainer = trainer_options(plan)
     for key in ("max_steps", "max_time", "max_epochs"):
         if trainer.get(key) is not None:
-            raise ConfigError(
-                "CONFIG-VALUE",
+            raise bad_value(
                 f"budget.{kind} and lightning.trainer.{key} both set the length of training: "
-                f"change budget.{kind}, or turn it off with budget.{kind}=null",
+                f"change budget.{kind}, or turn it off with budget.{kind}=null"
             )
     return Budget(kind, amount)
 
@@ -237,7 +233,7 @@ def plan_trainings(
         raise ConfigError("CONFIG-MISSING", "rows: all are null: leave at least one")
     twice = [f for f, n in Counter(t.folder for t in found).items() if n > 1]
     if twice:
-        raise ConfigError("CONFIG-VALUE", f"two rows would share {twice[0]}: rename one")
+        raise bad_value(f"two rows would share {twice[0]}: rename one")
     return found
 
 
@@ -249,7 +245,7 @@ def _check_row(name: Any, row: Any) -> None:
             f"rows.{name} is {row}: give config and overrides, or run (a folder trained before)",
         )
     if not name or "/" in name or name.startswith("."):
-        raise ConfigError("CONFIG-VALUE", f"rows.{name}: the name becomes a folder: leave out '/'")
+        raise bad_value(f"rows.{name}: the name becomes a folder: leave out '/'")
 
 
 def _is_config_row(row: Mapping[str, Any]) -> bool:
@@ -274,7 +270,7 @@ def read_seeds(plan: Mapping[str, Any]) -> list[int]:
     seeds = plan.get("seeds")
     seeds = [plan.get("seed", 0)] if seeds is None else seeds
     if not isinstance(seeds, list) or not seeds or not all(type(s) is int for s in seeds):
-        raise ConfigError("CONFIG-VALUE", f"seeds is {seeds}: give whole numbers, as [0, 1, 2]")
+        raise bad_value(f"seeds is {seeds}: give whole numbers, as [0, 1, 2]")
     return list(dict.fromkeys(seeds))
 
 
@@ -288,9 +284,7 @@ def read_spaces(plan: Mapping[str, Any]) -> dict[str, str | None]:
     if not isinstance(spaces, Mapping) or not all(
         value is None or isinstance(value, str) for value in spaces.values()
     ):
-        raise ConfigError(
-            "CONFIG-VALUE", f"spaces is {spaces}: give {{pixel: null, latent: RUN_OF_AUTOENCODER}}"
-        )
+        raise bad_value(f"spaces is {spaces}: give {{pixel: null, latent: RUN_OF_AUTOENCODER}}")
     return dict(spaces)
 
 
@@ -303,7 +297,7 @@ def read_baselines(plan: Mapping[str, Any]) -> list[str]:
     names = plan.get("baselines")
     names = list(BASELINES) if names is None else names
     if not isinstance(names, list):
-        raise ConfigError("CONFIG-VALUE", f"baselines is {names}: give a list, [] for none")
+        raise bad_value(f"baselines is {names}: give a list, [] for none")
     names = ["copy" if name == "copy_t1" else name for name in names]  # as older plans call it
     for name in names:
         if name not in BASELINES:
@@ -324,7 +318,7 @@ def sampling_settings(described: Mapping[str, Any]) -> tuple[list[dict[str, Any]
     }
     settings = [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
     if not settings:
-        raise ConfigError("CONFIG-VALUE", "sampling: a list is empty: give one value at least")
+        raise bad_value("sampling: a list is empty: give one value at least")
     return settings, [name for name, values in axes.items() if len(values) > 1]
 
 

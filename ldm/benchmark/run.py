@@ -33,7 +33,7 @@ from ldm.data.seen import (
     subject_digests,
     tells_all,
 )
-from ldm.errors import ConfigError, DataError
+from ldm.errors import DataError, bad_value
 from ldm.evaluation.downstream import require_target
 from ldm.evaluation.protocol import DEFAULT
 from ldm.evaluation.scores import Evaluation
@@ -110,7 +110,7 @@ class Benchmark:
         """Return what the cells share: the held-out patients are those of the first training."""
         timing = self.described.get("timing", TIMING) or 0
         if type(timing) is not int or timing < 0:
-            raise ConfigError("CONFIG-VALUE", f"timing is {timing}: give repeats, 0 for none")
+            raise bad_value(f"timing is {timing}: give repeats, 0 for none")
         first = next(iter(fixed.values()), None)
         config = first.config["data"] if first else _data_of_given(self.cells, self.described)
         data = instantiate_from_config(config, where="data")
@@ -138,10 +138,9 @@ class Benchmark:
         held_out, target = self.work.held_out, self.work.study.target
         for training in self.trainings:
             if (own := read_study(training.config).target) != target:
-                raise ConfigError(
-                    "CONFIG-VALUE",
+                raise bad_value(
                     f"{training.row} synthesises {own}, other rows {target}: what is compared has "
-                    "one target, so give each a benchmark",
+                    "one target, so give each a benchmark"
                 )
             given = training.is_given
             seen = read_seen(training.run) if given else patients.seen_by(training)
@@ -175,9 +174,7 @@ class Benchmark:
         for cell in self.cells:
             if cell.number == number:
                 return cell
-        raise ConfigError(
-            "CONFIG-VALUE", f"--cell is {number}: give 0 to {len(self.cells) - 1}; see --plan"
-        )
+        raise bad_value(f"--cell is {number}: give 0 to {len(self.cells) - 1}; see --plan")
 
     def run_cell(self, number: int) -> tuple[str, str]:
         """Run one cell, waiting for a training of it that another process does.

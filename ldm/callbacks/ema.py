@@ -7,7 +7,7 @@ import torch
 from pytorch_lightning.callbacks import WeightAveraging
 from torch import Tensor
 
-from ldm.errors import ConfigError
+from ldm.errors import bad_value
 
 
 class EMA(WeightAveraging):
@@ -24,10 +24,9 @@ class EMA(WeightAveraging):
 
     def __init__(self, decay: float = 0.999, half_life: float | None = None) -> None:
         if half_life is not None and not 0 < half_life < 1:
-            raise ConfigError(
-                "CONFIG-VALUE",
+            raise bad_value(
                 f"lightning.callbacks.ema.params.half_life is {half_life}: give a share of the run "
-                "between 0 and 1, as 0.04",
+                "between 0 and 1, as 0.04"
             )
         self.decay, self.half_life = decay, half_life
         super().__init__(multi_avg_fn=self.average, use_buffers=True)

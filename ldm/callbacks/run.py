@@ -15,7 +15,7 @@ from pytorch_lightning.callbacks import Callback, Checkpoint
 
 from ldm.callbacks.ema import averaged_module
 from ldm.checkpoint import BOUND, CHECKPOINTS, EMA_WEIGHTS, LAST, WEIGHTS, save_model
-from ldm.errors import ConfigError, NonFiniteError, OutputError, one_of
+from ldm.errors import NonFiniteError, OutputError, bad_value, one_of
 from ldm.models.base import cases_of
 
 log = logging.getLogger(__name__)
@@ -45,11 +45,10 @@ class RunCheckpoint(Checkpoint):
         self, every_n_steps: int = 500, best_by: str | None = None, patience: int | None = None
     ) -> None:
         if patience is not None and (best_by is None or patience < 1):
-            raise ConfigError(
-                "CONFIG-VALUE",
+            raise bad_value(
                 f"lightning.callbacks.checkpoint.params.patience is {patience} with best_by "
                 f"{best_by}: give validations, 1 or more, and what they are compared by, as "
-                "best_by=val/psnr",
+                "best_by=val/psnr"
             )
         self.every_n_steps, self.best_by, self.patience = every_n_steps, best_by, patience
         self.saved_step = self.next_step = -1

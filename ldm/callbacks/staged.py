@@ -9,7 +9,7 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from torch import nn
 
-from ldm.errors import ConfigError
+from ldm.errors import bad_value
 from ldm.util import nearest
 
 
@@ -51,9 +51,8 @@ class FrozenStage(Callback):
     def _module(model: nn.Module, name: str) -> nn.Module:
         modules = dict(model.named_modules())
         if name not in modules or not any(True for _ in modules[name].parameters()):
-            raise ConfigError(
-                "CONFIG-VALUE",
+            raise bad_value(
                 f"lightning.callbacks: frozen names '{name}', which holds no weights of this model"
-                f"{nearest(name, [n for n in modules if n])}",
+                f"{nearest(name, [n for n in modules if n])}"
             )
         return modules[name]

@@ -30,11 +30,11 @@ def run(args: argparse.Namespace) -> int:
     from ldm.benchmark.run import Benchmark
     from ldm.cli.benchmark import SHOWN, run_all
     from ldm.cli.terminal import training_command
-    from ldm.errors import ConfigError
+    from ldm.errors import bad_value
     from ldm.phantom import write_phantoms
 
     if args.subjects < int(HELD_OUT[-1][-4:]) + 1:
-        raise ConfigError("CONFIG-VALUE", f"--subjects is {args.subjects}: give 8 or more")
+        raise bad_value(f"--subjects is {args.subjects}: give 8 or more")
     patients = args.output / "patients"
     if not patients.is_dir():
         print(f"1. {args.subjects} synthetic patients: {patients}")

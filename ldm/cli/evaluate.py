@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.cli.arguments import MASKS, add_layout_argument, add_trust_argument
-from ldm.errors import ConfigError, PartialError
+from ldm.errors import PartialError, bad_value, one_of
 
 REPEATED = (
     "target",
@@ -177,7 +177,7 @@ def named_folders(given: Sequence[str]) -> dict[str, list[Path]]:
         if not equals or Path(text).is_dir():  # a folder may have `=` in its name
             name, folder = ROW, text
         if not name or not folder:
-            raise ConfigError("CONFIG-VALUE", f"--prediction '{text}': expected NAME=FOLDER")
+            raise bad_value(f"--prediction '{text}': expected NAME=FOLDER")
         rows.setdefault(name, []).append(Path(folder))
     return rows
 
@@ -189,9 +189,8 @@ def _check_comparison(args: argparse.Namespace, protocol: Any, rows: Sequence[st
         ("region", protocol.regions),
         ("against", rows),
     ):
-        value = getattr(args, option)
-        if value is not None and value not in known:
-            raise ConfigError("CONFIG-VALUE", f"--{option} {value}: expected {', '.join(known)}")
+        if (value := getattr(args, option)) is not None:
+            one_of(f"--{option}", value, known)
 
 
 def print_table(console: Any, table: Any) -> None:

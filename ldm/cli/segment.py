@@ -16,7 +16,7 @@ from ldm.cli.arguments import (
 from ldm.cli.evaluate import add_label_argument, add_seen_argument
 from ldm.cli.main import DEBUG
 from ldm.cli.terminal import print_next, report_written, reporter
-from ldm.errors import PartialError
+from ldm.errors import PartialError, bad_value
 
 SCORES = ("segmentation.csv", "segmentation.json", "report.html")
 TASKS = {
@@ -92,7 +92,6 @@ def predict(args: argparse.Namespace) -> int:
     from ldm.claims import claim
     from ldm.data.layouts import detect_layout, select_subjects
     from ldm.data.layouts.base import stored_files
-    from ldm.errors import ConfigError
     from ldm.inference.label_maps import LabelWriter
     from ldm.inference.outputs import write_each
     from ldm.inference.parallel import shared_among
@@ -100,9 +99,7 @@ def predict(args: argparse.Namespace) -> int:
     from ldm.study import LABELS
 
     if args.batch_size < 1:
-        raise ConfigError(
-            "CONFIG-VALUE", f"--batch-size is {args.batch_size}: give a whole number >= 1"
-        )
+        raise bad_value(f"--batch-size is {args.batch_size}: give a whole number >= 1")
     contrasts = study_of(args.model, args.trust).contrasts
     layout, found = detect_layout(args.input, args.layout, contrasts)
     subjects = select_subjects(found, args.subjects)

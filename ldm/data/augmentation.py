@@ -24,7 +24,7 @@ from monai.transforms import (
     RandomizableTransform,
 )
 
-from ldm.errors import ConfigError
+from ldm.errors import bad_value
 from ldm.intensity import BACKGROUND
 
 IMAGES = ("condition", "target")
@@ -91,11 +91,10 @@ class SliceAugmentation:
         dims: int = 2,
     ) -> None:
         if affine and dims != 2:
-            raise ConfigError(
-                "CONFIG-VALUE",
+            raise bad_value(
                 f"data.params.augmentation_config.params.affine is {affine}, but an affine map "
                 "brings background into patches of volumes: give affine=0, or two numbers as "
-                "data.params.image_size",
+                "data.params.image_size"
             )
         if affine is None:
             affine = 0.3 if dims == 2 else 0.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from ldm.errors import ConfigError
+from ldm.errors import bad_value
 
 # What follows the patient in an id, by the conventions of public data sets. Some need a number in
 # what is before (w39 alone is a patient of Ivy GAP, Site_20010203 may be a site).
@@ -66,14 +66,13 @@ def patient_pattern(pattern: str) -> re.Pattern[str]:
     try:
         compiled = re.compile(pattern)
     except re.error as error:
-        raise ConfigError(
-            "CONFIG-VALUE", f"data.params.patient is {pattern!r}, no regular expression: {error}"
+        raise bad_value(
+            f"data.params.patient is {pattern!r}, no regular expression: {error}"
         ) from error
     if not compiled.groups:
-        raise ConfigError(
-            "CONFIG-VALUE",
+        raise bad_value(
             f"data.params.patient is {pattern!r}: put what names the patient in brackets, such as "
-            r"(.+)_\d+",
+            r"(.+)_\d+"
         )
     return compiled
 

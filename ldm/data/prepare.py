@@ -27,7 +27,7 @@ from ldm.data.normalise import (
     build_normaliser,
 )
 from ldm.data.resample import ORDERS, Resampling
-from ldm.errors import ConfigError, DataError
+from ldm.errors import DataError, bad_value, one_of
 from ldm.study import LABELS, MASK_FILE, Study
 from ldm.util import taken
 
@@ -59,16 +59,11 @@ class Preparation:
 
     def __post_init__(self) -> None:
         for name, known in (("axis", AXES), ("interpolation", ORDERS), ("mask", MASKS)):
-            if (value := getattr(self, name)) not in known:
-                raise ConfigError(
-                    "CONFIG-VALUE",
-                    f"data.params.{name} is '{value}': give one of {', '.join(known)}",
-                )
+            one_of(f"data.params.{name}", getattr(self, name), known)
         if self.spacing is not None and (len(self.spacing) != 3 or not min(self.spacing) > 0):
-            raise ConfigError(
-                "CONFIG-VALUE",
+            raise bad_value(
                 f"data.params.spacing is {list(self.spacing)}: give mm to the right, to the front "
-                "and up, as [1, 1, 1], or null",
+                "and up, as [1, 1, 1], or null"
             )
 
     @classmethod

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ldm.data.patients import folded_patient, patient_of
-from ldm.errors import ConfigError, DataError
+from ldm.errors import DataError, bad_value
 from ldm.util import nearest
 
 Part = Sequence[str] | float | None
@@ -88,25 +88,21 @@ def _count(share: float, total: int) -> int:
 def _check_shares(shares: dict[str, float]) -> None:
     for part, share in shares.items():
         if not 0 <= share <= 1:
-            raise ConfigError(
-                "CONFIG-VALUE", f"data.params.{part} is {share}: give a fraction 0..1 or a list"
-            )
+            raise bad_value(f"data.params.{part} is {share}: give a fraction 0..1 or a list")
     if (total := sum(shares.values())) > 1 + 1e-9:
-        raise ConfigError(
-            "CONFIG-VALUE",
+        raise bad_value(
             f"{', '.join(shares)} add up to {total:g} of the subjects: give fractions that make "
-            "1 at most",
+            "1 at most"
         )
 
 
 def _check_fold(fold: int, folds: int, named: dict[str, list[str]]) -> None:
     if folds < 2 or not 0 <= fold < folds:
-        raise ConfigError(
-            "CONFIG-VALUE",
-            f"fold {fold} of {folds} folds: give 2 folds or more, and a fold from 0 to folds - 1",
+        raise bad_value(
+            f"fold {fold} of {folds} folds: give 2 folds or more, and a fold from 0 to folds - 1"
         )
     if "val" in named:
-        raise ConfigError("CONFIG-VALUE", "a fold chooses val, which is a list too: give one")
+        raise bad_value("a fold chooses val, which is a list too: give one")
 
 
 def _check_named(named: dict[str, list[str]], owner: Mapping[str, str]) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ldm.config import merge_config, validate
-from ldm.errors import CheckpointError, ConfigError
+from ldm.errors import CheckpointError, ConfigError, bad_value
 from ldm.losses.pointwise import POINTWISE_LOSSES
 from ldm.modules.diffusionmodules.model import AutoencoderSettings
 from ldm.util import current_path, image_sides
@@ -126,7 +126,7 @@ def _first_stage(node: Any) -> tuple[dict[str, Any], int]:
     try:
         downsampling = AutoencoderSettings(**ddconfig).downsampling
     except TypeError as error:
-        raise ConfigError("CONFIG-VALUE", f"first_stage_config.params.ddconfig: {error}") from error
+        raise bad_value(f"first_stage_config.params.ddconfig: {error}") from error
     return {"target": "ldm.models.autoencoder.AutoencoderKL", "params": kept}, downsampling
 
 

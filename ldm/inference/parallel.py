@@ -16,7 +16,7 @@ import torch
 
 from ldm.data.layouts import Layout, Subject
 from ldm.environment import pick_device
-from ldm.errors import ConfigError, WorkerError
+from ldm.errors import WorkerError, bad_value
 from ldm.inference.outputs import Writer
 
 
@@ -104,7 +104,7 @@ def device_names(devices: int, device: str = "auto") -> list[str]:
     most = torch.cuda.device_count() if kind == "cuda" else None
     if devices < 1 or (most is not None and devices > most):
         span = "1 or more" if most is None else f"1 to {most}, the number of GPUs"
-        raise ConfigError("CONFIG-VALUE", f"--devices is {devices}: give {span}")
+        raise bad_value(f"--devices is {devices}: give {span}")
     return [kind if most is None else f"cuda:{number}" for number in range(devices)]
 
 

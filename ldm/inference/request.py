@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from numbers import Integral
 from typing import Any
 
-from ldm.errors import ConfigError, nearest
+from ldm.errors import ConfigError, bad_value, nearest, one_of
 from ldm.ranges import COUNT, RANGES, Range
 
 NOISES = ("slice", "smooth", "patient")  # of :func:`ldm.models.diffusion.noise.slice_noise`
@@ -71,28 +71,22 @@ class Request:
                 continue
             span = RANGES["seed"] if name == "seed" else COUNT
             if not isinstance(value, Integral) or int(value) not in span:
-                raise ConfigError("CONFIG-VALUE", f"{name} is {value}: give a whole number, {span}")
+                raise bad_value(f"{name} is {value}: give a whole number, {span}")
             object.__setattr__(self, name, int(value))  # of numpy too, for JSON
         for name, span in SPANS.items():
             value = getattr(self, name)
             if value is not None and value not in span:
-                raise ConfigError("CONFIG-VALUE", f"{name} is {value}: give {span}")
+                raise bad_value(f"{name} is {value}: give {span}")
         missing = self.allow_missing
         listed = (missing,) if isinstance(missing, str) else tuple(missing)
         object.__setattr__(self, "allow_missing", listed)
         known = {"precision": PRECISIONS, "noise": NOISES, "nonfinite": ("refuse", "zero")}
         known["runtime"] = RUNTIMES
         for name, values in known.items():
-            if (value := getattr(self, name)) not in values:
-                raise ConfigError(
-                    "CONFIG-VALUE",
-                    f"{name} is '{value}'{nearest(value, values)}: give {', '.join(values)}",
-                )
-
+            one_of(name, getattr(self, name), values)
         if self.runtime == "onnx" and self.precision == "bf16":
-            raise ConfigError(
-                "CONFIG-VALUE",
-                "precision is bf16, and an ONNX file computes in 32: give --precision 32",
+            raise bad_value(
+                "precision is bf16, and an ONNX file computes in 32: give --precision 32"
             )
 
     @property
@@ -123,16 +117,14 @@ class Request:
             ConfigError: CONFIG-VALUE for what has no meaning for the model.
         """
         if model.tiling and self.noise != "slice":
-            raise ConfigError(
-                "CONFIG-VALUE",
+            raise bad_value(
                 f"noise is {self.noise}, but this model samples whole volumes, each from one noise "
-                "volume: leave it out",
+                "volume: leave it out"
             )
         if not model.tiling and self.overlap is not None:
-            raise ConfigError(
-                "CONFIG-VALUE",
+            raise bad_value(
                 f"overlap is {self.overlap}, but this model samples slices, which have no windows: "
-                "leave it out",
+                "leave it out"
             )
         temperature = 1.0 if self.samples > 1 else model.temperature
         overlap = model.tiling.overlap if model.tiling else None

@@ -19,7 +19,7 @@ from ldm.data.layouts import BraTS2021, BraTS2023, Layout, Subject, detect_layou
 from ldm.data.nifti import Geometry, encode_volume
 from ldm.data.prepare import PreparedSubject, fit_size
 from ldm.data.volume_file import VolumeFile
-from ldm.errors import CheckpointError, ConfigError, DataError, NonFiniteError
+from ldm.errors import CheckpointError, DataError, NonFiniteError, bad_value
 from ldm.inference.given import GivenLayout, VolumeLike, given_subject
 from ldm.inference.outputs import as_image
 from ldm.inference.trained import load_for_inference
@@ -210,9 +210,8 @@ class CommandSegmenter:
 
     def __init__(self, command: str, regions: str | Sequence[str] = "tumour") -> None:
         if "{input}" not in command or "{output}" not in command:
-            raise ConfigError(
-                "CONFIG-VALUE",
-                f"--segmenter-command is '{command}': expected {{input}} and {{output}} in it",
+            raise bad_value(
+                f"--segmenter-command is '{command}': expected {{input}} and {{output}} in it"
             )
         self.command, self.regions = shlex.split(command), region_names(regions)
         self.contrasts: tuple[str, ...] | None = None

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics.functional.image.lpips import _NoTrainLpips
 
-from ldm.errors import CheckpointError, ConfigError
+from ldm.errors import CheckpointError, one_of
 
 LPIPS_NETS = {"vgg": "vgg16", "alex": "alexnet", "squeeze": "squeezenet1_1"}  # torchvision's names
 SCALES = 3
@@ -49,10 +49,7 @@ class LPIPS:
     """
 
     def __init__(self, weights: str | Path, net: str = "vgg") -> None:
-        if net not in LPIPS_NETS:
-            raise ConfigError(
-                "CONFIG-VALUE", f"lpips_net is '{net}': expected {', '.join(LPIPS_NETS)}"
-            )
+        one_of("lpips_net", net, LPIPS_NETS)
         path = Path(weights)
         if not path.is_file():
             raise CheckpointError(

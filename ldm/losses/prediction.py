@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ldm.errors import ConfigError
+from ldm.errors import bad_value
 from ldm.util import instantiate_from_config
 
 
@@ -119,11 +119,10 @@ def build_losses(
     }
     for name, loss in losses.items():
         if without_features and getattr(loss, "needs_features", False):
-            raise ConfigError(
-                "CONFIG-VALUE",
+            raise bad_value(
                 f"model.params.loss_config.{name} needs a backbone with features, which "
                 f"{without_features} does not give: set it to null, or choose "
-                "UNet_DS_Diff.model.DSUnetModel or guided_diffusion.unet.UNet_disc_Model",
+                "UNet_DS_Diff.model.DSUnetModel or guided_diffusion.unet.UNet_disc_Model"
             )
     return nn.ModuleDict(losses | ({"sparsity": Sparsity(sparsity)} if sparsity else {}))
 

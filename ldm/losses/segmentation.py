@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from monai.losses import DiceLoss, FocalLoss
 from torch import Tensor, nn
 
-from ldm.errors import ConfigError
+from ldm.errors import bad_value
 
 MAX_POS_WEIGHT = 100.0
 
@@ -62,9 +62,7 @@ class SegmentationLoss(nn.Module):
         super().__init__()
         self.weights = {"dice": dice, "cross_entropy": cross_entropy, "focal": focal}
         if min(self.weights.values()) < 0 or not any(self.weights.values()):
-            raise ConfigError(
-                "CONFIG-VALUE", f"loss weights are {self.weights}: give at least one above 0"
-            )
+            raise bad_value(f"loss weights are {self.weights}: give at least one above 0")
         self.pos_weight, self.region_weights = pos_weight, region_weights
         self.dice = DiceLoss(sigmoid=True, batch=True, weight=region_weights, reduction="none")
         self.focal = FocalLoss(gamma=gamma, weight=region_weights)

@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from ldm.errors import ConfigError, NonFiniteError, one_of
+from ldm.errors import NonFiniteError, bad_value, one_of
 from ldm.models.draws import Draws
 from ldm.storage import stable_seed
 from ldm.study import ASKED
@@ -66,9 +66,8 @@ class RunModule(pl.LightningModule):
         super().__init__()
         one_of("model.params.rate_schedule", rate_schedule, RATE_SCHEDULES)
         if decay_steps is not None and decay_steps < 1 and decay_steps != ENDLESS:
-            raise ConfigError(
-                "CONFIG-VALUE",
-                f"model.params.decay_steps is {decay_steps}: give a step, or {ENDLESS} for never",
+            raise bad_value(
+                f"model.params.decay_steps is {decay_steps}: give a step, or {ENDLESS} for never"
             )
         self.rate_schedule, self.decay_steps = RATE_SCHEDULES[rate_schedule], decay_steps
         self.decay_to = decay_to

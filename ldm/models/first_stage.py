@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm.errors import ConfigError
+from ldm.errors import bad_value
 from ldm.losses.autoencoder import AutoencoderLoss
 from ldm.models.base import Config, RunModule
 from ldm.models.draws import Draws
@@ -76,10 +76,9 @@ class FirstStageTraining(RunModule):
             ConfigError: CONFIG-VALUE.
         """
         if len(self.image_size) != 2:
-            raise ConfigError(
-                "CONFIG-VALUE",
+            raise bad_value(
                 f"data.params.image_size is {list(self.image_size)}, but the first stage is "
-                "trained on slices: give a side, or [height, width]",
+                "trained on slices: give a side, or [height, width]"
             )
         if self.loss.perceptual_name != "LPIPS":
             log.warning(

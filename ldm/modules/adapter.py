@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm.errors import ConfigError
+from ldm.errors import ConfigError, bad_value
 from ldm.modules.diffusionmodules.blocks import TimeEmbedding
 from ldm.modules.diffusionmodules.dit import PATCH_CONV, unpatchify
 from ldm.modules.diffusionmodules.util import check_image
@@ -124,10 +124,9 @@ class ForeignBackbone(nn.Module):
     def _translate(self, given: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
         inputs = {name: value for name, value in given.items() if value is not None}
         for name in inputs.keys() - self.names.keys():
-            raise ConfigError(
-                "CONFIG-VALUE",
+            raise bad_value(
                 f"'{name}' came, but {type(self.network).__name__} has no input for it: "
-                "pass none, or choose a backbone that takes it",
+                "pass none, or choose a backbone that takes it"
             )
         return {self.names[name]: value for name, value in inputs.items()}
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldm.errors import ConfigError
+from ldm.errors import ConfigError, bad_value
 
 # The two neighbours of a pixel in its 3 x 3 window (row by row) along a gradient of 0, 45, 90, 135
 # degrees, rows counted downwards.
@@ -22,9 +22,7 @@ def check_kind(kind: str) -> None:
         ConfigError: CONFIG-VALUE.
     """
     if kind not in EDGE_MAPS:
-        raise ConfigError(
-            "CONFIG-VALUE", f"use_edge is '{kind}': expected {', '.join(EDGE_MAPS)} or false"
-        )
+        raise bad_value(f"use_edge is '{kind}': expected {', '.join(EDGE_MAPS)} or false")
 
 
 def edge_map(images: Tensor, kind: str) -> Tensor:

@@ -16,7 +16,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from ldm.errors import ConfigError, OutputError
+from ldm.errors import OutputError, bad_value
 from ldm.phantom.anatomy import Anatomy, build_anatomy, voxel_size
 from ldm.phantom.geometry import SmoothField
 from ldm.phantom.scanner import acquire, scan
@@ -173,6 +173,4 @@ def check_range(name: str, value: int, low: int, high: int) -> None:
         or not isinstance(value, int | np.integer)
         or not low <= value <= high
     ):
-        raise ConfigError(
-            "CONFIG-VALUE", f"{name} is {value!r}; expected a whole number from {low} to {high}"
-        )
+        raise bad_value(f"{name} is {value!r}; expected a whole number from {low} to {high}")

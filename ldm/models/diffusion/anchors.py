@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm.errors import CheckpointError, ConfigError, DataError, one_of
+from ldm.errors import CheckpointError, ConfigError, DataError, bad_value, one_of
 from ldm.intensity import BACKGROUND, HEALTHY
 from ldm.models.base import Config, wanted
 from ldm.models.diffusion.noise import KeyedNoise
@@ -254,10 +254,9 @@ def build_anchor(
     if anchor_config is None:
         return None if subtract is None else ContrastAnchor(subtract, **facts)
     if subtract is not None:
-        raise ConfigError(
-            "CONFIG-VALUE",
+        raise bad_value(
             f"model.params.subtract is '{subtract}' beside an anchor_config: give one of the two, "
-            "the other null",
+            "the other null"
         )
     return instantiate_from_config(
         anchor_config,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm.errors import ConfigError
+from ldm.errors import bad_value
 from ldm.losses.prediction import PredictedBatch, build_losses, portable_losses
 from ldm.losses.weights import VoxelWeights
 from ldm.models.base import Config, RunModule, items_of, places, psnr_in_brain, wanted
@@ -360,10 +360,9 @@ class LatentDiffusion(RunModule):
                 what :func:`get_sampler` raises.
         """
         if guidance != 1 and not self.drop_all:
-            raise ConfigError(
-                "CONFIG-VALUE",
+            raise bad_value(
                 f"guidance is {guidance}, but in training no item lost all its conditions: give 1, "
-                "or a model trained with model.params.drop_all=0.1",
+                "or a model trained with model.params.drop_all=0.1"
             )
         options.pop("rescale", None)
         sampling_timesteps(self.schedule, steps)  # refused also where, without noise, one is made

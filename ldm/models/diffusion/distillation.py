@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ldm.checkpoint import read_run_config, read_weights, require_same_state
-from ldm.errors import CheckpointError, ConfigError
+from ldm.errors import CheckpointError, ConfigError, bad_value
 from ldm.models.base import Config
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.models.diffusion.path import Denoise, Level, levels_of
@@ -256,4 +256,4 @@ def portable_teacher(config: Config) -> dict[str, Any]:
 
 
 def _bad_value(message: str) -> ConfigError:
-    return ConfigError("CONFIG-VALUE", f"model.params.{message}")
+    return bad_value(f"model.params.{message}")

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from ldm.errors import ConfigError, one_of
+from ldm.errors import bad_value, one_of
 from ldm.models.diffusion.schedule import Schedule, gather
 
 Number = TypeVar("Number", float, Tensor)
@@ -118,10 +118,9 @@ def split_output(output: Tensor, variance: str) -> tuple[Tensor, Tensor | None]:
         return output, None
     channels = output.shape[1]
     if channels % 2:
-        raise ConfigError(
-            "CONFIG-VALUE",
+        raise bad_value(
             f"variance is {variance!r}, but the network returns {channels} channels; expected two "
-            "for each channel of the image, or a fixed variance",
+            "for each channel of the image, or a fixed variance"
         )
     prediction, values = output.chunk(2, dim=1)
     return prediction, values

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm.errors import ConfigError
+from ldm.errors import ConfigError, bad_value
 from ldm.intensity import BACKGROUND, standard_units
 from ldm.models.base import Config
 from ldm.models.diffusion.anchors import build_anchor
@@ -29,10 +29,9 @@ def _require_for_any(subtract: str | None, anchor_config: Config | None, cached:
     wrong = {"anchor_config": bool(anchor_config), "cache_latents=true": cached}
     wrong[f"subtract={subtract}"] = subtract not in (AUTO, None)
     if found := next((name for name, is_wrong in wrong.items() if is_wrong), None):
-        raise ConfigError(
-            "CONFIG-VALUE",
+        raise bad_value(
             f"model.params.{found} is for one target, and data.params.target is {ANY}: leave it "
-            "out, or name a target",
+            "out, or name a target"
         )
 
 
@@ -79,10 +78,9 @@ class LatentSpace:
         standard_inputs: bool = False,
     ) -> None:
         if target is None:
-            raise ConfigError(
-                "CONFIG-VALUE",
+            raise bad_value(
                 "data.params.target is null, but the model synthesises a contrast: give one, as "
-                "data.params.target=t1ce",
+                "data.params.target=t1ce"
             )
         self.first_stage = instantiate_from_config(
             first_stage_config or PIXELS,
@@ -114,10 +112,9 @@ class LatentSpace:
         """
         divisor = self.downsampling
         if len(sides) == 3 and (divisor > 1 or self.cache is not None):
-            raise ConfigError(
-                "CONFIG-VALUE",
+            raise bad_value(
                 f"image_size is {list(sides)}: volumes are diffused in pixel space and not cached; "
-                "give two numbers, or the IdentityFirstStage and cache_latents=false",
+                "give two numbers, or the IdentityFirstStage and cache_latents=false"
             )
         return tuple(-(-n // divisor) for n in sides)
 
@@ -142,10 +139,9 @@ class LatentSpace:
                 "model.params.scale_factor, 1 / the standard deviation of its latents",
             )
         if self.cache is not None and data.augmentation_config:
-            raise ConfigError(
-                "CONFIG-VALUE",
+            raise bad_value(
                 "model.params.cache_latents keeps one version of a slice, but slices are "
-                "augmented: give data.params.augmentation_config=null too",
+                "augmented: give data.params.augmentation_config=null too"
             )
         warn_of_held_out("the first stage", getattr(self.first_stage, "train_subjects", ()), data)
         if self.anchor:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldm.errors import ConfigError
+from ldm.errors import bad_value
 from ldm.models.diffusion.schedule import Schedule, sampling_timesteps
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
@@ -104,10 +104,9 @@ def levels_of(schedule: Schedule, steps: int | Sequence[float], spacing: str) ->
         path = [int(t) if isinstance(t, Integral) else float(t) for t in steps]
         falls = all(t > s for t, s in pairwise(path))
         if len(path) < 2 or not falls or path[0] > len(schedule) - 1 or path[-1] < -1:
-            raise ConfigError(
-                "CONFIG-VALUE",
+            raise bad_value(
                 f"timesteps {path}; expected two or more, decreasing from at most "
-                f"{len(schedule) - 1} to no less than -1",
+                f"{len(schedule) - 1} to no less than -1"
             )
     t = torch.tensor(path, dtype=torch.float64)
     columns = schedule.alpha(t), schedule.sigma(t), schedule.half_log_snr(t)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from ldm.errors import ConfigError, one_of
+from ldm.errors import bad_value, one_of
 from ldm.losses.pointwise import POINTWISE_LOSSES
 from ldm.models.diffusion.gaussian import (
     LEARNED,
@@ -110,17 +110,15 @@ class GaussianProcess:
         if loss_weight is not None:
             one_of("model.params.loss_weight", loss_weight, LOSS_WEIGHTS)
         if parameterization == "eps" and self.schedule.ends_in_pure_noise:
-            raise ConfigError(
-                "CONFIG-VALUE",
+            raise bad_value(
                 "model.params.parameterization is 'eps' on a schedule that ends in pure noise, "
                 "where eps says nothing of x_0; expected v, x0 or flow, or a schedule without zero "
-                "terminal SNR",
+                "terminal SNR"
             )
         if objective == "hybrid" and variance not in LEARNED:
-            raise ConfigError(
-                "CONFIG-VALUE",
+            raise bad_value(
                 f"model.params.objective is 'hybrid' with variance {variance!r}, which it has "
-                f"nothing to teach; expected variance {' or '.join(LEARNED)}, or objective mse",
+                f"nothing to teach; expected variance {' or '.join(LEARNED)}, or objective mse"
             )
         if mean_share == "auto":
             mean_share = 0.0 if parameterization == "eps" else MEAN_SHARE
@@ -129,10 +127,9 @@ class GaussianProcess:
             or not 0 <= mean_share <= 1
             or (mean_share and parameterization == "eps")
         ):
-            raise ConfigError(
-                "CONFIG-VALUE",
+            raise bad_value(
                 f"model.params.mean_share is {mean_share} with parameterization "
-                f"'{parameterization}': give auto, or 0 to 1, and above 0 only with x0, v or flow",
+                f"'{parameterization}': give auto, or 0 to 1, and above 0 only with x0, v or flow"
             )
         self.parameterization, self.variance, self.objective = parameterization, variance, objective
         self.error = POINTWISE_LOSSES[loss_type]

@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm.errors import ConfigError, nearest, one_of
+from ldm.errors import ConfigError, bad_value, nearest, one_of
 from ldm.models.diffusion.gaussian import VARIANCES, posterior_coefficients, split_output
 from ldm.models.diffusion.guidance import THRESHOLDS
 from ldm.models.diffusion.path import (
@@ -85,7 +85,7 @@ def ddim(
 ) -> Walk:
     """DDIM (Song et al. 2021): deterministic for ``eta = 0``, the variance of DDPM for 1."""
     if not 0 <= eta <= 1:
-        raise _bad_value(f"eta is {eta!r}; expected a number from 0 (no noise) to 1 (DDPM)")
+        raise bad_value(f"eta is {eta!r}; expected a number from 0 (no noise) to 1 (DDPM)")
     for step, (now, to) in enumerate(pairwise(levels)):
         x_0 = denoise(x, now)
         *_, variance, _ = posterior_coefficients(now.alpha, now.sigma, to.alpha, to.sigma)
@@ -224,7 +224,3 @@ def network_calls(name: str, schedule: Schedule, steps: int, **options: Any) -> 
     sample = get_sampler(name, **options)
     sample(lambda x, t: calls.append(t) or x, torch.zeros(1, 1), schedule, steps)
     return len(calls)
-
-
-def _bad_value(message: str) -> ConfigError:
-    return ConfigError("CONFIG-VALUE", message)

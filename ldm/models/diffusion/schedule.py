@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldm.errors import ConfigError, one_of
+from ldm.errors import bad_value, one_of
 
 MAX_BETA = 0.999  # Nichol & Dhariwal 2021, section 3.2: keeps the last step invertible
 PARAMS = "model.params.schedule_config.params"  # where the arguments of a schedule stand
@@ -285,7 +285,7 @@ def sampling_timesteps(
     """
     T = len(schedule)
     if not isinstance(steps, Integral) or isinstance(steps, bool) or not 1 <= steps <= T:
-        raise _bad_value(f"{steps!r} sampling steps; expected an integer from 1 to {T}")
+        raise bad_value(f"{steps!r} sampling steps; expected an integer from 1 to {T}")
     one_of("spacing", spacing, SPACINGS)
     if spacing == "trailing":
         grid = np.round(T - np.arange(steps) * T / steps) - 1
@@ -296,7 +296,7 @@ def sampling_timesteps(
     else:
         grid = np.floor(np.linspace(0, math.sqrt(0.8 * T), steps) ** 2)[::-1] + 1
     if len(grid) != steps or grid[0] >= T or len(np.unique(grid)) != steps:
-        raise _bad_value(
+        raise bad_value(
             f"spacing {spacing} has no {steps} distinct timesteps below {T}; "
             f"take another number of steps, or spacing trailing, which has every number"
         )
@@ -322,25 +322,21 @@ def _check_parameters(
     _check_timesteps(timesteps)
     for key, value in (("linear_start", start), ("linear_end", end)):
         if not _is_number(value) or not 0 < value < 1:
-            raise _bad_value(f"{PARAMS}.{key} is {value!r}; expected a number between 0 and 1")
+            raise bad_value(f"{PARAMS}.{key} is {value!r}; expected a number between 0 and 1")
     if start > end:
-        raise _bad_value(f"{PARAMS}: linear_start {start} is above linear_end {end}; swap them")
+        raise bad_value(f"{PARAMS}: linear_start {start} is above linear_end {end}; swap them")
     if not _is_number(cosine_s) or not 0 <= cosine_s <= 1:
-        raise _bad_value(f"{PARAMS}.cosine_s is {cosine_s!r}; expected a number from 0 to 1")
+        raise bad_value(f"{PARAMS}.cosine_s is {cosine_s!r}; expected a number from 0 to 1")
     if not isinstance(zero_terminal_snr, bool):
-        raise _bad_value(
+        raise bad_value(
             f"{PARAMS}.zero_terminal_snr is {zero_terminal_snr!r}; expected true or false"
         )
 
 
 def _check_timesteps(timesteps: int) -> None:
     if not isinstance(timesteps, Integral) or isinstance(timesteps, bool) or timesteps < 2:
-        raise _bad_value(f"{PARAMS}.timesteps is {timesteps!r}; expected an integer of at least 2")
+        raise bad_value(f"{PARAMS}.timesteps is {timesteps!r}; expected an integer of at least 2")
 
 
 def _is_number(value: object) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
-
-
-def _bad_value(message: str) -> ConfigError:
-    return ConfigError("CONFIG-VALUE", message)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-from ldm.errors import CheckpointError, ConfigError
+from ldm.errors import CheckpointError, bad_value
 from ldm.util import instantiate_from_config
 
 
@@ -56,7 +56,7 @@ class LogitNormalTimesteps(UniformTimesteps):
     def __init__(self, timesteps: int, mean: float = 0.0, std: float = 1.0) -> None:
         super().__init__(timesteps)
         if not isinstance(std, Real) or not std > 0:
-            raise ConfigError("CONFIG-VALUE", f"std is {std!r}; expected a number above 0")
+            raise bad_value(f"std is {std!r}; expected a number above 0")
         edges = torch.arange(timesteps + 1, dtype=torch.float64) / timesteps
         self.probabilities = torch.special.ndtr((edges.logit() - mean) / std).diff()
 
@@ -84,9 +84,9 @@ class ImportanceTimesteps(UniformTimesteps):
     def __init__(self, timesteps: int, history: int = 10, uniform: float = 0.001) -> None:
         super().__init__(timesteps)
         if not isinstance(history, Integral) or history < 1:
-            raise ConfigError("CONFIG-VALUE", f"history is {history!r}; expected 1 or more")
+            raise bad_value(f"history is {history!r}; expected 1 or more")
         if not isinstance(uniform, Real) or not 0 < uniform <= 1:
-            raise ConfigError("CONFIG-VALUE", f"uniform is {uniform!r}; expected 0 < uniform <= 1")
+            raise bad_value(f"uniform is {uniform!r}; expected 0 < uniform <= 1")
         self.uniform = uniform
         self.losses = torch.zeros(timesteps, history, dtype=torch.float64)
         self.seen = torch.zeros(timesteps, dtype=torch.int64)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm.errors import ConfigError
+from ldm.errors import bad_value, one_of
 from ldm.modules.diffusionmodules.blocks import TimeEmbedding
 from ldm.modules.diffusionmodules.util import (
     beside,
@@ -20,7 +19,6 @@ from ldm.modules.diffusionmodules.util import (
 )
 from ldm.modules.gates import GATES, TransformerBottleneck
 from ldm.modules.squeeze_excitation import SE_Attention
-from ldm.util import nearest
 
 
 class DoubleConv(nn.Module):
@@ -110,16 +108,14 @@ class AttentionUNet(nn.Module):
     ) -> None:
         super().__init__()
         if len(channels) < 2:
-            raise ConfigError(
-                "CONFIG-VALUE", f"channels is {list(channels)}: expected two levels or more"
-            )
+            raise bad_value(f"channels is {list(channels)}: expected two levels or more")
         self.in_channels, self.out_channels, self.dims = in_channels, out_channels, dims
         self.size_divisor = 2 ** (len(channels) - 1)
         emb_channels, self.time_embed = None, None
         if timestep_conditioning:
             emb_channels = 4 * channels[0]
             self.time_embed = TimeEmbedding(channels[0], emb_channels)
-        make_block = _choose("block", block, BLOCKS)
+        make_block = BLOCKS[one_of("block", block, BLOCKS)]
         widths, skips = [in_channels, *channels[:-1]], channels[:-1]
         self.pool = getattr(nn, f"MaxPool{dims}d")(2)
         self.encoder = nn.ModuleList(
@@ -193,10 +189,9 @@ class AttentionUNet(nn.Module):
         refuse_unused(context=context, y=y)
         check_image(x, self.in_channels, self.dims, self.size_divisor)
         if timesteps is not None and self.time_embed is None:
-            raise ConfigError(
-                "CONFIG-VALUE",
+            raise bad_value(
                 "timesteps came, but the network has no timestep_conditioning: "
-                "set it to true for a denoiser, or pass no timesteps",
+                "set it to true for a denoiser, or pass no timesteps"
             )
 
     @torch.no_grad()
@@ -232,23 +227,13 @@ def skip_gates(
     Raises:
         ConfigError: CONFIG-VALUE for an unknown gate, or a level without a skip.
     """
-    make_gate = _choose("gate", gate, GATES)
+    make_gate = GATES[one_of("gate", gate, GATES)]
     levels = range(len(skips)) if gated_levels is None else gated_levels
     if not set(levels) <= set(range(len(skips))):
-        raise ConfigError(
-            "CONFIG-VALUE",
+        raise bad_value(
             f"gated_levels is {list(levels)}: expected levels from 0 to {len(skips) - 1}, "
-            "the coarsest has no skip",
+            "the coarsest has no skip"
         )
     return nn.ModuleDict(
         {str(i): make_gate(skips[i], skips[i], skips[i] // 2, dims) for i in levels}
     )
-
-
-def _choose(option: str, name: str, known: Mapping[str, Any]) -> Any:
-    if name not in known:
-        raise ConfigError(
-            "CONFIG-VALUE",
-            f"{option} is '{name}'{nearest(name, known)}: expected {', '.join(known)}",
-        )
-    return known[name]

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ldm.errors import ConfigError
+from ldm.errors import ConfigError, bad_value
 from ldm.modules.diffusionmodules.blocks import TimeEmbedding
 from ldm.modules.diffusionmodules.util import (
     check_image,
@@ -46,10 +46,9 @@ def grid_of(size: int | Sequence[int], patch_size: int, dims: int) -> tuple[int,
     """
     sides = (size,) * dims if isinstance(size, int) else tuple(size)
     if dims not in INTERPOLATION or len(sides) != dims:
-        raise ConfigError(
-            "CONFIG-VALUE",
+        raise bad_value(
             f"image of size {size} in {dims} dimensions: expected a side, or one for each axis, "
-            "and 2 or 3 dimensions",
+            "and 2 or 3 dimensions"
         )
     return tuple(-(-side // patch_size) for side in sides)
 
@@ -281,10 +280,9 @@ class DiT(nn.Module):
         super().__init__()
         noisy_channels = out_channels or in_channels
         if condition_tokens and in_channels <= noisy_channels:
-            raise ConfigError(
-                "CONFIG-VALUE",
+            raise bad_value(
                 f"condition_tokens is set, but of {in_channels} input channels {noisy_channels} "
-                "are the noisy image: add conditions, or delete condition_tokens",
+                "are the noisy image: add conditions, or delete condition_tokens"
             )
         self.grid = grid_of(input_size if image_size is None else image_size, patch_size, dims)
         self.in_channels, self.dims, self.use_checkpoint = in_channels, dims, use_checkpoint
@@ -346,10 +344,9 @@ class DiT(nn.Module):
 
     def _condition(self, timesteps: Tensor, y: Tensor | None) -> Tensor:
         if (y is None) != (self.y_embedder is None):
-            raise ConfigError(
-                "CONFIG-VALUE",
+            raise bad_value(
                 f"y is {'missing' if y is None else 'given'}, but the network has "
-                f"{'' if self.y_embedder else 'no '}classes: pass y, or set num_classes: 0",
+                f"{'' if self.y_embedder else 'no '}classes: pass y, or set num_classes: 0"
             )
         c = self.t_embedder["mlp"](timesteps)  # (B, hidden)
         return c if y is None else c + self.y_embedder(y)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm.errors import ConfigError
+from ldm.errors import bad_value
 from ldm.modules.diffusionmodules.util import (
     Upsample,
     check_image,
@@ -113,9 +113,7 @@ class AutoencoderSettings:
         offered["attn_type"] = self.attn_type if self.attn_type.startswith("vanilla") else "vanilla"
         for name, value in own.items():
             if value != offered[name]:
-                raise ConfigError(
-                    "CONFIG-VALUE", f"ddconfig has {name} {value!r}: expected {offered[name]!r}"
-                )
+                raise bad_value(f"ddconfig has {name} {value!r}: expected {offered[name]!r}")
 
     @property
     def channels(self) -> list[int]:

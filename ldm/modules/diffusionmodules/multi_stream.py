@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ldm.errors import ConfigError
+from ldm.errors import bad_value
 from ldm.modules.diffusionmodules.blocks import Context
 from ldm.modules.diffusionmodules.openaimodel import UNetEncoder, UNetModel
 from ldm.util import shows
@@ -41,22 +41,20 @@ def images_of_streams(
     """
     wanted = {contrast for contrasts in streams.values() for contrast in contrasts}
     for name in sorted(wanted - set(condition_names)):
-        raise ConfigError(
-            "CONFIG-VALUE",
+        raise bad_value(
             f"a stream reads '{name}', which is not among the conditions "
             f"{list(condition_names)}: correct the streams or roles of the backbone, or the "
-            "conditions of the data",
+            "conditions of the data"
         )
     for name in condition_names:
         if name not in wanted:
-            raise ConfigError(
-                "CONFIG-VALUE",
+            raise bad_value(
                 f"condition '{name}' is read by no stream ({dict(streams)}): "
-                "add it to the streams or roles of the backbone, or drop the condition",
+                "add it to the streams or roles of the backbone, or drop the condition"
             )
     for stream, contrasts in streams.items():
         if not contrasts:
-            raise ConfigError("CONFIG-VALUE", f"stream '{stream}' reads no contrast: name one")
+            raise bad_value(f"stream '{stream}' reads no contrast: name one")
     return [
         [place for place, name in enumerate(condition_names, start=1) if name in contrasts]
         for contrasts in streams.values()

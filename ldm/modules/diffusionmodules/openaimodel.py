@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm.errors import ConfigError
+from ldm.errors import ConfigError, bad_value
 from ldm.modules.attention import SpatialTransformer
 from ldm.modules.diffusionmodules.blocks import (
     AttentionBlock,
@@ -115,16 +115,13 @@ class UNetSettings:
                 "num_attention_blocks", self.num_attention_blocks, levels
             )
         if self.dims not in (1, 2, 3):
-            raise ConfigError("CONFIG-VALUE", f"dims is {self.dims}: expected 1, 2 or 3")
+            raise bad_value(f"dims is {self.dims}: expected 1, 2 or 3")
         if min(self.num_res_blocks) < 1:
-            raise ConfigError(
-                "CONFIG-VALUE", f"num_res_blocks is {self.num_res_blocks}: every level needs one"
-            )
+            raise bad_value(f"num_res_blocks is {self.num_res_blocks}: every level needs one")
         if self.use_spatial_transformer != (self.context_dim is not None):
-            raise ConfigError(
-                "CONFIG-VALUE",
+            raise bad_value(
                 f"use_spatial_transformer is {self.use_spatial_transformer} and context_dim is "
-                f"{self.context_dim}: give both for a network with a context, or neither",
+                f"{self.context_dim}: give both for a network with a context, or neither"
             )
 
     @property
@@ -314,10 +311,9 @@ def label_embedding(
     if num_classes == "sequential" and adm_in_channels is not None:
         layers = nn.Linear(adm_in_channels, emb_channels), nn.SiLU()
         return nn.Sequential(nn.Sequential(*layers, nn.Linear(emb_channels, emb_channels)))
-    raise ConfigError(
-        "CONFIG-VALUE",
+    raise bad_value(
         f"num_classes is {num_classes!r} with adm_in_channels {adm_in_channels}: expected a number "
-        "of classes, 'continuous', or 'sequential' with adm_in_channels",
+        "of classes, 'continuous', or 'sequential' with adm_in_channels"
     )
 
 
@@ -418,14 +414,12 @@ class UNetModel(nn.Module):
     def _check_inputs(self, x: Tensor, context: Context, y: Tensor | None) -> None:
         check_image(x, self.in_channels, self.settings.dims, self.size_divisor)
         if (y is None) != (self.num_classes is None):
-            raise ConfigError(
-                "CONFIG-VALUE",
+            raise bad_value(
                 f"y is {'missing' if y is None else 'given'} but num_classes is "
-                f"{self.num_classes}: pass y exactly if the network has num_classes",
+                f"{self.num_classes}: pass y exactly if the network has num_classes"
             )
         if context is not None and not self.settings.use_spatial_transformer:
-            raise ConfigError(
-                "CONFIG-VALUE",
+            raise bad_value(
                 "a context came, but the network would ignore it: "
-                "set use_spatial_transformer and context_dim, or pass no context",
+                "set use_spatial_transformer and context_dim, or pass no context"
             )

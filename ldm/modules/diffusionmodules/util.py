@@ -11,7 +11,7 @@ import torch.nn.functional as F
 import torch.utils.checkpoint
 from torch import Tensor, nn
 
-from ldm.errors import ConfigError
+from ldm.errors import ConfigError, bad_value
 
 GROUPS = 32
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by number of axes
@@ -178,10 +178,9 @@ def refuse_unused(**inputs: Tensor | None) -> None:
     """
     for name, value in inputs.items():
         if value is not None:
-            raise ConfigError(
-                "CONFIG-VALUE",
+            raise bad_value(
                 f"'{name}' came, but this network has no input for it: pass none, "
-                "or choose a backbone that takes it",
+                "or choose a backbone that takes it"
             )
 
 

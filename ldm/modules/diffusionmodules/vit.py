@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ldm.errors import ConfigError
+from ldm.errors import bad_value
 from ldm.modules.diffusionmodules.blocks import TimeEmbedding
 from ldm.modules.diffusionmodules.dit import (
     PatchEmbed,
@@ -89,7 +89,7 @@ class ViT(nn.Module):
     ) -> None:
         super().__init__()
         if depth % 2 == 0:
-            raise ConfigError("CONFIG-VALUE", f"depth is {depth}: expected an odd number of blocks")
+            raise bad_value(f"depth is {depth}: expected an odd number of blocks")
         self.grid = grid_of(image_size, patch_size, dims)
         self.in_channels, self.out_channels, self.dims = in_channels, out_channels, dims
         self.size_divisor = self.patch_size = patch_size
