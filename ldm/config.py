@@ -27,7 +27,7 @@ import ldm
 from ldm.config_arguments import admits, validate_arguments, validate_node
 from ldm.errors import ConfigError, UnsafeError, bad_value
 from ldm.ranges import check_ranges, check_trainer
-from ldm.storage import atomic_path, read_json
+from ldm.storage import atomic_path, read_json, write_file
 from ldm.util import (
     accepted_parameters,
     current_path,
@@ -327,8 +327,7 @@ def save_config(config: Mapping[str, Any], path: Path) -> None:
         with atomic_path(path.with_name(PLACE_FILE), private=True) as temporary:
             temporary.write_text(json.dumps({"root": params["root"]}) + "\n", encoding="utf-8")
         params["root"] = None
-    with atomic_path(path) as temporary:
-        temporary.write_text(OmegaConf.to_yaml(OmegaConf.create(config)), encoding="utf-8")
+    write_file(path, OmegaConf.to_yaml(OmegaConf.create(config)))
 
 
 def _plain(config: DictConfig) -> dict[str, Any]:

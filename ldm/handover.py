@@ -15,7 +15,7 @@ from ldm.config import read_saved_config, save_config
 from ldm.data.seen import SUBJECTS_FILE
 from ldm.denoiser import denoiser_files
 from ldm.errors import CheckpointError
-from ldm.storage import CONFIG_FILE, MODEL_FILE, atomic_path, read_json, run_folder
+from ldm.storage import CONFIG_FILE, MODEL_FILE, read_json, run_folder, write_file
 from ldm.study import Study
 
 CARD = "README.md"
@@ -72,11 +72,9 @@ def export(
         save_config(config, output / CONFIG_FILE)
         bound = decisive(read_saved_config(output / CONFIG_FILE))
         save_model(output, tensors, {**said, BOUND: bound, "dsdiff": ldm.__version__})
-        with atomic_path(output / CARD) as temporary:
-            temporary.write_text(card, encoding="utf-8")
+        write_file(output / CARD, card)
         for name, content in beside.items():
-            with atomic_path(output / name) as temporary:
-                temporary.write_bytes(content)
+            write_file(output / name, content)
     load_model(output, trust)
     return output
 

@@ -213,10 +213,15 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
+def write_file(path: Path, content: str | bytes, replace: bool = False) -> None:
+    """Write bytes, or text in UTF-8, see :func:`atomic_path`."""
+    with atomic_path(path, replace) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
 def write_json(path: Path, value: Any, replace: bool = False) -> None:
     """Write ``value`` as indented JSON with sorted keys, see :func:`atomic_path`."""
-    with atomic_path(path, replace) as temporary:
-        temporary.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    write_file(path, json.dumps(value, indent=1, sort_keys=True) + "\n", replace)
 
 
 def strict_json(value: Any) -> Any:

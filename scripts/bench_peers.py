@@ -35,7 +35,7 @@ from ldm.modules.diffusionmodules.blocks import AttentionBlock
 from ldm.modules.diffusionmodules.openaimodel import UNetModel
 from ldm.modules.diffusionmodules.util import fill_zeros, to_channels_last
 from ldm.report.tables import markdown_table
-from ldm.storage import atomic_path, write_json
+from ldm.storage import write_file, write_json
 
 TOLERANCE = 1e-4  # of the spread of the output
 Call = Callable[[], Any]
@@ -294,8 +294,7 @@ def run(shape: Shape, side: int, batches: Sequence[int], rounds: int) -> dict[st
 def publish(folder: Path, name: str, page: str, results: dict[str, Any]) -> None:
     """Write ``NAME.json`` and ``NAME.md`` anew, and print the page."""
     write_json(folder / f"{name}.json", results, replace=True)
-    with atomic_path(folder / f"{name}.md", replace=True) as path:
-        path.write_text(page, encoding="utf-8")
+    write_file(folder / f"{name}.md", page, replace=True)
     sys.stdout.write(page)
 
 

@@ -25,7 +25,7 @@ from ldm.evaluation.statistics import summarise_values
 from ldm.models.segmentation import foreground_shares
 from ldm.phantom import write_phantoms
 from ldm.report.tables import Number, markdown_table
-from ldm.storage import atomic_path, read_json, write_json
+from ldm.storage import read_json, write_file, write_json
 from ldm.study import build_model
 from ldm.util import instantiate_from_config
 
@@ -61,8 +61,7 @@ def main() -> None:
                 results[name] = measure(files, patients, args.steps, seed)
                 write_json(args.output / "comparison.json", results)
                 sys.stderr.write(f"{name}: Dice {results[name]['dice']:.3f}\n")
-    with atomic_path(args.output / "comparison.md") as temporary:
-        temporary.write_text(table(results, args.steps, args.seeds), encoding="utf-8")
+    write_file(args.output / "comparison.md", table(results, args.steps, args.seeds))
 
 
 def measure(files: list[str], patients: Path, steps: int, seed: int) -> dict[str, float]:

@@ -25,7 +25,7 @@ from ldm.errors import ConfigError
 from ldm.plots.structure import trace
 from ldm.plots.structure_picture import draw
 from ldm.report.tables import markdown_table
-from ldm.storage import atomic_path
+from ldm.storage import write_file
 from ldm.study import build_model
 from ldm.util import get_obj_from_str
 
@@ -228,13 +228,11 @@ def main(folder: Path = DOCS) -> int:
         if backbone.main():
             names = ["noisy"] * inputs[0].shape[1] + [contrast.upper() for contrast in contrasts]
             picture = draw(trace(network, *inputs), names)
-            with atomic_path(folder / "images" / "backbones" / f"{backbone.name}.svg") as file:
-                file.write_bytes(picture)
+            write_file(folder / "images" / "backbones" / f"{backbone.name}.svg", picture)
     names = [name for name in in_order(backbones) if name in costs]
     sections = [section(backbones[name], backbones, costs) for name in names]
-    with atomic_path(folder / "backbones.md") as file:
-        page = [HEAD.format(table=summary(backbones, costs), side=SIDE), *sections]
-        file.write_text("\n".join(page), encoding="utf-8")
+    page = [HEAD.format(table=summary(backbones, costs), side=SIDE), *sections]
+    write_file(folder / "backbones.md", "\n".join(page))
     return 0
 
 

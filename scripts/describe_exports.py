@@ -29,7 +29,7 @@ from ldm.environment import installed_version
 from ldm.errors import DsdiffError
 from ldm.modules.diffusionmodules.util import fill_zeros
 from ldm.report.tables import markdown_table
-from ldm.storage import atomic_path
+from ldm.storage import write_file
 from ldm.study import build_model, read_study
 
 REPO = Path(__file__).parents[1]
@@ -98,10 +98,7 @@ def main(wanted: list[str]) -> None:
     text = PAGE.read_text(encoding="utf-8")
     before, after = text.partition(BEGIN)[0], text.partition(END)[2]
     table = markdown_table(COLUMNS, rows)
-    with atomic_path(PAGE, replace=True) as temporary:
-        temporary.write_text(
-            f"{before}{BEGIN}\n{table}\n{made_with()}\n{END}{after}", encoding="utf-8"
-        )
+    write_file(PAGE, f"{before}{BEGIN}\n{table}\n{made_with()}\n{END}{after}", replace=True)
 
 
 if __name__ == "__main__":

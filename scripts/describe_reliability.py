@@ -16,7 +16,7 @@ from typing import Any
 from scipy.stats import beta
 
 from ldm.report.tables import markdown_table
-from ldm.storage import atomic_path
+from ldm.storage import write_file
 
 PAGE = Path(__file__).parents[1] / "docs" / "reliability.md"
 BEGIN, END = "<!-- begin: made by scripts/describe_reliability.py -->\n", "<!-- end -->\n"
@@ -87,9 +87,8 @@ def main(argv: Sequence[str]) -> int:
     ]
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
     after = rest.partition(END)[2]
-    with atomic_path(PAGE, replace=True) as temporary:
-        tables = "\n\n".join(part.strip() for part in parts)
-        temporary.write_text(f"{before}{BEGIN}\n{tables}\n\n{END}{after}", encoding="utf-8")
+    tables = "\n\n".join(part.strip() for part in parts)
+    write_file(PAGE, f"{before}{BEGIN}\n{tables}\n\n{END}{after}", replace=True)
     return 0
 
 

@@ -15,7 +15,7 @@ from ldm.report.page import Figure, Report, Section, shareable, write_report
 from ldm.report.score_tables import counted, mean_cell
 from ldm.report.tables import Cell as TableCell
 from ldm.report.tables import Table, write_table
-from ldm.storage import atomic_path, strict_json, write_json
+from ldm.storage import strict_json, write_file, write_json
 
 # What the table shows of each region, and what the plot shows.
 SHOWN = (
@@ -132,8 +132,7 @@ class Sweep:
         }
         write_json(output / "sweep.json", strict_json(described))
         for kind in ("svg", "png") if self.done else ():
-            with atomic_path(output / f"sweep.{kind}") as temporary:
-                temporary.write_bytes(self.plot(kind))
+            write_file(output / f"sweep.{kind}", self.plot(kind))
         write_report(self.report(), output / "report.html")
         return output / "report.html"
 

@@ -31,13 +31,7 @@ class ValidationBaselines(Callback):
         self.regressions: list[ContrastRegression] = []  # of each target
 
     def on_validation_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
         """Log both for a batch; the first time the regression is fitted."""
         study, subjects = trainer.datamodule.study, trainer.datamodule.train_slices.subjects

@@ -35,13 +35,7 @@ class ValidationRecovery(Callback):
         self.sums = torch.zeros(2, dtype=torch.float64)
 
     def on_validation_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
         """Add the images of a batch."""
         study = trainer.datamodule.study

@@ -8,30 +8,36 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
+from torch import Tensor
 
 from ldm.callbacks.enhancement import enhancing_tumour
 from ldm.callbacks.metrics_file import read_curves
 from ldm.callbacks.trackers import Tracker
 from ldm.plots.features import feature_figure
 from ldm.plots.figures import loss_figure, strip_figure
-from ldm.storage import atomic_path
+from ldm.storage import write_file
 from ldm.util import own_channels
 
 
 def save_picture(trainer: pl.Trainer, name: str, image: bytes) -> None:
     """Write ``samples/NAME-000500.png`` in the run folder, and show it to the trackers."""
     path = Path(trainer.default_root_dir, "samples", f"{name}-{trainer.global_step:06d}.png")
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(image)
+    write_file(path, image)
     for tracker in trainer.loggers:
         if isinstance(tracker, Tracker):
             tracker.log_picture(name, image, trainer.global_step)
 
 
-class SampleGrid(Callback):
-    """Writes ``samples/step-000500.png``: inputs, synthetic, real and error of sampled slices.
+def plane(image: Tensor) -> np.ndarray:
+    """Return (H, W), or the middle slice of (D, H, W), with the first axis downwards."""
+    middle = image if image.ndim == 2 else image[len(image) // 2]
+    return np.rot90(middle.float().cpu().numpy())
 
-    Those with most enhancing tumour come first. Of a patch of a volume, the middle slice.
+
+class Grid(Callback):
+    """Keeps what is largest among the validation slices, and draws it when validation ends.
+
+    A subclass keeps items by :meth:`keep`, and draws them in :meth:`draw`.
 
     Args:
         rows: largest number of slices in a picture.
@@ -39,16 +45,34 @@ class SampleGrid(Callback):
 
     def __init__(self, rows: int = 4) -> None:
         self.rows = rows
-        self.shown: list[tuple[int, str, dict[str, np.ndarray]]] = []
+        self.shown: list[tuple[int, Any]] = []  # size and item, the largest first
+
+    def keep(self, size: int, item: Any) -> None:
+        """Keep an item while it is among the largest; of equal ones the first."""
+        self.shown = sorted([*self.shown, (size, item)], key=lambda each: -each[0])[: self.rows]
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Draw."""
+        if self.shown and trainer.is_global_zero and not trainer.sanity_checking:
+            self.draw(trainer, pl_module, [item for _, item in self.shown])
+        self.shown = []
+
+    def draw(self, trainer: pl.Trainer, model: pl.LightningModule, items: list[Any]) -> None:
+        """Write the pictures of the items that were kept."""
+        raise NotImplementedError
+
+
+class SampleGrid(Grid):
+    """Writes ``samples/step-000500.png``: inputs, synthetic, real and error of sampled slices.
+
+    Those with most enhancing tumour come first. Of a patch of a volume, the middle slice.
+
+    Args:
+        rows: see :class:`Grid`.
+    """
 
     def on_validation_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
         """Keep the slices with most enhancing tumour, or else the first ones."""
         data = trainer.datamodule
@@ -58,22 +82,16 @@ class SampleGrid(Callback):
             size = 0 if tumour is None else int(tumour[i].sum())
             if len(self.shown) == self.rows and size <= self.shown[-1][0]:
                 continue
-            inputs = batch["condition"][i, own]
-            images = dict(zip(data.conditions, inputs, strict=True))
+            images = dict(zip(data.conditions, batch["condition"][i, own], strict=True))
             images |= {"synthetic": outputs["synthetic"][i, 0], "real": batch["target"][i, 0]}
-            if batch["target"].ndim == 5:
-                images = {n: image[len(image) // 2] for n, image in images.items()}
-            strip = {n: np.rot90(image.float().cpu().numpy()) for n, image in images.items()}
+            strip = {name: plane(image) for name, image in images.items()}
             strip["error"] = np.abs(strip["synthetic"] - strip["real"])
-            self.shown.append((size, f"{subject} · {int(batch['slice'][i])}", strip))
-            self.shown = sorted(self.shown, key=lambda item: -item[0])[: self.rows]
+            self.keep(size, (f"{subject} · {int(batch['slice'][i])}", strip))
 
-    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def draw(self, trainer: pl.Trainer, model: pl.LightningModule, items: list[Any]) -> None:
         """Write the picture."""
-        if self.shown and trainer.is_global_zero and not trainer.sanity_checking:
-            _, titles, strips = zip(*self.shown, strict=True)
-            save_picture(trainer, "step", strip_figure(strips, titles))
-        self.shown = []
+        titles, strips = zip(*items, strict=True)
+        save_picture(trainer, "step", strip_figure(strips, titles))
 
 
 class FeatureMaps(Callback):
@@ -89,7 +107,7 @@ class FeatureMaps(Callback):
         outputs: Any,
         batch: Any,
         batch_idx: int,
-        dataloader_idx: int = 0,
+        *_: Any,
     ) -> None:
         """Write the picture of the first batch."""
         if batch_idx or not trainer.is_global_zero or trainer.sanity_checking:
@@ -107,5 +125,4 @@ class LossCurve(Callback):
         curves = read_curves(run)
         losses = {n: curves[n] for n in ("train/loss", "val/loss") if n in curves}
         if losses and trainer.is_global_zero:
-            with atomic_path(run / "loss.svg") as temporary:
-                temporary.write_bytes(loss_figure(losses))
+            write_file(run / "loss.svg", loss_figure(losses))

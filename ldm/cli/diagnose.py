@@ -85,7 +85,7 @@ def diagnose_training(args: argparse.Namespace) -> int:
     from ldm.claims import claim
     from ldm.diagnosis.pictures import run_picture
     from ldm.diagnosis.run import diagnose_run
-    from ldm.storage import atomic_path, write_json
+    from ldm.storage import write_file, write_json
 
     told = (not args.no_data, args.root, show_progress, args.layout)
     diagnosis = diagnose_run(args.folder, *told)
@@ -93,8 +93,7 @@ def diagnose_training(args: argparse.Namespace) -> int:
     if args.output:
         with claim(args.output, "diagnose", inputs=[args.folder]):
             write_json(args.output / "diagnosis.json", diagnosis.to_dict())
-            with atomic_path(args.output / "diagnosis.png") as temporary:
-                temporary.write_bytes(run_picture(diagnosis))
+            write_file(args.output / "diagnosis.png", run_picture(diagnosis))
         print(f"Written: {args.output}/diagnosis.json, diagnosis.png")
     return 0
 

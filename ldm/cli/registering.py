@@ -91,13 +91,12 @@ def _wanted(args: argparse.Namespace, data: Any) -> Wanted:
 
 def _draw(registered: Registered, place: Path, to: str) -> None:
     from ldm.plots.checkerboard import checkerboards_figure
-    from ldm.storage import atomic_path
+    from ldm.storage import write_file
 
     images = {name: registered.arrays[name] for name in registered.alignments}
     notes = {name: f"{registered.distance(name):.1f} mm" for name in images}
-    with atomic_path(place / PICTURE) as temporary:
-        volumes = {to: registered.arrays[to], **images}
-        temporary.write_bytes(checkerboards_figure(volumes, to, notes))
+    volumes = {to: registered.arrays[to], **images}
+    write_file(place / PICTURE, checkerboards_figure(volumes, to, notes))
 
 
 def _moves(registered: Registered, to: str) -> str:

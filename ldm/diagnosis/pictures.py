@@ -19,7 +19,7 @@ from ldm.diagnosis.findings import NOTE
 from ldm.diagnosis.run import RunDiagnosis
 from ldm.errors import DataError
 from ldm.plots.figures import COLOURS, GRID, STRIP_BACKGROUND, figure_bytes
-from ldm.storage import atomic_path
+from ldm.storage import write_file
 
 MOST_PICTURES, MOST_LINES = 24, 6
 CELL = 2.4  # inches, width of an image
@@ -36,8 +36,7 @@ def write_pictures(diagnosis: DataDiagnosis, folder: Path) -> int:
         planes = _planes(diagnosis.files[subject], diagnosis.layout)
         if planes:
             messages = [f"{f.severity}: {f.message}" for f in diagnosis.of_subject(subject)]
-            with atomic_path(folder / f"{subject}.png") as temporary:
-                temporary.write_bytes(subject_picture(subject, planes, messages))
+            write_file(folder / f"{subject}.png", subject_picture(subject, planes, messages))
             written += 1
     return written
 

@@ -18,7 +18,7 @@ from ldm.data.layouts.bids import SPREAD, SYNTHETIC
 from ldm.data.nifti import Geometry, encode_volume, volume_stem, write_volume
 from ldm.data.synthetic import WARNING, statement
 from ldm.errors import DataError, one_of
-from ldm.storage import atomic_path, remove, sha256
+from ldm.storage import remove, sha256, write_file
 from ldm.study import KNOWN
 
 BIDS_VERSION = "1.10.0"
@@ -193,8 +193,7 @@ class DicomForm(Form):
             if old.name not in files:
                 remove(old)
         for name, content in files.items():
-            with atomic_path(path / name) as temporary:
-                temporary.write_bytes(content)
+            write_file(path / name, content)
 
 
 FORMS = {"nifti": Form(), "bids": BidsForm(), "dicom": DicomForm()}

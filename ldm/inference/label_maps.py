@@ -16,7 +16,7 @@ from ldm.data.prepare import PreparedSubject
 from ldm.inference.outputs import Writer, is_written, require_remade, volume_paths
 from ldm.inference.segmentation import NetworkSegmenter
 from ldm.plots.overlay import attention_figure, overlay_figure
-from ldm.storage import atomic_path, write_json
+from ldm.storage import write_file, write_json
 from ldm.study import LABELS
 
 
@@ -106,8 +106,7 @@ class LabelWriter(Writer):
             require_remade(path, sidecar, made.described["sha256"])
         write_json(sidecar, made.described)
         for name, image in made.pictures.items():
-            with atomic_path(self.output / "pictures" / f"{made.id}_{name}.png") as temporary:
-                temporary.write_bytes(image)
+            write_file(self.output / "pictures" / f"{made.id}_{name}.png", image)
         write_volume(path, made.content)
 
     def _drawn(self, prepared: PreparedSubject, masks: dict[str, np.ndarray]) -> dict[str, bytes]:

@@ -22,7 +22,7 @@ from ldm.data.layouts import Layout, Subject
 from ldm.data.nifti import Geometry, encode_volume
 from ldm.errors import DsdiffError, OutputError, WorkerError, as_known_error
 from ldm.inference.forms import Image, digest_at, digest_of, form_named, spread_path, stored
-from ldm.storage import atomic_path, read_json, remove, write_csv, write_json
+from ldm.storage import read_json, remove, write_csv, write_file, write_json
 
 FAILURES = "failures.csv"
 DECISIVE = ("Synthetic", "inputs", "request", "covariates")  # of a sidecar: what decides the voxels
@@ -273,8 +273,7 @@ def write_about(folder: Path, form: str) -> None:
     for name, text in form_named(form).about().items():
         path = folder / name
         if not path.is_file() or path.read_bytes() != text.encode():
-            with atomic_path(path) as temporary:
-                temporary.write_bytes(text.encode())
+            write_file(path, text)
 
 
 def as_image(volume: np.ndarray, geometry: Geometry, **options: Any) -> nib.Nifti1Image:

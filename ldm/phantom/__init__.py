@@ -23,7 +23,7 @@ from ldm.phantom.scanner import acquire, scan
 from ldm.phantom.signal import Protocol, signals
 from ldm.phantom.tissues import INDEX, TISSUES
 from ldm.regions import ENHANCING, NECROTIC_CORE, OEDEMA
-from ldm.storage import atomic_path
+from ldm.storage import write_file
 
 MIN_SIZE, MAX_SIZE = 32, 240
 VISIBLE_ENHANCEMENT = 0.05  # mM; about 30 % brighter on T1 than the tumour without gadolinium
@@ -162,8 +162,7 @@ def write_patient(folder: Path, patient: Patient, overwrite: bool = False) -> No
 
 def write_gzip(path: Path, content: bytes, overwrite: bool = False) -> None:
     """Write a gzip file atomically; its bytes depend on ``content`` only."""
-    with atomic_path(path, overwrite) as temporary:
-        temporary.write_bytes(gzip.compress(content, compresslevel=6, mtime=0))
+    write_file(path, gzip.compress(content, compresslevel=6, mtime=0), overwrite)
 
 
 def check_range(name: str, value: int, low: int, high: int) -> None:

@@ -31,7 +31,7 @@ from ldm.report.tables import (
     write_table,
 )
 from ldm.report.viewer import Viewer
-from ldm.storage import atomic_path, remove_own
+from ldm.storage import remove_own, write_file
 
 KINDS = ("png", "svg")
 FOLDERS = re.compile(r"(^|[=,\[])/(?:[^/]*/)+")  # that an absolute path leads through
@@ -64,8 +64,7 @@ class Figure:
         for kind in kinds:
             image = self.image.to(kind) if isinstance(self.image, Picture) else self.image
             written.append(folder / f"{stem}.{kind}")
-            with atomic_path(written[-1]) as temporary:
-                temporary.write_bytes(image)
+            write_file(written[-1], image)
         return written
 
     @property
@@ -139,8 +138,7 @@ def write_report(report: Report, path: Path | str) -> None:
         OutputError: OUT-IO when the system refuses to write.
     """
     page = render(report)
-    with atomic_path(Path(path)) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    write_file(Path(path), page)
 
 
 def write_all(report: Report, folder: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from ldm.storage import atomic_path, write_csv
+from ldm.storage import write_csv, write_file
 
 LATEX = {
     **{c: f"\\{c}" for c in "&%$#_{}"},
@@ -192,8 +192,7 @@ def write_table(table: Table, folder: Path, stem: str) -> list[Path]:
     write_csv(written[0], table.columns, rows)
     texts = (markdown_table(table.columns, table.rows), latex_table(table))
     for path, text in zip(written[1:], texts, strict=True):
-        with atomic_path(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_file(path, text)
     return written
 
 
