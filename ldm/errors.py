@@ -221,7 +221,7 @@ def one_of(key: str, value: Any, known: Collection[Any]) -> Any:
     return value
 
 
-def one_line(text: str, limit: int = MAX_LINE) -> str:
-    """Return ``text`` on one line of at most ``limit`` characters, control characters escaped."""
+def one_line(text: str) -> str:
+    """Return ``text`` on one line of at most MAX_LINE characters, control characters escaped."""
     escaped = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    return escaped if len(escaped) <= limit else escaped[: limit - 3] + "..."
+    return escaped if len(escaped) <= MAX_LINE else escaped[: MAX_LINE - 3] + "..."

@@ -12,8 +12,6 @@ from ldm.data.brain import (
     MASKS,
     background,
     brain_mask,
-    head_mask,
-    is_whole_head,
     subject_brain,
 )
 from ldm.data.cache import cached_subject
@@ -61,8 +59,8 @@ def head_folder(tmp_path_factory) -> tuple[Path, np.ndarray]:
 def test_noisy_air_makes_a_whole_head_and_the_mask_leaves_it_out(noise, contrasts):
     volumes, head = whole_head(1, noise)
     inputs = [volumes[c] for c in contrasts]
-    assert is_whole_head(inputs)
-    mask = head_mask(inputs)
+    mask, said = subject_brain(inputs)
+    assert said == "head"
     dice = 2 * (mask & head).sum() / (mask.sum() + head.sum())
     assert dice > 0.95
     far = ndimage.distance_transform_edt(~head) > 2
@@ -72,7 +70,7 @@ def test_noisy_air_makes_a_whole_head_and_the_mask_leaves_it_out(noise, contrast
 
 def test_air_that_is_zero_needs_no_head_mask():
     volumes, head = whole_head(1, noise=0)
-    assert not is_whole_head([volumes[c] for c in INPUTS])
+    assert subject_brain([volumes[c] for c in INPUTS])[1] == "nonzero"
     assert not brain_mask([volumes["t1"]])[~head].any()
 
 
@@ -83,7 +81,7 @@ def test_a_stripped_brain_is_what_is_not_zero(blur):
         contrasts = make_patient(48, seed).contrasts
         inputs = [ndimage.gaussian_filter(contrasts[c], blur) - (blur > 0) * 2 for c in INPUTS]
         inputs = [np.where(np.abs(a) > 3, a, 0) for a in inputs]
-        assert not is_whole_head(inputs)
+        assert subject_brain(inputs)[1] == "nonzero"
 
 
 def test_slices_of_a_whole_head_hold_no_air_and_samples_none_either(head_folder):
@@ -174,5 +172,5 @@ def test_the_background_is_what_the_faces_say(scale):
     assert said == "head" and (found & head).sum() > 0.95 * found.sum()
     noisy = [scale(volumes[c]) for c in INPUTS]
     assert background(noisy[0]) is None
-    found, said = subject_brain(noisy)
-    assert said == "head" and (found == head_mask([volumes[c] for c in INPUTS])).mean() > 0.99
+    (found, said), (head, _) = (subject_brain(a) for a in (noisy, [volumes[c] for c in INPUTS]))
+    assert said == "head" and (found == head).mean() > 0.99

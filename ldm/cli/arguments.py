@@ -50,13 +50,18 @@ def add_config_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the YAML files among ``CONFIG|KEY=VALUE`` words, and the overrides."""
+    return [word for word in words if "=" not in word], [word for word in words if "=" in word]
+
+
 def data_module(config: Sequence[str], root: Path, layout: str | None) -> ContrastDataModule:
     """Return the data module of ``--config``, on the subjects below ``root``."""
     from ldm.config import load_config
     from ldm.util import instantiate_from_config
 
-    files = [a for a in config if "=" not in a] or ["configs/base.yaml"]
-    node = load_config(files, [a for a in config if "=" in a])["data"]
+    files, overrides = split_words(config)
+    node = load_config(files or ["configs/base.yaml"], overrides)["data"]
     own = {"root": str(root), **({"layout": layout} if layout else {})}
     data = instantiate_from_config(node, where="data", **own)
     data.progress = show_progress
@@ -116,5 +121,8 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--nonfinite", choices=("refuse", "zero"), default="refuse", help="NaN or Inf in an input"
+    )
+    parser.add_argument(
+        "--batch-size", type=int, default=8, help="slices, or windows of a volume, at once (8)"
     )
     add_trust_argument(parser)

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ldm.cli.arguments import add_trust_argument
+from ldm.cli.arguments import add_trust_argument, split_words
 from ldm.cli.evaluate import add_columns_argument
 from ldm.cli.terminal import show_progress
 from ldm.errors import ConfigError, PartialError, bad_value
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     """Plan, then run one cell or all that are missing, or only report."""
     from ldm.benchmark.run import Benchmark
 
-    files = [a for a in args.config if "=" not in a]
+    files, overrides = split_words(args.config)
     if not files:
         raise ConfigError("USAGE", "give a benchmark YAML such as configs/benchmark.yaml")
     if args.jobs is not None and args.jobs < 1:
@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     words = ["dsdiff", "benchmark", *args.config, "--output", str(args.output), *trust]
     benchmark = Benchmark(
         files,
-        [a for a in args.config if "=" in a],
+        overrides,
         args.output,
         trust=args.trust,
         command=shlex.join(words),

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ldm.cli.arguments import split_words
 from ldm.cli.terminal import print_next
 
 SHOWN = 10  # keys of a kind on the terminal; --report has them all
@@ -50,13 +51,13 @@ def run(args: argparse.Namespace) -> int:
     from ldm.importing.research_yaml import read_import_config
     from ldm.storage import write_json
 
-    files = [a for a in args.config if "=" not in a]
+    files, overrides = split_words(args.config)
     if not files:
         raise ConfigError("USAGE", "give a YAML such as configs/backbone/unet.yaml after --config")
     require_free(args.output, args.overwrite)
     if args.report and args.report.exists() and not args.overwrite:
         raise OutputError("OUT-EXISTS", f"{args.report} exists: choose another, or --overwrite")
-    config, unused = read_import_config(files, [a for a in args.config if "=" in a])
+    config, unused = read_import_config(files, overrides)
     try:
         model, report = import_checkpoint(args.checkpoint, config, args.weights)
     except ImportMismatch as error:

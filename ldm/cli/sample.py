@@ -89,9 +89,6 @@ def add_volume_arguments(parser: argparse.ArgumentParser) -> None:
         "--samples", type=int, default=1, help="average this many and write their deviation too"
     )
     parser.add_argument(
-        "--batch-size", type=int, default=8, help="slices, or windows of a volume, at once (8)"
-    )
-    parser.add_argument(
         "--overlap",
         type=float,
         help="of the windows of a model of volumes, along each axis, 0 to 0.9 (default: 0.25)",

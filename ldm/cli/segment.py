@@ -49,9 +49,6 @@ def run(args: argparse.Namespace) -> int:
 
 def _add_predict_arguments(parser: argparse.ArgumentParser) -> None:
     add_subject_arguments(parser, "label maps")
-    parser.add_argument(
-        "--batch-size", type=int, default=8, help="slices, or windows of a volume, at once (8)"
-    )
     add_devices_argument(parser)
     add_model_arguments(parser)
     parser.add_argument("--no-pictures", action="store_true", help="write no pictures/*.png")

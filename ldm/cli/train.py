@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldm.cli.arguments import add_run_arguments
+from ldm.cli.arguments import add_run_arguments, split_words
 from ldm.cli.terminal import print_next, show_progress
 
 if TYPE_CHECKING:
@@ -54,23 +54,15 @@ def run(args: argparse.Namespace) -> int:
     from ldm.config import load_config
     from ldm.training import train
 
-    files = [a for a in args.config if "=" not in a]
-    overrides = [a for a in args.config if "=" in a]
+    files, overrides = split_words(args.config)
     if args.dry_run and files and not args.resume:
         return describe(load_config(files, overrides))
     if files and not args.resume:
         _refuse_research_yaml(files)
-    given = {"resume": args.resume, "trust": args.trust, **SHOWN}
-    return finish(
-        train(
-            files,
-            overrides,
-            args.output,
-            start=args.start,
-            allow_data_change=args.allow_data_change,
-            **given,
-        )
-    )
+    given = {
+        name: getattr(args, name) for name in ("resume", "start", "trust", "allow_data_change")
+    }
+    return finish(train(files, overrides, args.output, **given, **SHOWN))
 
 
 def _refuse_research_yaml(files: Sequence[str]) -> None:

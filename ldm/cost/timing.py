@@ -65,10 +65,7 @@ def measure(
 
 
 def in_turns(
-    calls: Mapping[str, Callable[[], object]],
-    rounds: int,
-    device: torch.device | str,
-    clock: Callable[[], float] = time.perf_counter,
+    calls: Mapping[str, Callable[[], object]], rounds: int, device: torch.device | str
 ) -> dict[str, list[float]]:
     """Return the seconds of each call in each round; one round that is not timed warms up.
 
@@ -79,11 +76,11 @@ def in_turns(
     for turn in range(rounds + 1):
         for name, call in calls.items():
             synchronise(device)
-            started = clock()
+            started = time.perf_counter()
             call()
             synchronise(device)
             if turn:
-                seconds[name].append(clock() - started)
+                seconds[name].append(time.perf_counter() - started)
     return seconds
 
 

@@ -34,8 +34,9 @@ def subject_brain(
     Args:
         inputs: its input contrasts, canonical.
         mask_file: the mask beside them, on their grid, if there is one.
-        rule: ``nonzero``: any input is not background; ``head``: see :func:`head_mask`; ``auto``:
-            the mask file if there is one, else ``head`` if :func:`is_whole_head`, else ``nonzero``.
+        rule: ``nonzero``: any input is not background; ``head``: all that the head encloses;
+            ``auto``: the mask file if there is one, else ``head`` where air is noise, else
+            ``nonzero``.
         case: id of the subject, for messages.
 
     Raises:
@@ -51,7 +52,7 @@ def subject_brain(
     if rule == "nonzero":
         return nonzero, rule
     sizes = [_relative(array) for array in inputs]
-    if rule == "head" or _is_dark(sizes, nonzero):
+    if rule == "head" or _is_whole_head(sizes, nonzero):
         return _head(sizes), "head"
     return nonzero, "nonzero"
 
@@ -85,30 +86,22 @@ def background(array: np.ndarray) -> float | None:
     return float(value) if is_shared else None
 
 
-def is_whole_head(inputs: Sequence[np.ndarray]) -> bool:
-    """Return whether noisy air surrounds the head.
+def _is_whole_head(sizes: Sequence[np.ndarray], brain: np.ndarray) -> bool:
+    """Return whether noisy air surrounds the head, by the distances from air of the contrasts.
 
     Then many of the voxels that are not 0 are dark in all contrasts at once. In a brain few are:
     fluid is bright in T2, and only its rim, blurred by interpolation, is dark everywhere.
     """
-    return _is_dark([_relative(array) for array in inputs], brain_mask(inputs))
-
-
-def head_mask(inputs: Sequence[np.ndarray]) -> np.ndarray:
-    """Return the head (X, Y, Z) bool, without the air around it and with all that it encloses.
-
-    Otsu's threshold (1979) on the mean of the smoothed contrasts, then the largest component with
-    its holes filled. The neck opens the head downwards, so holes are filled slice by slice too.
-    """
-    return _head([_relative(array) for array in inputs])
-
-
-def _is_dark(sizes: Sequence[np.ndarray], brain: np.ndarray) -> bool:
     dark = reduce(np.logical_and, (size < DARK for size in sizes))
     return bool((dark & brain).sum() > AIR_SHARE * brain.sum())
 
 
 def _head(sizes: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the head (X, Y, Z) bool, without the air around it and with all that it encloses.
+
+    Otsu's threshold (1979) on the mean of the smoothed contrasts, then the largest component with
+    its holes filled. The neck opens the head downwards, so holes are filled slice by slice too.
+    """
     image = ndimage.gaussian_filter(np.mean(sizes, axis=0), 1.0)
     bright = image > threshold_otsu(image) if np.ptp(image) else image > 0
     opened = _filled(ndimage.binary_opening(bright))

@@ -12,7 +12,14 @@ import torch
 from torch import Tensor
 
 from ldm.binding import decisive
-from ldm.checkpoint import BOUND, CHECKPOINTS, read_model, require_same_state, save_model
+from ldm.checkpoint import (
+    BOUND,
+    CHECKPOINTS,
+    read_model,
+    require_finite,
+    require_same_state,
+    save_model,
+)
 from ldm.claims import claim
 from ldm.config import read_saved_config, save_config
 from ldm.errors import CheckpointError, ConfigError, OutputError
@@ -93,7 +100,7 @@ def import_checkpoint(
     fit = fit_shapes(selected.weights, own, model.latent_shape[0])
     report = _report(path, model, study.conditions, fit, selected)
     _require_fit(own, fit.weights, report)
-    _require_finite(fit.weights, path.name)
+    require_finite(fit.weights, path.name)
     report.schedule_confirmed = require_same_schedule(content, model.schedule)
     _require_same_scale(content, model.space.scale_factor)
     model.load_state_dict(fit.weights)
@@ -274,9 +281,3 @@ def _require_fit(
     except CheckpointError as error:
         likely = [*report.hints[:1], error.message]
         raise ImportMismatch("; ".join(likely), report) from None
-
-
-def _require_finite(weights: Mapping[str, Tensor], source: str) -> None:
-    for name, value in weights.items():
-        if not torch.isfinite(value).all():
-            raise CheckpointError("CKPT-NONFINITE", f"{source}: {name} holds NaN or infinity")

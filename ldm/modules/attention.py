@@ -34,11 +34,10 @@ class GEGLU(nn.Module):
 class FeedForward(nn.Module):
     """Position-wise GEGLU network, (B, N, dim) -> (B, N, dim)."""
 
-    def __init__(self, dim: int, mult: int = 4, dropout: float = 0.0) -> None:
+    def __init__(self, dim: int) -> None:
         super().__init__()
-        self.net = nn.Sequential(
-            GEGLU(dim, mult * dim), nn.Dropout(dropout), nn.Linear(mult * dim, dim)
-        )
+        # public networks have a dropout in the middle: it counts in the keys of what follows
+        self.net = nn.Sequential(GEGLU(dim, 4 * dim), nn.Identity(), nn.Linear(4 * dim, dim))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)
@@ -57,7 +56,6 @@ class CrossAttention(nn.Module):
         context_dim: int | None = None,
         heads: int = 8,
         dim_head: int = 64,
-        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         inner_dim = heads * dim_head
@@ -66,7 +64,7 @@ class CrossAttention(nn.Module):
         self.to_q = nn.Linear(query_dim, inner_dim, bias=False)
         self.to_k = nn.Linear(context_dim, inner_dim, bias=False)
         self.to_v = nn.Linear(context_dim, inner_dim, bias=False)
-        self.to_out = nn.Sequential(nn.Linear(inner_dim, query_dim), nn.Dropout(dropout))
+        self.to_out = nn.Sequential(nn.Linear(inner_dim, query_dim))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         context = x if context is None else context
@@ -91,16 +89,15 @@ class BasicTransformerBlock(nn.Module):
         dim: int,
         n_heads: int,
         d_head: int,
-        dropout: float = 0.0,
         context_dim: int | None = None,
         disable_self_attn: bool = False,
     ) -> None:
         super().__init__()
         self.disable_self_attn = disable_self_attn
         first_dim = context_dim if disable_self_attn else None
-        self.attn1 = CrossAttention(dim, first_dim, n_heads, d_head, dropout)
-        self.ff = FeedForward(dim, dropout=dropout)
-        self.attn2 = CrossAttention(dim, context_dim, n_heads, d_head, dropout)
+        self.attn1 = CrossAttention(dim, first_dim, n_heads, d_head)
+        self.ff = FeedForward(dim)
+        self.attn2 = CrossAttention(dim, context_dim, n_heads, d_head)
         self.norm1 = nn.LayerNorm(dim)
         self.norm2 = nn.LayerNorm(dim)
         self.norm3 = nn.LayerNorm(dim)
@@ -134,7 +131,6 @@ class SpatialTransformer(nn.Module):
         n_heads: int,
         d_head: int,
         depth: int = 1,
-        dropout: float = 0.0,
         context_dim: int | Sequence[int] | None = None,
         disable_self_attn: bool = False,
         use_linear: bool = False,
@@ -157,7 +153,7 @@ class SpatialTransformer(nn.Module):
             else conv_nd(dims, in_channels, inner_dim, 1)
         )
         self.transformer_blocks = nn.ModuleList(
-            BasicTransformerBlock(inner_dim, n_heads, d_head, dropout, width, disable_self_attn)
+            BasicTransformerBlock(inner_dim, n_heads, d_head, width, disable_self_attn)
             for width in self.context_dims
         )
         self.proj_out = zero_module(

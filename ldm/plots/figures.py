@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 # Okabe & Ito (2008), without yellow, pale on white
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX*"  # eight shapes against seven colours: no pair comes twice before 56 points
+SHARED_WINDOW = ("T1", "synthetic", "real")  # labels of images in one grey window
 STRIP_CELL = 1.7  # inches, width of an image
 WIDEST_TITLE = 24  # letters of 9 points above a cell
 STRIP_BACKGROUND = "#101114"  # dark like a viewing station, in a light and in a dark page
@@ -28,38 +29,32 @@ INK, GRID = "#2b2f36", "#e3e5e8"
 COLOUR_MAPS = {"error": "magma", "spread": "cividis"}  # perceptually uniform, rising in lightness
 
 
-def strip_figure(
-    rows: Sequence[Mapping[str, NDArray]],
-    row_titles: Sequence[str],
-    shared_window: Sequence[str] = ("T1", "synthetic", "real"),
-    error: str = "error",
-) -> bytes:
+def strip_figure(rows: Sequence[Mapping[str, NDArray]], row_titles: Sequence[str]) -> bytes:
     """Rows of labelled slices side by side, as PNG.
 
     Args:
         rows: a row a slice: ``{label: image (H, W)}``, first axis downwards, in display order. A
-            label that only some rows have leaves an empty field in the others.
+            label that only some rows have leaves an empty field in the others. Those labelled
+            ``SHARED_WINDOW`` have one grey window, set by the last of them in the row, every other
+            image its own; ``error`` is shown in colour, with one scale for all rows.
         row_titles: one a row, for example subject and slice.
-        shared_window: labels shown with one grey window, set by the last of them in the row. Every
-            other image has its own window.
-        error: label of the error map, shown in colour with one scale for all rows.
     """
     labels = list(dict.fromkeys(label for row in rows for label in row))
     shape = next(iter(rows[0].values())).shape
-    canvas, grid = _strip_grid(labels, row_titles, shape, bar=0.75 if error in labels else 0.05)
-    errors = [row[error].ravel() for row in rows if error in row]
+    canvas, grid = _strip_grid(labels, row_titles, shape, bar=0.75 if "error" in labels else 0.05)
+    errors = [row["error"].ravel() for row in rows if "error" in row]
     error_limit = float(np.nanpercentile(np.concatenate(errors), 99.5)) if errors else 0
     for axes, row in zip(grid, rows, strict=True):
         for ax, label in zip(axes, labels, strict=True):
-            if label == error and label in row:
+            if label == "error" and label in row:
                 colours = ax.imshow(
                     row[label], cmap=COLOUR_MAPS["error"], vmin=0, vmax=error_limit or 1
                 )
             elif label in row:
-                low, high = _grey_window(row, label, shared_window)
+                low, high = _grey_window(row, label)
                 ax.imshow(row[label], cmap="gray", vmin=low, vmax=high)
     if errors:
-        _colour_bar(canvas, colours, grid[:, labels.index(error)])
+        _colour_bar(canvas, colours, grid[:, labels.index("error")])
     return figure_bytes(canvas, "png")
 
 
@@ -86,11 +81,9 @@ def _strip_grid(
     return canvas, grid
 
 
-def _grey_window(
-    row: Mapping[str, NDArray], label: str, shared_window: Sequence[str]
-) -> tuple[float, float]:
-    if label in shared_window:
-        label = next(name for name in reversed(shared_window) if name in row)
+def _grey_window(row: Mapping[str, NDArray], label: str) -> tuple[float, float]:
+    if label in SHARED_WINDOW:
+        label = next(name for name in reversed(SHARED_WINDOW) if name in row)
     return float(np.nanmin(row[label])), float(np.nanpercentile(row[label], 99.8))
 
 
@@ -171,16 +164,13 @@ def _draw_pane(
     return ax.imshow(image, cmap=colours, vmin=0, vmax=high, aspect=aspect)
 
 
-def loss_figure(
-    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], ylabel: str = "loss"
-) -> bytes:
+def loss_figure(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> bytes:
     """Loss against training step on a logarithmic scale, raw and smoothed, as SVG.
 
     Args:
         curves: ``{name: (steps, values)}``. Values that are not positive and finite are left out.
-        ylabel: name of the quantity.
     """
-    canvas, ax = _chart("training step", ylabel)
+    canvas, ax = _chart("training step", "loss")
     for place, (name, (steps, values)) in enumerate(curves.items()):
         colour = COLOURS[place % len(COLOURS)]
         steps, values = np.asarray(steps, float), np.asarray(values, float)
@@ -359,11 +349,11 @@ def lines_figure(
     return figure_bytes(canvas, kind)
 
 
-def _far_apart(values: Sequence[float], ratio: float = 1.35) -> list[float]:
+def _far_apart(values: Sequence[float]) -> list[float]:
     """Those of rising values that can be written on a logarithmic axis without touching."""
     kept: list[float] = []
     for value in values:
-        if not kept or value >= ratio * kept[-1]:
+        if not kept or value >= 1.35 * kept[-1]:
             kept.append(value)
     return kept
 
