@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,17 +10,6 @@ from typing import Any
 
 from ldm.cli.arguments import MASKS, add_layout_argument, add_trust_argument
 from ldm.errors import PartialError, bad_value, one_of
-
-REPEATED = (
-    "target",
-    "metric",
-    "region",
-    "against",
-    "lpips_weights",
-    "segmenter",
-    "segmenter_command",
-    "labels",
-)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -341,23 +329,9 @@ def write_evaluation_report(
         lead=" ".join([*lead, *remarks(result)]),
         tables=tables,
         figures=[*spread_figure(result), *gallery.figures(result)],
-        sections=[Section("Command", [shareable(_command(args))])],
+        sections=[Section("Command", [shareable(args.typed)])],
         protocol=described if len(described) > 1 else result.protocol.to_dict(),
         environment=environment(),
         viewer=gallery.viewer(result),
     )
     write_all(report, args.output)
-
-
-def _command(args: argparse.Namespace) -> str:
-    """The command line that gives these results again."""
-    words = ["dsdiff", "evaluate", "--prediction", *args.prediction]
-    words += ["--reference", str(args.reference)]
-    words += ["--subjects", *args.subjects] if args.subjects else []
-    words += ["--protocol", *args.protocol] if args.protocol != ["default"] else []
-    words += ["--columns", *args.columns] if args.columns else []
-    words += ["--allow-seen"] if args.allow_seen else []
-    for option in REPEATED:
-        value = getattr(args, option)
-        words += [f"--{option.replace('_', '-')}", str(value)] if value is not None else []
-    return shlex.join(words)

@@ -163,19 +163,14 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 def _write_report(result: Any, tables: Any, gallery: Any, args: argparse.Namespace) -> None:
     from ldm.environment import environment
-    from ldm.report.page import Report, Section, write_all
+    from ldm.report.page import Report, Section, shareable, write_all
 
-    words = ["dsdiff", "segment", "evaluate", "--prediction", str(args.prediction)]
-    words += ["--reference", str(args.reference)]
-    for option in ("labels", "prediction_labels"):
-        if value := getattr(args, option):
-            words += [f"--{option.replace('_', '-')}", value]
     report = Report(
         title="Segmentation against the reference",
         lead=" ".join(["Mean ± standard deviation over patients.", *result.remarks()]),
         tables=tables,
         figures=gallery.figures(),
-        sections=[Section("Command", [shlex.join(words)])],
+        sections=[Section("Command", [shareable(args.typed)])],
         environment=environment(),
     )
     write_all(report, args.output)

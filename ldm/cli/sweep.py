@@ -6,7 +6,6 @@ How a cell is sampled and evaluated is in :mod:`ldm.benchmark.sweep_cells`.
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 
 from ldm.cli.arguments import SAMPLERS
@@ -82,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
             baseline=work.baseline(),
             subjects=[subject.id for subject in subjects],
             protocol=DEFAULT.to_dict(),
-            command=shlex.join(["dsdiff", *sys.argv[1:]]),
+            command=args.typed,
             settings=work.settings(),
         )
         page = sweep.write(args.output)

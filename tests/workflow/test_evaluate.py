@@ -250,7 +250,10 @@ def test_protocols_beside_each_other(tmp_path, truth, patients, capsys):
     own = {key[2:]: value for key, value in scores.items() if key[0] == "prediction"}
     assert own == {(r, "brasyn_ssim"): pytest.approx(1) for r in ("tumour", "rest")}
     assert {row for row, *_ in read_scores(output / "metrics.json")} == {"prediction", COPY_T1}
-    assert "protocol brasyn" in (output / "report.html").read_text()
+    page = (output / "report.html").read_text()
+    assert "protocol brasyn" in page
+    command = f"evaluate --prediction …/{truth.name} --reference …/{patients.name} --output …/out"
+    assert f"dsdiff {command} --protocol default region brasyn --verbose" in page
 
 
 @pytest.mark.parametrize(

@@ -227,6 +227,7 @@ def test_tables_files_and_terminal_say_the_same(tmp_path, predicted, patients, c
     page = (tmp_path / "report.html").read_text()
     assert f"{np.mean(dice):.4f} ± {np.std(dice, ddof=1):.4f}" in page
     assert "data:image/png" in page
+    assert f"dsdiff segment evaluate --prediction …/{predicted.name} --reference …/" in page
     lesion = evaluate_segmentations(predicted, patients, regions=["lesion"], allow_seen=True)
     whole = lesion.values("prediction", "lesion", "dice")  # the whole tumour is any label
     assert list(whole.values()) == pytest.approx(dice)
