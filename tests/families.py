@@ -7,6 +7,26 @@ property of zeros proves nothing.
 import parity
 import torch
 
+# 64 channels in 32 groups: with one channel a group, a norm would cancel every added constant
+SMALL_UNET = {
+    "out_channels": 1,
+    "model_channels": 64,
+    "num_res_blocks": 1,
+    "attention_resolutions": [2],
+    "channel_mult": [1, 1],
+    "num_heads": 4,
+}
+# of the U-Nets with a stream for each contrast
+STREAM_OPTIONS = [
+    {},
+    {"dims": 3},
+    {"dims": 1},
+    {"num_res_blocks": [1, 2]},
+    {"use_scale_shift_norm": True, "resblock_updown": True},
+    {"use_new_attention_order": True, "num_head_channels": 16},
+    {"in_channels": 2, "out_channels": 2},
+]
+
 
 def call_inputs(channels, size, batch=3, **more):
     """Keyword arguments of ``forward``: an image of ``size`` and different timesteps."""

@@ -3,28 +3,17 @@
 import parity
 import pytest
 import torch
-from families import (
-    call_inputs,
-    check_gradients,
-)
+from families import SMALL_UNET, STREAM_OPTIONS, call_inputs, check_gradients
 
 from guided_diffusion.unet import UNet_disc_Model
 from ldm.errors import ConfigError
 from ldm.util import instantiate_from_config
 
 TARGET = "guided_diffusion.unet.UNet_disc_Model"
-SMALL = {
-    "out_channels": 1,
-    "model_channels": 64,
-    "num_res_blocks": 1,
-    "attention_resolutions": [2],
-    "channel_mult": [1, 1],
-    "num_heads": 4,
-}
 
 
 def build(**options):
-    return UNet_disc_Model(**{**SMALL, **options})
+    return UNet_disc_Model(**{**SMALL_UNET, **options})
 
 
 # ---- the public implementation -------------------------------------------------------------------
@@ -83,18 +72,8 @@ def test_yaml_of_the_research_code_instantiates():
 
 # ---- what holds with every option ---------------------------------------------------------------
 
-OPTIONS = [
-    {},
-    {"dims": 3},
-    {"dims": 1},
-    {"num_res_blocks": [1, 2]},
-    {"use_scale_shift_norm": True, "resblock_updown": True},
-    {"use_new_attention_order": True, "num_head_channels": 16},
-    {"in_channels": 2, "out_channels": 2},
-]
 
-
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("options", STREAM_OPTIONS, ids=str)
 def test_gradient_in_every_parameter(options):
     model = build(**options)
     size = (8,) * model.settings.dims

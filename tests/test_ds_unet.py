@@ -3,10 +3,7 @@
 import parity
 import pytest
 import torch
-from families import (
-    call_inputs,
-    check_gradients,
-)
+from families import SMALL_UNET, STREAM_OPTIONS, call_inputs, check_gradients
 
 from ldm.errors import ConfigError
 from ldm.modules.attention import SpatialTransformer
@@ -16,20 +13,12 @@ from ldm.util import instantiate_from_config
 from UNet_DS_Diff.model import DSUnetModel
 
 TARGET = "UNet_DS_Diff.model.DSUnetModel"
-SMALL = {
-    "out_channels": 1,
-    "model_channels": 64,
-    "num_res_blocks": 1,
-    "attention_resolutions": [2],
-    "channel_mult": [1, 1],
-    "num_heads": 4,
-}
 CROSS_ATTENTION = {"use_spatial_transformer": True}
 KINDS = {"style": 3, "content": 3, "anatomy": 2, "lesion": 2}
 
 
 def build(**options):
-    return DSUnetModel(**{**SMALL, **options})
+    return DSUnetModel(**{**SMALL_UNET, **options})
 
 
 # ---- the public implementation -------------------------------------------------------------------
@@ -80,13 +69,7 @@ def test_yaml_of_the_research_code_instantiates():
 # ---- what holds with every option ---------------------------------------------------------------
 
 OPTIONS = [
-    {},
-    {"dims": 3},
-    {"dims": 1},
-    {"num_res_blocks": [1, 2]},
-    {"use_scale_shift_norm": True, "resblock_updown": True},
-    {"use_new_attention_order": True, "num_head_channels": 16},
-    {"in_channels": 2, "out_channels": 2},
+    *STREAM_OPTIONS,
     {"use_edge": "sobel"},
     {"use_edge": "canny", "dims": 3},
     CROSS_ATTENTION,

@@ -41,6 +41,14 @@ def every_timestep(schedule=LINEAR, dtype=torch.float64):
     return x_0, eps, t, q_sample(x_0, t, eps, schedule)
 
 
+def check_inverse(process):
+    """The target gives back data and noise at every timestep."""
+    x_0, eps, t, x_t = every_timestep(process.schedule)
+    output = process.target(x_0, eps, t)
+    torch.testing.assert_close(process.x_0(output, x_t, t), x_0, rtol=0, atol=1e-12)
+    torch.testing.assert_close(process.eps(output, x_t, t), eps, rtol=0, atol=1e-12)
+
+
 def test_forward_process_has_the_moments_of_a_gaussian():
     n, t = 200_000, 300
     noise = torch.randn(n, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -54,28 +62,13 @@ def test_forward_process_has_the_moments_of_a_gaussian():
 @every_kind
 @pytest.mark.parametrize("name", ["linear", "scaled_linear"])
 def test_every_parameterisation_gives_back_data_and_noise(kind, name):
-    schedule = NoiseSchedule(name)
-    x_0, eps, t, x_t = every_timestep(schedule)
-    output = GaussianProcess(schedule, kind).target(x_0, eps, t)
-    torch.testing.assert_close(
-        GaussianProcess(schedule, kind).x_0(output, x_t, t), x_0, rtol=0, atol=1e-12
-    )
-    torch.testing.assert_close(
-        GaussianProcess(schedule, kind).eps(output, x_t, t), eps, rtol=0, atol=1e-12
-    )
+    check_inverse(GaussianProcess(NoiseSchedule(name), kind))
 
 
 @from_noise
 @pytest.mark.parametrize("kind", ["x0", "v", "flow"])
 def test_parameterisations_that_know_x_0_in_pure_noise(kind, schedule):
-    x_0, eps, t, x_t = every_timestep(schedule)
-    output = GaussianProcess(schedule, kind).target(x_0, eps, t)
-    torch.testing.assert_close(
-        GaussianProcess(schedule, kind).x_0(output, x_t, t), x_0, rtol=0, atol=1e-12
-    )
-    torch.testing.assert_close(
-        GaussianProcess(schedule, kind).eps(output, x_t, t), eps, rtol=0, atol=1e-12
-    )
+    check_inverse(GaussianProcess(schedule, kind))
 
 
 @from_noise

@@ -7,6 +7,7 @@ import parity
 import pytest
 import torch
 import torch.utils.checkpoint
+from families import SMALL_UNET
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
@@ -24,16 +25,7 @@ from ldm.modules.diffusionmodules.openaimodel import (
 from ldm.modules.diffusionmodules.util import Downsample, Upsample, timestep_embedding
 
 TARGET = "ldm.modules.diffusionmodules.openaimodel.UNetModel"
-# 64 channels in 32 groups: with one channel a group, a norm would cancel every added constant.
-SMALL = {
-    "in_channels": 2,
-    "out_channels": 1,
-    "model_channels": 64,
-    "num_res_blocks": 1,
-    "attention_resolutions": [2],
-    "channel_mult": [1, 1],
-    "num_heads": 4,
-}
+SMALL = {"in_channels": 2, **SMALL_UNET}
 TRANSFORMER = {"use_spatial_transformer": True, "context_dim": 12}
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from robustness.forks import Verb
-from workflow.conftest import TINY
+from workflow.conftest import SPLIT, TINY
 
 from ldm.checkpoint import CHECKPOINTS
 
@@ -47,8 +47,7 @@ def killed_again_and_again(begin, finished, kills: int) -> int:
 def test_tr_01_a_training_that_is_killed_again_and_again(tmp_path, patients, weights, kills):
     steps = ["lightning.trainer.max_steps=6", "lightning.trainer.val_check_interval=3"]
     every = "lightning.callbacks.checkpoint.params.every_n_steps=1"
-    split = ["data.params.train=[Phantom_0001,Phantom_0002]", "data.params.val=[Phantom_0003]"]
-    options = [f"data.params.root={patients}", *split, *steps, every]
+    options = [f"data.params.root={patients}", *SPLIT, *steps, every]
     runs: list[Path] = [tmp_path / "run-0"]
     digests = []
 

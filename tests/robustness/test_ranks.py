@@ -28,10 +28,9 @@ MOST_SECONDS = 300
 
 
 def command(patients: Path, run: Path, *overrides: str) -> list[str]:
-    from workflow.conftest import TINY
+    from workflow.conftest import SPLIT, TINY
 
-    split = ["data.params.train=[Phantom_0001,Phantom_0002]", "data.params.val=[Phantom_0003]"]
-    told = [*TINY, f"data.params.root={patients}", *split, *overrides, "--output", str(run)]
+    told = [*TINY, f"data.params.root={patients}", *SPLIT, *overrides, "--output", str(run)]
     return [sys.executable, "-m", "ldm.cli.main", "train", *told]
 
 

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from workflow.conftest import TINY
+from workflow.conftest import SPLIT, TINY
 
 REPO = Path(__file__).parents[2]
 STUBS = {  # of SLURM, what the script calls
@@ -53,9 +53,8 @@ def steps_of(run: Path) -> int:
 
 @pytest.fixture(scope="module")
 def arguments(patients) -> list[str]:
-    split = ["data.params.train=[Phantom_0001,Phantom_0002]", "data.params.val=[Phantom_0003]"]
     steps = ["lightning.trainer.max_steps=40", "lightning.trainer.val_check_interval=20"]
-    return [*TINY, f"data.params.root={patients}", *split, *steps]
+    return [*TINY, f"data.params.root={patients}", *SPLIT, *steps]
 
 
 @pytest.fixture(scope="module")

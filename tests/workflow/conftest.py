@@ -20,8 +20,7 @@ TINY = [
     "lightning.trainer.log_every_n_steps=1",
     "lightning.trainer.accelerator=cpu",
 ]
-
-
+SPLIT = ["data.params.train=[Phantom_0001,Phantom_0002]", "data.params.val=[Phantom_0003]"]
 TINY_SEGMENTER = [
     "configs/segmentation/attention_unet_tiny.yaml",
     "model.params.unet_config.params.channels=[32,32,32]",
@@ -57,19 +56,19 @@ def patients(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def train(patients):
+def trainer(patients: Path, *verb: str):
     """``train(folder, *overrides)``: a tiny training on Phantom_0001 and 2, validated on 3."""
 
-    def run(folder: Path, *overrides: str) -> int:
-        split = [
-            f"data.params.root={patients}",
-            "data.params.train=[Phantom_0001,Phantom_0002]",
-            "data.params.val=[Phantom_0003]",
-        ]
-        return main(["train", *TINY, *split, *overrides, "--output", str(folder)])
+    def train(folder: Path, *overrides: str) -> int:
+        data = [f"data.params.root={patients}", *SPLIT]
+        return main([*verb, *data, *overrides, "--output", str(folder)])
 
-    return run
+    return train
+
+
+@pytest.fixture(scope="session")
+def train(patients):
+    return trainer(patients, "train", *TINY)
 
 
 @pytest.fixture(scope="session")
@@ -95,19 +94,7 @@ def weights():
 
 @pytest.fixture(scope="session")
 def train_segmenter(patients):
-    """``train_segmenter(folder, *overrides)``: on Phantom_0001 and 2, validated on 3."""
-
-    def run(folder, *overrides):
-        split = [
-            f"data.params.root={patients}",
-            "data.params.train=[Phantom_0001,Phantom_0002]",
-            "data.params.val=[Phantom_0003]",
-        ]
-        return main(
-            ["segment", "train", *TINY_SEGMENTER, *split, *overrides, "--output", str(folder)]
-        )
-
-    return run
+    return trainer(patients, "segment", "train", *TINY_SEGMENTER)
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ import pytest
 import torch
 import yaml
 from builders import read_scores, run_inside
+from workflow.conftest import SPLIT
 
 from ldm.benchmark.cells import Work
 from ldm.benchmark.results import BenchmarkResult
@@ -127,8 +128,7 @@ def test_a_missing_contrast_is_named_by_its_file(chain, run, five, tmp_path, cap
 
 
 def test_a_manifest_has_a_column_for_each_contrast(chain, run, five, tmp_path):
-    split = ["data.params.train=[Phantom_0001,Phantom_0002]", "data.params.val=[Phantom_0003]"]
-    config = ["--config", "configs/base.yaml", *split, *chain.overrides]
+    config = ["--config", "configs/base.yaml", *SPLIT, *chain.overrides]
     assert main(["prepare", str(five), *config, "--output", str(tmp_path)]) == 0
     (subject, *_) = detect_layout(tmp_path / "manifest.csv", contrasts=study_of(run).contrasts)[
         1

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from workflow.conftest import trainer
 
 from ldm.checkpoint import load_model, read_model, read_run_config
 from ldm.cli.main import main
@@ -33,17 +34,7 @@ TINY = [
 
 @pytest.fixture(scope="session")
 def train_autoencoder(patients):
-    """``train_autoencoder(folder, *overrides)``: on Phantom_0001 and 2, validated on 3."""
-
-    def run(folder, *overrides):
-        split = [
-            f"data.params.root={patients}",
-            "data.params.train=[Phantom_0001,Phantom_0002]",
-            "data.params.val=[Phantom_0003]",
-        ]
-        return main(["train", *TINY, *split, *overrides, "--output", str(folder)])
-
-    return run
+    return trainer(patients, "train", *TINY)
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from builders import INPUTS, write_subject
+from workflow.conftest import SPLIT
 
 from ldm.cli.main import main
 from ldm.data import volume_file
@@ -19,8 +20,6 @@ from ldm.data.manifest import read_manifest
 from ldm.data.seen import leaks, subject_digests
 from ldm.data.split import split_subjects
 from ldm.errors import DataError
-
-SPLIT = ["data.params.train=[Phantom_0001,Phantom_0002]", "data.params.val=[Phantom_0003]"]
 
 
 def prepare(root: Path, output: Path, *more: str) -> int:
