@@ -146,11 +146,6 @@ class Browser:
         features = [{"name": "prefers-color-scheme", "value": scheme}]
         self.call("Emulation.setEmulatedMedia", media=media, features=features)
 
-    def screenshot(self, whole: bool = True) -> bytes:
-        """PNG of the page."""
-        shot = self.call("Page.captureScreenshot", captureBeyondViewport=whole)
-        return base64.b64decode(shot["data"])
-
     def pdf(self) -> bytes:
         """The page as printed."""
         return base64.b64decode(self.call("Page.printToPDF", printBackground=True)["data"])

@@ -26,7 +26,6 @@ from ldm.data.slices import EndlessShuffle, SliceDataset, with_neighbours
 from ldm.errors import ConfigError, DataError, OutputError
 from ldm.storage import cache_root
 
-CROSSED = {"lower": 9, "upper": 8}
 AUGMENTED = {"target": "ldm.data.augmentation.SliceAugmentation", "params": {"shift": 1.0}}
 
 

@@ -36,9 +36,6 @@ class OfSlices(nn.Module):
         super().__init__()
 
 
-OF_SLICES = {"target": f"{__name__}.OfSlices"}
-
-
 class OwnName(Voxelwise):
     """A network that has another name for it."""
 
