@@ -16,6 +16,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from workflow.conftest import TINY
 
 import ldm
 from ldm import Synthesiser, train
@@ -245,8 +246,6 @@ def path_of(patients):
 
 
 def test_training_says_nothing_and_returns_what_it_made(tmp_path, patients, capfd, run_folder):
-    from conftest import TINY
-
     root = [f"data.params.root={patients}", "data.params.val=[Phantom_0003]"]
     run = train(TINY[0], [*TINY[1:], *root, "lightning.trainer.max_steps=2"], tmp_path / "run")
     assert capfd.readouterr().out == ""
