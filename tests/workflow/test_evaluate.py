@@ -382,7 +382,8 @@ def test_foreign_predictions_in_other_units_are_pointed_out(tmp_path, patients, 
         scaled = image.get_fdata() / image.get_fdata().max()
         nib.save(nib.Nifti1Image(scaled.astype(np.float32), image.affine), path)
     rows = {"ours": folder, "real": named_for_patients(tmp_path / "real", patients)}
-    result = evaluate(rows, patients, protocols=["default", "legacy"])
+    one = ["Phantom_0001"]  # the legacy protocol takes its time
+    result = evaluate(rows, patients, subjects=one, protocols=["default", "legacy"])
     assert list(result.units) == ["ours"] and 0 < result.units["ours"] < 0.1
     assert result.mean("ours", "brain", "psnr") < 20
     told = [sentence for sentence in result.remarks() if "units" in sentence]
