@@ -66,7 +66,7 @@ FIELD = (
         (
             *("t1c", "ct1", "t1gd", "t1gad", "t1gado", "t1wgd", "t1wce", "t1wc", "t1post", "ce"),
             *("t1postcontrast", "t1postgd", "t1contrast", "t1contrastenhanced", "t1enhanced"),
-            *("t1+c", "t1c+", "t1km", "cet1", "cet1w", "t1wpost", "t1wcontrast"),
+            *("t1+c", "t1c+", "t1km", "t1wks", "cet1", "cet1w", "t1wpost", "t1wcontrast"),
         ),
         {"brats2023": ("t1c",), "bids": ("ce-gad_T1w",), "flat": ("ce", "t1ce")},
         native="t1",
@@ -84,7 +84,17 @@ FIELD = (
         "labels",
         (
             *("segmentation", "segm", "label", "labels", "truth", "groundtruth", "gtv"),
-            *("gt", "roi", "tumor", "tumour", "lesion", "lesions", "segmanual", "manualseg"),
+            *(
+                "gt",
+                "roi",
+                "tumor",
+                "tumour",
+                "lesion",
+                "lesions",
+                "segmanual",
+                "manualseg",
+                "consensusgt",
+            ),
             *("tumorsegmentation", "tumoursegmentation", "tumorseg", "tumormask", "lesionmask"),
             *("glistrboost", "glistrboostmanuallycorrected"),
         ),
@@ -345,11 +355,13 @@ class Study:
             return told or str(self.target)
         missing = [c for c in self.conditions if c not in there]
         if len(missing) != 1:
-            seen = f"{', '.join(missing)} are missing" if missing else "no contrast is missing"
+            seen, cure = "no contrast is missing", "leave that one out"
+            if missing:
+                seen, cure = f"{', '.join(missing)} are missing", "add the others"
             raise DataError(
                 "DATA-MISSING",
-                f"{seen} of {', '.join(self.conditions)}, and one is made: add the others, "
-                "or say which with --target CONTRAST",
+                f"{seen} of {', '.join(self.conditions)}, and one is made: {cure}, or say which "
+                "with --target CONTRAST",
                 case,
             )
         return missing[0]

@@ -102,6 +102,7 @@ def upenn(root: Path, head: Head) -> None:
 UCSF = "UCSF-PDGM-0004_FU001d"
 UCSF_MORE = ("SWI", "ASL", "ADC", "T1_bias", "T1c_bias", "FLAIR_bias", "DTI_eddy_FA")
 UCSF_MORE += ("brain_parenchyma_segmentation",)
+MU = "PatientID_0003"
 TCGA = "TCGA-02-0006_1996.08.23"
 
 
@@ -252,6 +253,18 @@ CONVENTIONS = {
         ),
         TCGA,
         "TCGA-02-0006",
+    ),
+    "MU-Glioma-Post": Convention(
+        "BraTS 2017-2021",
+        files(
+            f"{MU}/Timepoint_1/{MU}_Timepoint_1_brain_{{}}.nii.gz",
+            NEW,
+            f"{MU}/Timepoint_1/{MU}_Timepoint_1_tumorMask.nii.gz",
+            YEAR_2023,
+        ),
+        f"{MU}_Timepoint_1",
+        MU,
+        parts=SINCE_2023,
     ),
     "LUMIERE, weeks": Convention(
         "folder per patient",

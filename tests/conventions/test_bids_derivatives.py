@@ -110,3 +110,27 @@ def test_a_map_beside_derived_images_is_that_of_their_pipeline(tmp_path):
     assert set(found(tmp_path)) == {"t1", "brain"}
     touch(tmp_path, "sub-01/anat/sub-01_label-tumor_dseg.nii.gz")
     assert found(tmp_path)["seg"] == "sub-01_label-tumor_dseg.nii.gz"
+
+
+@pytest.mark.parametrize(
+    ("native", "enhanced"),
+    [
+        ("T1w", "ce-GADOLINIUM_T1w"),
+        ("ce-none_T1w", "ce-gadavist_T1w"),
+        ("ce-pre_T1w", "ce-post_T1w"),
+        ("acq-preContrast_T1w", "acq-postContrast_T1w"),
+        ("acq-mprage_T1w", "acq-mprageGd_T1w"),
+        ("acq-postop_T1w", "acq-postop_ce-1_T1w"),
+    ],
+)
+def test_entities_say_whether_an_agent_was_given(tmp_path, native, enhanced):
+    """As descriptions of series do: a label such as ``none`` names no agent."""
+    names = [f"sub-01_{name}.nii.gz" for name in (native, enhanced)]
+    touch(tmp_path, *(f"sub-01/anat/{name}" for name in names))
+    assert found(tmp_path) == {"t1": names[0], "t1ce": names[1]}
+
+
+def test_a_mask_of_isles_is_a_lesion(tmp_path):
+    name = "sub-01_msk.nii.gz"
+    touch(tmp_path, *RAW, f"derivatives/sub-01/{name}")
+    assert found(tmp_path)["seg"] == name

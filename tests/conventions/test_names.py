@@ -37,6 +37,9 @@ def scheme(root) -> str:
         ("P/P-", ("t1n.nii.gz", "t1c.nii.gz", "t2w.nii.gz", "t2f.nii.gz", "seg.nii.gz")),
         ("P/P-", ("T1N.NII.GZ", "T1C.NII.GZ", "T2W.NII.GZ", "T2F.NII.GZ", "SEG.NII.GZ")),
         ("P/P-", ("T1.nii.gz", "T1-Gd.nii.gz", "T2.nii.gz", "FLAIR.nii.gz", "segm.nii.gz")),
+        ("P/P ", ("T1.nii.gz", "T1 KM.nii.gz", "T2.nii.gz", "T2 FLAIR.nii.gz", "Seg.nii.gz")),
+        ("P/P.", ("t1.nii.gz", "t1ce.nii.gz", "t2.nii.gz", "flair.nii.gz", "seg.nii.gz")),
+        ("P/P_", ("T1W.nii.gz", "T1WKS.nii.gz", "T2W.nii.gz", "FLAIR.nii.gz", "consensus_gt.nii")),
         ("P/", ("T1.nii.gz", "T1Gd.nii.gz", "T2.nii.gz", "FLAIR.nii.gz", "segmentation.nii.gz")),
         ("P/", ("t1.NII.GZ", "CE.nii.gz", "t2.nii", "Flair.nii.gz", "mask.nii.gz")),
         ("P/", ("T1.nii.gz", "CT1.nii.gz", "T2.nii.gz", "FLAIR.nii.gz", "tumor_mask.nii.gz")),
@@ -102,6 +105,21 @@ def test_time_points_of_one_name_are_told_apart_by_their_patient(tmp_path):
 def test_folders_of_one_name_are_told_apart_by_the_folder_above(tmp_path):
     names = [f"{place}/t1.nii.gz" for place in ("site A/p1", "site B/p1", "site B/p2")]
     assert set(found(tmp_path, *names)) == {"site A_p1", "site B_p1", "p2"}
+
+
+def test_each_contrast_may_have_a_folder_of_its_own(tmp_path):
+    names = {"t1": "T1", "t1ce": "T1Gd", "t2": "T2", "flair": "FLAIR", "seg": "labels"}
+    paths = [f"{name}/{i}_{name}.nii.gz" for name in names.values() for i in ("P1", "P2")]
+    files = found(tmp_path, *paths)
+    assert files == {i: {c: f"{i}_{n}.nii.gz" for c, n in names.items()} for i in ("P1", "P2")}
+
+
+def test_a_mask_of_the_brain_alone_is_no_subject(tmp_path):
+    """LUMIERE: programs leave theirs in folders of their own."""
+    visit = "Patient-001/week-044"
+    names = [f"{visit}/{c}.nii.gz" for c in ("CT1", "T1", "T2", "FLAIR")]
+    names += [f"{visit}/DeepBraTumIA-segmentation/atlas/skull_strip/brain_mask.nii.gz"]
+    assert set(found(tmp_path, *names)) == {"Patient-001_week-044"}
 
 
 def test_bids_is_read_as_bids(tmp_path):

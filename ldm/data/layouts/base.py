@@ -255,6 +255,8 @@ class Layout:
                     f"{other.name} and {file.name} are both {contrast}: {self.ambiguous}",
                     subject,
                 )
+        images = {i: files for i, files in found.items() if set(files) != {MASK_FILE}}
+        found = images or found  # a mask of the brain alone is a file of some program
         places = {name: place for place, name in enumerate(self.contrasts.known)}
         last = len(places)
         ordered = {i: sorted(found[i], key=lambda c: places.get(c, last)) for i in sorted(found)}

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from ldm.data.layouts.base import Entry, Layout, Tree
+from ldm.data.layouts.series import contrast_of_series, says_native
 from ldm.data.nifti import volume_stem
 from ldm.data.volume_file import VolumeFile
 from ldm.study import LABELS, MASK_FILE
@@ -30,7 +31,8 @@ NATIVE = ("", "T1w", "orig", "native", "individual", "scanner", "anat", "T1wnati
 class BIDS(Layout):
     """Brain Imaging Data Structure: ``sub-XX[/ses-YY]/anat/sub-XX[_ses-YY]_T1w.nii.gz``.
 
-    ``_T1w`` with an entity ``ce-...`` (``ce-gad``) is contrast-enhanced; ``_T2w``, ``_FLAIR`` and
+    ``_T1w`` with an entity ``ce-...`` (``ce-gad``, not ``ce-none``), or without one but with an
+    agent in ``acq-`` (``acq-postgad``), is contrast-enhanced; ``_T2w``, ``_FLAIR`` and
     ``_dwi`` must be without, and a ``_dwi`` with a ``.bval`` is no image. Each session is a subject
     of its own, ``sub-XX_ses-YY``. Segmentations are ``_mask`` and ``_dseg`` that say ``lesion``,
     ``tumor``, ... (any other map of labels may be one of tissue or anatomy); without such a file, a
@@ -84,13 +86,13 @@ class BIDS(Layout):
         return f"sub-{entities['sub']}{session}", contrast
 
     def _contrast(self, suffix: str, entities: Mapping[str, str], path: Path) -> str | None:
-        if suffix in ("mask", "dseg"):
+        if suffix in ("mask", "dseg", "msk"):
             label = entities.get("label", entities.get("desc"))
             if suffix == "mask" and label == "brain":
                 return MASK_FILE
-            bare = suffix == "dseg" and not _naming(entities) and _is_by_hand(path)
+            bare = suffix != "mask" and not _naming(entities) and _is_by_hand(path)
             return LABELS if bare or self._is_named(path) else None
-        enhanced = f"ce-gad_{suffix}" if "ce" in entities else suffix  # whatever the agent
+        enhanced = f"ce-gad_{suffix}" if _is_enhanced(entities) else suffix  # whatever the agent
         return self.contrasts.endings("bids").get(enhanced)
 
     def _is_named(self, path: Path) -> bool:
@@ -106,6 +108,13 @@ class BIDS(Layout):
 def _entities(path: Path) -> dict[str, str]:
     *pairs, _ = (volume_stem(path.name) or "").split("_")
     return dict(pair.partition("-")[::2] for pair in pairs)
+
+
+def _is_enhanced(entities: Mapping[str, str]) -> bool:
+    """Whether an agent was given: by ``ce-`` (``ce-none`` denies it), else by ``acq-``."""
+    if "ce" in entities:
+        return not says_native(entities["ce"])
+    return contrast_of_series(f"T1 {entities.get('acq', '')}") == "t1ce"
 
 
 def _space(path: Path) -> str:

@@ -14,6 +14,7 @@ from ldm.label_scheme import NOT_TOLD, SCHEMES, LabelScheme
 from ldm.study import LABELS, MASK_FILE
 
 CORRECTED = re.compile("corrected", re.IGNORECASE)  # by hand: it outweighs what it corrects
+STRIPPED = re.compile("[_. -]brain$", re.IGNORECASE)
 MASKS = (LABELS, MASK_FILE)
 VSD = re.compile(r"VSD\.Brain[^.]*\..*?\.(?:MR_(?P<image>[^.]+)|OT)(?:\.|$)", re.IGNORECASE)
 NUMBERED = (  # ids that say by which scheme of BraTS labels are numbered, the first that fits
@@ -22,6 +23,7 @@ NUMBERED = (  # ids that say by which scheme of BraTS labels are numbered, the f
     (r"BraTS-[A-Z]", SCHEMES["brats2024"]),
     (r"brats_(2013|tcia)_", SCHEMES["brats2012"]),
     (r"(Sim)?BRATS_[HL]G", NOT_TOLD),
+    (r"PatientID_\d+", LabelScheme(SCHEMES["brats2024"].parts, "MU-Glioma-Post")),
 )
 
 
@@ -42,10 +44,12 @@ class SuffixLayout(NumberedLayout):
 
     Endings are those of the challenge. Where a subject has no such file of a contrast, the words
     of the field in any case are read too: ``ID_T1GD``, ``ID_FLAIR``, ``ID_tumor_segmentation``.
-    Labels may lie in a folder of their own (``images_segm/ID_segm.nii.gz``).
+    Labels may lie in a folder of their own (``images_segm/ID_segm.nii.gz``), as may each contrast
+    (``T1/ID_T1.nii.gz``). ``ID_brain_t1c`` is the stripped T1ce of ID.
     """
 
     separator: str
+    separators: tuple[str, ...]  # before a word of the field, tried in this order
     naming: str  # of the endings, in ldm.study
 
     def file_name(self, subject: str, contrast: str) -> str:  # noqa: D102
@@ -74,7 +78,15 @@ class SuffixLayout(NumberedLayout):
             for entry in words
             if (entry.subject, entry.contrast) not in told or CORRECTED.search(entry.file.path.name)
         ]
-        yield from _gathered(exact, words)
+        entries = (
+            [entry._replace(owner=self._owner(entry)) for entry in e] for e in (exact, words)
+        )
+        yield from _gathered(*entries)
+
+    def _owner(self, entry: Entry) -> Path:
+        """Return the folder of a subject: that above a folder of one contrast."""
+        folder = entry.file.path.parent
+        return folder.parent if self.contrasts.named(folder.name) == entry.contrast else folder
 
     def _by_words(self, path: Path) -> Entry | None:
         stem = volume_stem(path.name) or ""
@@ -85,12 +97,13 @@ class SuffixLayout(NumberedLayout):
 
     def _spelt(self, stem: str) -> tuple[str, str] | None:
         """Return (subject, contrast) by the longest known words at the end of a name, or None."""
-        parts = stem.split(self.separator)
-        for place in range(1, len(parts)):
-            subject = self.separator.join(parts[:place])
-            contrast = self.contrasts.named(self.separator.join(parts[place:]))
-            if contrast and subject and any(map(str.isalnum, parts[place])):  # "0_-" is an id
-                return subject, contrast
+        for separator in self.separators:
+            parts = stem.split(separator)
+            for place in range(1, len(parts)):
+                subject = separator.join(parts[:place])
+                contrast = self.contrasts.named(separator.join(parts[place:]))
+                if contrast and subject and any(map(str.isalnum, parts[place])):  # "0_-" is an id
+                    return STRIPPED.sub("", subject) or subject, contrast
         return None
 
 
@@ -134,7 +147,7 @@ class BraTS2021(SuffixLayout):
 
     name = "BraTS 2017-2021"
     scheme = SCHEMES["brats2017"]
-    separator = "_"
+    separator, separators = "_", ("_", " ", ".")
     naming = "brats2021"
 
 
@@ -143,7 +156,7 @@ class BraTS2023(SuffixLayout):
 
     name = "BraTS 2023+"
     scheme = SCHEMES["brats2024"]
-    separator = "-"
+    separator, separators = "-", ("-",)
     naming = "brats2023"
 
 

@@ -148,6 +148,11 @@ def read_series(description: str, agent: str = "") -> Series:
     return Series(contrast)
 
 
+def says_native(text: str) -> bool:
+    """Return whether a name of an agent denies one, as ``none`` or ``pre``."""
+    return _given(text) is False or _enhancement(_words(text)) == {False}
+
+
 def _words(description: str) -> list[str]:
     """Return the words of a description, in lower case and without accents; signs become words."""
     parts = unicodedata.normalize("NFKD", description.lower().translate(LETTERS))
