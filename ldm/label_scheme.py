@@ -39,7 +39,10 @@ WORDS = (  # of the names that data sets give their labels, the first that fits
     ("necrosis", r"necro|nekro|\bncr\b|\bnc\b|core"),
     ("lesion", r"lesion|tumou?r|\bgtv\b|wmh|mask|foreground"),
 )
-TELL = "say what they are, such as data.params.labels={necrosis: 1, oedema: 2, enhancing: 4}"
+TELL = (
+    "say what they are, by name (data.params.labels=brats2023) or by number, such as "
+    "data.params.labels={necrosis: 1, oedema: 2, enhancing: 4}"
+)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 DATA_FAILS = 3  # exit code of data on which no training succeeds
 MOST_ROWS = 30
 MOST_FINDINGS = 40
+MOST_NAMED = 3  # subjects of one finding
 MOST_LABELS = 6
 STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
 
@@ -103,16 +104,20 @@ def show_data(diagnosis: DataDiagnosis) -> None:
     from rich.console import Console
     from rich.markup import escape
 
+    from ldm.diagnosis.findings import together
+
     console = Console(highlight=False)
     console.print(_subject_table(diagnosis))
     count = len(diagnosis.subjects)
     if count > MOST_ROWS:
         console.print(f"... and {count - MOST_ROWS} more subjects: see diagnosis.json", style="dim")
-    for finding in diagnosis.findings[:MOST_FINDINGS]:
+    findings = together(diagnosis.findings)
+    for finding, subjects in findings[:MOST_FINDINGS]:
         label = f"[{STYLES[finding.severity]}]{finding.severity:8}[/]"
-        whom = f"{escape(finding.subject)}: " if finding.subject else ""
+        more = f" and {len(subjects) - MOST_NAMED} more" if len(subjects) > MOST_NAMED else ""
+        whom = f"{escape(', '.join(subjects[:MOST_NAMED]))}{more}: " if subjects else ""
         console.print(f"{label} {whom}{escape(finding.message)}")
-    if (hidden := len(diagnosis.findings) - MOST_FINDINGS) > 0:
+    if (hidden := len(findings) - MOST_FINDINGS) > 0:
         console.print(f"... and {hidden} more: see diagnosis.json", style="dim")
     verdict = "something breaks a training" if diagnosis.breaks_training else "fit to train on"
     console.print(f"{count} subjects ({diagnosis.layout.name}): {verdict}", style="bold")

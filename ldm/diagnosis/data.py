@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ from ldm.data.layouts import Choice, Layout, Subject
 from ldm.data.registration import NEEDS_SIMPLEITK
 from ldm.diagnosis.duplicates import equal_files
 from ldm.diagnosis.findings import ERROR, NOTE, WARNING, Finding, by_severity
-from ldm.diagnosis.masks import SMALL_SHARE, MaskFit, fit_of_masks
+from ldm.diagnosis.masks import FEWEST_CASES, SMALL_SHARE, MaskFit, fit_of_masks
 from ldm.diagnosis.subject import SubjectReport, examine_subject
 from ldm.errors import ConfigError, DataError
 from ldm.label_scheme import TELL
@@ -29,6 +30,9 @@ from ldm.study import LABELS
 MOST_CASES = 24  # subjects whose masks are compared with each other
 STEP = 32  # voxels; an image size that is a multiple of it suits every network
 READERS = 4
+COUNTED = re.compile(
+    r"(.*\d.*)[_.-]\d{1,2}"
+)  # an id that ends in a number beside that of a patient
 
 
 @dataclass
@@ -135,7 +139,7 @@ def diagnose(data: ContrastDataModule, limit: int | None = None) -> DataDiagnosi
         *_duplicates(found, reports, data.split),
         *_masks(diagnosis, data.study.target is None),
     ]
-    shared += [*_stripping(reports), *_sizes(reports, data), *_can_register()]
+    shared += [*_stripping(reports), *_sizes(reports, data), *_can_register(), *_numbered(found)]
     known = any(f.severity == ERROR for f in own)
     diagnosis.findings = by_severity([*own, *shared, *([] if known else learning)])
     return diagnosis
@@ -155,6 +159,22 @@ def _can_register() -> list[Finding]:
     if find_spec("SimpleITK"):
         return []
     return [Finding(NOTE, "extra", f"registration is not judged: {NEEDS_SIMPLEITK}")]
+
+
+def _numbered(subjects: Mapping[str, Subject]) -> list[Finding]:
+    """Return that ids count something which may be examinations, and which no convention says."""
+    counted: dict[str, list[str]] = {}
+    for subject in subjects.values():
+        if subject.examined is None and (match := COUNTED.fullmatch(subject.id)):
+            counted.setdefault(match[1], []).append(subject.id)
+    for ids in counted.values():
+        if len({subjects[i].patient for i in ids}) > 1:
+            message = (
+                f"{ids[0]} and {ids[1]} count as two patients: if they are examinations of one, "
+                r"give data.params.patient='(.+)[_.-]\d+'"
+            )
+            return [Finding(NOTE, "patients", message)]
+    return []
 
 
 def _sizes(reports: list[SubjectReport], data: ContrastDataModule) -> list[Finding]:
@@ -280,6 +300,13 @@ def _schemes(reports: list[SubjectReport]) -> list[Finding]:
     for scheme in {str(r.scheme): r.scheme for r in told}.values():
         source = scheme.source or f"nothing says so; {TELL}"
         findings.append(Finding(NOTE, "scheme", f"labels are read as {scheme} ({source})"))
+    enhancing = {n for r in told for n in r.scheme.parts.get("enhancing", ())}
+    if len(told) >= FEWEST_CASES and enhancing and not any(enhancing & {*r.labels} for r in told):
+        message = (
+            f"no subject has label {'+'.join(map(str, sorted(enhancing)))}, which is read as "
+            f"enhancing tumour: if some enhance, {TELL}"
+        )
+        findings.append(Finding(WARNING, "labels", message))
     wrong = [r for r in told if any(f.kind == "labels" for f in r.findings)]
     if wrong and len(wrong) < len(told):
         groups = Counter(" ".join(f"{v:g}" for v in r.labels if v) for r in told)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 ERROR, WARNING, NOTE = "error", "warning", "note"
 SEVERITIES = (ERROR, WARNING, NOTE)
@@ -29,3 +29,12 @@ class Finding:
 def by_severity(findings: list[Finding]) -> list[Finding]:
     """Return findings by severity, then kind and subject."""
     return sorted(findings, key=lambda f: (SEVERITIES.index(f.severity), f.kind, f.subject or ""))
+
+
+def together(findings: list[Finding]) -> list[tuple[Finding, list[str]]]:
+    """Return each thing that was seen once, in order, with all subjects that it concerns."""
+    whom: dict[Finding, list[str]] = {}
+    for finding in findings:
+        known = whom.setdefault(replace(finding, subject=None), [])
+        known += [finding.subject] if finding.subject else []
+    return list(whom.items())

@@ -64,7 +64,8 @@ def scheme_problem(
     labels = mask.astype(np.uint8)
     if unknown := scheme.unknown(labels):
         told = f"{scheme} ({scheme.source or 'the usual ones; nothing says so'})"
-        return f"labels {' '.join(map(str, unknown))} are unknown where labels are {told}: {TELL}"
+        known = f"are unknown where labels are {told}" if scheme.parts else "are unknown here"
+        return f"labels {' '.join(map(str, unknown))} {known}: {TELL}"
     inside = scheme.inside(labels)
     parts = [p for p in np.unique(inside) if p and (inside == p).sum() >= FEWEST_COMPARED]
     if enhanced is None or not {ENHANCING, CAVITY} & {*parts}:

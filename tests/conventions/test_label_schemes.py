@@ -257,6 +257,16 @@ def test_a_scheme_that_t1ce_contradicts_is_found(tmp_path):
     assert finding.message.startswith("label 1 is the brightest part of the tumour in T1ce")
 
 
+def test_a_folder_in_which_nothing_is_read_as_enhancing_is_asked_about(tmp_path):
+    """HD-GLIO writes 1 for what does not enhance and 2 for what does, under any name."""
+    for subject in ("a", "b", "c"):
+        write_images(tmp_path, subject)
+        array = labelled({"necrosis": 1, "oedema": 1, "enhancing": 2})
+        write_nifti(tmp_path / subject / f"{subject}_seg.nii.gz", array, RAS)
+    (finding,) = diagnose_data(tmp_path).of_kind("labels")
+    assert finding.message.startswith("no subject has label 4, which is read as enhancing tumour")
+
+
 # ---- the chain -----------------------------------------------------------------------------------
 
 

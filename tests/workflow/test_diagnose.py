@@ -214,6 +214,26 @@ def test_copies_and_near_copies_are_named_and_leak_across_a_split(folder):
     assert leaks == {IDS[0], IDS[1]}
 
 
+def test_ids_that_may_count_examinations_are_asked_about(folder):
+    """No convention tells the second scan of a patient from the second patient of a site."""
+    for number in (1, 2):
+        (folder / IDS[number]).rename(folder / f"P1_{number}")
+        for file in (folder / f"P1_{number}").iterdir():
+            file.rename(file.with_name(file.name.replace(IDS[number], f"P1_{number}")))
+    (finding,) = diagnose_data(folder).of_kind("patients")
+    assert finding.message.startswith("P1_1 and P1_2 count as two patients")
+    assert not diagnose_data(folder, {"patient": r"(.+)[_.-]\d+"}).of_kind("patients")
+
+
+def test_what_holds_for_several_subjects_is_said_once(folder, capsys):
+    for subject in IDS[:4]:
+        edit(folder, subject, "seg", lambda a: np.where(a == 4, 3, a))
+    assert main(["diagnose", "data", str(folder)]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert shown.count("labels 3 are unknown") == 1
+    assert f"{IDS[0]}, {IDS[1]}, {IDS[2]} and 1 more: labels 3 are unknown" in shown
+
+
 def test_empty_masks_are_equal_files_but_no_duplicates(folder):
     for subject in IDS[:2]:
         edit(folder, subject, "seg", np.zeros_like)
