@@ -138,7 +138,7 @@ def run(args: argparse.Namespace) -> int:
             write_json(cost, synthesiser.timing(subjects[0], layout, args.timing))
             return 0
 
-        require_room(synthesiser, subjects, layout, args.output)
+        require_room(synthesiser, subjects, layout, args.output, args.form)
         own_writer = VolumeWriter(synthesiser, args.output, args.overwrite, args.form)
         shared = shared_among(own_writer, args.devices, args.device)
         write_about(args.output, args.form)

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from ldm.data.layouts import Layout, Subject
-from ldm.data.nifti import encode_volume
 from ldm.data.prepare import PreparedSubject
 from ldm.errors import DataError, OutputError, as_known_error
+from ldm.inference.forms import Image, form_named
 from ldm.inference.outputs import volume_paths
 from ldm.inference.synthesis import Synthesiser
 from ldm.storage import free_space
@@ -21,32 +21,40 @@ LOOKED_AT = 3  # subjects that an estimate is made of
 CERTAIN = 0.75  # of the estimate: with less there is no room, whatever the other subjects are like
 
 
-def volume_bytes(prepared: PreparedSubject) -> int:
-    """Return about how many bytes the synthetic volume of a subject takes, as ``.nii.gz``.
+def volume_bytes(prepared: PreparedSubject, target: str, form: str = "nifti") -> int:
+    """Return about how many bytes the synthetic volume of a subject takes.
 
     Its brain is filled with noise, which a compressor can do as little with as with the digits of
     a network; outside it there is 0.
     """
     noise = np.random.default_rng(0).standard_normal(prepared.brain.shape, np.float32)
-    return len(encode_volume(prepared.to_volume(noise), prepared.geometry))
+    image = Image("subject", target, prepared.to_volume(noise), prepared.geometry, {})
+    return sum(map(len, form_named(form).files(image).values()))
 
 
 def require_room(
-    synthesiser: Synthesiser, subjects: Sequence[Subject], layout: Layout, folder: Path
+    synthesiser: Synthesiser,
+    subjects: Sequence[Subject],
+    layout: Layout,
+    folder: Path,
+    form: str = "nifti",
 ) -> None:
     """Refuse to begin volumes of subjects for which there is no room in ``folder``.
 
     Those that are there already need none. Where there is ample room, nothing is read.
 
+    Args:
+        form: see :data:`ldm.inference.forms.FORMS`.
+
     Raises:
         OutputError: OUT-SPACE with the bytes that are needed, about, and free.
     """
     free = free_space(folder)
-    to_make = [s for s in subjects if not _is_there(synthesiser, s, folder)]
+    to_make = [s for s in subjects if not _is_there(synthesiser, s, folder, form)]
     if free >= AMPLE * len(to_make):
         return
     looked_at = [to_make[i] for i in evenly_spread(LOOKED_AT, len(to_make))]
-    sizes = [size for s in looked_at if (size := _bytes_of(synthesiser, s, layout))]
+    sizes = [size for s in looked_at if (size := _bytes_of(synthesiser, s, layout, form))]
     each = 2 if synthesiser.request.samples > 1 else 1  # the deviation too
     needed = each * len(to_make) * sum(sizes) // max(1, len(sizes))
     if free < CERTAIN * needed:
@@ -57,19 +65,20 @@ def require_room(
         )
 
 
-def _is_there(synthesiser: Synthesiser, subject: Subject, folder: Path) -> bool:
+def _is_there(synthesiser: Synthesiser, subject: Subject, folder: Path, form: str) -> bool:
     """Return whether a subject needs no room; one that lacks its inputs needs none."""
     try:
         target = synthesiser.inputs_of(subject)[1]
     except DataError:
         return True
-    return volume_paths(folder, subject.id, target)[0].exists()
+    return volume_paths(folder, subject.id, target, form)[0].exists()
 
 
-def _bytes_of(synthesiser: Synthesiser, subject: Subject, layout: Layout) -> int:
+def _bytes_of(synthesiser: Synthesiser, subject: Subject, layout: Layout, form: str) -> int:
     """Return the estimate of a subject; 0 of one that cannot be used, which its turn will tell."""
     try:
-        return volume_bytes(synthesiser.prepare(subject, layout))
+        target = synthesiser.inputs_of(subject)[1]
+        return volume_bytes(synthesiser.prepare(subject, layout), target, form)
     except Exception as error:
         if as_known_error(error) is None:
             raise

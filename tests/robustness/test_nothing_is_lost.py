@@ -231,6 +231,23 @@ def test_sa_04_a_job_that_does_not_fit_is_refused_before_it_begins(
     assert sampled() == (0, "", total)  # the first is there and needs nothing
 
 
+@pytest.mark.parametrize(("form", "files"), [("--bids", "*.nii.gz"), ("--dicom", "*.dcm")])
+def test_sa_04_room_is_asked_for_in_the_form_that_is_written(
+    dsdiff, tmp_path, run_folder, cohort, monkeypatch, form, files
+):
+    out, plain, free = tmp_path / "out", shutil.disk_usage, {}
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: plain(path)._replace(**free))
+    given = ("--input", cohort, "--output", out, form, "--temperature", "1", *QUICK)
+    assert dsdiff("sample", run_folder, *given) == (0, "")
+    total = sum(p.stat().st_size for p in out.rglob(files))
+    free["free"] = 1
+    assert dsdiff("sample", run_folder, *given) == (0, "")  # all are there, and need nothing
+    shutil.rmtree(out)
+    code, line = dsdiff("sample", run_folder, *given)
+    needed = int(re.search(r"OUT-SPACE: about (\d+) bytes are needed for 3 subjects", line)[1])
+    assert code == 5 and 0.75 * total < needed < 1.25 * total
+
+
 def test_sa_04_a_patient_that_cannot_be_used_is_told_in_its_turn(
     dsdiff, tmp_path, run_folder, cohort, monkeypatch
 ):
