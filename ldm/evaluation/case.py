@@ -4,7 +4,8 @@ A synthetic volume is written in the units of an input contrast, which its sidec
 target has units of its own. Before comparison the prediction is brought to the units of the
 reference by the two scales (of the input, from the sidecar; of the reference, measured in its brain
 by the normaliser that the sidecar names).
-A volume without a sidecar is taken to be in the units of the reference already. A spread beside it
+A volume without a sidecar is taken to be in the units of the reference already, and named where it
+cannot be. A spread beside it
 (``ID_TARGET_std.nii.gz``, of ``dsdiff sample --samples N``) goes through the same map.
 """
 
@@ -166,11 +167,14 @@ class Prediction:
         volume: (X, Y, Z).
         spread: standard deviation over samples (X, Y, Z), or None.
         samples: how many samples, or None where that is not known.
+        is_stray: it is of this program, and the sidecar that states its units is not there, as of
+            what ``dsdiff brasyn`` writes.
     """
 
     volume: np.ndarray
     spread: np.ndarray | None = None
     samples: int | None = None
+    is_stray: bool = False
 
 
 def to_unit(volume: ArrayLike, low: float, high: float) -> NDArray[np.float64]:
@@ -242,7 +246,7 @@ def read_prediction(subject: Subject, layout: Layout, case: Case) -> Prediction:
     sidecar = subject.files[target].sidecar
     spread = _read_spread(spread_path(subject.files[target].path), case)
     if not sidecar.is_file():
-        return Prediction(arrays[target], spread)
+        return Prediction(arrays[target], spread, is_stray=geometry.is_synthetic)
     scale, normaliser, samples, mask = _stated(sidecar, case)
     if mask != case.mask:
         log.warning(

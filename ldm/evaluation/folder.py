@@ -264,11 +264,11 @@ class _Work:
             result.note_untold(row)
 
     def _check_units(self, row: str, case: Case, volume: Prediction, predicted: Subject) -> None:
-        """Note predictions of another program that are on another scale than the reference."""
+        """Note predictions without a sidecar that are on another scale than the reference."""
         if predicted.files[str(self.results[0].study.target)].sidecar.is_file():
             return
         own, real = (float(np.median(v[case.brain])) for v in (volume.volume, case.reference))
-        if real > 0 and not 1 / APART < own / real < APART:
+        if real > 0 and (volume.is_stray or not 1 / APART < own / real < APART):
             self.results[0].units.setdefault(row, own / real)
 
     def _score(self, row: str, seed: int, case: Case, predicted: Prediction) -> None:

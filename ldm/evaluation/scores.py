@@ -70,8 +70,8 @@ class Evaluation:
         reliability: (row, seed, subject) -> spread and error in the brain, for what has a spread.
         labels: whose segmentations -> what their labels mean -> in how many patients.
         untold: rows whose models do not say whom they were trained on.
-        units: row of foreign predictions -> their median in the brain, in that of the reference,
-            of the first patient where the two are so far apart that their units must differ.
+        units: row of predictions without sidecars -> their median in the brain, in that of the
+            reference, of the first patient where their units must differ.
         others: name -> the same predictions under a further protocol.
         study: which contrast was judged, and from which it was made.
     """
@@ -138,8 +138,8 @@ class Evaluation:
             said.append(f"Trained on unknown patients, so these may be among them: {told}.")
         said += [
             f"{row} is not in the units of the reference (its median in the brain is {ratio:.3g} "
-            + to_the_reader("times the real one): rescale it, or add --protocol=legacy, ")
-            + "which allows for a gain and an offset."
+            + to_the_reader("times the real one): rescale it, keep its .json beside it, or add ")
+            + to_the_reader("--protocol=legacy, which allows for a gain and an offset, or brasyn.")
             for row, ratio in self.units.items()
         ]
         return said

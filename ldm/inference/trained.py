@@ -106,13 +106,17 @@ class TrainedModel:
             named = "" if leak.train == subject.id else f" (as {told})"
             log.warning("%s was trained on%s: no test of this model", subject.id, named)
             return {"seen": True, "seen_as": told}
-        if tells_all(self.folder):
-            return {"seen": False}
-        log.warning(
-            "%s: this model does not say whom it was trained on, so it may know this patient",
-            subject.id,
-        )
-        return {"seen": None}
+        return {"seen": False if self._tells_all else None}
+
+    @cached_property
+    def _tells_all(self) -> bool:
+        """Whether the model says whom it was trained on; that it does not is said once."""
+        if not (told := tells_all(self.folder)):
+            log.warning(
+                "%s does not say whom it was trained on, so it may know these patients",
+                self.folder.name,
+            )
+        return told
 
     def prepare(
         self, subject: Subject, layout: Layout, allow_missing: Sequence[str], nonfinite: str

@@ -13,6 +13,7 @@ from builders import read_scores
 from ldm.benchmark.kept_scores import evaluate_once
 from ldm.cli.main import main
 from ldm.data.normalise import RobustNormaliser
+from ldm.data.synthetic import mark, statement
 from ldm.errors import PartialError
 from ldm.evaluation.folder import evaluate
 from ldm.evaluation.protocol import DEFAULT
@@ -391,6 +392,18 @@ def test_foreign_predictions_in_other_units_are_pointed_out(tmp_path, patients, 
     words = ["evaluate", "--prediction", f"ours={folder}", "--reference", str(patients)]
     assert main(words) == 0
     assert "ours is not in the units of the reference" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_volume_of_ours_without_its_sidecar_is_in_units_of_an_input(tmp_path, patients):
+    """As what ``dsdiff brasyn`` writes, however near its median is to that of the reference."""
+    folder = named_for_patients(tmp_path / "made", patients)
+    for path in folder.iterdir():
+        image = nib.load(path)
+        mark(image.header, statement({"target": "t1ce", "request": {"model_digest": "a" * 64}}))
+        nib.save(nib.Nifti1Image(np.asarray(image.dataobj), None, image.header), path)
+    result = evaluate({"ours": folder}, patients)
+    assert result.units == {"ours": 1}
+    assert "keep its .json beside it" in " ".join(result.remarks())
 
 
 def test_the_terminal_shows_what_is_read_first(tmp_path, patients, capsys):

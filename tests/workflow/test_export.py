@@ -53,7 +53,7 @@ def test_it_gives_the_voxels_of_the_run_and_cannot_know_the_patient(
     assert (made[0].volume == made[1].volume).all()
     assert made[0].content == made[1].content
     assert made[1].described["seen"] is None
-    assert "it may know this patient" in said
+    assert "it may know these patients" in said
     assert (
         read_model(exported / MODEL_FILE)[1]["sha256"]
         == read_model(run_folder / MODEL_FILE)[1]["sha256"]
