@@ -84,19 +84,9 @@ FIELD = (
         "labels",
         (
             *("segmentation", "segm", "label", "labels", "truth", "groundtruth", "gtv"),
-            *(
-                "gt",
-                "roi",
-                "tumor",
-                "tumour",
-                "lesion",
-                "lesions",
-                "segmanual",
-                "manualseg",
-                "consensusgt",
-            ),
+            *("gt", "roi", "tumor", "tumour", "lesion", "lesions", "segmanual", "manualseg"),
             *("tumorsegmentation", "tumoursegmentation", "tumorseg", "tumormask", "lesionmask"),
-            *("glistrboost", "glistrboostmanuallycorrected"),
+            *("glistrboost", "glistrboostmanuallycorrected", "consensusgt"),
         ),
         {"bids": ("label-lesion_mask",), "flat": ("seg", "mask")},
     ),
@@ -355,15 +345,11 @@ class Study:
             return told or str(self.target)
         missing = [c for c in self.conditions if c not in there]
         if len(missing) != 1:
-            seen, cure = "no contrast is missing", "leave that one out"
-            if missing:
-                seen, cure = f"{', '.join(missing)} are missing", "add the others"
-            raise DataError(
-                "DATA-MISSING",
-                f"{seen} of {', '.join(self.conditions)}, and one is made: {cure}, or say which "
-                "with --target CONTRAST",
-                case,
-            )
+            lacks = f"{', '.join(missing)} are missing" if missing else "no contrast is missing"
+            cure = "add the others" if missing else "leave that one out"
+            made = f"{lacks} of {', '.join(self.conditions)}, and one is made"
+            told = f"{made}: {cure}, or say which with --target CONTRAST"
+            raise DataError("DATA-MISSING", told, case)
         return missing[0]
 
     @property

@@ -33,8 +33,8 @@ def add_layout_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--layout",
         metavar="NAME",
-        help="of the files (default: recognised): brats2021, brats2023, bids, nnunet, flat, "
-        "decathlon, hdf5, dicom, or my_module.MyLayout",
+        help="of the files (default: recognised): brats2021, brats2023, brats2013, bids, "
+        "nnunet, flat, decathlon, hdf5, dicom, or my_module.MyLayout",
     )
 
 
