@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ldm.errors import ConfigError
+from ldm.letters import unaccented
 from ldm.util import nearest
 
 INSIDE = {  # part -> its label inside
@@ -28,12 +29,18 @@ INSIDE = {  # part -> its label inside
     "cavity": 5,
 }
 UNKNOWN = 255
-NOT_ENHANCING = r"\b(non?|un|not)[ -]?(enhanc|ce\b)|\b(netc?|ncet?)\b"
+ENHANCES = r"(?:enh(?:anc|\b)|anreich|aufnahme|rehauss|realce|captan)"  # without accents
+NOT_ENHANCING = (
+    r"\b(?:non?|un|not|without|hypo|ohne|nicht|keine?|sans|sin|senza) ?"
+    rf"(?:(?:contrast|contraste|gadolinium|gad|gd|agent|km) )*(?:\w*{ENHANCES}|ce\b)|"
+    r"\b(?:netc?|ncet?)\b"
+)
+CAVITY = r"cavit|resekt|resect|\brc\b"
 WORDS = (  # of the names that data sets give their labels, the first that fits
-    ("cavity", r"cavity|resect|\brc\b"),
-    ("oedema", r"edem|ödem|\bed\b|snfh|flair|peritum"),
+    ("cavity", CAVITY),
+    ("oedema", r"edem|odem|\bed\b|snfh|flair|peritum"),
     ("nonenhancing", NOT_ENHANCING),
-    ("enhancing", r"enhanc|anreich|\b(et|cet?|at)\b|active|\bgd\b"),
+    ("enhancing", rf"{ENHANCES}|\b(et|cet?|at)\b|\bactive|\bgd\b"),
     ("oedema", r"infiltrat"),
     ("cyst", r"cyst|\bcc\b"),
     ("necrosis", r"necro|nekro|\bncr\b|\bnc\b|core"),
@@ -143,7 +150,7 @@ def scheme_of_json(labels: Mapping[str, Any], source: str) -> LabelScheme | None
     if all(str(key).isdigit() for key in labels):
         labels = {str(name): int(number) for number, name in labels.items()}
     sets = {
-        re.sub(r"[_\W]+", " ", str(name).lower()).strip(): _numbers(number)
+        re.sub(r"[_\W]+", " ", unaccented(str(name))).strip(): _numbers(number)
         for name, number in labels.items()
         if str(name).lower() not in ("background", "ignore")
     }
@@ -178,9 +185,10 @@ def _of_regions(sets: Mapping[str, set[int]], source: str) -> LabelScheme | None
         return next((sets[name] for name in fitting), set())
 
     whole, core = region(r"whole|\bwt\b"), region(r"core|\btc\b", but="enhanc")
-    enhancing = region(r"enhanc|\bet\b", but=NOT_ENHANCING)
+    enhancing = region(rf"{ENHANCES}|\bet\b", but=NOT_ENHANCING)
+    cavity = region(CAVITY)
     if not whole or not core or not enhancing <= core <= whole:
         return None
-    parts = {"necrosis": core - enhancing, "oedema": whole - core, "enhancing": enhancing}
-    parts["cavity"] = region(r"cavity|resect|\brc\b") - whole
+    parts = {"necrosis": core - enhancing, "oedema": whole - core - cavity, "enhancing": enhancing}
+    parts["cavity"] = cavity - core
     return LabelScheme({p: tuple(sorted(own)) for p, own in parts.items() if own}, source)

@@ -135,6 +135,16 @@ def test_dataset_json_says_what_labels_mean(tmp_path, labels, numbers):
         ("Non-Enhancing Tumor Core (NETC)", "nonenhancing"),
         ("unenhanced tumour", "nonenhancing"),
         ("non-CE tumor", "nonenhancing"),
+        ("non-contrast-enhancing tumor", "nonenhancing"),
+        ("no contrast enhancement", "nonenhancing"),
+        ("tumor without enhancement", "nonenhancing"),
+        ("non rehaussée", "nonenhancing"),
+        ("ohne KM-Aufnahme", "nonenhancing"),
+        ("non-necrotic enhancing tumor", "enhancing"),
+        ("rehaussement", "enhancing"),
+        ("Oedème", "oedema"),
+        ("nécrose", "necrosis"),
+        ("cavité", "cavity"),
         ("CE_tumor", "enhancing"),
         ("Gd-enhancing tumor core", "enhancing"),
         ("KM-Anreicherung", "enhancing"),
@@ -157,11 +167,18 @@ def test_a_core_that_enhances_is_no_core_of_the_regions():
         assert parts == {"necrosis": (2,), "oedema": (1,), "enhancing": (3,)}
 
 
+def test_a_cavity_is_no_oedema_though_the_whole_tumour_holds_it():
+    regions = {"whole": [1, 2, 3, 4], "core": [1, 3], "enhancing": [3], "resection cavity": [4]}
+    parts = scheme_of_json({"background": 0, **regions}, "x").parts
+    assert (parts["oedema"], parts["cavity"]) == ((2,), (4,))
+
+
 @pytest.mark.parametrize(
     "labels",
     [
         {"class A": 1, "class B": 2},
         {"viable tumor": 1, "edema": 2},
+        {"inactive tumor": 1, "edema": 2},
         {"lesion": 1, "enhancing": 2},
         {"whole tumor": 1, "tumor core": 2, "enhancing tumor": 3},
     ],

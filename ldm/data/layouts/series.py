@@ -9,8 +9,9 @@ of an agent (``post op``, ``no fat sat``) are put aside; then denials (``w/o con
 from __future__ import annotations
 
 import re
-import unicodedata
 from typing import NamedTuple
+
+from ldm.letters import unaccented
 
 # Signs, and words within words (Philips eT1W_SE, 3DT1, T2FLAIR; German oKM, mKM), as words.
 SPELLINGS = [
@@ -38,7 +39,6 @@ SPELLINGS = [
     (r"\bc ?\(?[/ ]?\+|\+ ?c\b|\+\s*$|\bc/c\b|\bw ?/ ?c\b|\bwc\b|\bw ?/? ?con\b", " gd "),
     (r"\b(o|ohne|m|mit|n|nach|p|vor)?[. ]?k\.? ?m\b", r" \1 km "),
 ]
-LETTERS = str.maketrans({"ø": "o", "ł": "l", "ı": "i", "đ": "d", "æ": "ae", "ß": "ss"})
 JOINED = re.compile(r"(non?|pre|wo|post|with)(op|con|c|contrast\w*|gad\w*|gd|km|enh\w*|inj\w*)")
 T1_WORDS = {"t1", "mprage", "memprage", "spgr", "fspgr", "irspgr", "bravo"}
 T1_WORDS |= {"tfl3d", "vibe"}
@@ -155,9 +155,7 @@ def says_native(text: str) -> bool:
 
 def _words(description: str) -> list[str]:
     """Return the words of a description, in lower case and without accents; signs become words."""
-    parts = unicodedata.normalize("NFKD", description.lower().translate(LETTERS))
-    plain = "".join(c for c in parts if not unicodedata.combining(c))
-    text = unicodedata.normalize("NFC", plain)  # which Korean needs
+    text = unaccented(description)
     for pattern, word in SPELLINGS:
         text = re.sub(pattern, word, text)
     words = []
