@@ -192,7 +192,8 @@ class Contrasts:
 
 
 def _folded(text: str) -> str:
-    return "".join(c for c in text.lower() if c not in "-_ ")
+    """Return a name without what separates its words; a - beside no letter is a minus: T1 C-."""
+    return re.sub(r"(?<=[^\W_])-(?=[^\W_])|[_ ]", "", text.lower())
 
 
 KNOWN = Contrasts()

@@ -3,6 +3,7 @@
 import pytest
 
 from ldm.data.layouts import detect_layout
+from ldm.study import KNOWN
 
 FOUR = ("t1", "t1ce", "t2", "flair")
 
@@ -49,6 +50,13 @@ def test_words_of_the_field_in_any_case(tmp_path, start, endings):
     names = [start + ending for ending in endings]
     files = [name.rpartition("/")[2] for name in names]
     assert found(tmp_path, *names) == {"P": dict(zip((*FOUR, "seg"), files, strict=True))}
+
+
+@pytest.mark.parametrize("name", ["T1 C-", "T1_C-", "T1 -C", "T1 - C", "T1 Gd-", "KM- T1"])
+def test_a_minus_separates_no_words(name):
+    """Such a folder of a DICOM series is read by its description."""
+    assert KNOWN.named(name) is None
+    assert KNOWN.named("T1-Gd") == KNOWN.named("t1_c") == KNOWN.named("T1 C+") == "t1ce"
 
 
 @pytest.mark.parametrize("kind", ["GLI", "MET", "SSA", "PED", "MEN", "GoAT"])
