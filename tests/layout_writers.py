@@ -130,7 +130,13 @@ def write_dicom(root: Path, head: Head) -> str:
 
 
 def write_series(
-    folder: Path, head: Head, name: str, number: int, description: str, agent: str
+    folder: Path,
+    head: Head,
+    name: str,
+    number: int,
+    description: str,
+    agent: str,
+    patient: str = "x",
 ) -> None:
     """Write one series of axial slices; DICOM counts millimetres to the left and to the back."""
     import pydicom
@@ -151,7 +157,7 @@ def write_series(
             meta.MediaStorageSOPClassUID,
             meta.MediaStorageSOPInstanceUID,
         )
-        file.Modality, file.PatientID, file.PatientName = "MR", "x", "x"
+        file.Modality, file.PatientID, file.PatientName = "MR", patient, "x"
         file.StudyInstanceUID, file.SeriesInstanceUID, file.FrameOfReferenceUID = study, uid, frame
         file.SeriesNumber, file.InstanceNumber, file.SeriesDescription = (
             number,

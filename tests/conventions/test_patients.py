@@ -1,6 +1,8 @@
 """Ids of public data sets, and whose examination each is."""
 
+import numpy as np
 import pytest
+from layout_writers import Head, write_series
 
 from ldm.data.layouts import detect_layout
 from ldm.data.patients import patient_of
@@ -77,3 +79,29 @@ def test_a_pattern_and_a_column_say_what_no_convention_does(tmp_path):
     table.write_text("id,t1,patient\nscan1,a.nii.gz,Meyer\nscan2,b.nii.gz,Meyer\nscan3,c.nii.gz,\n")
     subjects = detect_layout(table)[1]
     assert [s.patient for s in subjects.values()] == ["Meyer", "Meyer", "scan3"]
+
+
+@pytest.mark.parametrize(
+    ("tags", "patients"),
+    [
+        (("7", "7", "8"), ("NA-BRAIN-1", "NA-BRAIN-1", "NA-HEAD-3")),
+        (("7", "7", "7"), ("NA-BRAIN-1", "NA-HEAD-2", "NA-HEAD-3")),  # an anonymiser's, of all
+        (("ANON", "anon ", "8"), ("NA-BRAIN-1", "NA-HEAD-2", "NA-HEAD-3")),
+    ],
+)
+def test_studies_in_folders_of_their_own_belong_to_the_patient_of_their_header(
+    tmp_path, tags, patients
+):
+    """A download of TCIA: PATIENT/STUDY/SERIES, where only the header joins two studies."""
+    studies = ("A/NA-BRAIN-1", "A/NA-HEAD-2", "B/NA-HEAD-3")
+    head = Head({"t1": np.ones((4, 4, 2))}, np.eye(4))
+    for study, tag in zip(studies, tags, strict=True):
+        write_series(tmp_path / study / "t1", head, "t1", 1, "AX T1", "", tag)
+    assert [s.patient for s in detect_layout(tmp_path)[1].values()] == list(patients)
+
+
+def test_studies_of_one_name_are_called_by_the_folder_above(tmp_path):
+    head = Head({"t1": np.ones((4, 4, 2))}, np.eye(4))
+    for place in ("A/MRI", "B/MRI"):
+        write_series(tmp_path / place / "t1", head, "t1", 1, "AX T1", "")
+    assert list(detect_layout(tmp_path)[1]) == ["A_MRI", "B_MRI"]

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from ldm.data.nifti import volume_stem
-from ldm.data.patients import patient_of
+from ldm.data.patients import is_examination, patient_of
 from ldm.data.volume_file import VolumeFile
 from ldm.errors import DataError
 from ldm.label_scheme import USUAL, LabelScheme
@@ -199,17 +200,35 @@ class Entry(NamedTuple):
     owner: Path
 
 
+def named_folders(folders: Iterable[Path], root: Path) -> dict[Path, str]:
+    """Return the id of the subject of each folder: its name.
+
+    Where the name comes again, or is one of an examination (``week-044``), the name of the folder
+    above goes before it.
+    """
+    places = set(folders)
+    names = Counter(place.name for place in places)
+
+    def named(place: Path) -> str:
+        again = names[place.name] > 1 or is_examination(place.name)
+        return f"{place.parent.name}_{place.name}" if again else place.name
+
+    return {p: p.name if root in (p, p.parent) else named(p) for p in places}
+
+
 class Layout:
     """How files of subjects are named. A subclass says :meth:`parse`, or all of :meth:`find`.
 
     Attributes:
         contrasts: what is known; a configuration may add to it before anything is found.
         scheme: what labels mean in this naming, unless a configuration says it.
+        examined: subject -> whose examination it is, of those whose files say so.
     """
 
     name: str
     contrasts: Contrasts = KNOWN
     scheme: LabelScheme = USUAL
+    examined: Mapping[str, str] = MappingProxyType({})
     ambiguous = "remove one, or name the files in a CSV"  # what to do about two files
 
     def parse(self, path: Path) -> tuple[str, str] | None:
@@ -261,7 +280,12 @@ class Layout:
         last = len(places)
         ordered = {i: sorted(found[i], key=lambda c: places.get(c, last)) for i in sorted(found)}
         return {
-            i: Subject(i, {c: found[i][c] for c in names}, scheme=self.scheme_of(i))
+            i: Subject(
+                i,
+                {c: found[i][c] for c in names},
+                examined=self.examined.get(i),
+                scheme=self.scheme_of(i),
+            )
             for i, names in ordered.items()
         }
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 import secrets
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ import nibabel as nib
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
 from ldm.data.dicom_series import says_synthetic
-from ldm.data.layouts.base import Entry, Layout, Tree
+from ldm.data.layouts.base import Entry, Layout, Tree, named_folders
 from ldm.data.layouts.series import read_series
 from ldm.data.nifti import Volume, read_volume, volume_stem
+from ldm.data.patients import patient_of
 from ldm.data.synthetic import mark, statement
 from ldm.data.volume_file import VolumeFile
 from ldm.errors import DataError
@@ -29,6 +31,7 @@ log = logging.getLogger(__name__)
 
 ENDINGS = (".dcm", ".ima")
 PREAMBLE = 128  # bytes before the mark DICM
+NOBODY = re.compile(r"[0x?*._ -]*|.*(?:anon|unknown|removed|none|patient|subject|test)[^0-9]*")
 DICOM_AXES = axcodes2ornt("LPS")
 READ = ("SOPInstanceUID", "ImagePositionPatient", "EchoTime")  # of each file that is converted
 READ += ("SyntheticData", "DerivationDescription", "ImageComments")
@@ -126,22 +129,46 @@ class Dicom(Layout):
         return f"{subject}/{contrast}/*.dcm"
 
     def find(self, tree: Tree) -> Iterator[Entry]:  # noqa: D102
-        patients = set()
         series = [(f, first) for f, paths in tree.folders.items() if (first := _first(paths))]
         named = {folder: self.contrasts.named(folder.name) for folder, _ in series}
         told = {(folder.parent, contrast) for folder, contrast in named.items() if contrast}
+        found: list[tuple[str, Path]] = []
+        patients: dict[Path, Path] = {}
         for folder, first in series:
             contrast = named[folder] or _described(first)
-            patient = folder.parent
-            if contrast is None or (not named[folder] and (patient, contrast) in told):
+            if contrast is None or (not named[folder] and (folder.parent, contrast) in told):
                 log.info("series %s is passed over", folder.name)
                 continue
-            patients.add(patient)
-            yield Entry(patient.name, contrast, DicomSeries(folder), patient)
+            patients.setdefault(folder.parent, first)
+            found.append((contrast, folder))
+        ids = named_folders(patients, tree.root)
+        self.examined = _examined({ids[folder]: first for folder, first in patients.items()})
+        for contrast, folder in found:
+            yield Entry(ids[folder.parent], contrast, DicomSeries(folder), folder.parent)
         for patient in patients:
             for path in tree.folders.get(patient, ()):
                 if volume_stem(path.name) == LABELS:
-                    yield Entry(patient.name, LABELS, VolumeFile(path), patient)
+                    yield Entry(ids[patient], LABELS, VolumeFile(path), patient)
+
+
+def _examined(files: Mapping[str, Path]) -> dict[str, str]:
+    """Return whose examination a subject is, of those that share a ``PatientID`` with another.
+
+    The patient is called by the first of them, because the tag may be a number of the hospital. A
+    tag that all share, or that names nobody, is one of an anonymiser.
+    """
+    same: dict[str, list[str]] = {}
+    for subject, file in files.items() if len(files) > 1 else ():
+        header = _header(file, "PatientID")
+        tag = str(header.get("PatientID") or "").strip().casefold() if header else ""
+        same.setdefault(tag, []).append(subject)
+    groups = {} if len(same) == 1 else same
+    return {
+        subject: patient_of(subjects[0])
+        for tag, subjects in groups.items()
+        for subject in subjects
+        if len(subjects) > 1 and not NOBODY.fullmatch(tag)
+    }
 
 
 def _first(paths: list[Path]) -> Path | None:

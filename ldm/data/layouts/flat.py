@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from ldm.data.layouts.base import Entry, Layout, Tree
+from ldm.data.layouts.base import Entry, Layout, Tree, named_folders
 from ldm.data.nifti import volume_stem
-from ldm.data.patients import is_examination
 
 
 class Flat(Layout):
@@ -35,14 +33,9 @@ class Flat(Layout):
         endings = self.contrasts.endings("flat")
         exact = {(entry.owner, entry.contrast) for entry, stem in found if stem in endings}
         labelled = {entry.owner for entry, stem in found if stem == "seg"}
-        folders: dict[str, set[Path]] = defaultdict(set)
-        for entry, _ in found:
-            folders[entry.subject].add(entry.owner)
+        ids = named_folders((entry.owner for entry, _ in found), tree.root)
         for entry, stem in found:
             spelt = stem not in endings and (entry.owner, entry.contrast) in exact
             if spelt or (stem == "mask" and entry.owner in labelled):
                 continue
-            again = len(folders[entry.subject]) > 1 or is_examination(entry.subject)
-            if again and tree.root not in (entry.owner, entry.owner.parent):
-                entry = entry._replace(subject=f"{entry.owner.parent.name}_{entry.subject}")
-            yield entry
+            yield entry._replace(subject=ids[entry.owner])
