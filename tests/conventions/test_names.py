@@ -122,6 +122,21 @@ def test_each_contrast_may_have_a_folder_of_its_own(tmp_path):
     assert files == {i: {c: f"{i}_{n}.nii.gz" for c, n in names.items()} for i in ("P1", "P2")}
 
 
+def test_a_stripped_image_is_no_mask_of_the_brain(tmp_path):
+    """FSL and others write ID_t1_brain; of time points P_t1, that is the mask beside P_t1_t1."""
+    names = [f"P/P_{c}_brain.nii.gz" for c in FOUR]
+    files = found(tmp_path, *names, "P/P_seg.nii.gz")
+    assert files == {"P": {**{c: f"P_{c}_brain.nii.gz" for c in FOUR}, "seg": "P_seg.nii.gz"}}
+    found(tmp_path, "P/P_t1.nii.gz")
+    assert found(tmp_path)["P"]["t1"] == "P_t1.nii.gz"
+    points = [f"{p}/{p}_{c}.nii.gz" for p in ("Q_t1", "Q_t2") for c in ("t1", "brain")]
+    files = found(tmp_path / "points", *points)
+    assert {i: set(own) for i, own in files.items()} == {
+        "Q_t1": {"t1", "brain"},
+        "Q_t2": {"t1", "brain"},
+    }
+
+
 def test_a_mask_of_the_brain_alone_is_no_subject(tmp_path):
     """LUMIERE: programs leave theirs in folders of their own."""
     visit = "Patient-001/week-044"

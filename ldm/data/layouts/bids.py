@@ -14,8 +14,8 @@ from ldm.data.volume_file import VolumeFile
 from ldm.study import LABELS, MASK_FILE
 
 LESION = re.compile(  # words of a label, desc or seg entity that name what a tumour mask holds
-    r"lesion|tumou?r|glio|gbm|metasta|mets?\b|o?edema|enhanc|necro|core|cavity|infarct|stroke|wmh|"
-    r"\b(?:wt|tc|et|ncr|roi|ms)\b",
+    r"lesion|tumou?r|glio(?!n)|gbm|metasta|mets?\b|edema|enhanc(?!ed)|necro|cavity|infarct|stroke|"
+    r"wmh|\b(?:wt|tc|et|ncr|roi|ms|core)\b",
     re.IGNORECASE,
 )
 BY_HAND = re.compile(  # a folder of derivatives whose masks without a name are not of tissue

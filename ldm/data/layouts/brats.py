@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from ldm.data.layouts.base import Entry, Layout, Tree
@@ -78,15 +78,22 @@ class SuffixLayout(NumberedLayout):
             for entry in words
             if (entry.subject, entry.contrast) not in told or CORRECTED.search(entry.file.path.name)
         ]
-        entries = (
-            [entry._replace(owner=self._owner(entry)) for entry in e] for e in (exact, words)
-        )
-        yield from _gathered(*entries)
+        known: dict[str, set[str]] = defaultdict(set)
+        for entry in (*exact, *words):
+            known[entry.subject].add(entry.contrast)
+        yield from _gathered(*([self._placed(e, known) for e in part] for part in (exact, words)))
 
-    def _owner(self, entry: Entry) -> Path:
-        """Return the folder of a subject: that above a folder of one contrast."""
+    def _placed(self, entry: Entry, known: Mapping[str, set[str]]) -> Entry:
+        """Return an entry whose owner is the folder of the subject, above that of one contrast.
+
+        ``ID_t1_brain`` is the stripped T1 of ID where there is no other, and no subject ID_t1.
+        """
+        image = self._spelt(entry.subject) if known[entry.subject] == {MASK_FILE} else None
+        if image and image[1] not in MASKS and image[1] not in known.get(image[0], ()):
+            entry = entry._replace(subject=image[0], contrast=image[1])
         folder = entry.file.path.parent
-        return folder.parent if self.contrasts.named(folder.name) == entry.contrast else folder
+        is_of_one = self.contrasts.named(folder.name) == entry.contrast
+        return entry._replace(owner=folder.parent if is_of_one else folder)
 
     def _by_words(self, path: Path) -> Entry | None:
         stem = volume_stem(path.name) or ""
