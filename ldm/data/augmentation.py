@@ -7,10 +7,12 @@ A class here is a ``target`` of ``data.params.augmentation_config``; any callabl
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
+from monai.data.meta_obj import get_track_meta, set_track_meta
 from monai.transforms import (
     Compose,
     MapTransform,
@@ -29,6 +31,20 @@ from ldm.intensity import BACKGROUND
 
 IMAGES = ("condition", "target")
 MASKS = ("brain", "seg")
+
+
+def _moved(transform: Compose, images: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the images as a transform leaves them.
+
+    monai keeps a record of each step, with which it could be undone: that took longer than the
+    steps, and is off here.
+    """
+    is_recorded = get_track_meta()
+    set_track_meta(False)
+    try:
+        return {name: torch.as_tensor(a) for name, a in transform(images).items()}
+    finally:
+        set_track_meta(is_recorded)
 
 
 class RandContrastd(RandomizableTransform, MapTransform):
@@ -124,7 +140,7 @@ class SliceAugmentation:
         """Return the images (C, *S), moved together."""
         # Background is -1, and what an affine map brings in from outside is 0: shift for it.
         shifted = {n: a - BACKGROUND if n in IMAGES else a.float() for n, a in images.items()}
-        moved = {n: torch.as_tensor(a) for n, a in self.transform(shifted).items()}
+        moved = _moved(self.transform, shifted)
         return {n: a + BACKGROUND if n in IMAGES else a for n, a in moved.items()}
 
 
@@ -210,7 +226,7 @@ class SegmentationAugmentation:
     def __call__(self, images: dict[str, torch.Tensor]) -> dict[str, Any]:
         """Return the images (C, *S), moved together, with -1 outside the brain."""
         shifted = {n: a - BACKGROUND if n in IMAGES else a.float() for n, a in images.items()}
-        moved = {n: torch.as_tensor(a) for n, a in self.transform(shifted).items()}
+        moved = _moved(self.transform, shifted)
         brain = moved["brain"] > 0.5
         return {
             n: torch.where(brain, (a + BACKGROUND).clamp(-1, 1), BACKGROUND) if n in IMAGES else a
