@@ -147,6 +147,8 @@ def run(args: argparse.Namespace) -> int:
         done.write_failures(args.output)
         if synthesiser.timings:
             write_json(cost, synthesiser.cost())
+            if synthesiser.first_call:
+                print(synthesiser.first_call)
     code = report_written(done, args.output)
     keeps_ids = args.form == "nifti" or (args.form == "bids" and layout.name == "BIDS")
     if keeps_ids and any(study.target in subject.files for subject in subjects):

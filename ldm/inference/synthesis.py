@@ -36,6 +36,7 @@ from ldm.errors import (
     as_known_error,
     one_of,
 )
+from ldm.inference.fidelity import FirstCall
 from ldm.inference.given import GivenLayout, VolumeLike, given_subject
 from ldm.inference.outputs import SyntheticVolume
 from ldm.inference.request import OPTIONS, Request
@@ -83,6 +84,8 @@ class Synthesiser:
         precision = "32" if request.runtime == "onnx" else request.precision
         precision = resolve_weights(precision, trained.device.type)
         self._ask(replace(request, precision=precision))  # refused before any work
+        is_fast = self.request.precision != "32"
+        self.first_call = FirstCall(model.model) if is_fast else None
         to_channels_last(model.model.to(DTYPES[self.request.precision]))
         if request.runtime == "onnx":  # the session is called in place of the network
             others, file = list(model.model.blank_others(1)), trained.folder / ONNX_FILE
@@ -308,7 +311,8 @@ class Synthesiser:
 
     def _described_cost(self) -> dict[str, Any]:
         asked = {n: getattr(self.request, n) for n in ("precision", "batch_size", "steps")}
-        return {"device": self.trained.device.type, **asked, "calls": self.calls}
+        apart = {"first_call_from_32_bit": self.first_call.difference} if self.first_call else {}
+        return {"device": self.trained.device.type, **asked, "calls": self.calls, **apart}
 
     def described(self, subject: Subject) -> dict[str, Any]:
         """Return what decides the voxels of a subject's volume; raises DataError."""

@@ -11,6 +11,7 @@ import torch
 
 from ldm.cli.main import main
 from ldm.errors import OutputError
+from ldm.inference.fidelity import LIMIT
 from ldm.storage import sha256
 
 
@@ -197,9 +198,13 @@ def test_a_bad_subject_does_not_stop_the_others(tmp_path, run_folder, patients, 
     assert not (tmp_path / "out/Phantom_0002_t1ce.nii.gz").exists()
 
 
-def test_bf16_is_close_to_fp32(tmp_path, run_folder, patients, one):
+def test_bf16_is_close_to_fp32(tmp_path, run_folder, patients, one, capsys):
     only = ["--subjects", "Phantom_0003", "--precision", "bf16"]
     assert sample(run_folder, patients, tmp_path / "bf16", *only) == 0
+    assert "of its spread from that in 32 bit" in capsys.readouterr().out
+    costs = [json.loads((f / "cost.json").read_text()) for f in (one, tmp_path / "bf16")]
+    assert "first_call_from_32_bit" not in costs[0]
+    assert 0 < costs[1]["first_call_from_32_bit"] < LIMIT
     name = "Phantom_0003_t1ce.nii.gz"
     a, b = (np.asarray(nib.load(f / name).dataobj) for f in (one, tmp_path / "bf16"))
     assert np.abs(a - b).mean() < 0.02 * np.ptp(a)
