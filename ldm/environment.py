@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
-import os
 import platform
 import re
-import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -19,10 +16,6 @@ from ldm.errors import UnsafeError, bad_value
 log = logging.getLogger(__name__)
 
 SAFE_TORCH = (2, 10)
-# Options of glibc's malloc.h and bytes: what is free at the end of the heap, and one block of it.
-# Larger blocks are given back at once: kept ones fragment, and 256 MiB at a time took 1.8 times the
-# peak.
-MALLOPT = {-1: 2**30, -3: 2**27}
 STOLEN = ("2.6.2", "2.6.3")  # releases of Lightning made with stolen credentials
 
 
@@ -132,21 +125,6 @@ def resolve_weights(precision: str, kind: str) -> str:
             "here: give precision auto or 32"
         )
     return precision
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep what torch frees on a CPU for its next use.
-
-    By default glibc takes every large map of a network from the system and gives it back, and the
-    system clears each page again: a U-Net on 192 x 192 takes 1.3 to 1.4 times as long. The peak of
-    memory grows by up to a fifth, and it stays with the process. ``DSDIFF_KEEP_MEMORY=0`` leaves
-    the allocator alone; without glibc nothing is done.
-    """
-    is_glibc = sys.platform == "linux" and platform.libc_ver()[0] == "glibc"
-    if is_glibc and os.environ.get("DSDIFF_KEEP_MEMORY") != "0":
-        libc = ctypes.CDLL(None)
-        for option, size in MALLOPT.items():
-            libc.mallopt(option, size)
 
 
 def prefers_channels_last(precision: str, kind: str) -> bool:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LOWER, UPPER = -4.0, 8.0
 BACKGROUND = -1.0
@@ -32,6 +32,9 @@ def standard_units(images: Tensor) -> Tensor:
 
 def blur(images: Tensor, width: float) -> Tensor:
     """Return images (B, C, *S) smoothed by a Gaussian of a deviation in voxels, 0 outside."""
+    import torch
+    import torch.nn.functional as F
+
     reach = math.ceil(3 * width)
     places = torch.arange(-reach, reach + 1, device=images.device, dtype=images.dtype)
     taps = torch.exp(-0.5 * (places / width) ** 2)

@@ -12,7 +12,7 @@ from ldm.environment import prefers_channels_last, resolve_precision, resolve_we
 
 FAULTS = """
 import resource, torch
-from ldm.environment import keep_freed_memory
+from ldm.memory import keep_freed_memory
 keep_freed_memory()
 for step in range(30):
     if step == 10:

@@ -1,6 +1,7 @@
 """Perceptual metrics run with weights on disk, and say why they do not without."""
 
 from math import isnan
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -60,12 +61,13 @@ def test_frechet_distance_of_normal_distributions():
 
 
 def test_without_weights_there_is_a_reason(tmp_path, monkeypatch, weights):
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     network, reason = find_weights()
     assert network is None
     assert "no weights" in reason
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / weights.name).write_bytes(weights.read_bytes())
+    downloads = Path(torch.hub.get_dir()) / "checkpoints"
+    downloads.mkdir(parents=True)
+    (downloads / weights.name).write_bytes(weights.read_bytes())
     assert find_weights()[0].net == "squeeze"
     with pytest.raises(CheckpointError, match="CKPT-MISSING"):
         find_weights(tmp_path / "vgg16.pth")

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from builders import write_subject
 
 from ldm.cli.main import VERBS
 
@@ -82,3 +83,14 @@ def test_help_names_what_the_registries_hold():
     from ldm.data.brain import MASKS
 
     assert ", ".join(MASKS) == arguments.MASKS
+
+
+def test_an_evaluation_imports_nothing_that_computes_for_networks(tmp_path):
+    real, predicted = tmp_path / "real", tmp_path / "predicted"
+    write_subject(real, shape=(20, 20, 20))
+    (source,) = real.rglob("*_t1ce.nii*")
+    predicted.mkdir()
+    (predicted / source.name).write_bytes(source.read_bytes())
+    text, modules = started("evaluate", "--prediction", str(predicted), "--reference", str(real))
+    assert "MS-SSIM" in text
+    assert modules.isdisjoint({"torch", "torchmetrics", "monai", "skimage.metrics", "scipy.signal"})

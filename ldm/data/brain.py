@@ -12,7 +12,6 @@ from functools import reduce
 
 import numpy as np
 from scipy import ndimage
-from skimage.filters import threshold_otsu
 
 from ldm.errors import DataError
 from ldm.study import MASK_FILE
@@ -102,6 +101,8 @@ def _head(sizes: Sequence[np.ndarray]) -> np.ndarray:
     Otsu's threshold (1979) on the mean of the smoothed contrasts, then the largest component with
     its holes filled. The neck opens the head downwards, so holes are filled slice by slice too.
     """
+    from skimage.filters import threshold_otsu
+
     image = ndimage.gaussian_filter(np.mean(sizes, axis=0), 1.0)
     bright = image > threshold_otsu(image) if np.ptp(image) else image > 0
     opened = _filled(ndimage.binary_opening(bright))
@@ -117,9 +118,10 @@ def _relative(array: np.ndarray) -> np.ndarray:
     if air is None:  # noise about 0, unless the whole volume was standardised
         low, high = np.percentile(array, (1, 99))
         air = low if -low > STANDARDISED * (high - low) else 0
-    size = np.abs(array - np.float32(air))
-    bright = np.percentile(size[size > 0], 99) if size.any() else 1
-    return np.minimum(size / np.float32(bright), 1)
+    size = array - np.float32(air)
+    np.abs(size, out=size)
+    size /= np.float32(np.percentile(size[size > 0], 99) if size.any() else 1)
+    return np.minimum(size, 1, out=size)
 
 
 def _filled(mask: np.ndarray) -> np.ndarray:

@@ -367,7 +367,7 @@ def _scaled(
         if (slope, intercept) != (1, 0):
             values = stored * np.float64(slope) + np.float64(intercept)
         scaled = values.astype(np.float32)
-    if (np.isfinite(stored) & ~np.isfinite(scaled)).any():
+    if not np.isfinite(scaled).all() and (np.isfinite(stored) & ~np.isfinite(scaled)).any():
         raise DataError(
             "DATA-SCALE",
             f"{path.name} has slope {slope:g}, intercept {intercept:g}: expected finite float32 "

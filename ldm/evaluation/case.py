@@ -29,6 +29,7 @@ from ldm.data.nifti import Geometry, read_volume
 from ldm.data.normalise import IntensityScale, Normaliser, RobustNormaliser, spread_through
 from ldm.data.prepare import load_subject
 from ldm.errors import ConfigError, DataError
+from ldm.evaluation.images import Sliced, stacked
 from ldm.evaluation.metrics.enhancement import enhancement
 from ldm.evaluation.regions import REGIONS, Labelled
 from ldm.inference.forms import spread_path
@@ -110,15 +111,25 @@ class Case:
         """Return the mask of a region."""
         return self.once(("region", name), lambda: REGIONS[name].mask(self.anatomy))
 
+    def area(self, name: str, axis: int = -1) -> Sliced:
+        """Return that mask as slices along an axis."""
+        return self.once(("area", name, axis), lambda: Sliced(stacked(self.region(name), axis)))
+
     def bounds(self, protocol: Bounded) -> tuple[float, float]:
         """Intensities of the reference that become 0 and 1; NaN if there are no voxels."""
         key = (protocol.percentiles, protocol.bounds_in, protocol.from_zero)
         return self.once(key, lambda: protocol.bounds(self.reference, self.brain))
 
-    def unit(self, protocol: Bounded) -> NDArray[np.float64]:
-        """The reference mapped onto [0, 1]."""
+    def image(self, protocol: Bounded, axis: int = -1, inside: bool = False) -> Sliced:
+        """The reference mapped onto [0, 1]; ``inside``: with 0 outside the brain."""
         bounds = self.bounds(protocol)
-        return self.once(("unit", bounds), lambda: to_unit(self.reference, *bounds))
+
+        def make() -> Sliced:
+            if inside:
+                return self.image(protocol, axis).inside(self.area("brain", axis).stack)
+            return Sliced(to_unit(stacked(self.reference, axis), *bounds))
+
+        return self.once(("image", bounds, axis, inside), make)
 
     def scale(self, normaliser: Normaliser) -> IntensityScale:
         """The scale of the reference in its brain.
@@ -179,7 +190,9 @@ class Prediction:
 
 def to_unit(volume: ArrayLike, low: float, high: float) -> NDArray[np.float64]:
     """Map intensities to [0, 1] between two bounds, and clip them."""
-    return np.clip((np.asarray(volume, np.float64) - low) / (high - low), 0, 1)
+    unit = np.asarray(volume, np.float64) - low
+    unit /= high - low
+    return np.clip(unit, 0, 1, out=unit)
 
 
 def judged_study(folders: Iterable[Path], target: str | None = None) -> Study:

@@ -39,6 +39,7 @@ from ldm.evaluation.protocol import (
     slice_features,
 )
 from ldm.evaluation.scores import Evaluation
+from ldm.memory import keep_freed_memory
 from ldm.progress import Progress, silent
 from ldm.study import LABELS, Study
 
@@ -197,6 +198,7 @@ class _Work:
         self, subjects: Sequence[Subject], baseline: bool, watch: Watch | None, progress: Progress
     ) -> Evaluation:
         """Judge every patient; return the first evaluation, which holds the others."""
+        keep_freed_memory()
         first, *others = self.results
         for subject in progress(subjects, "Evaluating", len(subjects)):
             shown = self.judge(subject, baseline)

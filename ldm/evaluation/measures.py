@@ -7,7 +7,6 @@ from functools import partial
 from math import nan
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 from numpy.typing import NDArray
 
 from ldm.evaluation.metrics import calibration, detail, enhancement, overlap, published
@@ -18,17 +17,16 @@ Level = Literal["region", "volume", "spread", "enhancement", "slices_of_row", "s
 
 
 def _ssim(view: View) -> float:
-    return metrics.mean_similarity(view.volumes.similarity, view.stack)
+    return metrics.mean_similarity(view.volumes.similarity, view.inside)
 
 
 def _ssim_3d(view: View) -> float:
     similarity = view.volumes.similarity_3d
-    return nan if similarity is None else metrics.mean_similarity(similarity, view.stack, dims=3)
+    return nan if similarity is None else metrics.mean_similarity(similarity, view.inside, dims=3)
 
 
 def _hfen(view: View) -> float:
-    inside = np.moveaxis(view.mask, view.volumes.axis, 0)
-    return detail.relative_error(*(edges[inside] for edges in view.volumes.edges))
+    return detail.relative_error(*(view.of_region(i.edges) for i in view.volumes.images))
 
 
 def _frechet(features: tuple[NDArray, NDArray]) -> float:
@@ -89,7 +87,7 @@ MEASURES = {
     "ms_ssim": Measure(
         "MS-SSIM",
         "2-D, five scales, Gaussian window 11x11 sigma 1.5 inside the slice, mean over slices "
-        "(monai); sides < 176 padded with zeros",
+        "(as monai, in double precision); sides < 176 padded with zeros",
         lambda v: v.volumes.ms_ssim,
         level="volume",
         regions=WHOLE,
@@ -167,13 +165,13 @@ MEASURES = {
         "SSIM (BraSyn)",
         "3-D, both volumes 0 outside the region, Gaussian window 11x11x11 sigma 1.5, mirrored "
         "borders, data range from the two masked volumes, mean of the map over the region",
-        lambda v: published.brasyn_ssim(*v.volumes.pair, v.mask),
+        lambda v: published.brasyn_ssim(*v.volumes.stacks, v.area.stack),
     ),
     "legacy_ms_ssim": Measure(
         "MS-SSIM (padded)",
         "2-D, torchmetrics with mirrored borders, each volume standardised on its own to "
         "2048 ± 400 and clipped to 12 bits, data range from each pair of slices, mean over slices",
-        lambda v: published.legacy_ms_ssim(*v.volumes.pair, v.volumes.axis),
+        lambda v: published.legacy_ms_ssim(*v.volumes.stacks, axis=0),
         level="volume",
         regions=WHOLE,
     ),

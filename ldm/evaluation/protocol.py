@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ldm.errors import ConfigError
 from ldm.evaluation.case import Case, Prediction, to_unit
+from ldm.evaluation.images import Sliced, stacked
 from ldm.evaluation.measures import MEASURES, Level, of_level
 from ldm.evaluation.metrics.similarity import same_shape
 from ldm.evaluation.regions import REGIONS
@@ -255,8 +256,8 @@ def slice_features(
     if not views:
         return None
     predicted, real = views["brain"].volumes.slices
-    own = case.once(("features", protocol), lambda: perceptual.features(real, protocol.axis))
-    return perceptual.features(predicted, protocol.axis), own
+    own = case.once(("features", protocol), lambda: perceptual.features(real, axis=0))
+    return perceptual.features(predicted, axis=0), own
 
 
 def _views(
@@ -272,13 +273,19 @@ def _views(
         own = protocol.bounds(prediction.volume, case.brain)
     if not (high > low and own[1] > own[0]):
         return {}
-    pair = (to_unit(prediction.volume, *own), case.unit(protocol))
-    further = (case, prediction, protocol.axis, perceptual)
-    given = inside = Volumes(*pair, *further)
-    if any(volume[~case.brain].any() for volume in pair):  # else they share what they compute
-        inside = Volumes(*(np.where(case.brain, volume, 0) for volume in pair), *further)
+    axis = protocol.axis
+    predicted = Sliced(to_unit(stacked(prediction.volume, axis), *own))
+    brain, further = case.area("brain", axis), (case, prediction, perceptual)
+    pair = (predicted, case.image(protocol, axis))
+    within = (predicted.inside(brain.stack), case.image(protocol, axis, inside=True))
+    given = inside = Volumes(*pair, brain, *further)
+    if within != pair:  # else they share what they compute
+        inside = Volumes(*within, brain, *further)
     whole = protocol.bounds_in == "full"
-    return {r: View(given if whole or r == "full" else inside, case.region(r)) for r in regions}
+    return {
+        r: View(given if whole or r == "full" else inside, case.area(r, axis), case.region(r))
+        for r in regions
+    }
 
 
 def _region_definition(region: str) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ldm.evaluation.images import Sliced
 from ldm.evaluation.metrics import detail, enhancement
 from ldm.evaluation.metrics import similarity as metrics
 
@@ -25,99 +26,99 @@ class Volumes:
     """Prediction and reference on one intensity scale, and what is computed from them only once.
 
     Args:
-        prediction, reference: (X, Y, Z) in [0, 1].
+        prediction, reference: of one shape.
+        brain: of them.
         case, predicted: what they are of, in the units of the reference.
-        axis: the axis that counts the slices.
         perceptual: the network of LPIPS, if there is one.
     """
 
-    prediction: NDArray[np.float64]
-    reference: NDArray[np.float64]
+    prediction: Sliced
+    reference: Sliced
+    brain: Sliced
     case: Case
     predicted: Prediction
-    axis: int = -1
     perceptual: Perceptual | None = None
 
     def __post_init__(self) -> None:
-        self.pair = (self.prediction, self.reference)
+        self.images = (self.prediction, self.reference)
+        self.stacks = (self.prediction.stack, self.reference.stack)
 
     @cached_property
     def content(self) -> NDArray[np.bool_]:
-        """Which slices contain brain, broadcastable against the volumes."""
-        others = tuple(axis for axis in range(3) if axis != self.axis % 3)
-        return self.case.brain.any(axis=others, keepdims=True)
+        """Which slices contain brain (slices, 1, 1)."""
+        return self.brain.stack.any(axis=(1, 2), keepdims=True)
 
     @cached_property
     def similarity(self) -> NDArray[np.float64]:
         """SSIM at each voxel of the slices with brain, as a stack of slices."""
-        stacks = metrics.stacks(*self.pair, np.broadcast_to(self.content, self.shape), self.axis)
-        return metrics.similarity_map(*stacks, 1.0)
+        return metrics.similarity_map(*self.stacks, 1.0, inside=self.content)
 
     @cached_property
     def similarity_3d(self) -> NDArray[np.float64] | None:
         """SSIM with 3-D windows as a stack of slices; None if a side is below 11."""
-        if min(self.shape) < metrics.SSIM_WINDOW:
+        if min(self.brain.stack.shape) < metrics.SSIM_WINDOW:
             return None
-        return metrics.similarity_map(*metrics.stacks(*self.pair, None, self.axis), 1.0, dims=3)
+        return metrics.similarity_map(*self.stacks, 1.0, dims=3)
 
-    @cached_property
-    def edges(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Laplacian of a Gaussian of both, as stacks of slices."""
-        x, y, _ = metrics.stacks(*self.pair, None, self.axis)
-        return detail.edges(x), detail.edges(y)
-
-    @cached_property
+    @property
     def slices(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Both with the slices only that contain brain."""
-        return tuple(np.compress(self.content.ravel(), v, self.axis) for v in self.pair)
+        """Both as stacks of the slices that contain brain."""
+        found = np.flatnonzero(self.content)
+        between = slice(found[0], found[-1] + 1) if found.size else slice(0)
+        kept = between if self.content[between].all() else found  # the first copies nothing
+        return tuple(stack[kept] for stack in self.stacks)
 
     @cached_property
     def ms_ssim(self) -> float:
         """MS-SSIM of the slices with brain."""
-        return metrics.ms_ssim(*self.slices, 1.0, self.axis)
+        return metrics.ms_ssim(*self.slices, 1.0, axis=0)
 
     @cached_property
     def lpips(self) -> float:
         """LPIPS of the slices with brain; NaN without a network."""
-        return self.perceptual.lpips(*self.slices, self.axis) if self.perceptual else nan
+        return self.perceptual.lpips(*self.slices, axis=0) if self.perceptual else nan
 
     @cached_property
     def enhancement(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """What the agent added at each voxel, predicted and true."""
         return self.case.enhancement(self.predicted.volume), self.case.true_enhancement
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the volumes."""
-        return self.reference.shape
-
 
 @dataclass(eq=False)
 class View:
-    """One region of two volumes."""
+    """One region of two volumes.
+
+    Args:
+        area: the region as a stack of slices.
+        mask: the same (X, Y, Z).
+    """
 
     volumes: Volumes
+    area: Sliced
     mask: NDArray[np.bool_]
 
     @cached_property
     def values(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """The voxels of the region, in both volumes."""
-        return tuple(volume[self.mask] for volume in self.volumes.pair)
+        return tuple(self.of_region(stack) for stack in self.volumes.stacks)
+
+    def of_region(self, stack: NDArray) -> NDArray:
+        """Return the values (N,) of a stack of slices in the region."""
+        return metrics.within(stack, self.area.stack, self.area.box)
 
     @cached_property
     def changes(self) -> detail.Changes:
         """What flicker and sharpness share."""
-        return detail.changes(*self.volumes.pair, self.mask, self.volumes.axis)
+        return detail.changes(*self.volumes.stacks, self.area.stack, axis=0)
 
     @property
-    def stack(self) -> NDArray[np.bool_]:
-        """The mask in slices with brain, as a stack of slices."""
-        return np.moveaxis(self.mask & self.volumes.content, self.volumes.axis, 0)
+    def inside(self) -> NDArray[np.bool_]:
+        """The region in slices with brain, as a stack of slices."""
+        return self.area.stack & self.volumes.content
 
     def of_slices(self, metric: Callable[..., float]) -> float:
         """Mean of a voxel metric over the slices with brain."""
-        inside = self.mask & self.volumes.content
-        return metrics.mean_over_slices(metric, *self.volumes.pair, inside, self.volumes.axis)
+        return metrics.mean_over_slices(metric, *self.volumes.stacks, self.inside, axis=0)
 
     @property
     def enhancing(self) -> NDArray[np.bool_]:

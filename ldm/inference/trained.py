@@ -24,9 +24,10 @@ from ldm.data.seen import (
     spacing_text,
     tells_all,
 )
-from ldm.environment import keep_freed_memory, pick_device
+from ldm.environment import pick_device
 from ldm.errors import CheckpointError
 from ldm.hub import local_folder
+from ldm.memory import keep_freed_memory
 from ldm.storage import run_folder
 from ldm.study import MASK_FILE, Study
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-from torchmetrics.functional.image.lpips import _NoTrainLpips
+from typing import TYPE_CHECKING
 
 from ldm.errors import CheckpointError, one_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LPIPS_NETS = {"vgg": "vgg16", "alex": "alexnet", "squeeze": "squeezenet1_1"}  # torchvision's names
 SCALES = 3
@@ -25,6 +24,8 @@ def multi_scale_gradient(prediction: Tensor, target: Tensor) -> Tensor:
     Args:
         prediction, target: images (B, C, H, W) with sides of at least 8.
     """
+    import torch.nn.functional as F
+
     error = (prediction - target).float()
     total = error.new_zeros(())
     for scale in range(SCALES):
@@ -49,6 +50,9 @@ class LPIPS:
     """
 
     def __init__(self, weights: str | Path, net: str = "vgg") -> None:
+        import torch
+        from torchmetrics.functional.image.lpips import _NoTrainLpips
+
         one_of("lpips_net", net, LPIPS_NETS)
         path = Path(weights)
         if not path.is_file():

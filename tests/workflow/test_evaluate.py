@@ -292,7 +292,7 @@ def test_a_benchmark_keeps_what_evaluate_says_to_the_last_bit(
     """Every level: regions, spread, all slices of a row (Fréchet), failures, and why one is n/a."""
     from torchvision.models import squeezenet1_1
 
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     if with_weights:
         torch.manual_seed(0)
         (tmp_path / "hub/checkpoints").mkdir(parents=True)

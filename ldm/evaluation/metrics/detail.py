@@ -65,13 +65,15 @@ def changes(
     predicted, true, inside = triple(prediction, reference, mask)
     if true.ndim != 3:
         return Changes(nan, nan, nan, nan)
-    box = content_box(inside)
-    sums = np.zeros((2, 3))
+    box = content_box(inside & ((predicted != 0) | (true != 0)), 1)  # elsewhere nothing changes
+    kept, sums = inside[box], np.zeros((2, 3))
     for direction in range(3):
-        x, y, kept = (np.moveaxis(a[box], direction, 0) for a in (predicted, true, inside))
-        pairs = kept[1:] & kept[:-1]
-        for row, values in enumerate((x, y)):
-            sums[row, direction] = np.sum(np.diff(values, axis=0)[pairs] ** 2)
+        before = (slice(None),) * direction
+        pairs = kept[(*before, slice(1, None))] & kept[(*before, slice(-1))]
+        for row, volume in enumerate((predicted, true)):
+            change = np.diff(volume[box], axis=direction)
+            change[~pairs] = 0
+            sums[row, direction] = np.vdot(change, change)
     across = sums[:, axis % 3]
     within = np.delete(sums, axis % 3, axis=1).sum(axis=1)
     return Changes(*map(float, (across[0], within[0], across[1], within[1])))

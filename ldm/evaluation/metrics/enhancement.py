@@ -31,7 +31,9 @@ def robust_z(volume: ArrayLike, brain: ArrayLike) -> NDArray[np.float64]:
     values = np.asarray(volume, np.float64)
     inside = values[np.asarray(brain) != 0]
     first, median, third = np.percentile(inside, (25, 50, 75)) if inside.size else (nan, nan, nan)
-    return (values - median) / (third - first if third > first else nan)
+    deviation = values - median
+    deviation /= third - first if third > first else nan
+    return deviation
 
 
 def enhancement(target: ArrayLike, native: ArrayLike, brain: ArrayLike) -> NDArray[np.float64]:
@@ -41,7 +43,9 @@ def enhancement(target: ArrayLike, native: ArrayLike, brain: ArrayLike) -> NDArr
         DataError: DATA-SHAPE if the shapes differ.
     """
     same_shape(target=target, native=native, brain=brain)
-    return np.round(robust_z(target, brain) - robust_z(native, brain), DECIMALS)
+    added = robust_z(target, brain)
+    added -= robust_z(native, brain)
+    return np.round(added, DECIMALS, out=added)
 
 
 def mean_within(values: NDArray[np.float64], mask: NDArray[np.bool_]) -> float:
@@ -73,13 +77,11 @@ def auc(
         0 to 1, 0.5 for a score that is the same everywhere; NaN where a mask is empty or a score
         is NaN.
     """
-    from scipy.stats import rankdata
-
-    ours, others = score[positive], score[negative]
-    together = np.concatenate([ours, others])
-    if not ours.size or not others.size or np.isnan(together).any():
+    ours, others = score[positive], np.sort(score[negative])
+    if not ours.size or not others.size or np.isnan(ours).any() or np.isnan(others[-1]):
         return nan
-    above = rankdata(together)[: ours.size].sum() - ours.size * (ours.size + 1) / 2
+    below = (np.searchsorted(others, ours, side).sum() for side in ("left", "right"))
+    above = sum(below) / 2  # a tie is counted by one side only
     return float(above / (ours.size * others.size))
 
 

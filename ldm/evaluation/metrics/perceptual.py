@@ -6,16 +6,20 @@ whether an image looks alike to that network, not whether the anatomy is right.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ldm.errors import to_the_reader
-from ldm.evaluation.metrics.similarity import stacks
+from ldm.evaluation.metrics.similarity import padded, stacks
 from ldm.losses.perceptual import LPIPS, LPIPS_NETS
+
+if TYPE_CHECKING:
+    import torch
 
 BATCH = 8
 MIN_SIDE = 64  # what five poolings by two leave something of
@@ -35,9 +39,8 @@ class Perceptual:
     def __init__(self, weights: str | Path, net: str = "vgg") -> None:
         self.net = net
         self.distance = LPIPS(weights, net)
-        self.backbone = self.distance.network.eval()
+        self.backbone = self.distance.network.eval().requires_grad_(False)
 
-    @torch.no_grad()
     def lpips(self, prediction: NDArray, reference: NDArray, axis: int = -1) -> float:
         """Mean LPIPS over the slices of two volumes in [0, 1]; NaN without slices.
 
@@ -50,7 +53,6 @@ class Perceptual:
             count += len(x)
         return total / count if count else float("nan")
 
-    @torch.no_grad()
     def features(self, volume: NDArray, axis: int = -1) -> NDArray[np.float64]:
         """Mean over the image of the last feature maps of each slice, (slices, channels)."""
         pooled = []
@@ -104,15 +106,17 @@ def find_weights(
 
 def stored_weights(nets: Sequence[str] = tuple(LPIPS_NETS)) -> Path | None:
     """Return the first file of weights where torch keeps downloads, or None."""
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+    home = Path(os.environ.get("TORCH_HOME", f"{cache}/torch")).expanduser()  # without torch
+    folder = home / "hub" / "checkpoints"
     files = (sorted(folder.glob(f"{LPIPS_NETS[net]}-*.pth")) for net in nets)
     return next((found[0] for found in files if found), None)
 
 
 def _batches(volume: NDArray, axis: int) -> Iterator[torch.Tensor]:
     """Slices as images (B, 1, H, W) in [-1, 1], at least 64 wide, empty around."""
-    slices = stacks(volume, volume, None, axis)[0]
-    missing = [max(0, MIN_SIDE - side) for side in slices.shape[1:]]
-    margins = [(0, 0), *((size // 2, size - size // 2) for size in missing)]
-    images = torch.from_numpy(np.pad(slices, margins)).float()[:, None] * 2 - 1
+    import torch
+
+    slices = padded(stacks(volume, volume, None, axis)[0], MIN_SIDE)
+    images = torch.tensor(slices, dtype=torch.float32)[:, None] * 2 - 1
     yield from images.split(BATCH) if len(images) else ()

@@ -15,6 +15,7 @@ from ldm.evaluation.metrics.similarity import (
     MS_SSIM_SIDE,
     SSIM_WINDOW,
     content_box,
+    padded,
     similarity_map,
     stacks,
 )
@@ -55,7 +56,8 @@ def legacy_ms_ssim(prediction: ArrayLike, reference: ArrayLike, axis: int = -1) 
     scaled = [_twelve_bits(volume) for volume in pair]
     kept = np.any([np.ptp(volume, axis=(1, 2)) > 0 for volume in scaled], axis=0)
     values = []
-    for slices in zip(*(_padded(volume[kept]) for volume in scaled), strict=True):
+    kept_slices = (padded(v[kept], MS_SSIM_SIDE, v[kept].min()) for v in scaled)
+    for slices in zip(*kept_slices, strict=True):
         images = (torch.from_numpy(image)[None, None] for image in slices)
         value = multiscale_structural_similarity_index_measure(*images)
         values.append(float(value))
@@ -90,7 +92,7 @@ def brasyn_ssim(prediction: ArrayLike, reference: ArrayLike, mask: ArrayLike) ->
     margin = SSIM_WINDOW // 2
     box = tuple(slice(b.start, b.stop + 2 * margin) for b in content_box(inside))
     mirrored = [np.pad(volume, margin, mode="reflect")[box] for volume in (x, y)]
-    similarity = similarity_map(*mirrored, np.ones(mirrored[0].shape, bool), data_range, dims=3)
+    similarity = similarity_map(*mirrored, data_range, dims=3)
     values = similarity[(slice(margin, -margin),) * 3][inside[content_box(inside)]]
     return float(values.mean())
 
@@ -99,9 +101,3 @@ def _twelve_bits(volume: NDArray[np.float64]) -> NDArray[np.float64]:
     standardised = (volume - volume.mean()) / volume.std()
     scaled = standardised * TWELVE_BITS["sd"] + TWELVE_BITS["mean"]
     return np.clip(scaled, TWELVE_BITS["low"], TWELVE_BITS["high"])
-
-
-def _padded(stack: NDArray[np.float64]) -> NDArray[np.float64]:
-    missing = [max(0, MS_SSIM_SIDE - side) for side in stack.shape[1:]]
-    margins = [(0, 0), *((size // 2, size - size // 2) for size in missing)]
-    return np.pad(stack, margins, constant_values=stack.min())

@@ -1,8 +1,8 @@
 """Image metrics as pure functions of two numpy arrays; the inputs are never modified.
 
-Every function takes ``prediction`` and ``reference`` of one shape, computes in float64 (MS-SSIM in
-float32, as monai does) and returns a float. A value that is not defined (an empty mask, a reference
-without contrast) is NaN, never an invented number. The formulas stand in ``docs/metrics.md``.
+Every function takes ``prediction`` and ``reference`` of one shape, computes in float64 and returns
+a float. A value that is not defined (an empty mask, a reference without contrast) is NaN, never an
+invented number. The formulas stand in ``docs/metrics.md``.
 
 SSIM and MS-SSIM are those of 2-D slices along ``axis``, with windows inside the image; SSIM has a
 3-D variant. :func:`mean_over_slices` gives the mean of the 2-D values of a voxel metric.
@@ -10,7 +10,7 @@ SSIM and MS-SSIM are those of 2-D slices along ``axis``, with windows inside the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from math import inf, isnan, log10, nan, sqrt
 from typing import Literal
 
@@ -20,9 +20,11 @@ from numpy.typing import ArrayLike, NDArray
 from ldm.errors import ConfigError, DataError
 
 SSIM_SIGMA = 1.5
-SSIM_WINDOW = 11  # a Gaussian of 1.5 cut at 3.5 sigma reaches five pixels to each side
+SSIM_RADIUS = 5  # pixels that a Gaussian of 1.5, cut at 3.5 sigma, reaches to each side
+SSIM_WINDOW = 2 * SSIM_RADIUS + 1
 MS_SSIM_SIDE = 176  # smallest side whose fifth scale (1/16) still holds one whole window
-MS_SSIM_BATCH = 16  # slices of one call, which bounds its memory
+SSIM_BATCH = 4  # slices
+MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # of the scales, the finest first
 NMI_BINS = 100  # along each axis of the joint histogram
 
 NrmseKind = Literal["min-max", "euclidean"]
@@ -92,7 +94,8 @@ def mae(prediction: ArrayLike, reference: ArrayLike, mask: ArrayLike | None = No
         DataError: DATA-SHAPE if the shapes differ.
     """
     predicted, true = _voxels(prediction, reference, mask)
-    return float(np.mean(np.abs(predicted - true))) if true.size else nan
+    error = predicted - true
+    return float(np.mean(np.abs(error, out=error))) if true.size else nan
 
 
 def nmi(prediction: ArrayLike, reference: ArrayLike, mask: ArrayLike | None = None) -> float:
@@ -109,14 +112,36 @@ def nmi(prediction: ArrayLike, reference: ArrayLike, mask: ArrayLike | None = No
     Raises:
         DataError: DATA-SHAPE if the shapes differ.
     """
-    from skimage.metrics import normalized_mutual_information
+    from scipy.special import entr
 
     pair = _voxels(prediction, reference, mask)
     if not all(values.size and np.isfinite(values).all() for values in pair):
         return nan
     if not any(np.ptp(values) > 0 for values in pair):
         return nan
-    return float(normalized_mutual_information(*pair, bins=NMI_BINS))
+    background = [values[0] for values in pair]  # most of a whole volume: counted, not sorted in
+    others = (pair[0] != background[0]) | (pair[1] != background[1])
+    first, second = (_bins(np.append(v[others], b)) for v, b in zip(pair, background, strict=True))
+    counts = np.bincount(first * NMI_BINS + second, minlength=NMI_BINS**2)
+    counts[first[-1] * NMI_BINS + second[-1]] += others.size - first.size
+    joint = counts.reshape(NMI_BINS, NMI_BINS) / counts.sum()
+    apart = sum(entr(joint.sum(axis=axis)).sum() for axis in (0, 1))
+    return float(apart / entr(joint).sum())
+
+
+def _bins(values: NDArray[np.float64]) -> NDArray[np.intp]:
+    """The bin of each value, of NMI_BINS alike from the smallest to the largest, by their edges.
+
+    As ``numpy.histogram2d``, which searches the edges for each value: ten times as long.
+    """
+    low, high = float(values.min()), float(values.max())
+    low, high = (low, high) if high > low else (low - 0.5, high + 0.5)
+    edges = np.linspace(low, high, NMI_BINS + 1)
+    found = ((values - low) * (NMI_BINS / (high - low))).astype(np.intp)
+    np.minimum(found, NMI_BINS - 1, out=found)  # the largest value belongs to the last
+    found -= values < edges[found]  # where rounding went over an edge
+    found += (values >= edges[found + 1]) & (found < NMI_BINS - 1)
+    return found
 
 
 def mean_over_slices(
@@ -172,16 +197,19 @@ def ssim(
     *pair, inside = _slices(prediction, reference, mask, axis)
     if not data_range > 0 or not inside.any():
         return nan
-    return mean_similarity(similarity_map(*pair, inside, data_range, dims), inside, dims)
+    return mean_similarity(similarity_map(*pair, data_range, dims, inside), inside, dims)
 
 
 def similarity_map(
-    predicted: NDArray, true: NDArray, inside: NDArray, data_range: float, dims: Literal[2, 3] = 2
+    predicted: NDArray,
+    true: NDArray,
+    data_range: float,
+    dims: Literal[2, 3] = 2,
+    inside: NDArray | None = None,
 ) -> NDArray[np.float64]:
     """SSIM at every voxel of stacks of slices (slices, H, W), the expensive part of :func:`ssim`.
 
-    Only slices with a voxel of ``inside`` are computed, and only where there is content: windows
-    without any have a similarity of 1, and so has all that is not computed.
+    With 2-D windows only slices with a voxel of ``inside`` are computed, the others are 1.
     """
     sides = true.shape if dims == 3 else true.shape[1:]
     if min(sides) < SSIM_WINDOW:
@@ -190,24 +218,28 @@ def similarity_map(
             f"slices of {_size(sides)}; SSIM needs at least {_size((SSIM_WINDOW,) * dims)}; "
             "check the slice axis",
         )
-    similarity = np.ones(true.shape)
-    box = content_box((predicted != 0) | (true != 0), SSIM_WINDOW)  # NaN counts as content
     if dims == 3:
-        similarity[box] = _skimage_map(predicted[box], true[box], data_range)
-        return similarity
-    for index in np.flatnonzero(inside.any(axis=(1, 2))):
-        place = (index, *box[1:])
-        similarity[place] = _skimage_map(predicted[place], true[place], data_range)
+        return np.multiply(*_agreement(predicted, true, data_range, dims))
+    similarity = np.ones(true.shape)
+    wanted = np.arange(len(true)) if inside is None else np.flatnonzero(inside.any(axis=(1, 2)))
+    for some in _batches(wanted):
+        similarity[some] = np.multiply(*_agreement(predicted[some], true[some], data_range))
     return similarity
 
 
 def mean_similarity(similarity: NDArray, inside: NDArray, dims: Literal[2, 3] = 2) -> float:
     """Mean of a map (slices, H, W) over the voxels of ``inside`` whose window fits; NaN if none."""
-    border = SSIM_WINDOW // 2
-    windowed = slice(border, -border)
+    windowed = slice(SSIM_RADIUS, -SSIM_RADIUS)
     place = (windowed if dims == 3 else slice(None), windowed, windowed)
-    values = similarity[place][inside[place]]
+    values = within(similarity[place], inside[place])
     return float(values.mean()) if values.size else nan
+
+
+def within(values: NDArray, mask: NDArray, box: tuple[slice, ...] | None = None) -> NDArray:
+    """Return the values (N,) inside a mask, of whose ``box`` alone anything is looked at."""
+    box = content_box(mask) if box is None else box
+    inside = mask[box]
+    return values[box][... if inside.all() else inside].ravel()
 
 
 def content_box(mask: NDArray, margin: int = 0) -> tuple[slice, ...]:
@@ -222,21 +254,33 @@ def content_box(mask: NDArray, margin: int = 0) -> tuple[slice, ...]:
     return tuple(box)
 
 
-def _skimage_map(predicted: NDArray, true: NDArray, data_range: float) -> NDArray[np.float64]:
-    """SSIM at every voxel of one slice or volume of content."""
-    from skimage.metrics import structural_similarity
+def _batches(slices: NDArray) -> list[NDArray]:
+    """A few at a time: they fit into the cache of a processor, and a call is not much for them."""
+    return [slices[start : start + SSIM_BATCH] for start in range(0, len(slices), SSIM_BATCH)]
 
-    if not true.size:
-        return np.ones(true.shape)
-    return structural_similarity(
-        predicted,
-        true,
-        data_range=data_range,
-        gaussian_weights=True,
-        sigma=SSIM_SIGMA,
-        use_sample_covariance=False,
-        full=True,
-    )[1]
+
+def _agreement(
+    x: NDArray, y: NDArray, data_range: float, dims: Literal[2, 3] = 2
+) -> tuple[NDArray, NDArray]:
+    """Luminance and structure at each voxel of two stacks (slices, H, W): the factors of SSIM.
+
+    Only what has content is computed: where a window is empty, both are 1.
+    """
+    from scipy.ndimage import gaussian_filter
+
+    luminance, structure = np.ones(x.shape), np.ones(x.shape)
+    box = content_box((x != 0) | (y != 0), SSIM_RADIUS)  # NaN counts as content
+    x, y = x[box], y[box]
+    if x.size:
+        smoothed = (x, y, x * x + y * y, x * y)  # the variances enter by their sum alone
+        window = {"sigma": SSIM_SIGMA, "radius": SSIM_RADIUS, "axes": (0, 1, 2)[-dims:]}
+        smoothed = (gaussian_filter(v, **window) for v in smoothed)
+        mean_x, mean_y, squares, product = smoothed
+        means, both = mean_x * mean_y, mean_x * mean_x + mean_y * mean_y
+        c1, c2 = ((k * data_range) ** 2 for k in (0.01, 0.03))
+        luminance[box] = (2 * means + c1) / (both + c1)
+        structure[box] = (2 * (product - means) + c2) / (squares - both + c2)
+    return luminance, structure
 
 
 def ms_ssim(
@@ -261,17 +305,38 @@ def ms_ssim(
     Raises:
         DataError: DATA-SHAPE if the shapes differ, DATA-RANGE for negative intensities.
     """
-    import torch
-    from monai.metrics import compute_ms_ssim
-
     predicted, true, _ = _slices(prediction, reference, None, axis)
     if not data_range > 0 or true.size == 0:
         return nan
-    values = [
-        compute_ms_ssim(*map(_ms_ssim_batch, batch), spatial_dims=2, data_range=data_range)
-        for batch in _batches(predicted, true)
-    ]
-    return float(torch.cat(values).double().mean())
+    pairs = zip(*(_batches(padded(v, MS_SSIM_SIDE)) for v in (predicted, true)), strict=True)
+    return float(np.mean(np.concatenate([_ms_ssim_of_slices(*p, data_range) for p in pairs])))
+
+
+def _ms_ssim_of_slices(x: NDArray, y: NDArray, data_range: float) -> NDArray[np.float64]:
+    """Structure of every scale and luminance of the coarsest, means over the windows inside."""
+    windowed = slice(SSIM_RADIUS, -SSIM_RADIUS)
+    values, last = np.ones(len(x)), len(MS_SSIM_WEIGHTS) - 1
+    for scale, weight in enumerate(MS_SSIM_WEIGHTS):
+        if scale:
+            x, y = _halved(x), _halved(y)
+        luminance, structure = _agreement(x, y, data_range)
+        agreement = luminance * structure if scale == last else structure
+        values *= np.maximum(agreement[:, windowed, windowed].mean(axis=(1, 2)), 0) ** weight
+    return values
+
+
+def _halved(stack: NDArray) -> NDArray:
+    """Means of 2 x 2 pixels (slices, H // 2, W // 2); an odd last row or column is left out."""
+    rows, columns = (side // 2 * 2 for side in stack.shape[1:])
+    halved = stack[:, :rows:2] + stack[:, 1:rows:2]
+    return (halved[..., :columns:2] + halved[..., 1:columns:2]) / 4
+
+
+def padded(stack: NDArray, side: int, value: float = 0.0) -> NDArray:
+    """Slices (slices, H, W) in the middle of ones whose sides are at least ``side``."""
+    missing = [max(0, side - own) for own in stack.shape[1:]]
+    margins = [(0, 0), *((size // 2, size - size // 2) for size in missing)]
+    return np.pad(stack, margins, constant_values=value) if any(missing) else stack
 
 
 def same_shape(**arrays: ArrayLike) -> None:
@@ -341,19 +406,3 @@ def _slices(
             "DATA-RANGE", "negative intensities; SSIM expects them shifted to start at 0"
         )
     return predicted, true, inside
-
-
-def _batches(
-    predicted: NDArray[np.float64], true: NDArray[np.float64]
-) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64]]]:
-    for start in range(0, len(true), MS_SSIM_BATCH):
-        yield predicted[start : start + MS_SSIM_BATCH], true[start : start + MS_SSIM_BATCH]
-
-
-def _ms_ssim_batch(slices: NDArray[np.float64]):  # noqa: ANN202 - torch is imported where it is used
-    """Slices (B, H, W) as a float32 tensor (B, 1, max(H, 176), max(W, 176)), zeros around."""
-    import torch
-
-    missing = [max(0, MS_SSIM_SIDE - side) for side in slices.shape[1:]]
-    margins = [(0, 0), *((size // 2, size - size // 2) for size in missing)]
-    return torch.from_numpy(np.pad(slices, margins).astype(np.float32))[:, None]
