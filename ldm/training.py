@@ -268,9 +268,13 @@ def _next_command(model: Any, data: ContrastDataModule, folder: Path) -> str:
     predictions = Path("predictions", folder.name)
     places = (folder, data.root, predictions)
     command = model.next_step(*(shlex.quote(str(place)) for place in places))
+    if "--input" not in command:
+        return command
+    if data.study.varies:  # and these patients lack none
+        command += f" --target {data.study.enhanced or data.study.conditions[0]}"
     held_out = data.split["test"] or data.split["val"]
     few = shlex.join(held_out[:HELD_OUT])
-    return f"{command} --subjects {few}" if held_out and "--input" in command else command
+    return f"{command} --subjects {few}" if held_out else command
 
 
 def _data(

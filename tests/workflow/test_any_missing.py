@@ -1,6 +1,8 @@
 """One model for whichever contrast is missing: data, training, and the chain on phantoms."""
 
 import json
+import re
+import shlex
 import shutil
 from itertools import islice
 
@@ -233,3 +235,14 @@ def test_the_training_resumes_as_if_it_had_not_stopped(run, tmp_path, train, wei
     assert main(["train", "--resume", str(half), steps[0]]) == 0
     assert train(whole, *OF_ANY, *steps) == 0
     assert weights(half) == weights(whole)
+
+
+def test_the_next_step_that_is_printed_works_on_patients_who_lack_nothing(
+    run, tmp_path, capsys, monkeypatch
+):
+    assert main(["train", "--resume", str(run)]) == 0
+    told = re.search("next: dsdiff (.+)", capsys.readouterr().out)[1]
+    assert f"--target t1ce --subjects {TEST}" in told
+    monkeypatch.chdir(tmp_path)
+    assert main([*shlex.split(told), "--steps", "1"]) == 0
+    assert [path.name for path in tmp_path.rglob("*.nii.gz")] == [f"{TEST}_t1ce.nii.gz"]
