@@ -47,7 +47,7 @@ class SegmenterLoss(nn.Module):
     def __init__(
         self,
         path: str | None = None,
-        weight: float = 0.02,
+        weight: float = 0.2,
         model_config: Config | None = None,
         trust: Sequence[str] = (),
         conditions: Sequence[str] = Study.conditions,

@@ -60,7 +60,7 @@ def test_the_segmenter_is_asked_about_the_prediction_beside_the_conditions(told)
     image = torch.rand(2, 1, 32, 32, requires_grad=True)
     shown = torch.cat([t1, torch.where(batch["brain"], image, -1.0), t2, flair], dim=1)
     logits = loss.model.logits(shown, torch.ones(2, 4, dtype=torch.bool))[0]
-    expected = 0.02 * loss.loss(logits, loss.model.target(batch))["loss"]
+    expected = 0.2 * loss.loss(logits, loss.model.target(batch))["loss"]
     term = loss(predicted(image, batch))["segmenter"]
     torch.testing.assert_close(term, expected)
     term.backward()
