@@ -142,6 +142,11 @@ class Evaluation:
             + to_the_reader("--protocol=legacy, which allows for a gain and an offset, or brasyn.")
             for row, ratio in self.units.items()
         ]
+        if self.subjects and not self.labels and not self.scores and not self.failures:
+            said.append(
+                f"No reference has labels (seg), without which protocol {self.protocol.name} has "
+                f"nothing to judge: its regions are {', '.join(self.protocol.regions)}."
+            )
         return said
 
     def take(self, row: str, seed: int, found: Evaluation, told: str = "") -> None:

@@ -406,6 +406,13 @@ def test_a_volume_of_ours_without_its_sidecar_is_in_units_of_an_input(tmp_path, 
     assert "keep its .json beside it" in " ".join(result.remarks())
 
 
+def test_a_protocol_of_tumours_says_that_there_are_no_labels(tmp_path, patients):
+    bare = shutil.copytree(patients, tmp_path / "bare", ignore=shutil.ignore_patterns("*_seg*"))
+    result = evaluate(named_for_patients(tmp_path / "foreign", bare), bare, protocols=["brasyn"])
+    assert not result.scores
+    assert "No reference has labels (seg), without which protocol brasyn" in result.remarks()[-1]
+
+
 def test_the_terminal_shows_what_is_read_first(tmp_path, patients, capsys):
     """Files called ``ID.nii.gz``; the brain, the comparison with its warning, and the report."""
     folder = named_for_patients(tmp_path / "foreign", patients)
