@@ -162,7 +162,7 @@ def test_lpips_weights_stay_out_of_checkpoints(squeezenet):
 
 def test_wrong_lpips_weights_are_refused(squeezenet, tmp_path):
     path, _ = squeezenet
-    with pytest.raises(ConfigError, match="expected vgg, alex, squeeze"):
+    with pytest.raises(ConfigError, match="give one of vgg, alex, squeeze"):
         LPIPS(path, "resnet")
     with pytest.raises(CheckpointError, match="there is no"):
         LPIPS(tmp_path / "nothing.pth")
