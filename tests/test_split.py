@@ -30,6 +30,16 @@ def test_parts_are_disjoint_and_made_of_the_subjects(ids, val, test, seed, fold)
     assert all(part == sorted(part) for part in parts.values())
 
 
+def test_shares_that_are_rounded_up_leave_one_to_train_on():
+    """Twice 0.375 of four patients are 1.5 each."""
+    split = split_subjects(IDS[:4], val=0.375, test=0.375)
+    assert sorted(map(len, split.values())) == [1, 1, 2]
+    assert split["train"]
+    assert len(split_subjects(IDS[:3], val=0.5, test=0.4)["train"]) == 1
+    with pytest.raises(DataError, match="no subject is left to train on"):
+        split_subjects(IDS[:4], val=0.5, test=0.5)
+
+
 def test_the_split_depends_on_the_seed_and_not_on_the_order_of_the_listing():
     split = split_subjects(IDS, val=0.25, test=0.1, seed=3)
     assert split == split_subjects(IDS[::-1], val=0.25, test=0.1, seed=3)

@@ -57,7 +57,7 @@ def split_subjects(
     everyone = sorted(examinations, key=lambda patient: names[examinations[patient][0]])
     order = np.random.default_rng(seed).permutation(len(everyone))
     free = [patient for patient in (everyone[i] for i in order) if patient not in listed]
-    counts = {part: _count(share, len(free)) for part, share in shares.items()}
+    counts = _counts(shares, len(free), spare="train" not in named)
     result: dict[str, list[str]] = {part: [] for part in parts}
     for part in ("test", "val"):
         if part in counts:
@@ -78,6 +78,19 @@ def split_subjects(
 
 def _is_list(value: Any) -> bool:
     return value is not None and not isinstance(value, int | float)
+
+
+def _counts(shares: Mapping[str, float], total: int, spare: bool) -> dict[str, int]:
+    """Return the patients of each share; ``spare``: what is rounded up leaves one to train on."""
+    counts = {part: _count(share, total) for part, share in shares.items()}
+    held_out = [part for part in ("test", "val") if part in counts]
+    leaves = spare and sum(shares[part] for part in held_out) < 1
+    while leaves and sum(counts[p] for p in held_out) >= total > 0:
+        largest = max(held_out, key=counts.__getitem__)
+        if counts[largest] == 1:
+            break
+        counts[largest] -= 1
+    return counts
 
 
 def _count(share: float, total: int) -> int:
