@@ -21,7 +21,8 @@ from bench_peers import publish
 from ldm.config import load_config
 from ldm.cost.timing import in_turns
 from ldm.data.layouts import Subject
-from ldm.environment import environment, keep_freed_memory
+from ldm.environment import environment
+from ldm.memory import keep_freed_memory
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.models.diffusion.noise import KeyedNoise
 from ldm.report.tables import markdown_table

@@ -26,11 +26,11 @@ from ldm.cost.network import count_flops, count_parameters
 from ldm.cost.timing import in_turns
 from ldm.environment import (
     environment,
-    keep_freed_memory,
     multiplies_bf16,
     pick_device,
     prefers_channels_last,
 )
+from ldm.memory import keep_freed_memory
 from ldm.modules.diffusionmodules.blocks import AttentionBlock
 from ldm.modules.diffusionmodules.openaimodel import UNetModel
 from ldm.modules.diffusionmodules.util import fill_zeros, to_channels_last

@@ -95,7 +95,7 @@ def exists(name: str) -> bool:
     )
 
 
-@pytest.mark.parametrize("package", PACKAGES)
+@pytest.mark.parametrize("package", (*PACKAGES, "scripts", "tests"))
 def test_what_is_imported_exists(package):
     # also what only one verb imports, inside a function
     names = {n for path in sources(package) for n in imports(path) if within(n, PACKAGES)}
