@@ -37,7 +37,7 @@ def command(patients: Path, run: Path, *overrides: str) -> list[str]:
 def trained(patients: Path, run: Path, *overrides: str) -> dict[str, torch.Tensor]:
     """The weights, not averaged, after a training in processes of its own."""
     done = subprocess.run(
-        command(patients, run, *overrides), cwd=REPO, capture_output=True, text=True, timeout=300
+        command(patients, run, *overrides), cwd=REPO, capture_output=True, text=True, timeout=900
     )
     assert done.returncode == 0, done.stderr
     return torch.load(run / "checkpoints/last.ckpt", weights_only=True)["current_model_state"]

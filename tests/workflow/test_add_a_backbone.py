@@ -78,7 +78,7 @@ def shell(tmp_path, clone):
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=300,
+            timeout=900,
         )
 
     return run
