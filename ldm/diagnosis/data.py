@@ -30,9 +30,7 @@ from ldm.study import LABELS
 MOST_CASES = 24  # subjects whose masks are compared with each other
 STEP = 32  # voxels; an image size that is a multiple of it suits every network
 READERS = 4
-COUNTED = re.compile(
-    r"(.*\d.*)[_.-]\d{1,2}"
-)  # an id that ends in a number beside that of a patient
+COUNTED = re.compile(r"(.*\d.*)[_.-]\d{1,2}")  # an id with a number behind that of a patient
 
 
 @dataclass

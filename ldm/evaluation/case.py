@@ -5,8 +5,8 @@ target has units of its own. Before comparison the prediction is brought to the 
 reference by the two scales (of the input, from the sidecar; of the reference, measured in its brain
 by the normaliser that the sidecar names).
 A volume without a sidecar is taken to be in the units of the reference already, and named where it
-cannot be. A spread beside it
-(``ID_TARGET_std.nii.gz``, of ``dsdiff sample --samples N``) goes through the same map.
+cannot be. A spread beside it (``ID_TARGET_std.nii.gz``, of ``dsdiff sample --samples N``) goes
+through the same map.
 """
 
 from __future__ import annotations

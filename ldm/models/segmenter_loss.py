@@ -21,6 +21,7 @@ from ldm.study import Study
 from ldm.util import own_channels
 
 WHERE = "model.params.loss_config.segmenter"
+ROBUST = {"target": "ldm.data.normalise.RobustNormaliser"}  # what no normaliser_config means
 
 
 class SegmenterLoss(nn.Module):
@@ -102,16 +103,18 @@ class SegmenterLoss(nn.Module):
                 CKPT-MISMATCH for other units of intensity than the segmenter's.
         """
         require_labels(data.train_slices, "training")
+        if self.folder is None:  # of a run that goes on from one with this loss
+            return
         _, metadata = read_weights(self.folder)
         warn_of_held_out("the segmenter", metadata.get("train_subjects", ()), data)
-        known = read_run_config(self.folder, self.trust)["data"]["params"]["normaliser_config"]
-        used = data.normaliser_config
-        if known["target"] != used["target"]:
+        params = read_run_config(self.folder, self.trust)["data"]["params"]
+        settings = params.get("normaliser_config"), data.normaliser_config
+        known, used = ((node or ROBUST)["target"] for node in settings)
+        if known != used:
             raise CheckpointError(
                 "CKPT-MISMATCH",
-                f"{self.folder.name} knows intensities of {known['target']}, these data have those "
-                f"of {used['target']}: train the segmenter with the same data.params."
-                "normaliser_config",
+                f"{self.folder.name} knows intensities of {known}, these data have those of "
+                f"{used}: train the segmenter with the same data.params.normaliser_config",
             )
 
     def portable_config(self) -> Config:

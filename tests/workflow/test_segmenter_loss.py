@@ -51,6 +51,16 @@ def test_a_run_shows_the_term_and_needs_the_segmenter_no_more(taught, patients, 
     assert main(["sample", str(taught), "--input", str(patients), "--output", str(made)]) == 0
 
 
+def test_a_training_goes_on_from_such_a_run(taught, train, tmp_path):
+    """The weights of the run hold the segmenter, whose own folder is gone."""
+    again = ["train", "--from", str(taught), "lightning.trainer.max_steps=2"]
+    assert main([*again, "--output", str(tmp_path / "again")]) == 0
+    known = load_model(taught).model
+    kept = load_model(tmp_path / "again").model.losses["segmenter"].state_dict()
+    for name, weight in known.losses["segmenter"].state_dict().items():
+        torch.testing.assert_close(kept[name], weight)
+
+
 def test_the_segmenter_is_asked_about_the_prediction_beside_the_conditions(told):
     """It sees t1, t1ce, t2, flair: the second is predicted, but nothing outside the brain is."""
     loss, batch = told
@@ -114,6 +124,11 @@ def test_patients_without_labels_are_refused(tmp_path, patients, segmenter_run, 
     assert main([*told, "data.params.image_size=32"]) != 0
     assert "1 of 2 training patients have no seg" in " ".join(capfd.readouterr().err.split())
     assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_the_default_units_need_not_be_named(tmp_path, train, segmenter_run):
+    given = ["lightning.trainer.max_steps=1", LOSS, "data.params.normaliser_config=null"]
+    assert train(tmp_path / "run", *given, f"{PATH}={segmenter_run}") == 0
 
 
 def test_other_units_of_intensity_are_refused(tmp_path, train, segmenter_run, capfd):
