@@ -3,8 +3,10 @@
 import shutil
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
+from ldm.checkpoint import load_model
 from ldm.cli.main import main
 from ldm.data.seen import read_seen
 
@@ -49,3 +51,18 @@ def test_the_residual_to_the_regression_is_fitted_once_and_resumed(
     assert main(["train", "--resume", str(parts), STEPS.format(4)]) == 0
     assert weights(parts) == weights(whole)
     assert sample(whole, patients, tmp_path / "samples")
+
+
+def test_an_anchor_that_is_named_is_the_one_that_is_subtracted(tmp_path, train):
+    """A flow goes on from another flow, about the mean of another run."""
+    first, second, flow = (tmp_path / name for name in ("first", "second", "flow"))
+    files = "configs/process/posterior_mean_flow.yaml"
+    path = "model.params.anchor_config.params.path={}"
+    for seed, mean in enumerate((first, second)):
+        assert train(mean, "configs/regression.yaml", STEPS.format(1), f"seed={seed}") == 0
+    assert train(flow, files, path.format(first), STEPS.format(1)) == 0
+    begun = [files, path.format(second), STEPS.format(1), "--from", str(flow)]
+    assert train(tmp_path / "again", *begun) == 0
+    kept = load_model(tmp_path / "again").model.anchor.model.state_dict()
+    for name, weight in load_model(second).model.state_dict().items():
+        torch.testing.assert_close(kept[name], weight)

@@ -61,6 +61,32 @@ def test_a_training_goes_on_from_such_a_run(taught, train, tmp_path):
         torch.testing.assert_close(kept[name], weight)
 
 
+def test_a_segmenter_that_is_named_is_the_one_that_judges(
+    taught, train, train_segmenter, segmenter_run, tmp_path
+):
+    """It begins with the network of a run that has another segmenter, or none of its own."""
+    other, steps = tmp_path / "other", "lightning.trainer.max_steps=1"
+    assert train_segmenter(other, steps, "data.params.augmentation_config=null") == 0
+    told, judge = (steps, LOSS, f"{PATH}={other}"), load_model(other).model.state_dict()
+    for start in (taught, tmp_path / "plain"):
+        if not start.exists():
+            assert train(start, steps) == 0
+        run = tmp_path / f"from-{start.name}"
+        assert train(run, *told, "--from", str(start)) == 0
+        kept = load_model(run).model.losses["segmenter"].model.state_dict()
+        for name, weight in judge.items():
+            torch.testing.assert_close(kept[name], weight)
+
+
+def test_a_loss_is_left_behind_where_the_new_run_has_none(taught, train, tmp_path):
+    still = ["model.params.optimizer_config.params.lr=1e-30", "lightning.trainer.max_steps=1"]
+    assert train(tmp_path / "plain", *still, "--from", str(taught)) == 0
+    before, after = (load_model(run).model.state_dict() for run in (taught, tmp_path / "plain"))
+    assert not any(name.startswith("losses.") for name in after)
+    for name, weight in after.items():
+        torch.testing.assert_close(weight, before[name])
+
+
 def test_the_segmenter_is_asked_about_the_prediction_beside_the_conditions(told):
     """It sees t1, t1ce, t2, flair: the second is predicted, but nothing outside the brain is."""
     loss, batch = told
