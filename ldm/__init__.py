@@ -1,8 +1,8 @@
 """Latent diffusion with swappable denoising backbones for contrast-enhanced MRI synthesis.
 
 The jobs of ``dsdiff`` as calls: ``train``, ``Synthesiser``, ``brasyn``, ``evaluate``,
-``Benchmark``, ``Segmenter`` and ``export``. They print nothing and raise the errors of
-:mod:`ldm.errors`; see docs/python.md.
+``Benchmark``, ``Segmenter``, ``ensemble`` and ``export``. They print nothing and raise the errors
+of :mod:`ldm.errors`; see docs/python.md.
 """
 
 from importlib import import_module
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ldm._torchvision import watch_for_torchvision
 
 if TYPE_CHECKING:
+    from ldm.averaging import ensemble
     from ldm.benchmark.run import Benchmark
     from ldm.evaluation.folder import evaluate
     from ldm.handover import export
@@ -26,6 +27,7 @@ __all__ = [
     "Synthesiser",
     "__version__",
     "brasyn",
+    "ensemble",
     "evaluate",
     "export",
     "train",
@@ -37,6 +39,7 @@ DOOR = {
     "Segmenter": ("ldm.inference.segmentation", "NetworkSegmenter"),
     "Synthesiser": ("ldm.inference.synthesis", "Synthesiser"),
     "brasyn": ("ldm.inference.brasyn", "brasyn"),
+    "ensemble": ("ldm.averaging", "ensemble"),
     "evaluate": ("ldm.evaluation.folder", "evaluate"),
     "export": ("ldm.handover", "export"),
     "train": ("ldm.training", "train"),

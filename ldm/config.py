@@ -53,6 +53,7 @@ OPTIMIZERS = tuple(
         *("NAdam", "RAdam", "RMSprop", "Rprop", "SGD"),
     )
 )
+ENSEMBLE = "ldm.models.diffusion.ensemble.Ensemble"  # of networks that are trusted one by one
 PLAIN_REFERENCE = re.compile(r"\$\{[\w.\[\]-]+\}")
 
 
@@ -304,10 +305,10 @@ def _validate_trackers(trackers: Any) -> None:
 
 @cache
 def trusted_targets() -> frozenset[str]:
-    """Return the exact set of classes that the shipped YAML files name, and torch's optimizers."""
+    """Return the exact set of classes that the shipped YAML files name, and what needs no YAML."""
     files = config_root().rglob("*.yaml")
     named = (target for file in files for target in targets_in(_plain(read_yaml(file))))
-    return frozenset((*named, *OPTIMIZERS))
+    return frozenset((*named, *OPTIMIZERS, ENSEMBLE))
 
 
 def foreign_targets(config: Mapping[str, Any]) -> list[str]:

@@ -30,6 +30,7 @@ VERBS = {
     "prepare": "find and check subjects, fill the cache, write a manifest with digests",
     "train": "train a backbone from YAML, or resume a run",
     "distill": "train a student of 1 to 4 sampling steps from a trained model",
+    "ensemble": "make one model of several runs, whose network is the mean of theirs",
     "import": "turn a checkpoint of a public implementation into a model to sample from",
     "export": "write a model to hand over: weights, model card, nothing of the patients",
     "sample": "write synthetic CE-MRI volumes (NIfTI) from a trained model",

@@ -102,7 +102,7 @@ def shortened(words: list[str]) -> list[str]:
 
 
 @pytest.fixture
-def lay(tmp_path, monkeypatch, patients, run_folder, segmenter_run):
+def lay(tmp_path, monkeypatch, train, patients, run_folder, segmenter_run):
     """``lay(words)``: what the command reads lies where it looks, if the page has not made it."""
     monkeypatch.chdir(tmp_path)
 
@@ -128,6 +128,9 @@ def lay(tmp_path, monkeypatch, patients, run_folder, segmenter_run):
         for name in ("model", "run_folder", "resume", "start"):
             provide(own.get(name), "segmenter" if is_segment else "run")
         provide(own.get("segmenter"), "segmenter")
+        for seed, place in enumerate(own.get("runs") or ()):
+            if not place.exists():
+                assert train(place, "lightning.trainer.max_steps=1", f"seed={seed}") == 0
         for name in ("input", "reference"):
             provide(own.get(name), "patients")
         if words[0] == "diagnose":

@@ -32,6 +32,25 @@ WIDTH_NAMES = {"context": "context_dim", "y": "adm_in_channels"}
 ASKED_WIDTH = 64  # of what is asked, where nothing else is a vector
 
 
+def build_backbone(unet_config: Config, facts: Mapping[str, Any], where: str) -> nn.Module:
+    """Return the backbone that a configuration describes.
+
+    Args:
+        facts: for its constructor, see :class:`DiffusionWrapper`. A class may know a fact by
+            another name: a multi-stream network counts channels a stream.
+        where: key path of the configuration, for error messages.
+
+    Raises:
+        ConfigError: see :func:`ldm.util.instantiate_from_config`; CONFIG-SHAPE for volumes.
+    """
+    cls = resolve_target(unet_config, where)
+    renamed = getattr(cls, "interface", {})
+    known_as = ["dims", *(own for own, fact in renamed.items() if fact == "dims")]
+    require_dims(cls, facts.get("dims", 2), known_as, where)
+    told = {**facts, **{own: facts[fact] for own, fact in renamed.items()}}
+    return instantiate_from_config(unet_config, where=where, interface=told)
+
+
 class DiffusionWrapper(nn.Module):
     """Calls a backbone: gives it the conditions, pads to a size it can divide, keeps fp32 outside.
 
@@ -87,15 +106,13 @@ class DiffusionWrapper(nn.Module):
         if not self.concatenates:
             facts["in_channels"] = noisy
         where = "model.params.unet_config"
-        # A class may know a fact by another name: a multi-stream network counts channels a stream.
-        cls = resolve_target(unet_config, where)
-        self.asked_as, self.asked_model = self._asked(cls, facts), None
+        self.asked_as, self.asked_model = (
+            self._asked(resolve_target(unet_config, where), facts),
+            None,
+        )
         if self.asked_as:
             self.asked_model = AskedVector(facts["asked"], facts[WIDTH_NAMES[self.asked_as]])
-        renamed = getattr(cls, "interface", {})
-        require_dims(cls, dims, ["dims", *(n for n, f in renamed.items() if f == "dims")], where)
-        facts |= {own: facts[fact] for own, fact in renamed.items()}
-        self.diffusion_model = instantiate_from_config(unet_config, where=where, interface=facts)
+        self.diffusion_model = build_backbone(unet_config, facts, where)
         self.size_divisor = getattr(self.diffusion_model, "size_divisor", 1)
         self.contrasts = interface.get("asked", 0)  # of which any may be asked for
 

@@ -1,0 +1,169 @@
+"""Several trainings as one model, whose network is the mean of theirs: a deep ensemble."""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+import ldm
+from ldm.binding import decisive, differences
+from ldm.checkpoint import (
+    BOUND,
+    WEIGHTS,
+    load_model,
+    read_model,
+    read_run_config,
+    save_model,
+)
+from ldm.claims import claim
+from ldm.config import ENSEMBLE, read_saved_config, save_config
+from ldm.data.seen import write_seen
+from ldm.errors import CheckpointError, ConfigError
+from ldm.models.diffusion.ensemble import BACKBONE, MEMBERS
+from ldm.storage import CONFIG_FILE, MODEL_FILE, run_folder
+from ldm.study import build_model
+
+# in which trainings of one ensemble may differ: how each was led to its weights, and whom it saw
+FREE = {
+    "model": (
+        *("unet_config", "seed", "loss_config", "sparsity", "voxel_weight_config", "loss_type"),
+        *("loss_weight", "mean_share", "timesteps_config", "optimizer_config", "warmup_steps"),
+        *("rate_schedule", "decay_to", "sampler", "sampling_steps", "temperature"),
+    ),
+    "data": ("seed", "patient", "min_brain", "batch_size", "augmentation_config", "abnormal_share"),
+}
+LOSSES = "losses."
+NETWORK_ALONE = "networks are averaged, and all else must agree"
+
+
+class Member(NamedTuple):
+    """A run that joins: its folder, its configuration, and its weights with their metadata."""
+
+    folder: Path
+    config: dict[str, Any]
+    weights: dict[str, Tensor]
+    metadata: dict[str, Any]
+
+    @property
+    def around(self) -> dict[str, Tensor]:
+        """The weights outside the backbone that an answer depends on."""
+        return {n: w for n, w in self.weights.items() if not n.startswith((BACKBONE, LOSSES))}
+
+
+def ensemble(
+    runs: Sequence[str | Path],
+    output: str | Path,
+    *,
+    overwrite: bool = False,
+    trust: Collection[str] = (),
+) -> Path:
+    """Write a model whose network is the mean of those of several runs, which any verb takes.
+
+    Trained with other seeds, on other patients or as other backbones, they differ by chance where
+    the data do not decide; their mean has less of it. It costs as many network calls as it has
+    members. It has seen the patients that any of them has seen.
+
+    Args:
+        runs: run folders, or their ``model.safetensors``: two or more.
+        output: folder of the model.
+        overwrite: replace an ensemble.
+        trust: see :meth:`ldm.Synthesiser.load`.
+
+    Returns:
+        ``output``.
+
+    Raises:
+        ConfigError: USAGE for fewer than two runs. CheckpointError: CKPT-MISMATCH for runs that
+            differ in more than network, training and patients, or are one and the same; see
+            :func:`ldm.checkpoint.load_model`. UnsafeError, OutputError.
+    """
+    output = Path(output)
+    if len(runs) < 2:
+        raise ConfigError("USAGE", f"an ensemble has two runs or more: {len(runs)} given")
+    members = [_member(Path(run), trust) for run in runs]
+    for member in members[1:]:
+        _require_alike(members[0], member)
+    for place, member in enumerate(members):
+        _require_new(member, members[:place])
+    config, weights = _joined(members)
+    model = build_model(config)
+    said = members[0].metadata
+    facts = {n: said[n] for n in ("scale_factor", WEIGHTS, *model.facts()) if n in said}
+    folders = [member.folder for member in members]
+    with claim(output, "ensemble", inputs=folders, replace=overwrite):
+        save_config(config, output / CONFIG_FILE)
+        bound = decisive(read_saved_config(output / CONFIG_FILE))
+        save_model(output, weights, {**facts, BOUND: bound, "dsdiff": ldm.__version__})
+        write_seen(output, {"train": {}}, folders)
+    load_model(output, trust)
+    return output
+
+
+def _member(run: Path, trust: Collection[str]) -> Member:
+    """Return a run that joins, after every check that sampling with it would make."""
+    model = load_model(run, trust).model
+    if not hasattr(model, "synthesise"):
+        raise _mismatch(
+            f"{run} holds a {type(model).__name__}, which synthesises nothing: give runs of "
+            "dsdiff train"
+        )
+    folder = run_folder(run)
+    return Member(folder, read_run_config(folder, trust), *read_model(folder / MODEL_FILE))
+
+
+def _require_alike(first: Member, other: Member) -> None:
+    """Refuse what is not the same question, asked and answered in the same numbers."""
+    names = other.folder.name, first.folder.name
+    kept = [_without_free(decisive(member.config)) for member in (other, first)]
+    for key, *values in differences(*kept):
+        own, known = map(reprlib.repr, values)
+        raise _mismatch(f"{names[0]} has {key}={own}, and {names[1]} {known}: {NETWORK_ALONE}")
+    for name in sorted(first.around.keys() | other.around.keys()):
+        own, known = (member.around.get(name) for member in (other, first))
+        if own is None or known is None or not own.equal(known):
+            raise _mismatch(
+                f"{names[0]} has another {name} than {names[1]}, trained or fitted beside the "
+                f"network: {NETWORK_ALONE}"
+            )
+
+
+def _require_new(member: Member, before: Sequence[Member]) -> None:
+    """Refuse a run that is there already, under whatever name."""
+    for other in before:
+        if member.metadata.get("sha256") == other.metadata.get("sha256"):
+            names = member.folder.name, other.folder.name
+            raise _mismatch("{} has the weights of {}: give each training once".format(*names))
+
+
+def _mismatch(message: str) -> CheckpointError:
+    return CheckpointError("CKPT-MISMATCH", message)
+
+
+def _without_free(bound: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what decides the weights of a run, without what members may differ in."""
+    kept = {}
+    for section, names in FREE.items():
+        params = {n: v for n, v in bound[section]["params"].items() if n not in names}
+        kept[section] = {**bound[section], "params": params}
+    return kept
+
+
+def _joined(members: Sequence[Member]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return configuration and weights of the ensemble: of the first, but for its backbone."""
+    first, backbones = members[0], [m.config["model"]["params"]["unet_config"] for m in members]
+    network = {"target": ENSEMBLE, "params": {"members": backbones}}
+    params = {**first.config["model"]["params"], "unet_config": network}
+    config = {**first.config, "model": {**first.config["model"], "params": params}}
+    weights = {n: w for n, w in first.weights.items() if not n.startswith(BACKBONE)}
+    for place, member in enumerate(members):
+        start = f"{BACKBONE}{MEMBERS}{place}."
+        weights |= {
+            start + name.removeprefix(BACKBONE): value
+            for name, value in member.weights.items()
+            if name.startswith(BACKBONE)
+        }
+    return {**config, "name": "ensemble"}, weights

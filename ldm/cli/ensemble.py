@@ -1,0 +1,37 @@
+"""``dsdiff ensemble``: one model whose network is the mean of those of several runs."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from pathlib import Path
+
+from ldm.cli.arguments import add_trust_argument
+from ldm.cli.terminal import print_next
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument(
+        "runs",
+        type=Path,
+        nargs="+",
+        metavar="RUN",
+        help="run folders that differ in seed, patients, length or backbone: two or more",
+    )
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="FOLDER", help="for the model"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an ensemble")
+    add_trust_argument(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Join them; say what was written."""
+    from ldm.averaging import ensemble
+
+    folder = ensemble(args.runs, args.output, overwrite=args.overwrite, trust=args.trust)
+    print(f"Written: {folder}/model.safetensors, config.yaml")
+    print(f"  the mean of {len(args.runs)} networks, which costs as many calls as one of them each")
+    print_next(f"dsdiff sample {shlex.quote(str(folder))} --input SUBJECTS --output PREDICTIONS")
+    return 0
