@@ -28,13 +28,7 @@ from torch import Tensor
 from ldm.binding import Decisive, decisive, require_bound
 from ldm.config import read_saved_config, trusted_targets, validate
 from ldm.environment import require_safe_libraries
-from ldm.errors import (
-    CheckpointError,
-    OutOfMemory,
-    OutputError,
-    UnsafeError,
-    as_known_error,
-)
+from ldm.errors import CheckpointError, OutOfMemory, OutputError, UnsafeError, as_known_error
 from ldm.storage import CONFIG_FILE, MODEL_FILE, atomic_path, remove, rename, require_run
 from ldm.study import Study, build_model, read_study
 from ldm.util import refuse_untrusted_targets

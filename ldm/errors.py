@@ -184,6 +184,18 @@ def as_known_error(error: BaseException) -> DsdiffError | None:
     return None
 
 
+def survived(error: Exception, *fatal: type[DsdiffError]) -> DsdiffError:
+    """Return the known error that ``error`` means, for a job that goes on with the next patient.
+
+    Raises:
+        Exception: ``error`` itself where it is not known, or is one of ``fatal``.
+    """
+    known = as_known_error(error)
+    if known is None or isinstance(known, fatal):
+        raise error
+    return known
+
+
 def _worker_error(text: str) -> WorkerError:
     """Return what a loading process did: the last line of its traceback, if it has sent one."""
     lines = text.strip().splitlines()

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ldm.errors import ConfigError
+from ldm.errors import bad_value
 from ldm.letters import unaccented
 from ldm.util import nearest
 
@@ -126,14 +126,13 @@ def read_scheme(told: str | Mapping[str, Any], source: str) -> LabelScheme:
         listed = labels if isinstance(labels, list | tuple) else [labels]
         usable = all(type(n) is int and 0 < n < UNKNOWN for n in listed) and len(listed) > 0
         if part not in INSIDE or not usable:
-            raise ConfigError(
-                "CONFIG-VALUE",
+            raise bad_value(
                 f"{source} has {part}: {labels}{nearest(str(part), [*INSIDE, *SCHEMES])}: give "
                 f"{', '.join(SCHEMES)}, or numbers of {', '.join(INSIDE)}",
             )
         parts[part] = tuple(listed)
     if len(all_labels := [n for labels in parts.values() for n in labels]) > len(set(all_labels)):
-        raise ConfigError("CONFIG-VALUE", f"{source}: one label means two parts: {dict(parts)}")
+        raise bad_value(f"{source}: one label means two parts: {dict(parts)}")
     return LabelScheme(parts, source)
 
 

@@ -25,7 +25,7 @@ from ldm.benchmark.plan import GridCell, Training
 from ldm.claims import folder_lock
 from ldm.config import read_saved_config, save_config
 from ldm.data.seen import Digests, read_seen, refuse_leaks
-from ldm.errors import BusyError, OutputError, PartialError, as_known_error
+from ldm.errors import BusyError, OutputError, PartialError, survived
 from ldm.evaluation.scores import Evaluation
 from ldm.inference.baseline_volumes import write_baseline
 from ldm.progress import PART_OF, Progress, silent
@@ -165,9 +165,7 @@ class Work:
                         state, first = "partial", next(iter(lost.items()))
                         reason = f"{len(lost)} patients failed, first {': '.join(first)}"
             except Exception as error:
-                known = as_known_error(error)
-                if known is None or isinstance(known, OutputError | BusyError):
-                    raise
+                known = survived(error, OutputError, BusyError)
                 state, reason = "failed", str(known)
             described = {"state": state, "reason": reason, "request": self.request(cell)}
             write_json(cell.folder / "cell.json", described)

@@ -14,7 +14,7 @@ from typing import Any
 from ldm.benchmark.kept_scores import evaluate_once
 from ldm.benchmark.sweep import Cell, Quality
 from ldm.data.layouts import Layout, Subject
-from ldm.errors import CheckpointError, ConfigError, DsdiffError, OutputError, as_known_error
+from ldm.errors import CheckpointError, ConfigError, DsdiffError, OutputError, survived
 from ldm.inference.synthesis import Synthesiser
 from ldm.inference.volume_writer import VolumeWriter
 from ldm.storage import read_json, run_folder, write_json
@@ -75,9 +75,7 @@ class SweepCells:
             self._sample(synthesiser, folder, f"{name} {steps} steps ({place})")
             quality = self._quality(folder / "scores.json", folder)
         except Exception as error:
-            known = as_known_error(error)
-            if known is None or isinstance(known, OutputError):
-                raise
+            known = survived(error, OutputError)
             self.report(known)
             return Cell(name, steps, synthesiser.calls, problem=f"FAILED: {known}")
         timings = read_json(folder / "cost.json").get("subjects") or []

@@ -16,13 +16,7 @@ from pathlib import Path
 
 from ldm import __version__
 from ldm.cli.streams import steady_streams
-from ldm.errors import (
-    ConfigError,
-    DsdiffError,
-    as_known_error,
-    on_the_command_line,
-    one_line,
-)
+from ldm.errors import ConfigError, DsdiffError, as_known_error, on_the_command_line, one_line
 from ldm.progress import is_part
 
 VERBS = {

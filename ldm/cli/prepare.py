@@ -18,14 +18,7 @@ from ldm.cli.arguments import add_config_argument, add_layout_argument, data_mod
 from ldm.cli.main import report_error
 from ldm.cli.registering import add_register_arguments, refuse_leftovers, register, unregister
 from ldm.cli.terminal import print_next, show_progress, training_command
-from ldm.errors import (
-    ConfigError,
-    DataError,
-    DsdiffError,
-    OutputError,
-    PartialError,
-    as_known_error,
-)
+from ldm.errors import ConfigError, DataError, DsdiffError, OutputError, PartialError, survived
 
 Row = dict[str, str]  # of a manifest
 MANIFEST = "manifest.csv"
@@ -161,10 +154,7 @@ class Preparer:
                 row = examine(subject, self.data.layout, self.folder, self.data.study)
             brain = int(self.data.decode(subject).open("brain").sum())
         except Exception as error:
-            known = as_known_error(error)
-            if known is None or isinstance(known, OutputError):
-                raise
-            return known
+            return survived(error, OutputError)
         part = next((p for p, ids in self.data.split.items() if subject.id in ids), "")
         told = {name: subject.columns.get(name, "") for name in self.data.study.covariates}
         told |= {"patient": subject.patient, "split": part, "brain_voxels": str(brain)}

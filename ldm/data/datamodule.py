@@ -28,7 +28,7 @@ from ldm.data.slices import (
     abnormality_of,
 )
 from ldm.data.split import split_subjects
-from ldm.errors import ConfigError, DataError
+from ldm.errors import ConfigError, DataError, bad_value
 from ldm.intensity import ABNORMAL_IN, clearest
 from ldm.progress import Progress, silent
 from ldm.ranges import check_ranges
@@ -159,8 +159,7 @@ class ContrastDataModule(pl.LightningDataModule):
         cached = {c.id: c for c in self._in_threads(self.decode, chosen, "Decoding patients")}
         deepest = max((len(c.brain_share) for c in cached.values()), default=1)
         if deepest <= self.neighbours:
-            raise ConfigError(
-                "CONFIG-VALUE",
+            raise bad_value(
                 f"data.params.neighbours is {self.neighbours}, and the volumes have {deepest} "
                 f"slices at most: give less than {deepest}",
             )

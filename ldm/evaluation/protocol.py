@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ldm.errors import ConfigError
+from ldm.errors import bad_value
 from ldm.evaluation.case import Case, Prediction, to_unit
 from ldm.evaluation.images import Sliced, stacked
 from ldm.evaluation.measures import MEASURES, Level, of_level
@@ -201,7 +201,7 @@ def find_protocol(name: str) -> MetricProtocol:
     """
     if name not in PROTOCOLS:
         known = ", ".join(PROTOCOLS)
-        raise ConfigError("CONFIG-VALUE", f"protocol '{name}' is not known; expected {known}")
+        raise bad_value(f"protocol '{name}' is not known; expected {known}")
     return PROTOCOLS[name]
 
 

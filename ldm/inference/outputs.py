@@ -20,7 +20,7 @@ import numpy as np
 from ldm.claims import claimed, permit
 from ldm.data.layouts import Layout, Subject
 from ldm.data.nifti import Geometry, encode_volume
-from ldm.errors import DsdiffError, OutputError, WorkerError, as_known_error
+from ldm.errors import DsdiffError, OutputError, WorkerError, survived
 from ldm.inference.forms import Image, digest_at, digest_of, form_named, spread_path, stored
 from ldm.storage import read_json, remove, write_csv, write_file, write_json
 
@@ -103,10 +103,7 @@ def write_each(
         try:
             return write(subject, layout, f"{subject.id} ({number}/{len(subjects)})")
         except Exception as error:
-            known = as_known_error(error)
-            if known is None or isinstance(known, OutputError | WorkerError):
-                raise
-            return known
+            return survived(error, OutputError, WorkerError)
 
     done = Written()
     with _mapping(at_once) as mapped:

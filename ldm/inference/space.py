@@ -9,7 +9,7 @@ import numpy as np
 
 from ldm.data.layouts import Layout, Subject
 from ldm.data.prepare import PreparedSubject
-from ldm.errors import DataError, OutputError, as_known_error
+from ldm.errors import DataError, OutputError, survived
 from ldm.inference.forms import Image, form_named
 from ldm.inference.outputs import volume_paths
 from ldm.inference.synthesis import Synthesiser
@@ -80,6 +80,5 @@ def _bytes_of(synthesiser: Synthesiser, subject: Subject, layout: Layout, form: 
         target = synthesiser.inputs_of(subject)[1]
         return volume_bytes(synthesiser.prepare(subject, layout), target, form)
     except Exception as error:
-        if as_known_error(error) is None:
-            raise
+        survived(error)
         return 0

@@ -28,13 +28,13 @@ from ldm.denoiser import ONNX_FILE, OnnxDenoiser
 from ldm.environment import resolve_weights
 from ldm.errors import (
     CheckpointError,
-    ConfigError,
     DsdiffError,
     NonFiniteError,
     OutputError,
     PartialError,
-    as_known_error,
+    bad_value,
     one_of,
+    survived,
 )
 from ldm.inference.fidelity import FirstCall
 from ldm.inference.given import GivenLayout, VolumeLike, given_subject
@@ -128,8 +128,7 @@ class Synthesiser:
         for name in ("precision", "runtime"):
             asked, own = getattr(other.request, name), getattr(self.request, name)
             if asked != own:
-                raise ConfigError(
-                    "CONFIG-VALUE",
+                raise bad_value(
                     f"{name} is {asked}, but the model was loaded in {own}: give {name} to "
                     "Synthesiser.load",
                 )
@@ -217,9 +216,7 @@ class Synthesiser:
             try:
                 made = self.synthesise(subject, layout, f"{subject.id} ({number}/{len(subjects)})")
             except Exception as error:
-                known = as_known_error(error)
-                if known is None or isinstance(known, OutputError):
-                    raise
+                known = survived(error, OutputError)
                 log.warning("%s", known)
                 failures.append(known)
             else:
@@ -291,7 +288,7 @@ class Synthesiser:
             ConfigError: CONFIG-VALUE for less than one repeat. DataError, NonFiniteError.
         """
         if repeats < 1:
-            raise ConfigError("CONFIG-VALUE", f"timing is {repeats}: give a whole number >= 1")
+            raise bad_value(f"timing is {repeats}: give a whole number >= 1")
         prepared = self.prepare(subject, layout)
         first = prepared
         if not self.model.tiling:

@@ -19,7 +19,7 @@ from ldm.data.layouts.hdf5 import HDF5
 from ldm.data.layouts.table import PARTS, SubjectTable
 from ldm.data.nifti import volume_stem
 from ldm.data.patients import patient_of, patient_pattern
-from ldm.errors import ConfigError, DataError, to_the_reader
+from ldm.errors import ConfigError, DataError, bad_value, to_the_reader
 from ldm.label_scheme import LabelScheme
 from ldm.storage import require_subjects
 from ldm.study import BRATS, KNOWN, LABELS, MASK_FILE, Contrasts
@@ -55,8 +55,7 @@ def build_layout(choice: Choice) -> Layout | None:
     if isinstance(choice, str) and "." not in choice:
         if cls := LAYOUTS.get(choice.lower()):
             return cls()
-        raise ConfigError(
-            "CONFIG-VALUE",
+        raise bad_value(
             f"layout is {choice}{nearest(choice, LAYOUTS)}: give {', '.join(LAYOUTS)}, or "
             "my_module.MyLayout",
         )
@@ -166,8 +165,7 @@ def name_patients(subjects: Mapping[str, Subject], pattern: str) -> dict[str, Su
         ConfigError: CONFIG-VALUE, the pattern is wrong, or fits no id.
     """
     if not any(patient_pattern(pattern).fullmatch(i) for i in subjects):
-        raise ConfigError(
-            "CONFIG-VALUE",
+        raise bad_value(
             f"data.params.patient is {pattern!r}, which fits no id, such as {next(iter(subjects))}",
         )
     named = {i: patient_of(i, pattern) for i in subjects}

@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ldm.errors import ConfigError, DataError
+from ldm.errors import DataError, bad_value
 
 SSIM_SIGMA = 1.5
 SSIM_RADIUS = 5  # pixels that a Gaussian of 1.5, cut at 3.5 sigma, reaches to each side
@@ -77,8 +77,7 @@ def nrmse(
     """
     predicted, true = _voxels(prediction, reference, mask)
     if normalisation not in ("min-max", "euclidean"):
-        raise ConfigError(
-            "CONFIG-VALUE",
+        raise bad_value(
             f"NRMSE normalisation {normalisation!r}; expected min-max or euclidean",
         )
     if true.size == 0:
