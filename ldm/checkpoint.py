@@ -15,7 +15,7 @@ import pickle
 import struct
 import zipfile
 import zlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +23,7 @@ import torch
 from pytorch_lightning.plugins.io import CheckpointIO
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldm.binding import Decisive, decisive, require_bound
 from ldm.config import read_saved_config, trusted_targets, validate
@@ -44,6 +44,7 @@ OWN, BOUND = "dsdiff", "bound"  # what a checkpoint says of itself; what its wei
 RESTORED = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "global_step")
 WEIGHTS, EMA_WEIGHTS, LAST = "weights", "ema", "last"  # which weights a file holds
 DAMAGED = ("CKPT-CORRUPT", "CKPT-FORMAT", "CKPT-MISSING")
+PARTS = {"first_stage_config": "first_stage_model", "anchor_config": "anchor"}  # of a model
 CHECKPOINTS = ("checkpoints/last.ckpt", "checkpoints/previous.ckpt")  # newest first
 
 
@@ -314,6 +315,39 @@ def load_model(path: Path, trust: Collection[str] = ()) -> Loaded:
     model.load_state_dict(tensors)
     model.eval().requires_grad_(False)
     return Loaded(model, study, tensor_digest(tensors), metadata.get(WEIGHTS))
+
+
+def load_start(model: nn.Module, start: Path, config: Mapping[str, Any]) -> None:
+    """Start a new training with the weights of another run.
+
+    A part that its configuration reads from a file of its own keeps what is in it, and a loss that
+    only one of the two runs has is no reason to refuse: the network is what is handed on.
+
+    Args:
+        start: run folder, or model file.
+        config: the ``model`` section of the new run.
+
+    Raises:
+        CheckpointError: see :func:`read_weights`; CKPT-MISMATCH.
+    """
+    weights, _ = read_weights(start)
+    own = model.state_dict()
+    kept = tuple(_parts_from_files(config.get("params") or {}))
+    losses = {name for name in own.keys() ^ weights.keys() if name.startswith("losses.")}
+    stay = {name: own[name] for name in own if name.startswith(kept) or name in losses}
+    given = {name: w for name, w in weights.items() if not name.startswith(kept)}
+    given = {name: w for name, w in given.items() if name not in losses} | stay
+    require_same_state(own, given, start.name)
+    model.load_state_dict(given)
+
+
+def _parts_from_files(params: Mapping[str, Any]) -> Iterator[str]:
+    """Yield how the weights begin of each part for which ``model.params`` names a file."""
+    nodes = {f"{part}.": params.get(key) for key, part in PARTS.items()}
+    nodes |= {f"losses.{name}.": node for name, node in (params.get("loss_config") or {}).items()}
+    for start, node in nodes.items():
+        if ((node or {}).get("params") or {}).get("path"):
+            yield start
 
 
 def study_of(path: Path, trust: Collection[str] = ()) -> Study:

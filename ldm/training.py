@@ -26,10 +26,9 @@ from ldm.callbacks.trackers import Tracker
 from ldm.checkpoint import (
     CHECKPOINTS,
     AtomicCheckpointIO,
+    load_start,
     newest_checkpoint,
     read_run_config,
-    read_weights,
-    require_same_state,
 )
 from ldm.claims import claim, permit
 from ldm.config import PLACE_FILE, foreign_targets, load_config, merge_overrides, save_config
@@ -58,7 +57,6 @@ log = logging.getLogger(__name__)
 
 RUNS = Path("runs")
 HELD_OUT = 3  # patients that the next command names
-PARTS = {"first_stage_config": "first_stage_model", "anchor_config": "anchor"}  # of a model
 TENSORBOARD = "ldm.callbacks.trackers.TensorBoard"
 RUN_FILES = (
     CONFIG_FILE,
@@ -237,7 +235,7 @@ def run_training(
             model.network_calls(model.sampling_steps, model.sampler)
     require_same_patients(kept or {}, known)
     if start is not None:
-        _load_weights(model, start, config)
+        load_start(model, start, config["model"])
     config = _portable(config, model, data)
     is_bar = progress is not silent and sys.stdout.isatty()
     shown = [TrainingProgress(say or _say_nothing, is_bar)] if say or is_bar else []
@@ -296,35 +294,6 @@ def _claimed(
     """Return the claim of a training on its run folder; what it reads is never written."""
     inputs = [Path(data.root or ""), *stored_files(data.subjects.values())]
     return claim(folder, "train", inputs=inputs, writes=RUN_FILES, adopt=is_resumed)
-
-
-def _load_weights(model: Any, start: Path, config: Mapping[str, Any]) -> None:
-    """Start with the weights of another run.
-
-    A part that this configuration reads from a file of its own keeps what is in it, and a loss that
-    only one of the two runs has is no reason to refuse: the network is what is handed on.
-
-    Raises:
-        CheckpointError: CKPT-MISMATCH.
-    """
-    weights, _ = read_weights(start)
-    own = model.state_dict()
-    kept = tuple(_parts_from_files(config["model"].get("params") or {}))
-    losses = {name for name in own.keys() ^ weights.keys() if name.startswith("losses.")}
-    stay = {name: own[name] for name in own if name.startswith(kept) or name in losses}
-    given = {name: w for name, w in weights.items() if not name.startswith(kept)}
-    given = {name: w for name, w in given.items() if name not in losses} | stay
-    require_same_state(own, given, start.name)
-    model.load_state_dict(given)
-
-
-def _parts_from_files(params: Mapping[str, Any]) -> Iterator[str]:
-    """Yield how the weights begin of each part for which ``model.params`` names a file."""
-    nodes = {f"{part}.": params.get(key) for key, part in PARTS.items()}
-    nodes |= {f"losses.{name}.": node for name, node in (params.get("loss_config") or {}).items()}
-    for start, node in nodes.items():
-        if ((node or {}).get("params") or {}).get("path"):
-            yield start
 
 
 def build_trainer(
