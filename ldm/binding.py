@@ -19,8 +19,9 @@ from ldm.util import current_path, trainer_options
 PLACES = ("root", "layout", "cache", "num_workers", "worker_timeout", "val_slices")
 PATIENTS = ("train", "val", "test", "fold", "folds")
 DURATION = "decay_steps"  # of model.params: as long as the run, which may be made longer
-# what a resumed run takes: how long, on what, and what it shows and saves
-RESUMABLE = ("name", "lightning.trainer", "lightning.logger", f"model.params.{DURATION}")
+# what a resumed run takes: how long, on what and how fast, and what it shows and saves
+RESUMABLE = ("name", "lightning.trainer", "lightning.compile", "lightning.logger")
+RESUMABLE += (f"model.params.{DURATION}",)
 RESUMABLE += tuple(f"data.params.{name}" for name in PLACES)
 SHOWS = ("gradient_norms", "timestep_losses", "checkpoint", "samples", "features", "curve")
 RESUMABLE += tuple(f"lightning.callbacks.{name}" for name in SHOWS)

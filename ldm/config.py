@@ -39,7 +39,7 @@ from ldm.util import (
 
 PLACE_FILE = "place.json"  # beside a saved configuration: where its patients are
 TOP_LEVEL = ("name", "seed", "model", "data", "lightning")
-LIGHTNING = ("trainer", "callbacks", "logger")
+LIGHTNING = ("trainer", "callbacks", "logger", "compile")
 MAX_BYTES = 256_000  # a thousand subjects by name take 30 kB; a YAML bomb takes more
 MAX_DEPTH = 50
 UNREADABLE = (yaml.YAMLError, OmegaConfBaseException, ValueError)  # 0b_ is a ValueError to PyYAML
@@ -278,6 +278,8 @@ def _validate_lightning(lightning: Any) -> None:
             raise ConfigError(
                 "CONFIG-UNKNOWN", f"lightning.{key} is not known{nearest(key, LIGHTNING)}"
             )
+    if not isinstance(compiled := lightning.get("compile") or False, bool):
+        raise bad_value(f"lightning.compile is {compiled!r}: give true or false")
     trainer = _mapping(lightning.get("trainer") or {}, "lightning.trainer")
     validate_arguments(Trainer, trainer, "lightning.trainer")
     check_trainer(trainer)

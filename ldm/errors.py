@@ -171,6 +171,12 @@ def as_known_error(error: BaseException) -> DsdiffError | None:
         )
     if type(error).__name__ == "UnpicklingError":  # of torch.load with weights_only
         return UnsafeError("UNSAFE-PICKLE", "a file holds more than tensors and plain values")
+    if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        return ConfigError(
+            "CONFIG-COMPILE",
+            f"torch cannot compile this network ({' '.join(text.split())[:200]}): leave out "
+            "--runtime compile, or lightning.compile",
+        )
     if isinstance(error, RuntimeError) and "loading state_dict" in text:
         return CheckpointError("CKPT-MISMATCH", " ".join(text.split()))
     if isinstance(error, RuntimeError) and any(name in text for name in PEERS):

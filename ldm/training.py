@@ -31,6 +31,7 @@ from ldm.checkpoint import (
     read_run_config,
 )
 from ldm.claims import claim, permit
+from ldm.compiling import make_fast
 from ldm.config import PLACE_FILE, foreign_targets, load_config, merge_overrides, save_config
 from ldm.cost.energy import EnergyMeter
 from ldm.cost.network import peak_memory
@@ -45,9 +46,8 @@ from ldm.data.seen import (
     subject_digests,
     write_seen,
 )
-from ldm.environment import prefers_channels_last, require_safe_libraries, resolve_precision
+from ldm.environment import require_safe_libraries, resolve_precision
 from ldm.errors import ConfigError, OutputError, bad_value
-from ldm.modules.diffusionmodules.util import to_channels_last
 from ldm.progress import Progress, silent
 from ldm.storage import CONFIG_FILE, MODEL_FILE, read_json, run_folder, write_json
 from ldm.study import build_model
@@ -240,14 +240,14 @@ def run_training(
     is_bar = progress is not silent and sys.stdout.isatty()
     shown = [TrainingProgress(say or _say_nothing, is_bar)] if say or is_bar else []
     trainer, stop = build_trainer(config, folder, data, shown)
+    is_compiled = bool((config.get("lightning") or {}).get("compile"))
+    make_fast(model, trainer.precision, trainer.strategy.root_device.type, is_compiled)
     owned = _claimed(folder, data, checkpoint is not None) if is_main else nullcontext()
     with owned:
         if is_main:
             permit(folder / "tensorboard" / "events", replace=False)  # that is no link
             save_config(config, folder / CONFIG_FILE)
             write_seen(folder, known, built_from)
-        if prefers_channels_last(trainer.precision, trainer.strategy.root_device.type):
-            to_channels_last(model)
         meter = EnergyMeter(trainer.strategy.root_device)
         trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         if is_main:

@@ -103,7 +103,8 @@ def add_volume_arguments(parser: argparse.ArgumentParser) -> None:
         "--runtime",
         choices=RUNTIMES,
         default="torch",
-        help="onnx calls denoiser.onnx, which dsdiff export --onnx wrote, by onnxruntime",
+        help="of the network; compile: torch.compile, on a GPU with CUDA graphs, no faster on a "
+        "CPU; onnx: denoiser.onnx, which dsdiff export --onnx wrote, by onnxruntime",
     )
     add_model_arguments(parser)
 

@@ -12,7 +12,7 @@ from ldm.ranges import COUNT, RANGES, Range
 
 NOISES = ("slice", "smooth", "patient")  # of :func:`ldm.models.diffusion.noise.slice_noise`
 PRECISIONS = ("auto", "32", "bf16")
-RUNTIMES = ("torch", "onnx")
+RUNTIMES = ("torch", "compile", "onnx")
 SPANS = {"temperature": Range(0), "rescale": Range(0, 1), "eta": Range(0, 1)}
 SPANS |= {"overlap": Range(0, 0.9), "guidance": Range(0)}
 SAMPLER_OPTIONS = ("eta", "guidance", "rescale")
@@ -38,8 +38,8 @@ class Request:
         target: the contrast to make, of a model that makes any (configs/any_missing.yaml); None:
             the one that a patient lacks.
         allow_missing: contrasts that may be absent (a model trained with condition_dropout).
-        runtime: what calls the network: ``torch``, or ``onnx`` in fp32, for a folder that
-            ``dsdiff export --onnx`` wrote.
+        runtime: what calls the network: ``torch``; ``compile``, torch.compile, with CUDA graphs on
+            a GPU; or ``onnx`` in fp32, for a folder that ``dsdiff export --onnx`` wrote.
         nonfinite: ``refuse`` NaN and infinity in an input, or set them to ``zero``.
         batch_size: slices, or windows of a volume, at once; changes no voxel beyond rounding.
 

@@ -19,6 +19,7 @@ import nibabel as nib
 import numpy as np
 import torch
 
+from ldm.compiling import compile_network
 from ldm.cost.network import peak_memory
 from ldm.cost.timing import measure
 from ldm.data.layouts import Layout, Subject, detect_layout, select_subjects
@@ -87,6 +88,8 @@ class Synthesiser:
         is_fast = self.request.precision != "32"
         self.first_call = FirstCall(model.model) if is_fast else None
         to_channels_last(model.model.to(DTYPES[self.request.precision]))
+        if request.runtime == "compile":
+            compile_network(model.model, trained.device.type, "--runtime compile", graphs=True)
         if request.runtime == "onnx":  # the session is called in place of the network
             others, file = list(model.model.blank_others(1)), trained.folder / ONNX_FILE
             model.model.forward = OnnxDenoiser(file, trained.digest, others, trained.device.type)

@@ -137,6 +137,13 @@ class DiffusionWrapper(nn.Module):
         x, encoded = self.inputs(x_t, condition, others)
         return self.image(self.diffusion_model(x, t, **encoded), x_t, x)
 
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the backbone in place, see :meth:`torch.nn.Module.compile`.
+
+        Not what is around it, whose hooks look at single calls.
+        """
+        self.diffusion_model.compile(*args, **kwargs)
+
     def forward_with_features(
         self, x_t: Tensor, t: Tensor, condition: Tensor, others: Conditions | None = None
     ) -> tuple[Tensor, dict[str, list[Tensor]]]:
@@ -222,4 +229,5 @@ class DiffusionWrapper(nn.Module):
                 f"{type(self.diffusion_model).__name__} returned {given} for {tuple(x.shape)}: "
                 f"expected one tensor {expected}; where it has learn_sigma, set it to false",
             )
-        return crop_to(output, x_t.shape[2:]).float()
+        # a copy: what a CUDA graph returns is overwritten by its next call
+        return crop_to(output, x_t.shape[2:]).to(torch.float32, copy=True)

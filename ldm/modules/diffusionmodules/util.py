@@ -95,6 +95,7 @@ class GroupNorm(nn.GroupNorm):
         self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None
     ) -> Tensor:
         bf16_on_cpu = x.dtype == torch.bfloat16 and x.device.type == "cpu"
+        bf16_on_cpu = bf16_on_cpu and not torch.compiler.is_compiling()  # it has passes of its own
         if bf16_on_cpu and x.ndim in CHANNELS_LAST and not x.is_contiguous():
             weight, bias = self.weight.float()[None], self.bias.float()[None]  # (1, C)
             if scale is not None:
