@@ -93,7 +93,6 @@ def _evaluate(args: argparse.Namespace) -> int:
     from ldm.evaluation.folder import evaluate
     from ldm.evaluation.protocol import find_protocol
     from ldm.evaluation.scores import Evaluation
-    from ldm.report.gallery import Gallery
     from ldm.report.score_tables import column_key, enhances_nothing, paper_table
     from ldm.report.tables import write_table
 
@@ -106,7 +105,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     segmenter = _segmenter(args)
     found = detect_layout(args.reference, args.layout, study.contrasts)
     print(summary(*found), file=sys.stderr)
-    gallery = Gallery()
+    gallery = _gallery() if args.output else None
     result = evaluate(
         rows,
         args.reference,
@@ -119,11 +118,11 @@ def _evaluate(args: argparse.Namespace) -> int:
         labels=args.labels,
         mask=args.mask,
         allow_seen=args.allow_seen,
-        watch=gallery.add if args.output else None,
+        watch=gallery.add if gallery else None,
         progress=show_progress,
     )
-    tables, console = _tables(result, args), Console()
-    for table in tables if args.verbose else _main_tables(result, args):
+    console, shown = Console(), _tables if args.verbose else _main_tables
+    for table in shown(result, args):
         print_table(console, table)
     if args.verbose:
         for protocol in protocols:
@@ -132,17 +131,24 @@ def _evaluate(args: argparse.Namespace) -> int:
     elif nothing := enhances_nothing(result):
         console.print(nothing, markup=False)
     console.print(*remarks(result), style="dim", markup=False)
-    if args.output:
+    if gallery:
         result.write(args.output)
         for name, other in result.others.items():
             other.write(args.output, name if name == "downstream" else f"metrics-{name}")
         write_table(paper_table(result, args.columns), args.output, "table")
-        write_evaluation_report(result, gallery, tables, args)
+        write_evaluation_report(result, gallery, _tables(result, args), args)
         report_paths(args.output)
     else:
         print("Every table: --verbose; report, LaTeX and figures: --output FOLDER")
     failed = any(r.failures for r in (result, *result.others.values()))
     return PartialError.exit_code if failed else 0
+
+
+def _gallery() -> Any:
+    """Return what collects the pictures of a report, without which none of it is imported."""
+    from ldm.report.gallery import Gallery
+
+    return Gallery()
 
 
 def remarks(result: Any) -> list[str]:

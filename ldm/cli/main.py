@@ -135,12 +135,13 @@ def _download_model(args: argparse.Namespace) -> None:
 
 def _require_there(args: argparse.Namespace) -> None:
     """Refuse a mistyped path at once: what reads it imports torch, which takes seconds."""
-    from ldm.config import find_config
     from ldm.storage import require_run, require_subjects
 
     given = vars(args)
     for word in given.get("config") or []:
         if "=" not in word:
+            from ldm.config import find_config  # knows YAML, which not every verb reads
+
             find_config(word)
     for name in ("input", "reference", *(["folder"] if given.get("kind") == "data" else [])):
         if given.get(name) is not None:

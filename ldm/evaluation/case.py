@@ -22,7 +22,6 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ldm.config import trusted_targets
 from ldm.data.contrasts import load_contrasts
 from ldm.data.layouts import Layout, Subject
 from ldm.data.nifti import Geometry, read_volume
@@ -111,6 +110,10 @@ class Case:
         """Return the mask of a region."""
         return self.once(("region", name), lambda: REGIONS[name].mask(self.anatomy))
 
+    def in_brain(self, name: str) -> NDArray[np.bool_]:
+        """Return which voxels (N,) of the brain lie in a region."""
+        return self.once(("in brain", name), lambda: self.region(name)[self.brain])
+
     def area(self, name: str, axis: int = -1) -> Sliced:
         """Return that mask as slices along an axis."""
         return self.once(("area", name, axis), lambda: Sliced(stacked(self.region(name), axis)))
@@ -147,12 +150,12 @@ class Case:
         return self.study.native in self.inputs and self.seg is not None
 
     def enhancement(self, volume: np.ndarray) -> NDArray[np.float64]:
-        """Return what the agent added at each voxel of a volume taken for the target."""
-        return enhancement(volume, self.inputs[self.study.native], self.brain)
+        """Return what the agent added, at each voxel (N,) of the brain, if this is the target."""
+        return enhancement(volume[self.brain], self.inputs[self.study.native][self.brain])
 
     @cached_property
     def true_enhancement(self) -> NDArray[np.float64]:
-        """What the agent added at each voxel of the real target."""
+        """What the agent added at each voxel (N,) of the brain, of the real target."""
         return self.enhancement(self.reference)
 
     def shown_slice(self) -> tuple[int, str]:
@@ -164,7 +167,7 @@ class Case:
             area = self.region(name).astype(np.float64)
             if area.any():
                 if name == "enhancing" and self.can_enhance:
-                    area *= 0.01 + np.nan_to_num(self.true_enhancement).clip(0)
+                    area[self.brain] *= 0.01 + np.nan_to_num(self.true_enhancement).clip(0)
                 shown = "tumour" if name == "tumour" else "enhancement"
                 return int(area.sum(axis=(0, 1)).argmax()), shown
         return int(self.brain.sum(axis=(0, 1)).argmax()), "brain"
@@ -190,7 +193,7 @@ class Prediction:
 
 def to_unit(volume: ArrayLike, low: float, high: float) -> NDArray[np.float64]:
     """Map intensities to [0, 1] between two bounds, and clip them."""
-    unit = np.asarray(volume, np.float64) - low
+    unit = np.subtract(volume, low, dtype=np.float64)
     unit /= high - low
     return np.clip(unit, 0, 1, out=unit)
 
@@ -289,6 +292,8 @@ def _stated(sidecar: Path, case: Case) -> tuple[IntensityScale, Normaliser | Non
             raise ValueError(f"mask is {mask!r}")
         config, normaliser = described.get("normaliser"), None
         if config:
+            from ldm.config import trusted_targets  # reads YAML
+
             refuse_untrusted_targets(config, trusted_targets(), sidecar.name)
             normaliser = instantiate_from_config(config, where=sidecar.name)
         if not isinstance(normaliser, Normaliser | None):

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 from numpy.typing import NDArray
 
-from ldm.evaluation.metrics import calibration, detail, enhancement, overlap, published
+from ldm.evaluation.metrics import calibration, enhancement, overlap, published
 from ldm.evaluation.metrics import similarity as metrics
 from ldm.evaluation.views import View
 
@@ -23,10 +23,6 @@ def _ssim(view: View) -> float:
 def _ssim_3d(view: View) -> float:
     similarity = view.volumes.similarity_3d
     return nan if similarity is None else metrics.mean_similarity(similarity, view.inside, dims=3)
-
-
-def _hfen(view: View) -> float:
-    return detail.relative_error(*(view.of_region(i.edges) for i in view.volumes.images))
 
 
 def _frechet(features: tuple[NDArray, NDArray]) -> float:
@@ -120,7 +116,7 @@ MEASURES = {
         "HFEN",
         "norm of the difference of the Laplacians of Gaussian (sigma 1.5, 15x15, within slices) / "
         "norm of that of the reference, over the region",
-        _hfen,
+        View.hfen,
         "low",
     ),
     "sharpness": Measure(
@@ -210,7 +206,7 @@ MEASURES = {
     "recovery": Measure(
         "Recovery",
         "mean enhancement in the enhancing tumour, predicted / true; median over patients",
-        lambda v: enhancement.recovery(*v.volumes.enhancement, v.mask),
+        lambda v: enhancement.recovery(*v.volumes.enhancement, v.of_brain),
         "one",
         "enhancement",
         ("enhancing",),
@@ -253,7 +249,7 @@ MEASURES = {
     "true_enhancement": Measure(
         "True IQR",
         "mean true enhancement in the enhancing tumour, in inter-quartile ranges of the brain",
-        lambda v: enhancement.mean_within(v.volumes.enhancement[1], v.mask),
+        lambda v: enhancement.mean_within(v.volumes.enhancement[1], v.of_brain),
         "one",
         "enhancement",
         ("enhancing",),

@@ -7,7 +7,7 @@ training seeds. Every function is deterministic; the order of the input does not
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from itertools import combinations
 from math import inf, isnan, nan
 from typing import NamedTuple
@@ -63,7 +63,13 @@ def summarise_values(values: Sequence[float]) -> Summary:
         values: one a patient; NaN means no value. An infinite one (the PSNR of an exact prediction)
             makes the mean infinite and leaves standard deviation and intervals undefined.
     """
-    found = np.sort([value for value in values if not isnan(value)])  # any order, same bytes
+    return _summary(tuple(sorted(v for v in values if not isnan(v))))  # any order, same bytes
+
+
+@lru_cache(maxsize=10_000)  # every table asks for the same again
+def _summary(values: tuple[float, ...]) -> Summary:
+    """Summarise sorted values."""
+    found = np.array(values)
     if not found.size:
         return Summary(*[nan] * 7, 0)
     several = found.size > 1 and bool(np.isfinite(found).all())

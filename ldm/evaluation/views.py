@@ -60,6 +60,14 @@ class Volumes:
             return None
         return metrics.similarity_map(*self.stacks, 1.0, dims=3)
 
+    @cached_property
+    def edges(self) -> tuple[tuple[slice, ...], NDArray[np.float64], NDArray[np.float64]]:
+        """A box outside of which neither has edges, and the edges of both in it."""
+        boxes = zip(self.prediction.box, self.reference.box, strict=True)
+        both = [slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in boxes]
+        box = metrics.around(both, detail.HFEN_RADIUS + 1, self.reference.stack.shape)
+        return box, self.prediction.edges(box), self.reference.edges(box)
+
     @property
     def slices(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Both as stacks of the slices that contain brain."""
@@ -80,7 +88,7 @@ class Volumes:
 
     @cached_property
     def enhancement(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """What the agent added at each voxel, predicted and true."""
+        """What the agent added at each voxel (N,) of the brain, predicted and true."""
         return self.case.enhancement(self.predicted.volume), self.case.true_enhancement
 
 
@@ -109,35 +117,52 @@ class View:
     @cached_property
     def changes(self) -> detail.Changes:
         """What flicker and sharpness share."""
-        return detail.changes(*self.volumes.stacks, self.area.stack, axis=0)
+        sums = (image.changes(self.area) for image in self.volumes.images)
+        return detail.changes_of(*sums, axis=0)
+
+    def hfen(self) -> float:
+        """How far the edges are apart."""
+        box, *pair = self.volumes.edges
+        inside = self.area.stack[box]
+        kept = ... if inside.all() else inside
+        return detail.relative_error(*(edges[kept] for edges in pair))
 
     @property
     def inside(self) -> NDArray[np.bool_]:
         """The region in slices with brain, as a stack of slices."""
-        return self.area.stack & self.volumes.content
+        content = self.volumes.content
+        whole = content[self.area.box[0]].all()  # slices, as a rule: nothing to leave out
+        return self.area.stack if whole else self.area.stack & content
 
     def of_slices(self, metric: Callable[..., float]) -> float:
         """Mean of a voxel metric over the slices with brain."""
         return metrics.mean_over_slices(metric, *self.volumes.stacks, self.inside, axis=0)
 
+    @cached_property
+    def of_brain(self) -> NDArray[np.bool_]:
+        """Which voxels (N,) of the brain lie in the region."""
+        return self.mask[self.volumes.case.brain]
+
     @property
     def enhancing(self) -> NDArray[np.bool_]:
-        """The enhancing tumour."""
-        return self.volumes.case.region("enhancing")
+        """Which voxels (N,) of the brain are enhancing tumour."""
+        return self.volumes.case.in_brain("enhancing")
 
     def auc(self) -> float:
         """How well the predicted enhancement tells the enhancing tumour from the rest of here."""
-        negative = self.mask & ~self.enhancing
+        negative = self.of_brain & ~self.enhancing
         return enhancement.auc(self.volumes.enhancement[0], self.enhancing, negative)
 
     def false_enhancement(self) -> float:
         """Mean predicted enhancement of a tumour of which no part enhances; else NaN."""
         is_known = self.volumes.case.anatomy.is_graded and not self.enhancing.any()
-        return enhancement.mean_within(self.volumes.enhancement[0], self.mask) if is_known else nan
+        return (
+            enhancement.mean_within(self.volumes.enhancement[0], self.of_brain) if is_known else nan
+        )
 
     def rim_to_core(self) -> float:
         """How much more the enhancing tumour enhances than its core, over the same of the truth."""
-        core = self.volumes.case.region("core")
+        core = self.volumes.case.in_brain("core")
         return enhancement.rim_to_core(*self.volumes.enhancement, self.enhancing, core)
 
     def of_spread(self, metric: Callable[..., float]) -> float:

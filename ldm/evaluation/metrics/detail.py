@@ -6,16 +6,19 @@ same errors; their formulas stand in ``docs/metrics.md``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import nan, sqrt
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ldm.evaluation.metrics.similarity import content_box, stacks, triple
+from ldm.evaluation.metrics.similarity import content_box, stacks, sum_of_squares, triple
 
 HFEN_SIGMA = 1.5
 HFEN_RADIUS = 7  # a kernel of 15 x 15, as in the paper
+ORDERS = (2, 0), (0, 2)  # of the derivatives of a Laplacian
+SLAB = 8  # slices at a time
 
 
 class Changes(NamedTuple):
@@ -65,18 +68,35 @@ def changes(
     predicted, true, inside = triple(prediction, reference, mask)
     if true.ndim != 3:
         return Changes(nan, nan, nan, nan)
-    box = content_box(inside & ((predicted != 0) | (true != 0)), 1)  # elsewhere nothing changes
-    kept, sums = inside[box], np.zeros((2, 3))
-    for direction in range(3):
-        before = (slice(None),) * direction
-        pairs = kept[(*before, slice(1, None))] & kept[(*before, slice(-1))]
-        for row, volume in enumerate((predicted, true)):
-            change = np.diff(volume[box], axis=direction)
-            change[~pairs] = 0
-            sums[row, direction] = np.vdot(change, change)
+    sums = (squares(v, inside, content_box(inside & (v != 0), 1)) for v in (predicted, true))
+    return changes_of(*sums, axis)
+
+
+def changes_of(prediction: Sequence[float], reference: Sequence[float], axis: int) -> Changes:
+    """Return the same of what :func:`squares` has found of both."""
+    sums = np.array([prediction, reference])
     across = sums[:, axis % 3]
     within = np.delete(sums, axis % 3, axis=1).sum(axis=1)
     return Changes(*map(float, (across[0], within[0], across[1], within[1])))
+
+
+def squares(volume: NDArray, inside: NDArray[np.bool_], box: tuple[slice, ...]) -> list[float]:
+    """Sums of squared differences of neighbours along each axis of a volume (X, Y, Z).
+
+    Args:
+        inside: a pair counts where both lie in it.
+        box: where there is anything to find; a few slices at a time, which stay in the cache.
+    """
+    volume, inside, sums = volume[box], inside[box], [0.0] * 3
+    for start in range(0, len(volume), SLAB):
+        for axis in range(3):
+            some = slice(start, start + SLAB + (axis == 0))  # and the first of the next
+            before = (slice(None),) * axis
+            kept = inside[some]
+            pairs = kept[(*before, slice(1, None))] & kept[(*before, slice(-1))]
+            change = np.diff(volume[some], axis=axis)[pairs]
+            sums[axis] += float(np.vdot(change, change))
+    return sums
 
 
 def hfen(
@@ -100,17 +120,18 @@ def hfen(
 
 def relative_error(x: NDArray, y: NDArray) -> float:
     """Euclidean norm of ``x - y`` over that of ``y``; NaN where that is 0."""
-    size = float(np.sum(y**2))
-    return sqrt(float(np.sum((x - y) ** 2)) / size) if size > 0 else nan
+    size = sum_of_squares(y)
+    return sqrt(sum_of_squares(x, y) / size) if size > 0 else nan
 
 
 def edges(stack: NDArray) -> NDArray[np.float64]:
     """Laplacian of a Gaussian within the slices of a stack (slices, H, W)."""
     from scipy.ndimage import gaussian_filter
 
-    found = np.zeros(stack.shape)
-    box = content_box(stack != 0, HFEN_RADIUS + 1)  # elsewhere it is 0
-    if found[box].size:
-        kernel = {"sigma": HFEN_SIGMA, "radius": HFEN_RADIUS, "axes": (1, 2)}
-        found[box] = sum(gaussian_filter(stack[box], order=o, **kernel) for o in ((2, 0), (0, 2)))
+    found = np.empty(stack.shape)
+    kernel = {"sigma": HFEN_SIGMA, "radius": HFEN_RADIUS, "axes": (1, 2)}
+    for start in range(0, len(stack), SLAB):
+        some = slice(start, start + SLAB)
+        along, across = (gaussian_filter(stack[some], order=o, **kernel) for o in ORDERS)
+        np.add(along, across, out=found[some])
     return found

@@ -18,33 +18,29 @@ from ldm.evaluation.metrics.similarity import same_shape
 DECIMALS = 4  # of a standard unit: what single precision leaves of equal images is no enhancement
 
 
-def robust_z(volume: ArrayLike, brain: ArrayLike) -> NDArray[np.float64]:
-    """Intensities less their median, over their inter-quartile range, both of the brain.
+def robust_z(brain: ArrayLike) -> NDArray[np.float64]:
+    """Intensities (N,) of a brain, in any unit, less their median, over their inter-quartile range.
 
-    Args:
-        volume: (X, Y, Z) in any unit.
-        brain: mask (X, Y, Z).
-
-    Returns:
-        (X, Y, Z); NaN everywhere without a spread in the brain.
+    NaN everywhere without a spread.
     """
-    values = np.asarray(volume, np.float64)
-    inside = values[np.asarray(brain) != 0]
-    first, median, third = np.percentile(inside, (25, 50, 75)) if inside.size else (nan, nan, nan)
-    deviation = values - median
+    deviation = np.array(brain, np.float64)
+    if not deviation.size:
+        return deviation
+    first, median, third = np.percentile(deviation, (25, 50, 75))
+    deviation -= median
     deviation /= third - first if third > first else nan
     return deviation
 
 
-def enhancement(target: ArrayLike, native: ArrayLike, brain: ArrayLike) -> NDArray[np.float64]:
-    """What the agent added at each voxel (X, Y, Z), in inter-quartile ranges.
+def enhancement(target: ArrayLike, native: ArrayLike) -> NDArray[np.float64]:
+    """What the agent added at each voxel (N,) of the brain, in inter-quartile ranges.
 
     Raises:
         DataError: DATA-SHAPE if the shapes differ.
     """
-    same_shape(target=target, native=native, brain=brain)
-    added = robust_z(target, brain)
-    added -= robust_z(native, brain)
+    same_shape(target=target, native=native)
+    added = robust_z(target)
+    added -= robust_z(native)
     return np.round(added, DECIMALS, out=added)
 
 

@@ -10,7 +10,7 @@ SSIM and MS-SSIM are those of 2-D slices along ``axis``, with windows inside the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from math import inf, isnan, log10, nan, sqrt
 from typing import Literal
 
@@ -25,6 +25,7 @@ SSIM_WINDOW = 2 * SSIM_RADIUS + 1
 MS_SSIM_SIDE = 176  # smallest side whose fifth scale (1/16) still holds one whole window
 SSIM_BATCH = 4  # slices
 MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # of the scales, the finest first
+PIECE = 2**17  # values of an array at once: 1 MiB
 NMI_BINS = 100  # along each axis of the joint histogram
 
 NrmseKind = Literal["min-max", "euclidean"]
@@ -47,7 +48,8 @@ def psnr(
     Raises:
         DataError: DATA-SHAPE if the shapes differ.
     """
-    mse = _mean_square(*_voxels(prediction, reference, mask))
+    predicted, true = _voxels(prediction, reference, mask)
+    mse = sum_of_squares(predicted, true) / true.size if true.size else nan
     if not data_range > 0 or np.isnan(mse):
         return nan
     return inf if mse == 0 else 10 * log10(data_range**2 / mse)
@@ -82,8 +84,9 @@ def nrmse(
         )
     if true.size == 0:
         return nan
-    size = float(np.ptp(true)) if normalisation == "min-max" else sqrt(np.mean(true**2))
-    return sqrt(_mean_square(predicted, true)) / size if size > 0 else nan
+    error, squares = (sqrt(sum_of_squares(*v) / true.size) for v in ((predicted, true), (true,)))
+    size = float(np.ptp(true)) if normalisation == "min-max" else squares
+    return error / size if size > 0 else nan
 
 
 def mae(prediction: ArrayLike, reference: ArrayLike, mask: ArrayLike | None = None) -> float:
@@ -93,8 +96,8 @@ def mae(prediction: ArrayLike, reference: ArrayLike, mask: ArrayLike | None = No
         DataError: DATA-SHAPE if the shapes differ.
     """
     predicted, true = _voxels(prediction, reference, mask)
-    error = predicted - true
-    return float(np.mean(np.abs(error, out=error))) if true.size else nan
+    total = sum(np.abs(x - y).sum() for x, y in pieces(predicted, true))
+    return float(total / true.size) if true.size else nan
 
 
 def nmi(prediction: ArrayLike, reference: ArrayLike, mask: ArrayLike | None = None) -> float:
@@ -118,24 +121,38 @@ def nmi(prediction: ArrayLike, reference: ArrayLike, mask: ArrayLike | None = No
         return nan
     if not any(np.ptp(values) > 0 for values in pair):
         return nan
-    background = [values[0] for values in pair]  # most of a whole volume: counted, not sorted in
-    others = (pair[0] != background[0]) | (pair[1] != background[1])
-    first, second = (_bins(np.append(v[others], b)) for v, b in zip(pair, background, strict=True))
-    counts = np.bincount(first * NMI_BINS + second, minlength=NMI_BINS**2)
-    counts[first[-1] * NMI_BINS + second[-1]] += others.size - first.size
+    background = [values[:1] for values in pair]  # most of a whole volume: counted, not sorted in
+    edges = [_edges(values) for values in pair]
+    counts, sorted_in = np.zeros(NMI_BINS**2, np.intp), 0
+    for piece in pieces(*pair):
+        others = np.logical_or(*(v != b for v, b in zip(piece, background, strict=True)))
+        counts += _counts([values[others] for values in piece], edges)
+        sorted_in += np.count_nonzero(others)
+    counts += _counts(background, edges) * (pair[0].size - sorted_in)
     joint = counts.reshape(NMI_BINS, NMI_BINS) / counts.sum()
     apart = sum(entr(joint.sum(axis=axis)).sum() for axis in (0, 1))
     return float(apart / entr(joint).sum())
 
 
-def _bins(values: NDArray[np.float64]) -> NDArray[np.intp]:
-    """The bin of each value, of NMI_BINS alike from the smallest to the largest, by their edges.
+def _edges(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The edges of NMI_BINS bins alike, from the smallest value to the largest."""
+    low, high = float(values.min()), float(values.max())
+    low, high = (low, high) if high > low else (low - 0.5, high + 0.5)
+    return np.linspace(low, high, NMI_BINS + 1)
+
+
+def _counts(pair: Sequence[NDArray[np.float64]], edges: Sequence[NDArray]) -> NDArray[np.intp]:
+    """How many of the pairs of values lie in each pair of bins."""
+    first, second = (_bins(values, own) for values, own in zip(pair, edges, strict=True))
+    return np.bincount(first * NMI_BINS + second, minlength=NMI_BINS**2)
+
+
+def _bins(values: NDArray[np.float64], edges: NDArray[np.float64]) -> NDArray[np.intp]:
+    """The bin of each value.
 
     As ``numpy.histogram2d``, which searches the edges for each value: ten times as long.
     """
-    low, high = float(values.min()), float(values.max())
-    low, high = (low, high) if high > low else (low - 0.5, high + 0.5)
-    edges = np.linspace(low, high, NMI_BINS + 1)
+    low, high = edges[0], edges[-1]
     found = ((values - low) * (NMI_BINS / (high - low))).astype(np.intp)
     np.minimum(found, NMI_BINS - 1, out=found)  # the largest value belongs to the last
     found -= values < edges[found]  # where rounding went over an edge
@@ -230,8 +247,11 @@ def mean_similarity(similarity: NDArray, inside: NDArray, dims: Literal[2, 3] = 
     """Mean of a map (slices, H, W) over the voxels of ``inside`` whose window fits; NaN if none."""
     windowed = slice(SSIM_RADIUS, -SSIM_RADIUS)
     place = (windowed if dims == 3 else slice(None), windowed, windowed)
-    values = within(similarity[place], inside[place])
-    return float(values.mean()) if values.size else nan
+    total, count = 0.0, 0
+    for values, kept in pieces(similarity[place], inside[place]):
+        total += float(values[kept].sum())
+        count += np.count_nonzero(kept)
+    return float(total / count) if count else nan
 
 
 def within(values: NDArray, mask: NDArray, box: tuple[slice, ...] | None = None) -> NDArray:
@@ -251,6 +271,12 @@ def content_box(mask: NDArray, margin: int = 0) -> tuple[slice, ...]:
             return (slice(0, 0),) * mask.ndim
         box.append(slice(max(0, found[0] - margin), min(side, found[-1] + 1 + margin)))
     return tuple(box)
+
+
+def around(box: Sequence[slice], margin: int, shape: Sequence[int]) -> tuple[slice, ...]:
+    """Slices of a box with a margin inside an array of a shape."""
+    sides = zip(box, shape, strict=True)
+    return tuple(slice(max(0, b.start - margin), min(side, b.stop + margin)) for b, side in sides)
 
 
 def _batches(slices: NDArray) -> list[NDArray]:
@@ -367,8 +393,20 @@ def _voxels(
     return predicted[inside], true[inside]
 
 
-def _mean_square(predicted: NDArray[np.float64], true: NDArray[np.float64]) -> float:
-    return float(np.mean((predicted - true) ** 2)) if true.size else nan
+def pieces(*arrays: NDArray) -> Iterator[tuple[NDArray, ...]]:
+    """Yield arrays (N, ...) piece by piece: what is computed of one stays in the cache.
+
+    A volume at a time, each step would clear and fill memory that was not used before.
+    """
+    rows = max(1, PIECE * len(arrays[0]) // max(1, arrays[0].size))
+    for start in range(0, len(arrays[0]), rows):
+        yield tuple(array[start : start + rows] for array in arrays)
+
+
+def sum_of_squares(*pair: NDArray[np.float64]) -> float:
+    """Of an array, or of the difference of two."""
+    differences = (np.subtract(*each) if len(each) > 1 else each[0] for each in pieces(*pair))
+    return float(sum(np.vdot(each, each) for each in differences))
 
 
 def triple(
