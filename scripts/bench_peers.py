@@ -1,7 +1,7 @@
 """One U-Net in this project, MONAI and diffusers: the same weights and output, which is faster?
 
-``python scripts/bench_peers.py [--size 256] [--batches 1 4] [--rounds 5] [--output FOLDER]`` maps
-the weights into the networks of the peers, requires that the outputs agree within 1e-4 of their
+``python scripts/bench_peers.py [--size 256] [--batches 1 4] [--rounds 5] [--compile]`` maps the
+weights into the networks of the peers, requires that the outputs agree within 1e-4 of their
 spread, so that the work is provably the same, and times plain use and each side's best in turns:
 read the ratios. Beside them stands what the machine itself reaches, measured in the same run.
 Writes ``peers.md`` and ``peers.json``.
@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ldm.compiling import compile_network
 from ldm.cost.network import count_flops, count_parameters
 from ldm.cost.timing import in_turns
 from ldm.environment import (
@@ -189,8 +190,14 @@ def limits(device: str, rounds: int, side: int = 256) -> dict[str, float]:
     return {name: work[name] / min(times) / 1e9 for name, times in seconds.items()}
 
 
-def forwards(networks: dict[str, nn.Module], inputs: tuple[Tensor, Tensor]) -> dict[str, Call]:
-    """Return a call of each network as its documentation uses it, and at its best."""
+def forwards(
+    networks: dict[str, nn.Module], inputs: tuple[Tensor, Tensor], compiled: bool = False
+) -> dict[str, Call]:
+    """Return a call of each network as its documentation uses it, and at its best.
+
+    Args:
+        compiled: of ours too as ``dsdiff sample --runtime compile`` runs it.
+    """
     calls: dict[str, Call] = {}
     fast = torch.bfloat16 if multiplies_bf16(inputs[0].device.type) else torch.float32
     for name, network in networks.items():
@@ -199,16 +206,24 @@ def forwards(networks: dict[str, nn.Module], inputs: tuple[Tensor, Tensor]) -> d
         own = inputs[0] if name == "dsdiff" else x  # ours casts and returns the type of its input
         calls[f"{name}, plain"] = lambda network=network: network(*inputs)
         calls[f"{name}, best"] = lambda best=best, own=own: best(own, inputs[1])
+        if compiled and name == "dsdiff":
+            other = copy.deepcopy(best)
+            compile_network(other, inputs[0].device.type, "--compile", graphs=True)
+            calls["dsdiff, compiled"] = lambda other=other, own=own: other(own, inputs[1])
     return calls
 
 
-def training_step(network: nn.Module, inputs: tuple[Tensor, Tensor], best: bool) -> Call:
+def training_step(
+    network: nn.Module, inputs: tuple[Tensor, Tensor], best: bool, compiled: bool = False
+) -> Call:
     """Return a step of AdamW on a squared error: plain fp32, or as ``dsdiff train`` does it."""
     kind = inputs[0].device.type
     mixed = best and multiplies_bf16(kind)
     network = copy.deepcopy(network).train()
     if best and prefers_channels_last("bf16-mixed" if mixed else "32", kind):
         to_channels_last(network)
+    if compiled:
+        compile_network(network, kind, "--compile")
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=best)
     target = torch.randn_like(inputs[0][:, :1])
 
@@ -224,10 +239,12 @@ def training_step(network: nn.Module, inputs: tuple[Tensor, Tensor], best: bool)
 
 
 def training_steps(
-    networks: dict[str, nn.Module], inputs: tuple[Tensor, Tensor]
+    networks: dict[str, nn.Module], inputs: tuple[Tensor, Tensor], compiled: bool = False
 ) -> dict[str, Call]:
     steps = {f"{name}, plain": training_step(n, inputs, False) for name, n in networks.items()}
-    return steps | {"dsdiff, best": training_step(networks["dsdiff"], inputs, True)}
+    own = {"best": False, "compiled": True} if compiled else {"best": False}
+    ours = networks["dsdiff"]
+    return steps | {f"dsdiff, {n}": training_step(ours, inputs, True, c) for n, c in own.items()}
 
 
 def compare(calls: dict[str, Call], rounds: int, device: str) -> dict[str, float]:
@@ -247,7 +264,7 @@ def table(results: dict[str, Any]) -> str:
     for task, seconds in results["seconds"].items():
         flops = results["gflop"] * int(task.split()[-1]) * (3 if "training" in task else 1)
         for name, value in seconds.items():
-            fast = name.endswith("best") and "bf16" in limit
+            fast = not name.endswith("plain") and "bf16" in limit
             share = flops / value / limit["bf16" if fast else "fp32"]
             rows.append([task, name, value, seconds["MONAI, plain"] / value, f"{share:.0%}"])
     return "\n".join(
@@ -264,7 +281,9 @@ def table(results: dict[str, Any]) -> str:
     )
 
 
-def run(shape: Shape, side: int, batches: Sequence[int], rounds: int) -> dict[str, Any]:
+def run(
+    shape: Shape, side: int, batches: Sequence[int], rounds: int, compiled: bool = False
+) -> dict[str, Any]:
     """Return limits, seconds of every call, and what they were measured on."""
     keep_freed_memory()
     torch.manual_seed(0)
@@ -278,9 +297,9 @@ def run(shape: Shape, side: int, batches: Sequence[int], rounds: int) -> dict[st
     ours, seconds = networks["dsdiff"], {}
     for batch in batches:
         with torch.inference_mode():
-            calls = forwards(networks, inputs(batch))
+            calls = forwards(networks, inputs(batch), compiled and batch == batches[0])
             seconds[f"forward, {batch}"] = compare(calls, rounds, device)
-    steps = training_steps(networks, inputs(batches[0]))
+    steps = training_steps(networks, inputs(batches[0]), compiled)
     seconds[f"training step, {batches[0]}"] = compare(steps, rounds, device)
     return {
         "network": f"U-Net of {count_parameters(ours) / 1e6:.1f} M parameters at {side} x {side}",
@@ -303,9 +322,13 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=256, help="side of a slice in pixels")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--rounds", type=int, default=5, help="calls of each, in turns")
+    parser.add_argument(
+        "--compile", action="store_true", help="torch.compile of ours too, of the first batch"
+    )
     parser.add_argument("--output", type=Path, default=Path("bench"))
     arguments = parser.parse_args()
-    results = run(Shape(), arguments.size, arguments.batches, arguments.rounds)
+    asked = (arguments.size, arguments.batches, arguments.rounds, arguments.compile)
+    results = run(Shape(), *asked)
     page = table(results)
     publish(arguments.output, "peers", page, results)
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Speed against MONAI and diffusers on one GPU, in some six minutes: a forward and a training step of
-# the same network, a whole volume, reading. Tables in OUTPUT/*.md.
+# Speed against MONAI and diffusers on one GPU, in some six minutes, and what compiling ours takes: a
+# forward and a training step of the same network, a whole volume, reading. Tables in OUTPUT/*.md.
 #
 #   bash scripts/gpu_benchmark.sh PATIENTS OUTPUT
 #
@@ -10,6 +10,6 @@ set -euo pipefail
 patients=$1 output=$2
 config=${CONFIG:-configs/backbone/unet.yaml} size=${SIZE:-192}
 
-python scripts/bench_peers.py --size "${SIDE:-256}" --output "$output"
+python scripts/bench_peers.py --size "${SIDE:-256}" --compile --output "$output"
 python scripts/bench_sampling.py "$patients" --config "$config" --image-size "$size" --output "$output"
 python scripts/bench_data.py "$patients" --size "$size" --output "$output"

@@ -46,6 +46,21 @@ def test_every_network_is_timed_in_both_uses(results):
     assert all(s > 0 for task in results["seconds"].values() for s in task.values())
 
 
+def test_ours_is_timed_compiled_too_where_that_is_asked(monkeypatch):
+    asked = []
+
+    def compile_lightly(network, kind, option, graphs=False):
+        asked.append(graphs)
+        network.compile(backend="eager")
+
+    for name in ("forwards", "training_step"):
+        monkeypatch.setitem(SCRIPT[name].__globals__, "compile_network", compile_lightly)
+    results = SCRIPT["run"](SMALL, side=16, batches=[1], rounds=1, compiled=True)
+    assert all(task["dsdiff, compiled"] > 0 for task in results["seconds"].values())
+    assert asked == [True, False]  # CUDA graphs of a forward, none of a training step
+    assert "| forward, 1 | dsdiff, compiled |" in SCRIPT["table"](results)
+
+
 def test_table_counts_work_and_speed(results):
     chosen = {
         "gflop": 10.0,
