@@ -301,6 +301,12 @@ class Study:
         return len(self.conditions) * (2 * self.neighbours + 1)
 
     @property
+    def free(self) -> list[int]:
+        """The conditions that no target is compared with: another scanner may change one alone."""
+        told = {akin_of(target, self.conditions) for target in self.targets}
+        return [place for place, name in enumerate(self.conditions) if name not in told]
+
+    @property
     def varies(self) -> bool:
         """Whether each of the conditions is a target, made from the others."""
         return self.target == ANY

@@ -25,6 +25,7 @@ from ldm.data.prepare import Preparation
 from ldm.data.slices import EndlessShuffle, SliceDataset, with_neighbours
 from ldm.errors import ConfigError, DataError, OutputError
 from ldm.storage import cache_root
+from ldm.study import Study
 
 AUGMENTED = {"target": "ldm.data.augmentation.SliceAugmentation", "params": {"shift": 1.0}}
 
@@ -509,3 +510,64 @@ def test_values_out_of_range_are_refused_before_the_data_is_touched(wrong):
 def test_the_folder_must_be_given():
     with pytest.raises(ConfigError, match=r"data\.params\.root is not set"):
         ContrastDataModule().setup("fit")
+
+
+def scanned(seed, curves=0.5, free=(1, 2), contrasts=3, neighbours=0):
+    """An item of random contrasts in a round brain, before and after an augmentation by curves."""
+    grid = torch.linspace(-1, 1, 24)
+    brain = (grid[:, None] ** 2 + grid[None] ** 2 < 0.7)[None]
+    own = torch.Generator().manual_seed(seed)
+    images = torch.rand(contrasts * (1 + 2 * neighbours) + 1, 24, 24, generator=own) * 0.5 - 0.6
+    images = torch.where(brain, images, -1.0)
+    item = {"condition": images[:-1], "target": images[-1:], "brain": brain}
+    told = {"contrasts": contrasts, "free": free}
+    augmentation = SliceAugmentation(flip=0, affine=0, contrast=0, curves=curves, **told)
+    augmentation.set_random_state(seed)
+    return item, augmentation(item)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_curves_change_each_free_contrast_by_itself_and_keep_its_order(seed):
+    """T1, with which the target is compared, and the target stay; so do medians and background."""
+    before, after = scanned(seed)
+    brain = before["brain"][0]
+    torch.testing.assert_close(after["condition"][0], before["condition"][0])
+    torch.testing.assert_close(after["target"], before["target"])
+    factors = []
+    for old, new in zip(before["condition"][1:], after["condition"][1:], strict=True):
+        assert (new[~brain] == -1).all() and (new[brain] > -1).all() and new.max() <= 1
+        assert torch.equal(old[brain].argsort(stable=True), new[brain].argsort(stable=True))
+        torch.testing.assert_close(new[brain].median(), old[brain].median())
+        factors.append(float(new[brain].std() / old[brain].std()))
+    assert abs(factors[0] / factors[1] - 1) > 1e-3
+    assert all(0.4 < factor < 2.5 for factor in factors)
+
+
+def test_curves_of_a_contrast_are_those_of_its_neighbours_too():
+    """One factor and power for the three slices of T2, which stand three channels apart."""
+    before, after = scanned(3, neighbours=1, free=(1,))
+    brain = before["brain"][0]
+    old, new = (item["condition"][1::3][:, brain].flatten() for item in (before, after))
+    assert torch.equal(old.argsort(), new.argsort())
+    for place in (0, 2, 3, 5, 6, 8):
+        torch.testing.assert_close(after["condition"][place], before["condition"][place])
+
+
+def test_no_curves_are_asked_for_by_default_and_a_negative_strength_is_refused():
+    before, after = scanned(0, curves=0.0)
+    torch.testing.assert_close(after["condition"], before["condition"])
+    with pytest.raises(ConfigError, match="curves is -1"):
+        SliceAugmentation(curves=-1.0)
+
+
+@pytest.mark.parametrize(
+    ("params", "free"),
+    [
+        ({}, ["t2", "flair"]),  # T1 is what T1ce is compared with
+        ({"target": "flair", "conditions": ["t1", "t2"]}, ["t1", "t2"]),
+        ({"target": "any", "conditions": ["t1", "t1ce", "t2", "flair"]}, ["t2", "flair"]),
+    ],
+)
+def test_which_contrasts_may_change_by_themselves(params, free):
+    study = Study.of(**params)
+    assert [study.conditions[place] for place in study.free] == free

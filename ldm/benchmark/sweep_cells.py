@@ -112,8 +112,8 @@ class SweepCells:
             for subject in self.subjects:
                 writer.write(subject, self.layout, f"{title}: {subject.id}")
         finally:
-            if synthesiser.timings:
-                write_json(folder / "cost.json", synthesiser.cost())
+            if writer.timings:
+                write_json(folder / "cost.json", synthesiser.cost(writer.timings))
 
     def _quality(self, path: Path, volumes: Path | None) -> Quality:
         told = (volumes, self.reference, self.references, path, self.study)

@@ -16,7 +16,7 @@ from ldm.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from ldm.data.examination import Registered, Wanted
-    from ldm.data.layouts import Layout, Subject
+    from ldm.data.layouts import Subject
 
 PICTURE = "registration.png"
 
@@ -62,7 +62,7 @@ def register(args: argparse.Namespace) -> int:
     layout, found = detect_layout(args.input, data.layout_choice, data.study.contrasts)
     print(summary(layout, found), file=sys.stderr)
 
-    def write(subject: Subject, layout: Layout, title: str) -> bool:
+    def write(subject: Subject, title: str) -> bool:
         if is_registered(subject, args.output, wanted):
             return False
         registered = register_subject(subject, layout, wanted)
@@ -73,7 +73,7 @@ def register(args: argparse.Namespace) -> int:
 
     subjects = list(found.values())
     with claim(args.output, "prepare", inputs=[args.input, *stored_files(subjects)]):
-        done = write_each(subjects, layout, write, reporter("prepare"))
+        done = write_each(subjects, write, reporter("prepare"))
     print(f"  look at {args.output}/ID/{PICTURE}")
     print_next(shlex.join(["dsdiff", "diagnose", "data", str(args.output)]))
     return report_written(done, args.output)

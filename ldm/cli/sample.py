@@ -116,7 +116,7 @@ def run(args: argparse.Namespace) -> int:
     from ldm.data.layouts import detect_layout, select_subjects, summary
     from ldm.data.layouts.base import stored_files
     from ldm.inference.forms import form_named
-    from ldm.inference.outputs import FAILURES, write_about, write_each
+    from ldm.inference.outputs import FAILURES, write_about
     from ldm.inference.parallel import shared_among
     from ldm.inference.space import require_room
     from ldm.inference.volume_writer import VolumeWriter
@@ -144,10 +144,10 @@ def run(args: argparse.Namespace) -> int:
         shared = shared_among(own_writer, args.devices, args.device)
         write_about(args.output, args.form)
         with shared as writer:
-            done = write_each(subjects, layout, writer.write, reporter("sample"), args.devices)
+            done = writer.write_all(subjects, layout, reporter("sample"))
         done.write_failures(args.output)
-        if synthesiser.timings:
-            write_json(cost, synthesiser.cost())
+        if own_writer.timings:
+            write_json(cost, synthesiser.cost(own_writer.timings))
             if synthesiser.first_call:
                 print(synthesiser.first_call)
     code = report_written(done, args.output)

@@ -90,7 +90,6 @@ def predict(args: argparse.Namespace) -> int:
     from ldm.data.layouts import detect_layout, select_subjects
     from ldm.data.layouts.base import stored_files
     from ldm.inference.label_maps import LabelWriter
-    from ldm.inference.outputs import write_each
     from ldm.inference.parallel import shared_among
     from ldm.inference.segmentation import NetworkSegmenter
     from ldm.study import LABELS
@@ -106,7 +105,7 @@ def predict(args: argparse.Namespace) -> int:
         segmenter = NetworkSegmenter(args.model, *options)
         own_writer = LabelWriter(segmenter, args.output, args.overwrite, not args.no_pictures)
         with shared_among(own_writer, args.devices, args.device) as writer:
-            done = write_each(subjects, layout, writer.write, reporter("segment"), args.devices)
+            done = writer.write_all(subjects, layout, reporter("segment"))
         done.write_failures(args.output)
     code = report_written(done, args.output)
     if any(LABELS in subject.files for subject in subjects):

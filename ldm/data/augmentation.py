@@ -7,7 +7,7 @@ A class here is a ``target`` of ``data.params.augmentation_config``; any callabl
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,8 @@ from ldm.intensity import BACKGROUND
 
 IMAGES = ("condition", "target")
 MASKS = ("brain", "seg")
+SMALL = 1e-6
+LEAST = 1e-3  # of what is brain; 0 is background
 
 
 def _moved(transform: Compose, images: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -78,6 +80,46 @@ class RandContrastd(RandomizableTransform, MapTransform):
         return stretched
 
 
+class RandCurvesd(RandomizableTransform, MapTransform):
+    """Sends each contrast of the brain through a monotone curve of its own, about its median.
+
+    ``x -> m + f s sign(z) |z|^g`` with ``z = (x - m) / s``, m the median and s twice the median
+    deviation from it: what another scanner or other times of echo and inversion do to a contrast.
+
+    Args:
+        keys: images (C, *S) with background 0; ``brain`` (1, *S) is read beside them.
+        contrasts: number of contrasts that follow each other in C, again for each neighbour.
+        changed: which of them.
+        strength: f is log-uniform in [1 / (1 + strength), 1 + strength], g with 0.6 strength.
+    """
+
+    def __init__(
+        self, keys: tuple[str, ...], contrasts: int, changed: Sequence[int], strength: float
+    ) -> None:
+        MapTransform.__init__(self, keys)
+        RandomizableTransform.__init__(self, prob=1.0)
+        self.contrasts, self.changed = contrasts, tuple(changed)
+        self.spans = np.log1p(strength), np.log1p(0.6 * strength)
+
+    def __call__(self, data: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return the item with its images changed."""
+        brain, changed = data["brain"].bool()[0], dict(data)
+        curves = np.exp(self.R.uniform(-1, 1, (len(self.changed), 2)) * self.spans).tolist()
+        for key in self.key_iterator(data):
+            image = torch.as_tensor(data[key]).clone()
+            for place, (factor, power) in zip(self.changed, curves, strict=True):
+                inside = image[place :: self.contrasts, brain]  # (N, V), a row for each neighbour
+                if not inside.numel():
+                    continue
+                centre = inside.median()
+                spread = 2 * (inside - centre).abs().median() + SMALL
+                z = (inside - centre) / spread
+                bent = centre + spread * factor * z.sign() * z.abs() ** power
+                image[place :: self.contrasts, brain] = bent.clamp(LEAST, 2)
+            changed[key] = image
+        return changed
+
+
 class SliceAugmentation:
     """Left-right flip, a small rotation, scaling and shift, and a change of contrast.
 
@@ -90,6 +132,10 @@ class SliceAugmentation:
         scale: largest relative change of size.
         shift: largest shift, voxels.
         contrast: see ``strength`` of :class:`RandContrastd`.
+        curves: see ``strength`` of :class:`RandCurvesd`; 0: none.
+        contrasts: number of the conditions; passed in.
+        free: which of them may change by themselves, because the target is not compared with them;
+            passed in.
         dims: 2 for slices, 3 for patches of volumes; passed in.
 
     Raises:
@@ -104,8 +150,15 @@ class SliceAugmentation:
         scale: float = 0.1,
         shift: float = 5.0,
         contrast: float = 0.4,
+        curves: float = 0.0,
+        contrasts: int = 1,
+        free: Sequence[int] = (),
         dims: int = 2,
     ) -> None:
+        if curves < 0:
+            raise bad_value(
+                f"data.params.augmentation_config.params.curves is {curves}: give 0 or more"
+            )
         if affine and dims != 2:
             raise bad_value(
                 f"data.params.augmentation_config.params.affine is {affine}, but an affine map "
@@ -129,6 +182,7 @@ class SliceAugmentation:
                     allow_missing_keys=True,
                 ),
                 RandContrastd(IMAGES, contrast),
+                *([RandCurvesd(IMAGES[:1], contrasts, free, curves)] if curves else []),
             ]
         )
 

@@ -179,7 +179,11 @@ class ContrastDataModule(pl.LightningDataModule):
         return self.augmentation_config and instantiate_from_config(
             self.augmentation_config,
             where="data.params.augmentation_config",
-            interface={"dims": len(self.image_size)},
+            interface={
+                "dims": len(self.image_size),
+                "contrasts": len(self.study.conditions),
+                "free": self.study.free,
+            },
             needs=("set_random_state", "__call__"),
         )
 

@@ -54,7 +54,7 @@ def brasyn(
     synthesiser = Synthesiser.load(model, device=device, trust=trust, progress=progress)
     known = synthesiser.study.contrasts
 
-    def write(case: Subject, layout: Layout, title: str) -> bool:
+    def write(case: Subject, title: str) -> bool:
         subject, layout = read_case(cases[case.id], known)
         made = synthesiser.synthesise(subject, layout, title)
         name = f"{case.id}-{known.expected(made.target, NAMING)}.nii.gz"
@@ -63,7 +63,7 @@ def brasyn(
 
     with claim(output, "brasyn", inputs=[Path(input), Path(model)], writes=[FAILURES]):
         named = [Subject(name, {}) for name in cases]
-        done = write_each(named, Layout(), write, report or _say_nothing)
+        done = write_each(named, write, report or _say_nothing)
         done.write_failures(output)
     return done
 

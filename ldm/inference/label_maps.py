@@ -20,6 +20,14 @@ from ldm.storage import write_file, write_json
 from ldm.study import LABELS
 
 
+class ToSegment(NamedTuple):
+    """A subject as the network is shown it, how its files are named, and what its sidecar says."""
+
+    prepared: PreparedSubject
+    layout: Layout
+    described: dict[str, Any]
+
+
 class Made(NamedTuple):
     """The label map of a subject as a file, what its sidecar says, and its pictures by name."""
 
@@ -77,23 +85,27 @@ class LabelWriter(Writer):
         inputs = self.segmenter.trained.inputs(subject)
         return {"Segmentation": True, "inputs": inputs, "request": self.request}
 
-    def make(self, subject: Subject, layout: Layout, title: str) -> Made:
+    def read(self, subject: Subject, layout: Layout) -> ToSegment:
+        """Return a subject as the network is shown it; raises DataError."""
+        described = self._described(subject)
+        prepared = self.segmenter.prepare(subject, layout)
+        return ToSegment(prepared, layout, described | self.segmenter.trained.said_of(subject))
+
+    def make(self, read: ToSegment, title: str) -> Made:
         """Return what is to be written of a subject.
 
         Raises:
-            DataError, NonFiniteError: the subject cannot be segmented.
+            NonFiniteError: the network returned NaN.
         """
-        described = self._described(subject)
-        prepared = self.segmenter.prepare(subject, layout)
+        prepared, layout, described = read
         masks = self.segmenter.masks(prepared)
         found = self.segmenter.labels(prepared, masks, layout)
         content = encode_volume(found.labels, found.geometry, dtype=np.uint8)
         values = [int(v) for v in np.unique(found.labels)]
-        described |= {"sha256": hashlib.sha256(content).hexdigest(), "labels": values}
+        described = described | {"sha256": hashlib.sha256(content).hexdigest(), "labels": values}
         described["scheme"] = str(self.segmenter.scheme(layout))
-        described |= self.segmenter.trained.said_of(subject)
         drawn = self._drawn(prepared, masks) if self.pictures else {}
-        return Made(subject.id, content, described, drawn)
+        return Made(prepared.id, content, described, drawn)
 
     def keep(self, made: Made) -> None:
         """Write ``ID_seg.nii.gz``, ``ID_seg.json`` and the pictures.

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,18 @@ class Written:
     old: int = 0
     failures: list[DsdiffError] = field(default_factory=list)
 
+    def count(
+        self, outcome: bool | DsdiffError | None, report: Callable[[DsdiffError], None]
+    ) -> None:
+        """Take in that an output was written (True), was there already, or what went wrong."""
+        if isinstance(outcome, DsdiffError):
+            report(outcome)
+            self.failures.append(outcome)
+        elif outcome:
+            self.new += 1
+        else:
+            self.old += 1
+
     def write_failures(self, folder: Path) -> None:
         """Write ``failures.csv``, a line a subject that failed; remove it where none did.
 
@@ -51,15 +64,23 @@ class Written:
 
 
 class Writer(ABC):
-    """Writes the output of one subject after another."""
+    """Writes the output of one subject after another: reads it, makes the output, keeps it."""
 
     @abstractmethod
     def is_written(self, subject: Subject) -> bool:
         """Return whether the output of a subject, as asked for, is there."""
 
     @abstractmethod
-    def make(self, subject: Subject, layout: Layout, title: str) -> Any:
-        """Return the output of a subject, which can be sent to another process."""
+    def read(self, subject: Subject, layout: Layout) -> Any:
+        """Return what the output of a subject is made of."""
+
+    @abstractmethod
+    def make(self, read: Any, title: str) -> Any:
+        """Return the output of what was read: the part that a network works on."""
+
+    def packed(self, made: Any) -> Any:
+        """Return an output as it is sent to another process."""
+        return made
 
     @abstractmethod
     def keep(self, made: Any) -> None:
@@ -78,41 +99,97 @@ class Writer(ABC):
         """
         if self.is_written(subject):
             return False
-        self.keep(self.make(subject, layout, title))
+        self.keep(self.make(self.read(subject, layout), title))
         return True
+
+    def write_all(
+        self, subjects: Sequence[Subject], layout: Layout, report: Callable[[DsdiffError], None]
+    ) -> Written:
+        """Write the output of each; one that fails is told to ``report``.
+
+        While the network works on one, the next is read and the one before is written.
+
+        Raises:
+            OutputError: the outputs cannot be written, or exist.
+        """
+        done = Written()
+
+        def read(subject: Subject) -> Any:
+            return None if self.is_written(subject) else self.read(subject, layout)
+
+        def make(read: Any, title: str) -> Any:
+            return read if _is_settled(read) else attempt(self.make, read, title)
+
+        def keep(made: Any) -> Any:
+            return made if _is_settled(made) else attempt(self._kept, made)
+
+        with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(1) as behind:
+            found = _meanwhile(ahead, partial(attempt, read), subjects)
+            made = map(make, found, titles_of(subjects))
+            for outcome in _meanwhile(behind, keep, made):
+                done.count(outcome, report)
+        return done
+
+    def _kept(self, made: Any) -> bool:
+        self.keep(made)
+        return True
+
+
+def _is_settled(outcome: Any) -> bool:
+    """Return whether a subject needs no more work: None where its output is there, or an error."""
+    return outcome is None or isinstance(outcome, DsdiffError)
+
+
+def _meanwhile(
+    pool: ThreadPoolExecutor, do: Callable[[Any], Any], items: Iterable[Any]
+) -> Iterator[Any]:
+    """Yield ``do(item)`` of each, done in a thread while the item behind it is asked for."""
+    before: Future[Any] | None = None
+    for item in items:
+        now = pool.submit(do, item)
+        if before is not None:
+            yield before.result()
+        before = now
+    if before is not None:
+        yield before.result()
+
+
+def attempt(do: Callable[..., Any], *args: Any) -> Any:
+    """Return what ``do(*args)`` returns, or the known error that only this subject has.
+
+    Raises:
+        OutputError: the outputs cannot be written, or exist. WorkerError: a process was killed.
+    """
+    try:
+        return do(*args)
+    except Exception as error:
+        return survived(error, OutputError, WorkerError)
+
+
+def titles_of(subjects: Sequence[Subject]) -> list[str]:
+    """Return what the progress on each is called: its id, and its place among all."""
+    return [f"{subject.id} ({n}/{len(subjects)})" for n, subject in enumerate(subjects, 1)]
 
 
 def write_each(
     subjects: Sequence[Subject],
-    layout: Layout,
-    write: Callable[[Subject, Layout, str], bool],
+    write: Callable[[Subject, str], bool],
     report: Callable[[DsdiffError], None],
     at_once: int = 1,
 ) -> Written:
-    """Call ``write(subject, layout, title)`` for each; one that fails is told to ``report``.
+    """Call ``write(subject, title)`` for each; one that fails is told to ``report``.
 
     Args:
+        write: returns False where there was nothing to do.
         at_once: threads that call ``write``.
 
     Raises:
         OutputError: the outputs cannot be written, or exist. WorkerError: a process was killed.
     """
-
-    def attempt(numbered: tuple[int, Subject]) -> bool | DsdiffError:
-        number, subject = numbered
-        try:
-            return write(subject, layout, f"{subject.id} ({number}/{len(subjects)})")
-        except Exception as error:
-            return survived(error, OutputError, WorkerError)
-
-    done = Written()
+    done, tried = Written(), partial(attempt, write)
     with _mapping(at_once) as mapped:
-        for outcome in mapped(attempt, enumerate(subjects, 1)):
-            if isinstance(outcome, DsdiffError):
-                report(outcome)
-                done.failures.append(outcome)
-            else:
-                done.new, done.old = done.new + outcome, done.old + (not outcome)
+        for outcome in mapped(tried, subjects, titles_of(subjects)):
+            done.count(outcome, report)
     return done
 
 

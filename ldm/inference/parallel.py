@@ -6,7 +6,7 @@ import logging
 import multiprocessing
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, nullcontext
@@ -16,16 +16,15 @@ import torch
 
 from ldm.data.layouts import Layout, Subject
 from ldm.environment import pick_device
-from ldm.errors import WorkerError, bad_value
-from ldm.inference.outputs import Writer
+from ldm.errors import DsdiffError, WorkerError, bad_value
+from ldm.inference.outputs import Writer, Written, write_each
 
 
-class SharedWriter(Writer):
+class SharedWriter:
     """Writes what several processes make, byte for byte what one makes.
 
-    Each process takes the next subject when it is done with one; this one alone writes, and threads
-    may call :meth:`write` at the same time. To be used as a context, at whose end the processes end
-    too.
+    Each process takes the next subject when it is done with one; this one alone writes. To be used
+    as a context, at whose end the processes end too.
 
     Args:
         writer: what is made, and how it is written.
@@ -37,7 +36,7 @@ class SharedWriter(Writer):
     """
 
     def __init__(self, writer: Writer, devices: int, device: str = "auto") -> None:
-        self.writer = writer
+        self.writer, self.devices = writer, devices
         places = device_names(devices, device)
         context = multiprocessing.get_context("spawn")
         queue = context.SimpleQueue()
@@ -58,16 +57,27 @@ class SharedWriter(Writer):
                     process.terminate()
         self._pool.shutdown(cancel_futures=True)
 
-    def is_written(self, subject: Subject) -> bool:
-        """Return what the writer says."""
-        return self.writer.is_written(subject)
-
-    def make(self, subject: Subject, layout: Layout, title: str) -> Any:
-        """Return what another process made.
+    def write_all(
+        self, subjects: Sequence[Subject], layout: Layout, report: Callable[[DsdiffError], None]
+    ) -> Written:
+        """Write the output of each, see :meth:`ldm.inference.outputs.Writer.write_all`.
 
         Raises:
-            WorkerError: WORKER, a process was killed. DataError, NonFiniteError: see the writer.
+            OutputError. WorkerError: WORKER, a process was killed.
         """
+
+        def write(subject: Subject, title: str) -> bool:
+            if self.writer.is_written(subject):
+                return False
+            made = self._made(subject, layout, title)
+            with self._writing:
+                self.writer.keep(made)
+            return True
+
+        return write_each(subjects, write, report, self.devices)
+
+    def _made(self, subject: Subject, layout: Layout, title: str) -> Any:
+        """Return what another process made."""
         try:
             return self._pool.submit(_make, subject, layout, title).result()
         except BrokenProcessPool as error:
@@ -77,19 +87,10 @@ class SharedWriter(Writer):
                 "again, with fewer --devices",
             ) from error
 
-    def keep(self, made: Any) -> None:
-        """Write it, one at a time; raises OutputError."""
-        with self._writing:
-            self.writer.keep(made)
-
-    def on_a_device(self) -> Callable[[str], Writer]:
-        """Return what makes the writer in another process."""
-        return self.writer.on_a_device()
-
 
 def shared_among(
     writer: Writer, devices: int, device: str = "auto"
-) -> AbstractContextManager[Writer]:
+) -> AbstractContextManager[Writer | SharedWriter]:
     """Return what writes: the writer itself, or several processes; see :class:`SharedWriter`."""
     return nullcontext(writer) if devices == 1 else SharedWriter(writer, devices, device)
 
@@ -121,4 +122,4 @@ def _begin(places: Any, threads: int, load: Callable[[str], Writer]) -> None:
 
 
 def _make(subject: Subject, layout: Layout, title: str) -> Any:
-    return _writer.make(subject, layout, title)
+    return _writer.packed(_writer.make(_writer.read(subject, layout), title))

@@ -41,7 +41,7 @@ from ldm.inference.fidelity import FirstCall
 from ldm.inference.given import GivenLayout, VolumeLike, given_subject
 from ldm.inference.outputs import SyntheticVolume
 from ldm.inference.request import OPTIONS, Request
-from ldm.inference.trained import TrainedModel, load_for_inference
+from ldm.inference.trained import Read, TrainedModel, load_for_inference
 from ldm.inference.windows import Windows
 from ldm.models.diffusion.noise import Key, KeyedNoise, slice_noise
 from ldm.modules.diffusionmodules.util import to_channels_last
@@ -253,16 +253,31 @@ class Synthesiser:
         Raises:
             DataError, NonFiniteError: the subject cannot be sampled.
         """
+        return self.of(self.read(subject, layout), title or subject.id)
+
+    def read(self, subject: Subject, layout: Layout) -> Read:
+        """Return what :meth:`of` needs of a subject; another thread may work on it.
+
+        Raises:
+            DataError: the subject cannot be sampled.
+        """
         subject, target = self.inputs_of(subject)
-        study = self.study.making(target)
         described = self.described(subject)
         prepared = self.prepare(subject, layout)
         described |= self.trained.said_of(subject)
         self.trained.warn_of_spacing(prepared)
-        mean, deviation = self._synthesise(prepared, title or subject.id)
+        return Read(
+            prepared, target, described, subject.paths(self.study.making(target).conditions)
+        )
+
+    def of(self, read: Read, title: str) -> SyntheticVolume:
+        """Return the synthetic volume of what was read of a subject; raises NonFiniteError."""
+        prepared, study = read.prepared, self.study.making(read.target)
+        mean, deviation = self._synthesise(prepared, title)
         unit = next(c for c in study.conditions if c in prepared.scales)
         scale = prepared.scales[unit]
-        described |= {
+        described = {
+            **read.described,
             "intensity": {"contrast": unit, **scale.to_dict()},
             "normaliser": self.study.data.get("normaliser_config"),
             "preparation": prepared.to_dict(),
@@ -274,13 +289,17 @@ class Synthesiser:
         spread = None
         if deviation is not None:
             spread = prepared.to_volume(scale.restore_spread(mean, deviation))
-        told = (prepared.geometry, volume, spread, described, subject.paths(study.conditions))
-        return SyntheticVolume(subject.id, target, *told)
+        told = (prepared.geometry, volume, spread, described, read.sources)
+        return SyntheticVolume(prepared.id, read.target, *told)
 
-    def cost(self) -> dict[str, Any]:
-        """Return seconds and peak memory of what was sampled with this request, for a JSON file."""
+    def cost(self, timings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Return peak memory and the seconds that were sampled with this request, for a JSON file.
+
+        Args:
+            timings: of each volume, as ``timings`` keeps them.
+        """
         peak = peak_memory(self.trained.device)
-        return self._described_cost() | {"peak_memory_bytes": peak, "subjects": self.timings}
+        return self._described_cost() | {"peak_memory_bytes": peak, "subjects": list(timings)}
 
     def timing(self, subject: Subject, layout: Layout, repeats: int) -> dict[str, Any]:
         """Return what sampling one subject costs once warmed up, for a JSON file.

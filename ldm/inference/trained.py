@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -32,6 +32,18 @@ from ldm.storage import run_folder
 from ldm.study import MASK_FILE, Study
 
 log = logging.getLogger(__name__)
+
+
+class Read(NamedTuple):
+    """What is read of a subject before a network works on it.
+
+    ``described`` is what decides the voxels, ``sources`` are the files of the inputs.
+    """
+
+    prepared: PreparedSubject
+    target: str
+    described: dict[str, Any]
+    sources: tuple[Path, ...]
 
 
 @dataclass(frozen=True)

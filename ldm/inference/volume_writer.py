@@ -11,7 +11,7 @@ from ldm.data.layouts import Layout, Subject
 from ldm.inference.outputs import SyntheticVolume, Writer, is_written, volume_paths
 from ldm.inference.request import Request
 from ldm.inference.synthesis import Synthesiser
-from ldm.inference.trained import load_for_inference
+from ldm.inference.trained import Read, load_for_inference
 
 Made = tuple[SyntheticVolume, list[dict[str, Any]]]  # and what it cost
 
@@ -20,10 +20,13 @@ class VolumeWriter(Writer):
     """Writes the volume and the sidecar of one subject after another.
 
     Args:
-        synthesiser: what makes them; it keeps what they cost in ``timings``.
+        synthesiser: what makes them.
         output: folder.
         overwrite: replace what is not of this model, input and request.
         form: see :meth:`ldm.inference.outputs.SyntheticVolume.save`.
+
+    Attributes:
+        timings: what the written volumes cost, see :meth:`Synthesiser.cost`.
     """
 
     def __init__(
@@ -31,6 +34,7 @@ class VolumeWriter(Writer):
     ) -> None:
         self.synthesiser, self.output = synthesiser, output
         self.overwrite, self.form = overwrite, form
+        self.timings: list[dict[str, Any]] = []
 
     def on_a_device(self) -> Callable[[str], VolumeWriter]:
         """Return what makes this writer in another process, on a device."""
@@ -48,16 +52,24 @@ class VolumeWriter(Writer):
         places = volume_paths(self.output, subject.id, target, self.form)
         return is_written(*places, self.synthesiser.described(subject), self.overwrite)
 
-    def make(self, subject: Subject, layout: Layout, title: str) -> Made:
-        """Return the volume, packed as the file that it will be, and what it cost.
+    def read(self, subject: Subject, layout: Layout) -> Read:
+        """Return a subject as the network is shown it; raises DataError."""
+        return self.synthesiser.read(subject, layout)
+
+    def make(self, read: Read, title: str) -> Made:
+        """Return the volume, and what it cost.
 
         Raises:
-            DataError, NonFiniteError: the subject cannot be sampled.
+            NonFiniteError: the network returned NaN.
         """
-        made = self.synthesiser.synthesise(subject, layout, title)
-        made.packed(self.form)  # here, not in the process that writes
+        made = self.synthesiser.of(read, title)
         timings, self.synthesiser.timings = self.synthesiser.timings, []
         return made, timings
+
+    def packed(self, made: Made) -> Made:
+        """Return it with the file that it will be, which is not for the process that writes."""
+        made[0].packed(self.form)
+        return made
 
     def keep(self, made: Made) -> None:
         """Write the files.
@@ -66,7 +78,7 @@ class VolumeWriter(Writer):
             OutputError: OUT-EXISTS, OUT-IO.
         """
         volume, timings = made
-        self.synthesiser.timings += timings
+        self.timings += timings
         volume.save(self.output, self.overwrite, self.form)
 
 

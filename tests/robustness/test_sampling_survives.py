@@ -127,7 +127,7 @@ def sampler(run_folder, patients, out, log, before=lambda: None, subjects=(P1, P
 
 def stop_at_second() -> None:
     """Arrange that a sampler of several patients waits at the second one, and says so."""
-    plain, calls = Synthesiser.synthesise, []
+    plain, calls = Synthesiser.of, []
 
     def waiting(self, *args, **options):
         calls.append(1)
@@ -136,7 +136,7 @@ def stop_at_second() -> None:
             signal.pause()
         return plain(self, *args, **options)
 
-    Synthesiser.synthesise = waiting
+    Synthesiser.of = waiting
 
 
 def test_sa_14_sigterm_leaves_no_temporary_file_and_the_command_goes_on(
