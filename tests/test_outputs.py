@@ -83,6 +83,7 @@ def test_what_cannot_be_written_ends_all(stage):
     with pytest.raises(OutputError, match="full"):
         written(writer)
     assert ("make", "e") not in writer.done
+    assert ("keep", "c") not in writer.done
 
 
 def test_an_unknown_error_is_no_patient_that_failed():

@@ -124,9 +124,9 @@ class Writer(ABC):
             return made if _is_settled(made) else attempt(self._kept, made)
 
         with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(1) as behind:
-            found = _meanwhile(ahead, partial(attempt, read), subjects)
+            found = _ahead(ahead, partial(attempt, read), subjects)
             made = map(make, found, titles_of(subjects))
-            for outcome in _meanwhile(behind, keep, made):
+            for outcome in _behind(behind, keep, made):
                 done.count(outcome, report)
         return done
 
@@ -140,16 +140,32 @@ def _is_settled(outcome: Any) -> bool:
     return outcome is None or isinstance(outcome, DsdiffError)
 
 
-def _meanwhile(
+def _ahead(
     pool: ThreadPoolExecutor, do: Callable[[Any], Any], items: Iterable[Any]
 ) -> Iterator[Any]:
-    """Yield ``do(item)`` of each, done in a thread while the item behind it is asked for."""
+    """Yield ``do(item)`` of each; while one is worked on, the next is done in a thread."""
     before: Future[Any] | None = None
     for item in items:
         now = pool.submit(do, item)
         if before is not None:
             yield before.result()
         before = now
+    if before is not None:
+        yield before.result()
+
+
+def _behind(
+    pool: ThreadPoolExecutor, do: Callable[[Any], Any], items: Iterable[Any]
+) -> Iterator[Any]:
+    """Yield ``do(item)`` of each, done in a thread while the next item is made.
+
+    After an error nothing more is begun.
+    """
+    before: Future[Any] | None = None
+    for item in items:
+        if before is not None:
+            yield before.result()
+        before = pool.submit(do, item)
     if before is not None:
         yield before.result()
 

@@ -93,10 +93,10 @@ def test_se_12_a_volume_that_came_while_sampling_is_kept(
 
     plain, other = Synthesiser._synthesise, tmp_path / f"out/{P2}_t1ce.nii.gz"
 
-    def meanwhile(self, *args):
-        if (tmp_path / f"out/{P1}_t1ce.nii.gz").exists():
+    def meanwhile(self, prepared, title):
+        if prepared.id == P2:
             other.write_text("of someone")
-        return plain(self, *args)
+        return plain(self, prepared, title)
 
     monkeypatch.setattr(Synthesiser, "_synthesise", meanwhile)
     given = ("--input", cohort, "--subjects", P1, P2, "--output", tmp_path / "out", *QUICK)
