@@ -11,21 +11,13 @@ from torch import Tensor
 
 import ldm
 from ldm.binding import decisive, differences
-from ldm.checkpoint import (
-    BOUND,
-    WEIGHTS,
-    load_model,
-    read_model,
-    read_run_config,
-    save_model,
-)
+from ldm.checkpoint import BOUND, LOSSES, WEIGHTS, Loaded, load_model, read_run_config, save_model
 from ldm.claims import claim
 from ldm.config import ENSEMBLE, read_saved_config, save_config
 from ldm.data.seen import write_seen
 from ldm.errors import CheckpointError, ConfigError
 from ldm.models.diffusion.ensemble import BACKBONE, MEMBERS
-from ldm.storage import CONFIG_FILE, MODEL_FILE, run_folder
-from ldm.study import build_model
+from ldm.storage import CONFIG_FILE, run_folder
 
 # in which trainings of one ensemble may differ: how each was led to its weights, and whom it saw
 FREE = {
@@ -36,17 +28,20 @@ FREE = {
     ),
     "data": ("seed", "patient", "min_brain", "batch_size", "augmentation_config", "abnormal_share"),
 }
-LOSSES = "losses."
 NETWORK_ALONE = "networks are averaged, and all else must agree"
 
 
 class Member(NamedTuple):
-    """A run that joins: its folder, its configuration, and its weights with their metadata."""
+    """A run that joins: its folder, its configuration, and what was loaded of it."""
 
     folder: Path
     config: dict[str, Any]
-    weights: dict[str, Tensor]
-    metadata: dict[str, Any]
+    loaded: Loaded
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """All weights of its model."""
+        return self.loaded.model.state_dict()
 
     @property
     def around(self) -> dict[str, Tensor]:
@@ -90,9 +85,8 @@ def ensemble(
     for place, member in enumerate(members):
         _require_new(member, members[:place])
     config, weights = _joined(members)
-    model = build_model(config)
-    said = members[0].metadata
-    facts = {n: said[n] for n in ("scale_factor", WEIGHTS, *model.facts()) if n in said}
+    first = members[0].loaded
+    facts = {**first.model.facts(), WEIGHTS: first.weights}
     folders = [member.folder for member in members]
     with claim(output, "ensemble", inputs=folders, replace=overwrite):
         save_config(config, output / CONFIG_FILE)
@@ -105,14 +99,14 @@ def ensemble(
 
 def _member(run: Path, trust: Collection[str]) -> Member:
     """Return a run that joins, after every check that sampling with it would make."""
-    model = load_model(run, trust).model
-    if not hasattr(model, "synthesise"):
+    loaded = load_model(run, trust)
+    if not hasattr(loaded.model, "synthesise"):
         raise _mismatch(
-            f"{run} holds a {type(model).__name__}, which synthesises nothing: give runs of "
+            f"{run} holds a {type(loaded.model).__name__}, which synthesises nothing: give runs of "
             "dsdiff train"
         )
     folder = run_folder(run)
-    return Member(folder, read_run_config(folder, trust), *read_model(folder / MODEL_FILE))
+    return Member(folder, read_run_config(folder, trust), loaded)
 
 
 def _require_alike(first: Member, other: Member) -> None:
@@ -122,8 +116,9 @@ def _require_alike(first: Member, other: Member) -> None:
     for key, *values in differences(*kept):
         own, known = map(reprlib.repr, values)
         raise _mismatch(f"{names[0]} has {key}={own}, and {names[1]} {known}: {NETWORK_ALONE}")
-    for name in sorted(first.around.keys() | other.around.keys()):
-        own, known = (member.around.get(name) for member in (other, first))
+    around = other.around, first.around
+    for name in sorted(around[0].keys() | around[1].keys()):
+        own, known = (weights.get(name) for weights in around)
         if own is None or known is None or not own.equal(known):
             raise _mismatch(
                 f"{names[0]} has another {name} than {names[1]}, trained or fitted beside the "
@@ -134,7 +129,7 @@ def _require_alike(first: Member, other: Member) -> None:
 def _require_new(member: Member, before: Sequence[Member]) -> None:
     """Refuse a run that is there already, under whatever name."""
     for other in before:
-        if member.metadata.get("sha256") == other.metadata.get("sha256"):
+        if member.loaded.digest == other.loaded.digest:
             names = member.folder.name, other.folder.name
             raise _mismatch("{} has the weights of {}: give each training once".format(*names))
 

@@ -18,6 +18,8 @@ from ldm.util import current_path, trainer_options
 # is known by the digests in subjects.json
 PLACES = ("root", "layout", "cache", "num_workers", "worker_timeout", "val_slices")
 PATIENTS = ("train", "val", "test", "fold", "folds")
+# of model.params: what may be read from a run of its own -> the part of the model that it becomes
+PARTS = {"first_stage_config": "first_stage_model", "anchor_config": "anchor"}
 DURATION = "decay_steps"  # of model.params: as long as the run, which may be made longer
 # what a resumed run takes: how long, on what and how fast, and what it shows and saves
 RESUMABLE = ("name", "lightning.trainer", "lightning.compile", "lightning.logger")

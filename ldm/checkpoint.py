@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ldm.binding import Decisive, decisive, require_bound
+from ldm.binding import PARTS, Decisive, decisive, require_bound
 from ldm.config import read_saved_config, trusted_targets, validate
 from ldm.environment import require_safe_libraries
 from ldm.errors import CheckpointError, OutOfMemory, OutputError, UnsafeError, as_known_error
@@ -44,7 +44,7 @@ OWN, BOUND = "dsdiff", "bound"  # what a checkpoint says of itself; what its wei
 RESTORED = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "global_step")
 WEIGHTS, EMA_WEIGHTS, LAST = "weights", "ema", "last"  # which weights a file holds
 DAMAGED = ("CKPT-CORRUPT", "CKPT-FORMAT", "CKPT-MISSING")
-PARTS = {"first_stage_config": "first_stage_model", "anchor_config": "anchor"}  # of a model
+LOSSES = "losses."  # how the weights of the losses of a model begin
 CHECKPOINTS = ("checkpoints/last.ckpt", "checkpoints/previous.ckpt")  # newest first
 
 
@@ -333,7 +333,7 @@ def load_start(model: nn.Module, start: Path, config: Mapping[str, Any]) -> None
     weights, _ = read_weights(start)
     own = model.state_dict()
     kept = tuple(_parts_from_files(config.get("params") or {}))
-    losses = {name for name in own.keys() ^ weights.keys() if name.startswith("losses.")}
+    losses = {name for name in own.keys() ^ weights.keys() if name.startswith(LOSSES)}
     stay = {name: own[name] for name in own if name.startswith(kept) or name in losses}
     given = {name: w for name, w in weights.items() if not name.startswith(kept)}
     given = {name: w for name, w in given.items() if name not in losses} | stay
@@ -344,7 +344,7 @@ def load_start(model: nn.Module, start: Path, config: Mapping[str, Any]) -> None
 def _parts_from_files(params: Mapping[str, Any]) -> Iterator[str]:
     """Yield how the weights begin of each part for which ``model.params`` names a file."""
     nodes = {f"{part}.": params.get(key) for key, part in PARTS.items()}
-    nodes |= {f"losses.{name}.": node for name, node in (params.get("loss_config") or {}).items()}
+    nodes |= {f"{LOSSES}{name}.": node for name, node in (params.get("loss_config") or {}).items()}
     for start, node in nodes.items():
         if ((node or {}).get("params") or {}).get("path"):
             yield start

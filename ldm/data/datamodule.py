@@ -161,7 +161,7 @@ class ContrastDataModule(pl.LightningDataModule):
         if deepest <= self.neighbours:
             raise bad_value(
                 f"data.params.neighbours is {self.neighbours}, and the volumes have {deepest} "
-                f"slices at most: give less than {deepest}",
+                f"slices at most: give less than {deepest}"
             )
         self.train_slices = self._dataset(
             [cached[i] for i in self.split["train"]], augmentation, self.condition_dropout

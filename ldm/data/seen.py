@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ldm.binding import PARTS
 from ldm.data.fingerprint import alike, fingerprint
 from ldm.data.layouts import Subject
 from ldm.data.manifest import state
@@ -174,7 +175,7 @@ def origins(model: Mapping[str, Any]) -> list[Path]:
         model: the ``model`` section of a configuration.
     """
     params = model.get("params") or {}
-    parts = (params.get(name) or {} for name in ("first_stage_config", "anchor_config"))
+    parts = (params.get(name) or {} for name in PARTS)
     paths = [(part.get("params") or {}).get("path") for part in parts]
     return [run_folder(Path(path)) for path in (params.get("teacher"), *paths) if path]
 

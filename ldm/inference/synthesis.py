@@ -133,7 +133,7 @@ class Synthesiser:
             if asked != own:
                 raise bad_value(
                     f"{name} is {asked}, but the model was loaded in {own}: give {name} to "
-                    "Synthesiser.load",
+                    "Synthesiser.load"
                 )
         return other
 

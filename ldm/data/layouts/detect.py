@@ -57,7 +57,7 @@ def build_layout(choice: Choice) -> Layout | None:
             return cls()
         raise bad_value(
             f"layout is {choice}{nearest(choice, LAYOUTS)}: give {', '.join(LAYOUTS)}, or "
-            "my_module.MyLayout",
+            "my_module.MyLayout"
         )
     config = {"target": choice} if isinstance(choice, str) else choice
     cls = get_obj_from_str(config.get("target", ""))

@@ -79,9 +79,7 @@ def nrmse(
     """
     predicted, true = _voxels(prediction, reference, mask)
     if normalisation not in ("min-max", "euclidean"):
-        raise bad_value(
-            f"NRMSE normalisation {normalisation!r}; expected min-max or euclidean",
-        )
+        raise bad_value(f"NRMSE normalisation {normalisation!r}; expected min-max or euclidean")
     if true.size == 0:
         return nan
     error, squares = (sqrt(sum_of_squares(*v) / true.size) for v in ((predicted, true), (true,)))

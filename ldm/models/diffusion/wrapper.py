@@ -106,10 +106,8 @@ class DiffusionWrapper(nn.Module):
         if not self.concatenates:
             facts["in_channels"] = noisy
         where = "model.params.unet_config"
-        self.asked_as, self.asked_model = (
-            self._asked(resolve_target(unet_config, where), facts),
-            None,
-        )
+        self.asked_as = self._asked(resolve_target(unet_config, where), facts)
+        self.asked_model = None
         if self.asked_as:
             self.asked_model = AskedVector(facts["asked"], facts[WIDTH_NAMES[self.asked_as]])
         self.diffusion_model = build_backbone(unet_config, facts, where)
