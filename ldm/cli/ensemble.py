@@ -32,6 +32,7 @@ def run(args: argparse.Namespace) -> int:
 
     folder = ensemble(args.runs, args.output, overwrite=args.overwrite, trust=args.trust)
     print(f"Written: {folder}/model.safetensors, config.yaml")
-    print(f"  the mean of {len(args.runs)} networks, which costs as many calls as one of them each")
+    count = len(args.runs)
+    print(f"  the mean of {count} networks: sampling costs {count} times as much as with one")
     print_next(f"dsdiff sample {shlex.quote(str(folder))} --input SUBJECTS --output PREDICTIONS")
     return 0
