@@ -10,8 +10,9 @@ from ldm.claims import claim
 from ldm.data.layouts import Layout, Subject, detect_layout
 from ldm.data.nifti import write_volume
 from ldm.errors import DataError, DsdiffError
-from ldm.inference.outputs import FAILURES, Written, write_each
+from ldm.inference.outputs import FAILURES, SyntheticVolume, Written, write_overlapped
 from ldm.inference.synthesis import Synthesiser
+from ldm.inference.trained import Read
 from ldm.progress import Progress, silent
 from ldm.study import Contrasts
 
@@ -54,16 +55,16 @@ def brasyn(
     synthesiser = Synthesiser.load(model, device=device, trust=trust, progress=progress)
     known = synthesiser.study.contrasts
 
-    def write(case: Subject, title: str) -> bool:
-        subject, layout = read_case(cases[case.id], known)
-        made = synthesiser.synthesise(subject, layout, title)
-        name = f"{case.id}-{known.expected(made.target, NAMING)}.nii.gz"
+    def read(case: Subject) -> Read:
+        return synthesiser.read(*read_case(cases[case.id], known))
+
+    def keep(made: SyntheticVolume) -> None:
+        name = f"{made.id}-{known.expected(made.target, NAMING)}.nii.gz"
         write_volume(output / name, made.content)
-        return True
 
     with claim(output, "brasyn", inputs=[Path(input), Path(model)], writes=[FAILURES]):
         named = [Subject(name, {}) for name in cases]
-        done = write_each(named, write, report or _say_nothing)
+        done = write_overlapped(named, read, synthesiser.of, keep, report or _say_nothing)
         done.write_failures(output)
     return done
 

@@ -105,34 +105,48 @@ class Writer(ABC):
     def write_all(
         self, subjects: Sequence[Subject], layout: Layout, report: Callable[[DsdiffError], None]
     ) -> Written:
-        """Write the output of each; one that fails is told to ``report``.
-
-        While the network works on one, the next is read and the one before is written.
+        """Write the output of each that is not there; see :func:`write_overlapped`.
 
         Raises:
             OutputError: the outputs cannot be written, or exist.
         """
-        done = Written()
 
         def read(subject: Subject) -> Any:
             return None if self.is_written(subject) else self.read(subject, layout)
 
-        def make(read: Any, title: str) -> Any:
-            return read if _is_settled(read) else attempt(self.make, read, title)
+        return write_overlapped(subjects, read, self.make, self.keep, report)
 
-        def keep(made: Any) -> Any:
-            return made if _is_settled(made) else attempt(self._kept, made)
 
-        with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(1) as behind:
-            found = _ahead(ahead, partial(attempt, read), subjects)
-            made = map(make, found, titles_of(subjects))
-            for outcome in _behind(behind, keep, made):
-                done.count(outcome, report)
-        return done
+def write_overlapped(
+    subjects: Sequence[Subject],
+    read: Callable[[Subject], Any],
+    make: Callable[[Any, str], Any],
+    keep: Callable[[Any], None],
+    report: Callable[[DsdiffError], None],
+) -> Written:
+    """Call ``keep(make(read(subject), title))`` for each; one that fails is told to ``report``.
 
-    def _kept(self, made: Any) -> bool:
-        self.keep(made)
-        return True
+    While the network makes one, the next is read and the one before is kept.
+
+    Args:
+        read: returns None where there is nothing to do.
+
+    Raises:
+        OutputError: the outputs cannot be written, or exist.
+    """
+    done = Written()
+
+    def made(read: Any, title: str) -> Any:
+        return read if _is_settled(read) else attempt(make, read, title)
+
+    def kept(made: Any) -> Any:
+        return made if _is_settled(made) else attempt(keep, made) or True
+
+    with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(1) as behind:
+        found = _ahead(ahead, partial(attempt, read), subjects)
+        for outcome in _behind(behind, kept, map(made, found, titles_of(subjects))):
+            done.count(outcome, report)
+    return done
 
 
 def _is_settled(outcome: Any) -> bool:
