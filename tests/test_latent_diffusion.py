@@ -510,6 +510,13 @@ def test_a_share_of_each_batch_learns_the_mean():
 def test_eps_has_no_mean_to_learn():
     with pytest.raises(ConfigError, match="mean_share is 0.5 with parameterization 'eps'"):
         process(parameterization="eps", mean_share=0.5)
+    assert process(parameterization="eps", mean_share="auto").process.mean_share == 0
+
+
+def test_most_of_a_batch_learns_the_mean_and_some_the_samples():
+    share = process(parameterization="x0", mean_share="auto").process.mean_share
+    items = [Draws.unkeyed(4).items_of(share) for _ in range(4)]
+    assert items == [3] * 4  # of four
 
 
 # ---- anchors -------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ COSINE: Mapping[str, Any] = {
     "target": "ldm.models.diffusion.schedule.NoiseSchedule",
     "params": {"name": "cosine", "timesteps": 1000},
 }
-MEAN_SHARE = 0.25  # of a batch, where nothing else is asked for
+MEAN_SHARE = 0.75  # of a batch, where nothing else is asked for
 # weights of the error of the output and of the bound's term, given T timesteps
 OBJECTIVES: dict[str, Callable[[int], tuple[float, float]]] = {
     "mse": lambda T: (1.0, 1.0),
@@ -76,7 +76,7 @@ class GaussianProcess:
             outputs alike.
         mean_share: share of each training batch that learns the posterior mean, where sampling at
             temperature 0 asks for it, see :meth:`at_mean`. 1 is a one-step regression; ``auto`` is
-            a quarter, and 0 with ``eps``, which in pure noise says next to nothing of x_0.
+            three quarters, and 0 with ``eps``, which in pure noise says next to nothing of x_0.
 
     Raises:
         ConfigError: CONFIG-VALUE for an unknown name; for ``eps`` on a schedule that ends in pure
