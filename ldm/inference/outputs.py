@@ -136,15 +136,16 @@ def write_overlapped(
     """
     done = Written()
 
-    def made(read: Any, title: str) -> Any:
-        return read if _is_settled(read) else attempt(make, read, title)
+    def make_of(found: Any, title: str) -> Any:
+        return found if _is_settled(found) else attempt(make, found, title)
 
-    def kept(made: Any) -> Any:
-        return made if _is_settled(made) else attempt(keep, made) or True
+    def keep_of(made: Any) -> Any:
+        return made if _is_settled(made) else attempt(keep, made) or True  # None is "there already"
 
     with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(1) as behind:
         found = _ahead(ahead, partial(attempt, read), subjects)
-        for outcome in _behind(behind, kept, map(made, found, titles_of(subjects))):
+        made = map(make_of, found, titles_of(subjects))
+        for outcome in _behind(behind, keep_of, made):
             done.count(outcome, report)
     return done
 
