@@ -7,11 +7,21 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 import ldm
 from ldm.binding import decisive, differences
-from ldm.checkpoint import BOUND, LOSSES, WEIGHTS, Loaded, load_model, read_run_config, save_model
+from ldm.checkpoint import (
+    BOUND,
+    LOSSES,
+    PRIOR,
+    WEIGHTS,
+    Loaded,
+    load_model,
+    read_run_config,
+    save_model,
+)
 from ldm.claims import claim
 from ldm.config import ENSEMBLE, read_saved_config, save_config
 from ldm.data.seen import write_seen
@@ -46,7 +56,9 @@ class Member(NamedTuple):
     @property
     def around(self) -> dict[str, Tensor]:
         """The weights outside the backbone that an answer depends on."""
-        return {n: w for n, w in self.weights.items() if not n.startswith((BACKBONE, LOSSES))}
+        return {
+            n: w for n, w in self.weights.items() if not n.startswith((BACKBONE, LOSSES, PRIOR))
+        }
 
 
 def ensemble(
@@ -57,6 +69,9 @@ def ensemble(
     trust: Collection[str] = (),
 ) -> Path:
     """Write a model whose network is the mean of those of several runs, which any verb takes.
+
+    The coefficients of its prior, which each of them has fitted to its own patients, are the mean of
+    theirs too.
 
     Trained with other seeds, on other patients or as other backbones, they differ by chance where
     the data do not decide; their mean has less of it. It costs as many network calls as it has
@@ -161,4 +176,6 @@ def _joined(members: Sequence[Member]) -> tuple[dict[str, Any], dict[str, Tensor
             for name, value in member.weights.items()
             if name.startswith(BACKBONE)
         }
+    for name in [name for name in weights if name.startswith(PRIOR)]:
+        weights[name] = torch.stack([member.weights[name] for member in members]).mean(dim=0)
     return {**config, "name": "ensemble"}, weights

@@ -44,7 +44,7 @@ OWN, BOUND = "dsdiff", "bound"  # what a checkpoint says of itself; what its wei
 RESTORED = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "global_step")
 WEIGHTS, EMA_WEIGHTS, LAST = "weights", "ema", "last"  # which weights a file holds
 DAMAGED = ("CKPT-CORRUPT", "CKPT-FORMAT", "CKPT-MISSING")
-LOSSES = "losses."  # how the weights of the losses of a model begin
+LOSSES, PRIOR = "losses.", "prior."  # how the weights of the losses, and prior, of a model begin
 CHECKPOINTS = ("checkpoints/last.ckpt", "checkpoints/previous.ckpt")  # newest first
 
 
@@ -320,8 +320,9 @@ def load_model(path: Path, trust: Collection[str] = ()) -> Loaded:
 def load_start(model: nn.Module, start: Path, config: Mapping[str, Any]) -> None:
     """Start a new training with the weights of another run.
 
-    A part that its configuration reads from a file of its own keeps what is in it, and a loss that
-    only one of the two runs has is no reason to refuse: the network is what is handed on.
+    A part that its configuration reads from a file of its own keeps what is in it, the prior what
+    was fitted to the new patients, and a loss that only one of the two runs has is no reason to
+    refuse: the network is what is handed on.
 
     Args:
         start: run folder, or model file.
@@ -332,7 +333,7 @@ def load_start(model: nn.Module, start: Path, config: Mapping[str, Any]) -> None
     """
     weights, _ = read_weights(start)
     own = model.state_dict()
-    kept = tuple(_parts_from_files(config.get("params") or {}))
+    kept = (*_parts_from_files(config.get("params") or {}), PRIOR)
     losses = {name for name in own.keys() ^ weights.keys() if name.startswith(LOSSES)}
     stay = {name: own[name] for name in own if name.startswith(kept) or name in losses}
     given = {name: w for name, w in weights.items() if not name.startswith(kept)}

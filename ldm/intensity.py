@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 LOWER, UPPER = -4.0, 8.0
 BACKGROUND = -1.0
+UNIT = 2 / (UPPER - LOWER)  # one z in [-1, 1]
 HEALTHY = 2 * (0 - LOWER) / (UPPER - LOWER) - 1  # the median of the brain: z = 0
 ABNORMAL_IN = ("flair", "t2")  # contrasts in which abnormal tissue is bright, the clearest first
 HIGH, MOST = 1.0, 3.0  # z from which an image counts as bright, and how much of it counts
@@ -46,6 +47,16 @@ def blur(images: Tensor, width: float) -> Tensor:
     return images
 
 
+def blur_inside(images: Tensor, brain: Tensor, width: float) -> Tensor:
+    """Return the mean of images (B, C, *S) over the brain (B, 1, *S) in a Gaussian; 0 outside it.
+
+    Args:
+        width: deviation of the Gaussian, in voxels.
+    """
+    inside = blur(brain.to(images.dtype), width).clamp(min=1e-3)
+    return blur(images * brain, width) / inside * brain
+
+
 def bright(images: Tensor) -> Tensor:
     """Return how much z of images in [-1, 1] is above HIGH, up to MOST."""
     return (standard_units(images) - HIGH).clamp(0, MOST)
@@ -62,6 +73,4 @@ def abnormality(images: Tensor, brain: Tensor, width: float) -> Tensor:
         images: (B, 1, *S) in [-1, 1].
         brain: (B, 1, *S) bool.
     """
-    excess = bright(images) * brain
-    inside = blur(brain.to(images.dtype), width).clamp(min=1e-3)
-    return blur(excess, width) / inside * brain
+    return blur_inside(bright(images), brain, width)

@@ -72,6 +72,12 @@ def add_volume_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rescale", type=float, help="share, 0 to 1, of the contrast that guidance adds taken back"
     )
+    parser.add_argument(
+        "--enhancement",
+        type=float,
+        help="factor of what the prior of the model adds to abnormal tissue (default: 1; 0: the "
+        "network alone)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise (default: 0)")
     parser.add_argument(
         "--noise",

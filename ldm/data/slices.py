@@ -132,6 +132,14 @@ class SliceDataset(Dataset):
         rows = (..., slice(None, None, step), slice(None, None, step))
         return cut["condition"][channel][rows].astype(np.float32), cut["brain"][0][rows] != 0
 
+    def labels(self, index: int) -> torch.Tensor | None:
+        """Return the label map (1, H, W) of a plain example; None: its subject has none."""
+        number, place = self.places[index]
+        if not self.subjects[number].has_seg:
+            return None
+        maps = {**self._maps(number), "seg": self.subjects[number].open("seg")}
+        return torch.from_numpy(fit_size(self._cut(maps, place)["seg"], self.image_size, 0))
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_opened": {}}  # a worker opens its own memory maps
 
@@ -179,7 +187,7 @@ class SliceDataset(Dataset):
         images = {"condition": with_neighbours(maps["slices"][:, :count], place, self.neighbours)}
         if self.has_target:
             images["target"] = maps["slices"][place, -1:]
-        return images | {n: maps[n][place][None] for n in self.arrays if n != "slices"}
+        return images | {n: a[place][None] for n, a in maps.items() if n != "slices"}
 
     def _maps(self, number: int) -> dict[str, np.ndarray]:
         if number not in self._opened:
@@ -276,7 +284,7 @@ class PatchDataset(SliceDataset):
         images = {"condition": stack[:count]}
         if self.has_target:
             images["target"] = stack[count:]
-        return images | {n: maps[n][(depth, *plane)][None] for n in self.arrays if n != "slices"}
+        return images | {n: a[(depth, *plane)][None] for n, a in maps.items() if n != "slices"}
 
 
 def abnormality_of(slices: SliceDataset, channel: int) -> np.ndarray:

@@ -14,8 +14,8 @@ NOISES = ("slice", "smooth", "patient")  # of :func:`ldm.models.diffusion.noise.
 PRECISIONS = ("auto", "32", "bf16")
 RUNTIMES = ("torch", "compile", "onnx")
 SPANS = {"temperature": Range(0), "rescale": Range(0, 1), "eta": Range(0, 1)}
-SPANS |= {"overlap": Range(0, 0.9), "guidance": Range(0)}
-SAMPLER_OPTIONS = ("eta", "guidance", "rescale")
+SPANS |= {"overlap": Range(0, 0.9), "guidance": Range(0), "enhancement": Range(0)}
+SAMPLER_OPTIONS = ("eta", "guidance", "rescale", "enhancement")
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Request:
         sampler, steps: see :data:`ldm.models.diffusion.samplers.SAMPLERS`.
         eta: of DDIM: 0 deterministic to 1 as DDPM.
         guidance, rescale: see :func:`ldm.models.diffusion.guidance.guide`.
+        enhancement: factor of what the prior of a model changes, see :mod:`ldm.models.prior`.
         seed: of the noise, 0 or more and below 2**63.
         samples: this many are averaged, and their deviation is returned too.
         temperature: standard deviation of the noise; 1 samples from the model, 0 gives one image
@@ -52,6 +53,7 @@ class Request:
     eta: float | None = None
     guidance: float | None = None
     rescale: float | None = None
+    enhancement: float | None = None
     seed: int = 0
     samples: int = 1
     temperature: float | None = None

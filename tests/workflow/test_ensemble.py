@@ -34,7 +34,8 @@ def joined(runs, tmp_path_factory):
 
 
 def mean_of_one_call(model, patients):
-    volumes = ldm.Synthesiser.load(model, precision="32").volumes(
+    """Of the network alone: a prior is cut off where it is certain."""
+    volumes = ldm.Synthesiser.load(model, precision="32", enhancement=0).volumes(
         patients, ["Phantom_0003"], temperature=0
     )
     return torch.as_tensor(next(volumes).volume)
@@ -57,6 +58,12 @@ def test_the_network_is_the_mean_of_the_networks_at_every_timestep(runs, joined)
             inputs[1] = torch.full((2,), t)
             mean, *outputs = (model.network(*inputs) for model in models)
             torch.testing.assert_close(mean, torch.stack(outputs).mean(dim=0))
+
+
+def test_its_prior_is_the_mean_of_theirs(runs, joined):
+    mean, *own = (load_model(path).model.prior.coefficients for path in (joined, *runs))
+    torch.testing.assert_close(mean, torch.stack(own).mean(dim=0))
+    assert not own[0].equal(own[1])  # fitted to a patient each
 
 
 def test_it_has_seen_whom_any_of_them_has_seen(joined, runs):

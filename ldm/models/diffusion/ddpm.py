@@ -23,6 +23,7 @@ from ldm.models.diffusion.tiling import Tiling
 from ldm.models.diffusion.timesteps import build_timesteps
 from ldm.models.diffusion.wrapper import IMAGES, Conditions, DiffusionWrapper
 from ldm.models.draws import Draws
+from ldm.models.prior import build_prior
 from ldm.study import ANY, Study
 from ldm.util import image_sides, shows, taken
 
@@ -50,6 +51,8 @@ class LatentDiffusion(RunModule):
             ``subtract=auto`` found nothing to subtract, because a target itself is not sparse.
         voxel_weight_config: ``target`` / ``params`` of how much the error of each voxel counts,
             see :mod:`ldm.losses.weights`; None: all alike.
+        prior_config: ``target`` / ``params`` of what few patients tell of where tissue enhances,
+            which joins each image that is made, see :mod:`ldm.models.prior`; None: nothing.
         timesteps_config: ``target`` / ``params`` of the sampler of training timesteps.
         drop_all: probability that a training item loses all its conditions, for guidance.
         **settings: the process (:class:`GaussianProcess`), its space (:class:`LatentSpace`), how it
@@ -77,6 +80,7 @@ class LatentDiffusion(RunModule):
         loss_config: Mapping[str, Config | None] | None = None,
         sparsity: float = 0.0,
         voxel_weight_config: Config | None = None,
+        prior_config: Config | None = None,
         timesteps_config: Config = UNIFORM,
         drop_all: float = 0.0,
         **settings: Any,
@@ -120,7 +124,9 @@ class LatentDiffusion(RunModule):
             None if self.model.gives_features else type(self.model.diffusion_model).__name__,
             facts,
         )
-        self.voxel_weights = VoxelWeights(voxel_weight_config, **facts, image_size=self.image_size)
+        facts["image_size"] = self.image_size
+        self.voxel_weights = VoxelWeights(voxel_weight_config, **facts)
+        self.prior = build_prior(prior_config, facts)
 
     @property
     def network(self) -> nn.Module:
@@ -146,11 +152,13 @@ class LatentDiffusion(RunModule):
         )
 
     def check_start(self, data: Any) -> None:
-        """Refuse a first stage that is not ready and fit the anchor, see :class:`LatentSpace`.
+        """Refuse a first stage that is not ready; fit the anchor, see :class:`LatentSpace`.
 
-        A loss with ``check_start`` is asked too.
+        The prior is fitted too, and a loss with ``check_start`` asked.
         """
         self.space.check_start(data)
+        if self.prior:
+            self.prior.fit(data)
         for loss in self.losses.values():
             if hasattr(loss, "check_start"):
                 loss.check_start(data)
@@ -296,6 +304,7 @@ class LatentDiffusion(RunModule):
         sampler: str | None = None,
         steps: int | None = None,
         others: Conditions | None = None,
+        enhancement: float = 1.0,
         **options: Any,
     ) -> Tensor:
         """Sample images (B, 1, *S) in [-1, 1] given condition (B, N*M, *S), presence (B, M).
@@ -306,6 +315,7 @@ class LatentDiffusion(RunModule):
                 posterior mean, whatever they are: one call of the network, see :meth:`path`.
             others: other conditions by the names of a batch, such as ``covariates`` (B, K), or what
                 is ``asked`` (B, 2M) of a model of any target.
+            enhancement: factor of what the prior changes; 0: the network alone.
             **options: ``guidance`` and ``rescale`` (see :func:`~.guidance.guide`); the others go to
                 the sampler (``eta``, ``callback``, ...).
         """
@@ -313,7 +323,9 @@ class LatentDiffusion(RunModule):
         batch = {"condition": condition, "presence": presence, **(others or {})}
         given = self.given(images, batch)
         x_0 = self.generate(given, noise, sampler, steps, **options)
-        return self.space.decode(self.space.from_data(x_0, given), condition.shape[2:]).clamp(-1, 1)
+        image = self.space.decode(self.space.from_data(x_0, given), condition.shape[2:])
+        image = image.clamp(-1, 1)
+        return self.prior(image, condition, presence, enhancement) if self.prior else image
 
     def generate(
         self,
@@ -356,15 +368,20 @@ class LatentDiffusion(RunModule):
         """Return how often the backbone runs for one slice, or window; see :meth:`synthesise`.
 
         Raises:
-            ConfigError: CONFIG-VALUE for guidance of a model that never saw conditions dropped;
-                what :func:`get_sampler` raises.
+            ConfigError: CONFIG-VALUE for guidance of a model that never saw conditions dropped, for
+                enhancement of a model without a prior; what :func:`get_sampler` raises.
         """
         if guidance != 1 and not self.drop_all:
             raise bad_value(
                 f"guidance is {guidance}, but in training no item lost all its conditions: give 1, "
                 "or a model trained with model.params.drop_all=0.1"
             )
-        options.pop("rescale", None)
+        if "enhancement" in options and not self.prior:
+            raise bad_value(
+                f"enhancement is {options['enhancement']}, but the model has no prior to scale: "
+                "leave it out, or train with model.params.prior_config"
+            )
+        options = {n: v for n, v in options.items() if n not in ("rescale", "enhancement")}
         sampling_timesteps(self.schedule, steps)  # refused also where, without noise, one is made
         path = self.path(steps, temperature)
         once = network_calls(sampler or self.sampler, self.schedule, path, **options)

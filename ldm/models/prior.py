@@ -1,0 +1,204 @@
+"""What few patients tell of where tissue enhances: a regression of few coefficients.
+
+A network of millions of weights that has seen tens of patients learns their tumours by heart: on
+others its errors there are larger than what it knows, and a quadratic form of each contrast at two
+scales finds the enhancing part better (docs/what-helps.md). So the two are stacked (Wolpert 1992):
+the network has its say everywhere, in abnormal tissue a smaller one, and the form the rest of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ldm.errors import bad_value
+from ldm.intensity import (
+    BACKGROUND,
+    UNIT,
+    abnormality,
+    blur_inside,
+    clearest,
+    standard_units,
+)
+from ldm.label_scheme import UNKNOWN
+from ldm.models.base import Config
+from ldm.modules.polynomial import polynomial
+from ldm.regions import ENHANCING, OEDEMA
+from ldm.study import Study, native_of
+from ldm.util import evenly_spread, instantiate_from_config, own_channels
+
+FITTED_SLICES = 2000  # spread evenly over the training slices
+SCALES = (96, 24)  # Gaussians of 2 and 8 mm, as parts of the height of an image of 192 mm
+SURROUNDINGS = 32  # and one of 6 mm
+ABNORMAL = 0.3  # how bright the surroundings of a voxel are that is abnormal for certain
+MOST = 4.0  # z of a contrast that counts
+CERTAIN = 3.0  # z of enhancement, where no label tells, that counts as much as a label
+LEAST = 0.005  # of the brain of a patient: one with less abnormal tissue counts less than others
+RIDGE = 0.03  # of the sum over patients, each of whom has weight 1
+
+
+class Moments(NamedTuple):
+    """Sums over the abnormal tissue of a patient, of which a regression is made.
+
+    Args:
+        products: (K, K) of the terms, two by two.
+        labelled, enhanced: (K,) of the terms with what labels say, and what the truth shows.
+        weight: of the voxels.
+        brain: number of voxels of brain.
+        tells: whether labels tell what enhances.
+    """
+
+    products: Tensor
+    labelled: Tensor
+    enhanced: Tensor
+    weight: Tensor
+    brain: Tensor
+    tells: bool
+
+    def joined(self, other: Moments) -> Moments:
+        """Return those of two slices of a patient."""
+        sums = [own + given for own, given in zip(self[:-1], other[:-1], strict=True)]
+        return Moments(*sums, self.tells or other.tells)  # type: ignore[arg-type]
+
+
+class EnhancementPrior(nn.Module):
+    """``prior(image, condition, presence) -> image``, (B, 1, *S) in [-1, 1], of an enhanced target.
+
+    ``image + A (strength p - shrink (image - source))``, in units of z: A, from 0 to 1, says where
+    the surroundings are abnormal, see :func:`ldm.intensity.abnormality`, and p how certainly tissue
+    enhances: a quadratic form of each contrast at two scales, fitted to the training patients by
+    ridge regression where A is above a half, and stored with the weights. It is taught by the
+    labels of those who have them, else by how much the truth enhances there. Patients count alike.
+
+    An item that lacks a contrast, and every item where the target is not the enhanced form of a
+    condition or nothing shows what is abnormal, is returned as it is.
+
+    Args:
+        conditions: input contrasts, in channel order; passed in.
+        target: contrast to synthesise; passed in.
+        neighbours: slices on each side that are conditions too; passed in.
+        image_size: of the images; passed in.
+        strength: z by which tissue that enhances for certain becomes brighter.
+        shrink: share of what the network makes of abnormal tissue that is taken back.
+
+    Raises:
+        ConfigError: CONFIG-VALUE for a negative strength, or ``shrink`` outside [0, 1].
+    """
+
+    def __init__(
+        self,
+        conditions: Sequence[str],
+        target: str | None = Study.target,
+        neighbours: int = 0,
+        image_size: Sequence[int] = (96, 96),
+        strength: float = 3.0,
+        shrink: float = 0.5,
+    ) -> None:
+        super().__init__()
+        where = "model.params.prior_config.params"
+        if not strength >= 0:
+            raise bad_value(f"{where}.strength is {strength}: give 0 or more, in units of z")
+        if not 0 <= shrink <= 1:
+            raise bad_value(f"{where}.shrink is {shrink}: give a share from 0 to 1")
+        self.strength, self.shrink = strength, shrink
+        self.own, places = own_channels(len(conditions), neighbours), list(conditions)
+        guide, source = clearest(conditions), native_of(target, conditions)
+        self.is_flat = guide is None or source is None
+        if guide is not None and source is not None:
+            self.guide, self.source = places.index(guide), places.index(source)
+        self.widths = tuple(image_size[-2] / part for part in SCALES)
+        self.reach = image_size[-2] / SURROUNDINGS
+        terms = len(polynomial([0.0] * len(conditions) * len(SCALES), 2))
+        self.register_buffer("coefficients", torch.zeros(terms))
+
+    def forward(
+        self, image: Tensor, condition: Tensor, presence: Tensor, factor: float = 1.0
+    ) -> Tensor:
+        """Return the image with what the prior knows.
+
+        Args:
+            condition: (B, N*M, *S) contrasts.
+            presence: (B, M) bool.
+            factor: of all that it changes.
+        """
+        if self.is_flat:
+            return image
+        contrasts = condition[:, self.own]
+        brain = brain_of(contrasts)
+        change = self.strength * UNIT * self.certainty(contrasts, brain)
+        change = change - self.shrink * (image - contrasts[:, self.source, None])
+        complete = presence.all(dim=1).view(-1, *[1] * (image.ndim - 1))
+        where = factor * self.abnormal(contrasts, brain) * (brain & complete)
+        return (image + where * change).clamp(-1, 1)
+
+    def abnormal(self, contrasts: Tensor, brain: Tensor) -> Tensor:
+        """Return A (B, 1, *S)."""
+        guide = contrasts[:, self.guide, None]
+        return (abnormality(guide, brain, self.reach) / ABNORMAL).clamp(max=1.0)
+
+    def certainty(self, contrasts: Tensor, brain: Tensor) -> Tensor:
+        """Return p (B, 1, *S), from 0 to 1."""
+        fitted = torch.einsum("bk...,k->b...", self.terms(contrasts, brain), self.coefficients)
+        return fitted[:, None].clamp(0, 1)
+
+    def terms(self, contrasts: Tensor, brain: Tensor) -> Tensor:
+        """Return the terms (B, K, *S) of the quadratic form."""
+        z = standard_units(contrasts).clamp(-MOST, MOST)
+        scales = [blur_inside(z, brain, width) for width in self.widths]
+        return torch.stack(polynomial(torch.cat(scales, dim=1).unbind(1), 2), dim=1)
+
+    def fit(self, data: Any) -> None:
+        """Take the coefficients from training slices, patient by patient, in float64."""
+        if self.is_flat:
+            return
+        slices, patients = data.train_slices, dict[str, Moments]()
+        for place in evenly_spread(FITTED_SLICES, len(slices)):
+            item = slices[place]
+            own, before = self.moments(item, slices.labels(place)), patients.get(item["subject"])
+            patients[item["subject"]] = before.joined(own) if before else own
+        size = len(self.coefficients)
+        products, moments = torch.zeros(size, size).double(), torch.zeros(size).double()
+        for sums in patients.values():
+            share = 1 / torch.maximum(sums.weight, LEAST * sums.brain).clamp(min=1.0)
+            products += share * sums.products
+            moments += share * (sums.labelled if sums.tells else sums.enhanced)
+        products += RIDGE * max(1, len(patients)) * torch.eye(size)
+        self.coefficients.copy_(torch.linalg.solve(products, moments))
+
+    def moments(self, item: dict[str, Any], labels: Tensor | None) -> Moments:
+        """Return the sums of one slice, whose labels (1, *S) are those of :mod:`ldm.regions`."""
+        contrasts = item["condition"][None][:, self.own]
+        brain = brain_of(contrasts)
+        labels = torch.zeros_like(brain) if labels is None else labels[None]
+        abnormal = self.abnormal(contrasts, brain)
+        source = standard_units(contrasts[:, self.source, None])
+        enhanced = standard_units(item["target"][None]) - source
+        inside = ((abnormal > 0.5) & brain & (labels != UNKNOWN))[0, 0]
+        terms = self.terms(contrasts, brain)[0][:, inside].double()  # (K, V)
+        shown = (abnormal * enhanced / CERTAIN).clamp(0, 1)[0, 0][inside].double()
+        return Moments(
+            terms @ terms.T,
+            terms @ (labels == ENHANCING)[0, 0][inside].double(),
+            terms @ shown,
+            inside.sum(),
+            brain.sum(),
+            bool(((labels == ENHANCING) | (labels == OEDEMA)).any()),
+        )
+
+
+def build_prior(config: Config | None, facts: Mapping[str, Any]) -> nn.Module | None:
+    """Return the prior that a configuration describes; None: there is none.
+
+    Args:
+        facts: what it may ask for: ``conditions``, ``target``, ``neighbours``, ``image_size``.
+    """
+    where = "model.params.prior_config"
+    return config and instantiate_from_config(config, where=where, interface=facts, needs=("fit",))
+
+
+def brain_of(contrasts: Tensor) -> Tensor:
+    """Return where contrasts (B, M, *S) in [-1, 1] show anything, (B, 1, *S)."""
+    return (contrasts != BACKGROUND).any(dim=1, keepdim=True)

@@ -1,0 +1,201 @@
+"""What few patients tell of where tissue enhances, and how it joins what a network makes."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import gaussian_filter
+from test_latent_diffusion import noise, plain, probe
+from test_objectives import from_z
+
+from ldm.errors import ConfigError
+from ldm.models.prior import EnhancementPrior
+
+NAMES = ("t1", "t2", "flair")
+SIZE = (48, 40)  # Gaussians of half a voxel and of two
+PRIOR = {"target": "ldm.models.prior.EnhancementPrior", "params": {}}
+
+
+class Slices:
+    """Training slices of patients, as a data module has them, and their labels."""
+
+    def __init__(self, items):
+        self.items = items
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, place):
+        return self.items[place][0]
+
+    def labels(self, place):
+        return self.items[place][1]
+
+
+def patient(name, seed, labels=True):
+    """A slice with a lesion: what is bright in T2 enhances, and so the labels say."""
+    rng = np.random.default_rng(seed)
+    z = rng.normal(0, 0.5, (4, *SIZE)).astype("float32")
+    z[2, 8:30, 8:30] += 3
+    core = np.zeros(SIZE, bool)
+    core[12:22, 12:20] = True
+    z[1][core] += 3
+    z[3] = z[0] + 2.5 * core
+    images = from_z(z)
+    images[:, :4] = -1.0  # outside the brain
+    told = torch.from_numpy(np.where(core, 4, 0)).to(torch.uint8)
+    item = {"condition": images[:3], "target": images[3:], "subject": name}
+    return item, told[None] if labels is True else labels
+
+
+def fitted(items, **params):
+    prior = EnhancementPrior(NAMES, image_size=SIZE, **params)
+    prior.fit(SimpleNamespace(train_slices=Slices(items)))
+    return prior
+
+
+def certainty(prior, item):
+    contrasts = item["condition"][None]
+    return prior.certainty(contrasts, (contrasts != -1).any(1, keepdim=True))[0, 0]
+
+
+def all_present(items=1):
+    return torch.ones(items, 3, dtype=torch.bool)
+
+
+def test_it_is_a_ridge_regression_of_the_labels_on_contrasts_at_two_scales():
+    """By scipy and numpy: squares and products of six images, weights of a patient that add to 1."""
+    items = [patient("a", 0), patient("b", 1)]
+    prior = fitted(items)
+    products, moments = np.eye(28) * 0.03 * 2, np.zeros(28)
+    for item, labels in items:
+        z = ((item["condition"].double().numpy() + 1) * 6 - 4).clip(-4, 4)
+        brain = (item["condition"].numpy() != -1).any(0)
+
+        def smooth(image, width, brain=brain):
+            mean = gaussian_filter(image * brain, width, mode="constant", truncate=3)
+            return mean / np.maximum(gaussian_filter(brain * 1.0, width, mode="constant"), 1e-3)
+
+        images = [smooth(image, width) for width in (0.5, 5 / 3 * 1.2) for image in z]
+        pairs = [a * b for i, a in enumerate(images) for b in images[i:]]
+        terms = np.stack([np.ones(SIZE), *images, *pairs])
+        inside = (smooth((z[2] - 1).clip(0, 3), 1.5) > 0.15) & brain
+        share = 1 / inside.sum()
+        x = terms[:, inside]
+        products += share * x @ x.T
+        moments += share * x @ (labels[0].numpy()[inside] == 4)
+    expected = np.linalg.solve(products, moments)
+    np.testing.assert_allclose(prior.coefficients, expected, atol=0.02 * abs(expected).max())
+
+
+def test_it_finds_in_another_patient_what_it_was_told_of():
+    item, labels = patient("c", 7)
+    p = certainty(fitted([patient("a", 0), patient("b", 1)]), item)
+    assert p[labels[0] == 4].mean() > 0.5
+    assert p[8:30, 8:30][labels[0, 8:30, 8:30] == 0].mean() < 0.2
+
+
+def test_without_labels_the_truth_teaches_it():
+    """No label map, one of which nothing is known, or lesions of which no label says more."""
+    item, labels = patient("c", 7)
+    core = labels[0] == 4
+    for told in (None, torch.ones(1, *SIZE, dtype=torch.uint8)):
+        p = certainty(fitted([patient("a", 0, told), patient("b", 1, told)]), item)
+        assert p[core].mean() > 0.3 + p[8:30, 8:30][~core[8:30, 8:30]].mean()
+    unknown = torch.full((1, *SIZE), 255, dtype=torch.uint8)
+    assert not fitted([patient("a", 0, unknown)]).coefficients.any()
+
+
+def test_labels_count_before_what_the_truth_shows():
+    """A patient whose tumour, as labelled, has no enhancing part."""
+    item, labels = patient("a", 0)
+    oedema = torch.where(labels == 4, 2, labels).to(torch.uint8)
+    assert fitted([(item, oedema)]).coefficients.abs().max() < 1e-6
+
+
+def test_patients_count_alike_however_many_slices_they_have():
+    a, b = patient("a", 0), patient("b", 1)
+    torch.testing.assert_close(
+        fitted([a, b, a, a]).coefficients, fitted([a, b]).coefficients, rtol=1e-4, atol=1e-6
+    )
+
+
+def test_the_image_moves_in_abnormal_tissue_alone():
+    """By strength p - shrink (image - T1), in units of z, and by as much as is asked."""
+    prior = fitted([patient("a", 0)], strength=2.0, shrink=0.25)
+    item, _ = patient("b", 1)
+    contrasts, image = item["condition"][None], item["condition"][None, :1] + 0.1
+    image = torch.where(contrasts[:, :1] == -1, -1.0, image)
+    made = prior(image, contrasts, all_present())
+    brain = (contrasts != -1).any(1, keepdim=True)
+    p, a = certainty(prior, item), prior.abnormal(contrasts, brain)[0, 0]
+    expected = a * (2.0 * p / 6 - 0.25 * 0.1)
+    torch.testing.assert_close((made - image)[0, 0, 4:], expected[4:])
+    assert torch.equal(made[a[None, None] == 0], image[a[None, None] == 0])
+    assert torch.equal(prior(image, contrasts, all_present(), 0.0), image)
+    twice = prior(image, contrasts, all_present(), 2.0) - image
+    torch.testing.assert_close(twice, 2 * (made - image))
+
+
+def test_an_item_that_lacks_a_contrast_stays_as_it_is():
+    prior = fitted([patient("a", 0)])
+    item, _ = patient("b", 1)
+    contrasts = item["condition"].expand(2, 3, *SIZE)
+    presence = torch.tensor([[True, True, True], [True, False, True]])
+    made = prior(contrasts[:, :1], contrasts, presence)
+    assert torch.equal(made[1], contrasts[1, :1])
+    assert not torch.equal(made[0], contrasts[0, :1])
+
+
+@pytest.mark.parametrize(
+    ("conditions", "target"),
+    [(NAMES, "pd"), (("t2", "flair"), "t1ce"), (("t1", "dwi"), "t1ce"), ((*NAMES, "t1ce"), "any")],
+)
+def test_nothing_changes_where_the_target_enhances_no_condition(conditions, target):
+    prior = EnhancementPrior(conditions, target, image_size=SIZE)
+    prior.fit(SimpleNamespace(train_slices=Slices([])))
+    images = torch.rand(1, len(conditions), *SIZE)
+    presence = torch.ones(1, len(conditions), dtype=torch.bool)
+    assert torch.equal(prior(images[:, :1], images, presence), images[:, :1])
+
+
+def test_neighbours_are_no_contrasts_of_the_slice():
+    item, _ = patient("b", 1)
+    prior = fitted([patient("a", 0)])
+    wide = EnhancementPrior(NAMES, neighbours=1, image_size=SIZE)
+    wide.load_state_dict(prior.state_dict())
+    own, others = item["condition"][None], torch.rand(1, 3, *SIZE)
+    made = wide(own[:, :1], torch.cat([others, own, others], dim=1), all_present())
+    assert torch.equal(made, prior(own[:, :1], own, all_present()))
+
+
+def test_volumes_have_it_too():
+    prior = EnhancementPrior(NAMES, image_size=(16, 48, 40))
+    images = from_z(torch.randn(1, 3, 16, 48, 40))
+    assert prior(images[:, :1], images, all_present()).shape == (1, 1, 16, 48, 40)
+
+
+@pytest.mark.parametrize(
+    ("params", "said"), [({"strength": -1}, "strength is -1"), ({"shrink": 2}, "shrink is 2")]
+)
+def test_what_it_cannot_be_is_refused(params, said):
+    with pytest.raises(ConfigError, match=said):
+        EnhancementPrior(NAMES, **params)
+
+
+def test_it_joins_what_a_model_makes():
+    """At any temperature, by the factor that is asked; the training knows nothing of it."""
+    items = [patient("a", 0)]
+    model = plain(probe(), prior_config=PRIOR, subtract="t1", image_size=list(SIZE))
+    model.prior.fit(SimpleNamespace(train_slices=Slices(items)))
+    condition = items[0][0]["condition"][None]
+
+    def made(**asked):
+        return model.synthesise(condition, all_present(), noise(1), steps=2, **asked)
+
+    network = made(enhancement=0.0)
+    torch.testing.assert_close(made(), model.prior(network, condition, all_present()))
+    assert not torch.equal(made(), network)
+    with pytest.raises(ConfigError, match="enhancement is 2, but the model has no prior"):
+        plain(probe()).network_calls(2, enhancement=2)

@@ -1,0 +1,71 @@
+"""The prior of a run: fitted to whom it trains on, saved with it, asked for by a factor."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import ldm
+from ldm.checkpoint import load_model
+from ldm.cli.main import main
+from ldm.config import load_config
+from ldm.models.prior import EnhancementPrior
+from ldm.util import instantiate_from_config
+
+STEPS = "lightning.trainer.max_steps=2"
+OTHER = "data.params.train=[Phantom_0002]"
+
+
+def coefficients(run):
+    return load_model(run).model.prior.coefficients
+
+
+@pytest.fixture(scope="module")
+def of_one(train, tmp_path_factory):
+    """A run on one patient."""
+    folder = tmp_path_factory.mktemp("prior") / "run"
+    assert train(folder, STEPS, "data.params.train=[Phantom_0001]") == 0
+    return folder
+
+
+def test_a_run_fits_it_to_whom_it_trains_on(of_one, patients):
+    overrides = [
+        f"data.params.root={patients}",
+        "data.params.image_size=32",
+        "data.params.val=null",
+    ]
+    told = [*overrides, "data.params.train=[Phantom_0001]"]
+    config = load_config(["configs/backbone/unet_tiny.yaml"], told)
+    data = instantiate_from_config(config["data"], where="data")
+    data.setup("fit")
+    prior = EnhancementPrior(("t1", "t2", "flair"), image_size=(32, 32))
+    prior.fit(data)
+    assert torch.equal(coefficients(of_one), prior.coefficients)
+    assert prior.coefficients.any()
+
+
+def test_a_training_that_goes_on_from_it_fits_its_own(of_one, train, tmp_path):
+    """And takes weights of a run that has none."""
+    assert train(tmp_path / "on", STEPS, OTHER, "--from", str(of_one)) == 0
+    assert train(tmp_path / "new", STEPS, OTHER) == 0
+    assert torch.equal(coefficients(tmp_path / "on"), coefficients(tmp_path / "new"))
+    assert train(tmp_path / "none", STEPS, OTHER, "model.params.prior_config=null") == 0
+    assert train(tmp_path / "with", STEPS, OTHER, "--from", str(tmp_path / "none")) == 0
+    assert torch.equal(coefficients(tmp_path / "with"), coefficients(tmp_path / "new"))
+
+
+def test_how_much_of_it_is_asked_of_a_model_that_has_it(of_one, patients, tmp_path, capsys):
+    def volume(factor):
+        made = ldm.Synthesiser.load(of_one, precision="32", enhancement=factor)
+        return next(made.volumes(patients, ["Phantom_0003"], temperature=0)).volume
+
+    nothing, as_trained, default, twice = map(volume, (0, 1, None, 2))
+    assert np.array_equal(as_trained, default)
+    assert not np.array_equal(nothing, as_trained)
+    assert abs(twice - nothing).sum() > 1.5 * abs(as_trained - nothing).sum()
+    out = tmp_path / "out"
+    asked = ["sample", str(of_one), "--input", str(patients), "--enhancement", "0.5"]
+    assert main([*asked, "--subjects", "Phantom_0003", "--output", str(out)]) == 0
+    said = json.loads(next(out.rglob("*Phantom_0003*.json")).read_text())
+    assert said["request"]["options"]["enhancement"] == 0.5
