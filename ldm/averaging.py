@@ -70,8 +70,8 @@ def ensemble(
 ) -> Path:
     """Write a model whose network is the mean of those of several runs, which any verb takes.
 
-    The coefficients of its prior, which each of them has fitted to its own patients, are the mean of
-    theirs too.
+    The coefficients of its prior, which each has fitted to its own patients, are the mean of theirs
+    too.
 
     Trained with other seeds, on other patients or as other backbones, they differ by chance where
     the data do not decide; their mean has less of it. It costs as many network calls as it has

@@ -65,7 +65,7 @@ def all_present(items=1):
 
 
 def test_it_is_a_ridge_regression_of_the_labels_on_contrasts_at_two_scales():
-    """By scipy and numpy: squares and products of six images, weights of a patient that add to 1."""
+    """By scipy and numpy: squares and products of six images, every patient of weight 1."""
     items = [patient("a", 0), patient("b", 1)]
     prior = fitted(items)
     products, moments = np.eye(28) * 0.03 * 2, np.zeros(28)
