@@ -150,7 +150,7 @@ def test_an_item_that_lacks_a_contrast_stays_as_it_is():
 
 @pytest.mark.parametrize(
     ("conditions", "target"),
-    [(NAMES, "pd"), (("t2", "flair"), "t1ce"), (("t1", "dwi"), "t1ce"), ((*NAMES, "t1ce"), "any")],
+    [(NAMES, "pd"), (("t2", "flair"), "t1ce"), (("t1", "dwi"), "t1ce"), (NAMES, "any")],
 )
 def test_nothing_changes_where_the_target_enhances_no_condition(conditions, target):
     prior = EnhancementPrior(conditions, target, image_size=SIZE)
@@ -158,6 +158,34 @@ def test_nothing_changes_where_the_target_enhances_no_condition(conditions, targ
     images = torch.rand(1, len(conditions), *SIZE)
     presence = torch.ones(1, len(conditions), dtype=torch.bool)
     assert torch.equal(prior(images[:, :1], images, presence), images[:, :1])
+
+
+def test_of_any_target_what_asks_for_t1ce_changes_as_if_that_were_the_only_one():
+    """The slices show each contrast as a target: it is fitted to those that show T1ce."""
+    four = ("t1", "t1ce", "t2", "flair")
+
+    class AnyTarget(Slices):
+        def __getitem__(self, key):
+            place, seed, target = key
+            assert (seed, target) == (None, 1)
+            item = self.items[place][0]
+            hidden = torch.full_like(item["target"], -1.0)
+            t1, *others = item["condition"].split(1)
+            return {**item, "condition": torch.cat([t1, hidden, *others])}
+
+    items = [patient("a", 0), patient("b", 1)]
+    prior = EnhancementPrior(four, "any", image_size=SIZE)
+    prior.fit(SimpleNamespace(train_slices=AnyTarget(items)))
+    known = fitted(items)
+    assert torch.equal(prior.coefficients, known.coefficients)
+    condition = AnyTarget(items)[(0, None, 1)]["condition"].expand(2, 4, *SIZE)
+    presence = torch.tensor([[True, False, True, True]]).expand(2, 4)
+    asked = torch.zeros(2, 8)
+    asked[0, 1], asked[1, 0] = 1, 1  # T1ce of one item, T1 of the other
+    made = prior(condition[:, :1], condition, presence, asked=asked)
+    own = items[0][0]["condition"][None]
+    torch.testing.assert_close(made[:1], known(own[:, :1], own, all_present()))
+    assert torch.equal(made[1], condition[1, :1])
 
 
 def test_neighbours_are_no_contrasts_of_the_slice():

@@ -27,7 +27,7 @@ from ldm.label_scheme import UNKNOWN
 from ldm.models.base import Config
 from ldm.modules.polynomial import polynomial
 from ldm.regions import ENHANCING, OEDEMA
-from ldm.study import Study, native_of
+from ldm.study import ANY, Study, native_of
 from ldm.util import evenly_spread, instantiate_from_config, own_channels
 
 FITTED_SLICES = 2000  # spread evenly over the training slices
@@ -73,8 +73,9 @@ class EnhancementPrior(nn.Module):
     ridge regression where A is above a half, and stored with the weights. It is taught by the
     labels of those who have them, else by how much the truth enhances there. Patients count alike.
 
-    An item that lacks a contrast, and every item where the target is not the enhanced form of a
-    condition or nothing shows what is abnormal, is returned as it is.
+    An item that lacks a contrast is returned as it is, and so is every item where the target is not
+    the enhanced form of a condition, or nothing shows what is abnormal. Where the target varies,
+    the items that ask for the enhanced form change.
 
     Args:
         conditions: input contrasts, in channel order; passed in.
@@ -104,18 +105,28 @@ class EnhancementPrior(nn.Module):
         if not 0 <= shrink <= 1:
             raise bad_value(f"{where}.shrink is {shrink}: give a share from 0 to 1")
         self.strength, self.shrink = strength, shrink
-        self.own, places = own_channels(len(conditions), neighbours), list(conditions)
-        guide, source = clearest(conditions), native_of(target, conditions)
+        self.own, self.enhanced = own_channels(len(conditions), neighbours), None
+        if target == ANY:
+            target = Study(tuple(conditions), ANY).enhanced
+            self.enhanced = target and list(conditions).index(target)
+        given = [name for name in conditions if name != target]
+        self.places = [place for place, name in enumerate(conditions) if name != target]
+        guide, source = clearest(given), native_of(target, given)
         self.is_flat = guide is None or source is None
         if guide is not None and source is not None:
-            self.guide, self.source = places.index(guide), places.index(source)
+            self.guide, self.source = given.index(guide), given.index(source)
         self.widths = tuple(image_size[-2] / part for part in SCALES)
         self.reach = image_size[-2] / SURROUNDINGS
-        terms = len(polynomial([0.0] * len(conditions) * len(SCALES), 2))
+        terms = len(polynomial([0.0] * len(given) * len(SCALES), 2))
         self.register_buffer("coefficients", torch.zeros(terms))
 
     def forward(
-        self, image: Tensor, condition: Tensor, presence: Tensor, factor: float = 1.0
+        self,
+        image: Tensor,
+        condition: Tensor,
+        presence: Tensor,
+        factor: float = 1.0,
+        asked: Tensor | None = None,
     ) -> Tensor:
         """Return the image with what the prior knows.
 
@@ -123,16 +134,24 @@ class EnhancementPrior(nn.Module):
             condition: (B, N*M, *S) contrasts.
             presence: (B, M) bool.
             factor: of all that it changes.
+            asked: (B, 2M) where the target varies, see :data:`ldm.study.ASKED`.
         """
         if self.is_flat:
             return image
-        contrasts = condition[:, self.own]
+        contrasts = self.contrasts(condition)
         brain = brain_of(contrasts)
         change = self.strength * UNIT * self.certainty(contrasts, brain)
         change = change - self.shrink * (image - contrasts[:, self.source, None])
-        complete = presence.all(dim=1).view(-1, *[1] * (image.ndim - 1))
-        where = factor * self.abnormal(contrasts, brain) * (brain & complete)
+        changes = presence[:, self.places].all(dim=1)
+        if self.enhanced is not None and asked is not None:
+            changes = changes & (asked[:, self.enhanced] > 0)
+        inside = brain & changes.view(-1, *[1] * (image.ndim - 1))
+        where = factor * self.abnormal(contrasts, brain) * inside
         return (image + where * change).clamp(-1, 1)
+
+    def contrasts(self, condition: Tensor) -> Tensor:
+        """Return the contrasts (B, M, *S) of the slice itself that the prior looks at."""
+        return condition[:, self.own][:, self.places]
 
     def abnormal(self, contrasts: Tensor, brain: Tensor) -> Tensor:
         """Return A (B, 1, *S)."""
@@ -156,7 +175,7 @@ class EnhancementPrior(nn.Module):
             return
         slices, patients = data.train_slices, dict[str, Moments]()
         for place in evenly_spread(FITTED_SLICES, len(slices)):
-            item = slices[place]
+            item = slices[place if self.enhanced is None else (place, None, self.enhanced)]
             own, before = self.moments(item, slices.labels(place)), patients.get(item["subject"])
             patients[item["subject"]] = before.joined(own) if before else own
         size = len(self.coefficients)
@@ -170,7 +189,7 @@ class EnhancementPrior(nn.Module):
 
     def moments(self, item: dict[str, Any], labels: Tensor | None) -> Moments:
         """Return the sums of one slice, whose labels (1, *S) are those of :mod:`ldm.regions`."""
-        contrasts = item["condition"][None][:, self.own]
+        contrasts = self.contrasts(item["condition"][None])
         brain = brain_of(contrasts)
         labels = torch.zeros_like(brain) if labels is None else labels[None]
         abnormal = self.abnormal(contrasts, brain)

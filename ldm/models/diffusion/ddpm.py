@@ -24,7 +24,7 @@ from ldm.models.diffusion.timesteps import build_timesteps
 from ldm.models.diffusion.wrapper import IMAGES, Conditions, DiffusionWrapper
 from ldm.models.draws import Draws
 from ldm.models.prior import build_prior
-from ldm.study import ANY, Study
+from ldm.study import ANY, ASKED, Study
 from ldm.util import image_sides, shows, taken
 
 UNIFORM: Config = {"target": "ldm.models.diffusion.timesteps.UniformTimesteps"}
@@ -325,7 +325,9 @@ class LatentDiffusion(RunModule):
         x_0 = self.generate(given, noise, sampler, steps, **options)
         image = self.space.decode(self.space.from_data(x_0, given), condition.shape[2:])
         image = image.clamp(-1, 1)
-        return self.prior(image, condition, presence, enhancement) if self.prior else image
+        if not self.prior:
+            return image
+        return self.prior(image, condition, presence, enhancement, batch.get(ASKED))
 
     def generate(
         self,
