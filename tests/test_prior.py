@@ -138,6 +138,19 @@ def test_the_image_moves_in_abnormal_tissue_alone():
     torch.testing.assert_close(twice, 2 * (made - image))
 
 
+def test_the_texture_of_a_sample_stays():
+    """Waves of two voxels are not taken back, a shift of the whole tumour is."""
+    prior = fitted([patient("a", 0)], strength=0.0, shrink=0.5)
+    contrasts = patient("b", 1)[0]["condition"][None]
+    waves = 0.1 * (-1.0) ** torch.arange(SIZE[1]).expand(1, 1, *SIZE)
+    prior.widths = (2.0, 4.0)
+    inside = (..., slice(16, 22), slice(14, 22))
+    for added, left in ((waves, 1.0), (torch.full_like(waves, 0.1), 0.5)):
+        image = contrasts[:, :1] + added
+        made = prior(image, contrasts, all_present(), sampled=True) - contrasts[:, :1]
+        torch.testing.assert_close(made[inside], left * added[inside], rtol=0.05, atol=0)
+
+
 def test_an_item_that_lacks_a_contrast_stays_as_it_is():
     prior = fitted([patient("a", 0)])
     item, _ = patient("b", 1)
@@ -223,7 +236,7 @@ def test_it_joins_what_a_model_makes():
         return model.synthesise(condition, all_present(), noise(1), steps=2, **asked)
 
     network = made(enhancement=0.0)
-    torch.testing.assert_close(made(), model.prior(network, condition, all_present()))
+    torch.testing.assert_close(made(), model.prior(network, condition, all_present(), sampled=True))
     assert not torch.equal(made(), network)
     with pytest.raises(ConfigError, match="enhancement is 2, but the model has no prior"):
         plain(probe()).network_calls(2, enhancement=2)

@@ -127,6 +127,7 @@ class EnhancementPrior(nn.Module):
         presence: Tensor,
         factor: float = 1.0,
         asked: Tensor | None = None,
+        sampled: bool = False,
     ) -> Tensor:
         """Return the image with what the prior knows.
 
@@ -135,13 +136,16 @@ class EnhancementPrior(nn.Module):
             presence: (B, M) bool.
             factor: of all that it changes.
             asked: (B, 2M) where the target varies, see :data:`ldm.study.ASKED`.
+            sampled: whether the image has the texture of a sample; what is taken back is smooth
+                then, so that texture stays.
         """
         if self.is_flat:
             return image
         contrasts = self.contrasts(condition)
         brain = brain_of(contrasts)
-        change = self.strength * UNIT * self.certainty(contrasts, brain)
-        change = change - self.shrink * (image - contrasts[:, self.source, None])
+        made = image - contrasts[:, self.source, None]
+        made = blur_inside(made, brain, self.widths[0]) if sampled else made
+        change = self.strength * UNIT * self.certainty(contrasts, brain) - self.shrink * made
         changes = presence[:, self.places].all(dim=1)
         if self.enhanced is not None and asked is not None:
             changes = changes & (asked[:, self.enhanced] > 0)

@@ -327,7 +327,8 @@ class LatentDiffusion(RunModule):
         image = image.clamp(-1, 1)
         if not self.prior:
             return image
-        return self.prior(image, condition, presence, enhancement, batch.get(ASKED))
+        sampled = self.has_reverse_steps and noise.temperature > 0
+        return self.prior(image, condition, presence, enhancement, batch.get(ASKED), sampled)
 
     def generate(
         self,
