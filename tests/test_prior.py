@@ -10,10 +10,12 @@ from test_latent_diffusion import noise, plain, probe
 from test_objectives import from_z
 
 from ldm.errors import ConfigError
+from ldm.models.diffusion.regression import OneStepRegression
 from ldm.models.prior import EnhancementPrior
 
 NAMES = ("t1", "t2", "flair")
 SIZE = (48, 40)  # Gaussians of half a voxel and of two
+LESION = (slice(9, 25), slice(9, 23))
 PRIOR = {"target": "ldm.models.prior.EnhancementPrior", "params": {}}
 
 
@@ -37,7 +39,7 @@ def patient(name, seed, labels=True):
     """A slice with a lesion: what is bright in T2 enhances, and so the labels say."""
     rng = np.random.default_rng(seed)
     z = rng.normal(0, 0.5, (4, *SIZE)).astype("float32")
-    z[2, 8:30, 8:30] += 3
+    z[2][LESION] += 3
     core = np.zeros(SIZE, bool)
     core[12:22, 12:20] = True
     z[1][core] += 3
@@ -93,18 +95,18 @@ def test_it_finds_in_another_patient_what_it_was_told_of():
     item, labels = patient("c", 7)
     p = certainty(fitted([patient("a", 0), patient("b", 1)]), item)
     assert p[labels[0] == 4].mean() > 0.5
-    assert p[8:30, 8:30][labels[0, 8:30, 8:30] == 0].mean() < 0.2
+    assert p[LESION][labels[0][LESION] == 0].mean() < 0.2
 
 
 def test_without_labels_the_truth_teaches_it():
-    """No label map, one of which nothing is known, or lesions of which no label says more."""
+    """No label map, lesions of which no label says more, or a core of which nothing is known."""
     item, labels = patient("c", 7)
     core = labels[0] == 4
-    for told in (None, torch.ones(1, *SIZE, dtype=torch.uint8)):
+    lesions = torch.ones(1, *SIZE, dtype=torch.uint8)
+    unknown = torch.where(labels == 4, 255, 2).to(torch.uint8)
+    for told in (None, lesions, unknown):
         p = certainty(fitted([patient("a", 0, told), patient("b", 1, told)]), item)
-        assert p[core].mean() > 0.3 + p[8:30, 8:30][~core[8:30, 8:30]].mean()
-    unknown = torch.full((1, *SIZE), 255, dtype=torch.uint8)
-    assert not fitted([patient("a", 0, unknown)]).coefficients.any()
+        assert p[core].mean() > 0.3 + p[LESION][~core[LESION]].mean()
 
 
 def test_labels_count_before_what_the_truth_shows():
@@ -122,7 +124,7 @@ def test_patients_count_alike_however_many_slices_they_have():
 
 
 def test_the_image_moves_in_abnormal_tissue_alone():
-    """By strength p - shrink (image - T1), in units of z, and by as much as is asked."""
+    """By strength p - shrink (image - T1), in units of z; a factor above 1 inverts nothing."""
     prior = fitted([patient("a", 0)], strength=2.0, shrink=0.25)
     item, _ = patient("b", 1)
     contrasts, image = item["condition"][None], item["condition"][None, :1] + 0.1
@@ -134,8 +136,23 @@ def test_the_image_moves_in_abnormal_tissue_alone():
     torch.testing.assert_close((made - image)[0, 0, 4:], expected[4:])
     assert torch.equal(made[a[None, None] == 0], image[a[None, None] == 0])
     assert torch.equal(prior(image, contrasts, all_present(), 0.0), image)
-    twice = prior(image, contrasts, all_present(), 2.0) - image
-    torch.testing.assert_close(twice, 2 * (made - image))
+    half = prior(image, contrasts, all_present(), 0.5) - image
+    torch.testing.assert_close(half, 0.5 * (made - image))
+    twice = prior(image, contrasts, all_present(), 2.0)
+    torch.testing.assert_close((twice - made)[0, 0], a * 2.0 * p / 6)
+
+
+def test_without_abnormal_tissue_or_with_too_much_of_it_there_is_no_prior(caplog):
+    """Nothing is bright, or the whole brain, as in the units of another normaliser."""
+    for excess in (0.0, 3.0):
+        item, labels = patient("a", 0)
+        flair = from_z(np.full(SIZE, excess, "float32"))
+        item["condition"][2, 4:] = flair[4:]
+        prior = fitted([(item, labels)])
+        image = item["condition"][None, :1] + 0.1
+        assert torch.equal(prior(image, item["condition"][None], all_present()), image)
+        assert "no prior of enhancement" in caplog.text
+        caplog.clear()
 
 
 def test_the_texture_of_a_sample_stays():
@@ -240,3 +257,5 @@ def test_it_joins_what_a_model_makes():
     assert not torch.equal(made(), network)
     with pytest.raises(ConfigError, match="enhancement is 2, but the model has no prior"):
         plain(probe()).network_calls(2, enhancement=2)
+    with pytest.raises(ConfigError, match="no prior to scale"):
+        plain(probe(), OneStepRegression).network_calls(2, enhancement=2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 from ldm.errors import ConfigError, bad_value, nearest, one_of
@@ -14,7 +14,7 @@ NOISES = ("slice", "smooth", "patient")  # of :func:`ldm.models.diffusion.noise.
 PRECISIONS = ("auto", "32", "bf16")
 RUNTIMES = ("torch", "compile", "onnx")
 SPANS = {"temperature": Range(0), "rescale": Range(0, 1), "eta": Range(0, 1)}
-SPANS |= {"overlap": Range(0, 0.9), "guidance": Range(0), "enhancement": Range(0)}
+SPANS |= {"overlap": Range(0, 0.9), "guidance": Range(0), "enhancement": Range(0, 10)}
 SAMPLER_OPTIONS = ("eta", "guidance", "rescale", "enhancement")
 
 
@@ -77,8 +77,11 @@ class Request:
             object.__setattr__(self, name, int(value))  # of numpy too, for JSON
         for name, span in SPANS.items():
             value = getattr(self, name)
-            if value is not None and value not in span:
-                raise bad_value(f"{name} is {value}: give {span}")
+            if value is None:
+                continue
+            if not isinstance(value, Real) or float(value) not in span:
+                raise bad_value(f"{name} is {value}: give a number, {span}")
+            object.__setattr__(self, name, float(value))
         missing = self.allow_missing
         listed = (missing,) if isinstance(missing, str) else tuple(missing)
         object.__setattr__(self, "allow_missing", listed)

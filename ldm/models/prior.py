@@ -8,6 +8,8 @@ the network has its say everywhere, in abnormal tissue a smaller one, and the fo
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -30,9 +32,12 @@ from ldm.regions import ENHANCING, OEDEMA
 from ldm.study import ANY, Study, native_of
 from ldm.util import evenly_spread, instantiate_from_config, own_channels
 
+log = logging.getLogger(__name__)
+
 FITTED_SLICES = 2000  # spread evenly over the training slices
 SCALES = (96, 24)  # Gaussians of 2 and 8 mm, as parts of the height of an image of 192 mm
 SURROUNDINGS = 32  # and one of 6 mm
+MOST_ABNORMAL = 0.3  # share of the brain above which something else is taken for abnormal tissue
 ABNORMAL = 0.3  # how bright the surroundings of a voxel are that is abnormal for certain
 MOST = 4.0  # z of a contrast that counts
 CERTAIN = 3.0  # z of enhancement, where no label tells, that counts as much as a label
@@ -49,6 +54,7 @@ class Moments(NamedTuple):
         weight: of the voxels.
         brain: number of voxels of brain.
         tells: whether labels tell what enhances.
+        doubtful: whether there are labels of which nobody says what they mean.
     """
 
     products: Tensor
@@ -57,15 +63,22 @@ class Moments(NamedTuple):
     weight: Tensor
     brain: Tensor
     tells: bool
+    doubtful: bool
 
     def joined(self, other: Moments) -> Moments:
         """Return those of two slices of a patient."""
-        sums = [own + given for own, given in zip(self[:-1], other[:-1], strict=True)]
-        return Moments(*sums, self.tells or other.tells)  # type: ignore[arg-type]
+        sums = [own + given for own, given in zip(self[:-2], other[:-2], strict=True)]
+        facts = self.tells or other.tells, self.doubtful or other.doubtful
+        return Moments(*sums, *facts)  # type: ignore[arg-type]
+
+    @property
+    def taught(self) -> Tensor:
+        """The sums with what labels say, or else with what the truth shows."""
+        return self.labelled if self.tells and not self.doubtful else self.enhanced
 
 
 class EnhancementPrior(nn.Module):
-    """``prior(image, condition, presence) -> image``, (B, 1, *S) in [-1, 1], of an enhanced target.
+    """``prior(image, condition, presence, factor, asked, sampled) -> image`` of an enhanced target.
 
     ``image + A (strength p - shrink (image - source))``, in units of z: A, from 0 to 1, says where
     the surroundings are abnormal, see :func:`ldm.intensity.abnormality`, and p how certainly tissue
@@ -74,8 +87,8 @@ class EnhancementPrior(nn.Module):
     labels of those who have them, else by how much the truth enhances there. Patients count alike.
 
     An item that lacks a contrast is returned as it is, and so is every item where the target is not
-    the enhanced form of a condition, or nothing shows what is abnormal. Where the target varies,
-    the items that ask for the enhanced form change.
+    the enhanced form of a condition, or no training patient showed abnormal tissue. Where the
+    target varies, the items that ask for the enhanced form change.
 
     Args:
         conditions: input contrasts, in channel order; passed in.
@@ -117,6 +130,7 @@ class EnhancementPrior(nn.Module):
             self.guide, self.source = given.index(guide), given.index(source)
         self.widths = tuple(image_size[-2] / part for part in SCALES)
         self.reach = image_size[-2] / SURROUNDINGS
+        self.depth = math.prod(image_size[:-2])  # slices of a patch of a volume, else 1
         terms = len(polynomial([0.0] * len(given) * len(SCALES), 2))
         self.register_buffer("coefficients", torch.zeros(terms))
 
@@ -134,24 +148,24 @@ class EnhancementPrior(nn.Module):
         Args:
             condition: (B, N*M, *S) contrasts.
             presence: (B, M) bool.
-            factor: of all that it changes.
+            factor: of what is added; below 1 also of what is taken back.
             asked: (B, 2M) where the target varies, see :data:`ldm.study.ASKED`.
             sampled: whether the image has the texture of a sample; what is taken back is smooth
                 then, so that texture stays.
         """
-        if self.is_flat:
+        if self.is_flat or not self.coefficients.any():
             return image
         contrasts = self.contrasts(condition)
         brain = brain_of(contrasts)
         made = image - contrasts[:, self.source, None]
         made = blur_inside(made, brain, self.widths[0]) if sampled else made
-        change = self.strength * UNIT * self.certainty(contrasts, brain) - self.shrink * made
+        added = self.strength * UNIT * self.certainty(contrasts, brain)
+        change = factor * added - min(factor, 1.0) * self.shrink * made
         changes = presence[:, self.places].all(dim=1)
         if self.enhanced is not None and asked is not None:
             changes = changes & (asked[:, self.enhanced] > 0)
         inside = brain & changes.view(-1, *[1] * (image.ndim - 1))
-        where = factor * self.abnormal(contrasts, brain) * inside
-        return (image + where * change).clamp(-1, 1)
+        return (image + self.abnormal(contrasts, brain) * inside * change).clamp(-1, 1)
 
     def contrasts(self, condition: Tensor) -> Tensor:
         """Return the contrasts (B, M, *S) of the slice itself that the prior looks at."""
@@ -174,20 +188,33 @@ class EnhancementPrior(nn.Module):
         return torch.stack(polynomial(torch.cat(scales, dim=1).unbind(1), 2), dim=1)
 
     def fit(self, data: Any) -> None:
-        """Take the coefficients from training slices, patient by patient, in float64."""
+        """Take the coefficients from training slices, patient by patient, in float64.
+
+        Without abnormal tissue, or where most of the brain is taken for it, they stay 0.
+        """
         if self.is_flat:
             return
         slices, patients = data.train_slices, dict[str, Moments]()
-        for place in evenly_spread(FITTED_SLICES, len(slices)):
+        for place in evenly_spread(FITTED_SLICES // self.depth, len(slices)):
             item = slices[place if self.enhanced is None else (place, None, self.enhanced)]
             own, before = self.moments(item, slices.labels(place)), patients.get(item["subject"])
             patients[item["subject"]] = before.joined(own) if before else own
+        brain = sum(int(sums.brain) for sums in patients.values())
+        abnormal = sum(int(sums.weight) for sums in patients.values()) / max(1, brain)
+        if not 0 < abnormal <= MOST_ABNORMAL:
+            log.warning(
+                "no prior of enhancement: %.0f %% of the brain in training counts as abnormal "
+                "tissue; up to %.0f %% is expected, of FLAIR and by the default normaliser",
+                100 * abnormal,
+                100 * MOST_ABNORMAL,
+            )
+            return
         size = len(self.coefficients)
         products, moments = torch.zeros(size, size).double(), torch.zeros(size).double()
         for sums in patients.values():
             share = 1 / torch.maximum(sums.weight, LEAST * sums.brain).clamp(min=1.0)
             products += share * sums.products
-            moments += share * (sums.labelled if sums.tells else sums.enhanced)
+            moments += share * sums.taught
         products += RIDGE * max(1, len(patients)) * torch.eye(size)
         self.coefficients.copy_(torch.linalg.solve(products, moments))
 
@@ -199,7 +226,7 @@ class EnhancementPrior(nn.Module):
         abnormal = self.abnormal(contrasts, brain)
         source = standard_units(contrasts[:, self.source, None])
         enhanced = standard_units(item["target"][None]) - source
-        inside = ((abnormal > 0.5) & brain & (labels != UNKNOWN))[0, 0]
+        inside = ((abnormal > 0.5) & brain)[0, 0]
         terms = self.terms(contrasts, brain)[0][:, inside].double()  # (K, V)
         shown = (abnormal * enhanced / CERTAIN).clamp(0, 1)[0, 0][inside].double()
         return Moments(
@@ -209,6 +236,7 @@ class EnhancementPrior(nn.Module):
             inside.sum(),
             brain.sum(),
             bool(((labels == ENHANCING) | (labels == OEDEMA)).any()),
+            bool((labels == UNKNOWN).any()),
         )
 
 
@@ -220,6 +248,15 @@ def build_prior(config: Config | None, facts: Mapping[str, Any]) -> nn.Module | 
     """
     where = "model.params.prior_config"
     return config and instantiate_from_config(config, where=where, interface=facts, needs=("fit",))
+
+
+def require_prior(prior: nn.Module | None, options: Mapping[str, Any]) -> None:
+    """Refuse ``enhancement`` of a model that has nothing to scale; raises ConfigError."""
+    if "enhancement" in options and (prior is None or getattr(prior, "is_flat", False)):
+        raise bad_value(
+            f"enhancement is {options['enhancement']}, but the model has no prior to scale: leave "
+            "it out, or train with model.params.prior_config"
+        )
 
 
 def brain_of(contrasts: Tensor) -> Tensor:

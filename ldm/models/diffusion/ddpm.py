@@ -23,7 +23,7 @@ from ldm.models.diffusion.tiling import Tiling
 from ldm.models.diffusion.timesteps import build_timesteps
 from ldm.models.diffusion.wrapper import IMAGES, Conditions, DiffusionWrapper
 from ldm.models.draws import Draws
-from ldm.models.prior import build_prior
+from ldm.models.prior import build_prior, require_prior
 from ldm.study import ANY, ASKED, Study
 from ldm.util import image_sides, shows, taken
 
@@ -328,7 +328,8 @@ class LatentDiffusion(RunModule):
         if not self.prior:
             return image
         sampled = self.has_reverse_steps and noise.temperature > 0
-        return self.prior(image, condition, presence, enhancement, batch.get(ASKED), sampled)
+        how = {"factor": enhancement, "asked": batch.get(ASKED), "sampled": sampled}
+        return self.prior(image, condition, presence, **how)
 
     def generate(
         self,
@@ -379,11 +380,7 @@ class LatentDiffusion(RunModule):
                 f"guidance is {guidance}, but in training no item lost all its conditions: give 1, "
                 "or a model trained with model.params.drop_all=0.1"
             )
-        if "enhancement" in options and not self.prior:
-            raise bad_value(
-                f"enhancement is {options['enhancement']}, but the model has no prior to scale: "
-                "leave it out, or train with model.params.prior_config"
-            )
+        require_prior(self.prior, options)
         options = {n: v for n, v in options.items() if n not in ("rescale", "enhancement")}
         sampling_timesteps(self.schedule, steps)  # refused also where, without noise, one is made
         path = self.path(steps, temperature)

@@ -197,6 +197,8 @@ class Distillation(LatentDiffusion):
                 "`dsdiff distill RUN` does it all",
             )
         super().check_start(data)
+        if self.prior and self.teacher.model.prior:
+            self.prior.load_state_dict(self.teacher.model.prior.state_dict())
 
     def portable_params(self) -> dict[str, Any]:
         """Return what describes the teacher without its folder."""

@@ -10,6 +10,7 @@ from ldm.models.base import Config
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.models.diffusion.noise import KeyedNoise
 from ldm.models.diffusion.wrapper import Conditions
+from ldm.models.prior import require_prior
 from ldm.util import shows
 
 # One YAML serves both: what a model without reverse steps has no use for is not looked at.
@@ -40,5 +41,6 @@ class OneStepRegression(LatentDiffusion):
         return super().generate(given, still, "ddim", 1)
 
     def network_calls(self, steps: int, sampler: str | None = None, **options: Any) -> int:
-        """Return 1."""
+        """Return 1; raises ConfigError for enhancement of a model without a prior."""
+        require_prior(self.prior, options)
         return 1
