@@ -234,14 +234,6 @@ def test_volumes_have_it_too():
     assert prior(images[:, :1], images, all_present()).shape == (1, 1, 16, 48, 40)
 
 
-@pytest.mark.parametrize(
-    ("params", "said"), [({"strength": -1}, "strength is -1"), ({"shrink": 2}, "shrink is 2")]
-)
-def test_what_it_cannot_be_is_refused(params, said):
-    with pytest.raises(ConfigError, match=said):
-        EnhancementPrior(NAMES, **params)
-
-
 def test_it_joins_what_a_model_makes():
     """At any temperature, by the factor that is asked; the training knows nothing of it."""
     items = [patient("a", 0)]

@@ -47,6 +47,8 @@ def read_import_config(
         config = merge_config(["configs/base.yaml", translated], overrides)
     else:
         config = merge_config(files, overrides)
+    if isinstance(params := (config.get("model") or {}).get("params"), dict):
+        params["prior_config"] = None  # which public checkpoints do not have
     validate(config)
     return config, ignored
 

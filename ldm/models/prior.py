@@ -97,9 +97,6 @@ class EnhancementPrior(nn.Module):
         image_size: of the images; passed in.
         strength: z by which tissue that enhances for certain becomes brighter.
         shrink: share of what the network makes of abnormal tissue that is taken back.
-
-    Raises:
-        ConfigError: CONFIG-VALUE for a negative strength, or ``shrink`` outside [0, 1].
     """
 
     def __init__(
@@ -112,11 +109,6 @@ class EnhancementPrior(nn.Module):
         shrink: float = 0.5,
     ) -> None:
         super().__init__()
-        where = "model.params.prior_config.params"
-        if not strength >= 0:
-            raise bad_value(f"{where}.strength is {strength}: give 0 or more, in units of z")
-        if not 0 <= shrink <= 1:
-            raise bad_value(f"{where}.shrink is {shrink}: give a share from 0 to 1")
         self.strength, self.shrink = strength, shrink
         self.own, self.enhanced = own_channels(len(conditions), neighbours), None
         if target == ANY:

@@ -11,6 +11,14 @@ from ldm.cli.main import main
 from ldm.storage import MODEL_FILE, sha256
 
 
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory, train):
+    """A run of four steps without a prior, which public checkpoints do not have."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    assert train(folder, "lightning.trainer.max_steps=4", "model.params.prior_config=null") == 0
+    return folder
+
+
 @pytest.fixture
 def public(tmp_path, run_folder):
     """The averaged weights of the run as latent-diffusion would have saved them."""
