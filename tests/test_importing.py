@@ -37,8 +37,9 @@ SCALED_LINEAR = [
 
 
 def tiny(name, *overrides):
-    told = [f"data.params.image_size={SIZE}", "model.params.prior_config=null", *overrides]
-    return load_config([f"configs/backbone/{name}_tiny.yaml"], told)
+    return load_config(
+        [f"configs/backbone/{name}_tiny.yaml"], [f"data.params.image_size={SIZE}", *overrides]
+    )
 
 
 def network_of(config, seed=0):

@@ -15,6 +15,7 @@ from ldm.binding import decisive
 from ldm.checkpoint import (
     BOUND,
     CHECKPOINTS,
+    PRIOR,
     read_model,
     require_finite,
     require_same_state,
@@ -97,6 +98,9 @@ def import_checkpoint(
     require_usable(model, study)
     own = model.state_dict()
     selected = _select(content, own, weights, path.name)
+    if not any(name.startswith(PRIOR) for name in selected.weights):
+        model.prior = None  # which public checkpoints do not have
+        own = model.state_dict()
     fit = fit_shapes(selected.weights, own, model.latent_shape[0])
     report = _report(path, model, study.conditions, fit, selected)
     _require_fit(own, fit.weights, report)
@@ -134,6 +138,9 @@ def write_imported(
         OutputError: see :func:`require_free`; OUT-IO.
     """
     require_free(folder, overwrite)
+    if model.prior is None and (config["model"].get("params") or {}).get("prior_config"):
+        params = {**config["model"]["params"], "prior_config": None}
+        config = {**config, "model": {**config["model"], "params": params}}
     origin = {"file": source.name, "sha256": sha256(source)}
     with claim(folder, "import", inputs=[source], replace=overwrite):
         remove(folder / MODEL_FILE)  # never an old model beside a new config

@@ -47,9 +47,6 @@ def read_import_config(
         config = merge_config(["configs/base.yaml", translated], overrides)
     else:
         config = merge_config(files, overrides)
-    params = (config.get("model") or {}).get("params")
-    if isinstance(params, dict) and params.get("prior_config"):
-        params["prior_config"] = None  # public checkpoints have none
     validate(config)
     return config, ignored
 

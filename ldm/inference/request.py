@@ -80,7 +80,7 @@ class Request:
             if value is None:
                 continue
             if not isinstance(value, Real) or float(value) not in span:
-                raise bad_value(f"{name} is {value}: give a number, {span}")
+                raise bad_value(f"{name} is {value!r}: give {span}")
             object.__setattr__(self, name, float(value))
         missing = self.allow_missing
         listed = (missing,) if isinstance(missing, str) else tuple(missing)

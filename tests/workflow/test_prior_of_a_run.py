@@ -64,7 +64,7 @@ def test_a_student_has_that_of_its_teacher(of_one, patients, tmp_path):
 
 @pytest.mark.parametrize("factor", ["1", np.array(0.5), float("nan"), 11, -1])
 def test_a_factor_is_a_number_from_0_to_10(of_one, factor):
-    with pytest.raises(ConfigError, match="enhancement is .*: give a number"):
+    with pytest.raises(ConfigError, match="enhancement is .*: give 0 to 10"):
         ldm.Synthesiser.load(of_one, enhancement=factor)
 
 
