@@ -185,6 +185,7 @@ def test_an_item_that_lacks_a_contrast_stays_as_it_is():
 def test_nothing_changes_where_the_target_enhances_no_condition(conditions, target):
     prior = EnhancementPrior(conditions, target, image_size=SIZE)
     prior.fit(SimpleNamespace(train_slices=Slices([])))
+    prior.coefficients.fill_(0.1)  # 0 would change nothing in any case
     images = torch.rand(1, len(conditions), *SIZE)
     presence = torch.ones(1, len(conditions), dtype=torch.bool)
     assert torch.equal(prior(images[:, :1], images, presence), images[:, :1])
@@ -230,8 +231,11 @@ def test_neighbours_are_no_contrasts_of_the_slice():
 
 def test_volumes_have_it_too():
     prior = EnhancementPrior(NAMES, image_size=(16, 48, 40))
+    prior.coefficients.fill_(0.1)
     images = from_z(torch.randn(1, 3, 16, 48, 40))
-    assert prior(images[:, :1], images, all_present()).shape == (1, 1, 16, 48, 40)
+    made = prior(images[:, :1], images, all_present())
+    assert made.shape == (1, 1, 16, 48, 40)
+    assert not torch.equal(made, images[:, :1])
 
 
 def test_it_joins_what_a_model_makes():

@@ -27,19 +27,19 @@ from ldm.intensity import (
 )
 from ldm.label_scheme import UNKNOWN
 from ldm.models.base import Config
+from ldm.models.diffusion.anchors import FITTED_SLICES
 from ldm.modules.polynomial import polynomial
 from ldm.regions import ENHANCING, OEDEMA
-from ldm.study import ANY, Study, native_of
+from ldm.study import Study, native_of
 from ldm.util import evenly_spread, instantiate_from_config, own_channels
 
 log = logging.getLogger(__name__)
 
-FITTED_SLICES = 2000  # spread evenly over the training slices
 SCALES = (96, 24)  # Gaussians of 2 and 8 mm, as parts of the height of an image of 192 mm
 SURROUNDINGS = 32  # and one of 6 mm
-MOST_ABNORMAL = 0.3  # share of the brain above which something else is taken for abnormal tissue
+LARGEST_SHARE = 0.3  # share of the brain above which something else is taken for abnormal tissue
 ABNORMAL = 0.3  # how bright the surroundings of a voxel are that is abnormal for certain
-MOST = 4.0  # z of a contrast that counts
+CLIP = 4.0  # z of a contrast that counts
 CERTAIN = 3.0  # z of enhancement, where no label tells, that counts as much as a label
 LEAST = 0.005  # of the brain of a patient: one with less abnormal tissue counts less than others
 RIDGE = 0.03  # of the sum over patients, each of whom has weight 1
@@ -110,13 +110,12 @@ class EnhancementPrior(nn.Module):
     ) -> None:
         super().__init__()
         self.strength, self.shrink = strength, shrink
-        self.own, self.enhanced = own_channels(len(conditions), neighbours), None
-        if target == ANY:
-            target = Study(tuple(conditions), ANY).enhanced
-            self.enhanced = target and list(conditions).index(target)
-        given = [name for name in conditions if name != target]
-        self.places = [place for place, name in enumerate(conditions) if name != target]
-        guide, source = clearest(given), native_of(target, given)
+        self.own, places = own_channels(len(conditions), neighbours), list(conditions)
+        enhanced = Study(tuple(conditions), target).enhanced
+        self.enhanced = places.index(enhanced) if enhanced in places else None  # a target varies
+        given = [name for name in conditions if name != enhanced]
+        self.places = [places.index(name) for name in given]
+        guide, source = clearest(given), native_of(enhanced, given)
         self.is_flat = guide is None or source is None
         if guide is not None and source is not None:
             self.guide, self.source = given.index(guide), given.index(source)
@@ -175,7 +174,7 @@ class EnhancementPrior(nn.Module):
 
     def terms(self, contrasts: Tensor, brain: Tensor) -> Tensor:
         """Return the terms (B, K, *S) of the quadratic form."""
-        z = standard_units(contrasts).clamp(-MOST, MOST)
+        z = standard_units(contrasts).clamp(-CLIP, CLIP)
         scales = [blur_inside(z, brain, width) for width in self.widths]
         return torch.stack(polynomial(torch.cat(scales, dim=1).unbind(1), 2), dim=1)
 
@@ -193,12 +192,12 @@ class EnhancementPrior(nn.Module):
             patients[item["subject"]] = before.joined(own) if before else own
         brain = sum(int(sums.brain) for sums in patients.values())
         abnormal = sum(int(sums.weight) for sums in patients.values()) / max(1, brain)
-        if not 0 < abnormal <= MOST_ABNORMAL:
+        if not 0 < abnormal <= LARGEST_SHARE:
             log.warning(
                 "no prior of enhancement: %.0f %% of the brain in training counts as abnormal "
                 "tissue; up to %.0f %% is expected, of FLAIR and by the default normaliser",
                 100 * abnormal,
-                100 * MOST_ABNORMAL,
+                100 * LARGEST_SHARE,
             )
             return
         size = len(self.coefficients)
@@ -207,7 +206,7 @@ class EnhancementPrior(nn.Module):
             share = 1 / torch.maximum(sums.weight, LEAST * sums.brain).clamp(min=1.0)
             products += share * sums.products
             moments += share * sums.taught
-        products += RIDGE * max(1, len(patients)) * torch.eye(size)
+        products += RIDGE * len(patients) * torch.eye(size)
         self.coefficients.copy_(torch.linalg.solve(products, moments))
 
     def moments(self, item: dict[str, Any], labels: Tensor | None) -> Moments:

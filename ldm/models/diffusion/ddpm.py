@@ -328,8 +328,8 @@ class LatentDiffusion(RunModule):
         if not self.prior:
             return image
         sampled = self.has_reverse_steps and noise.temperature > 0
-        how = {"factor": enhancement, "asked": batch.get(ASKED), "sampled": sampled}
-        return self.prior(image, condition, presence, **how)
+        asked = batch.get(ASKED)
+        return self.prior(image, condition, presence, enhancement, asked=asked, sampled=sampled)
 
     def generate(
         self,
