@@ -20,6 +20,7 @@ from ldm.checkpoint import (
     Loaded,
     load_model,
     read_run_config,
+    require_free,
     save_model,
 )
 from ldm.claims import claim
@@ -68,7 +69,7 @@ def ensemble(
     overwrite: bool = False,
     trust: Collection[str] = (),
 ) -> Path:
-    """Write a model whose network is the mean of those of several runs, which any verb takes.
+    """Write a model whose network is the mean of those of several runs, which other verbs take.
 
     The coefficients of its prior, which each has fitted to its own patients, are the mean of theirs
     too.
@@ -88,10 +89,12 @@ def ensemble(
 
     Raises:
         ConfigError: USAGE for fewer than two runs. CheckpointError: CKPT-MISMATCH for runs that
-            differ in more than network, training and patients, or are one and the same; see
+            differ in more than network, training and patients, or are one and the same, and for an
+            ensemble, in which runs would count twice; see
             :func:`ldm.checkpoint.load_model`. UnsafeError, OutputError.
     """
     output = Path(output)
+    require_free(output, overwrite)
     if len(runs) < 2:
         raise ConfigError("USAGE", f"an ensemble has two runs or more: {len(runs)} given")
     members = [_member(Path(run), trust) for run in runs]
@@ -121,7 +124,10 @@ def _member(run: Path, trust: Collection[str]) -> Member:
             "dsdiff train"
         )
     folder = run_folder(run)
-    return Member(folder, read_run_config(folder, trust), loaded)
+    config = read_run_config(folder, trust)
+    if config["model"]["params"]["unet_config"]["target"] == ENSEMBLE:
+        raise _mismatch(f"{run} is an ensemble: give the runs that it is the mean of")
+    return Member(folder, config, loaded)
 
 
 def _require_alike(first: Member, other: Member) -> None:

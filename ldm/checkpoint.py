@@ -250,6 +250,21 @@ def require_known_format(version: int, source: str) -> None:
         raise CheckpointError("CKPT-VERSION", f"{source} has format {version}: update this package")
 
 
+def require_free(folder: Path, overwrite: bool) -> None:
+    """Refuse a folder that holds a run or a model.
+
+    Raises:
+        OutputError: OUT-EXISTS.
+    """
+    if any((folder / name).exists() for name in CHECKPOINTS):
+        raise OutputError("OUT-EXISTS", f"{folder} holds a training run: choose another --output")
+    existing = [name for name in (MODEL_FILE, CONFIG_FILE) if (folder / name).exists()]
+    if existing and not overwrite:
+        raise OutputError(
+            "OUT-EXISTS", f"{folder}/{existing[0]} exists: choose another --output, or --overwrite"
+        )
+
+
 def require_finite(tensors: Mapping[str, Tensor], source: str) -> None:
     """Refuse weights that hold NaN or infinity.
 

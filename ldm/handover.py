@@ -9,7 +9,14 @@ from typing import Any
 import ldm
 from ldm.binding import decisive
 from ldm.callbacks.metrics_file import read_curves
-from ldm.checkpoint import BOUND, load_model, read_model, read_run_config, save_model
+from ldm.checkpoint import (
+    BOUND,
+    load_model,
+    read_model,
+    read_run_config,
+    require_free,
+    save_model,
+)
 from ldm.claims import claim
 from ldm.config import read_saved_config, save_config
 from ldm.data.seen import SUBJECTS_FILE
@@ -59,6 +66,7 @@ def export(
             patient would be in the folder. UnsafeError, OutputError.
     """
     run, output = Path(run), Path(output)
+    require_free(output, overwrite)
     folder, file = run_folder(run), run / MODEL_FILE if run.is_dir() else run
     model, study, digest, _ = load_model(file, trust)
     tensors, metadata = read_model(file)

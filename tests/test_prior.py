@@ -12,6 +12,7 @@ from test_objectives import from_z
 from ldm.errors import ConfigError
 from ldm.models.diffusion.regression import OneStepRegression
 from ldm.models.prior import EnhancementPrior
+from ldm.progress import silent
 
 NAMES = ("t1", "t2", "flair")
 SIZE = (48, 40)  # Gaussians of half a voxel and of two
@@ -51,9 +52,13 @@ def patient(name, seed, labels=True):
     return item, told[None] if labels is True else labels
 
 
+def data_of(slices):
+    return SimpleNamespace(train_slices=slices, progress=silent)
+
+
 def fitted(items, **params):
     prior = EnhancementPrior(NAMES, image_size=SIZE, **params)
-    prior.fit(SimpleNamespace(train_slices=Slices(items)))
+    prior.fit(data_of(Slices(items)))
     return prior
 
 
@@ -184,7 +189,7 @@ def test_an_item_that_lacks_a_contrast_stays_as_it_is():
 )
 def test_nothing_changes_where_the_target_enhances_no_condition(conditions, target):
     prior = EnhancementPrior(conditions, target, image_size=SIZE)
-    prior.fit(SimpleNamespace(train_slices=Slices([])))
+    prior.fit(data_of(Slices([])))
     prior.coefficients.fill_(0.1)  # 0 would change nothing in any case
     images = torch.rand(1, len(conditions), *SIZE)
     presence = torch.ones(1, len(conditions), dtype=torch.bool)
@@ -206,7 +211,7 @@ def test_of_any_target_what_asks_for_t1ce_changes_as_if_that_were_the_only_one()
 
     items = [patient("a", 0), patient("b", 1)]
     prior = EnhancementPrior(four, "any", image_size=SIZE)
-    prior.fit(SimpleNamespace(train_slices=AnyTarget(items)))
+    prior.fit(data_of(AnyTarget(items)))
     known = fitted(items)
     assert torch.equal(prior.coefficients, known.coefficients)
     condition = AnyTarget(items)[(0, None, 1)]["condition"].expand(2, 4, *SIZE)
@@ -242,7 +247,7 @@ def test_it_joins_what_a_model_makes():
     """At any temperature, by the factor that is asked; the training knows nothing of it."""
     items = [patient("a", 0)]
     model = plain(probe(), prior_config=PRIOR, subtract="t1", image_size=list(SIZE))
-    model.prior.fit(SimpleNamespace(train_slices=Slices(items)))
+    model.prior.fit(data_of(Slices(items)))
     condition = items[0][0]["condition"][None]
 
     def made(**asked):

@@ -558,6 +558,8 @@ def test_no_curves_are_asked_for_by_default_and_a_negative_strength_is_refused()
     torch.testing.assert_close(after["condition"], before["condition"])
     with pytest.raises(ConfigError, match="curves is -1"):
         SliceAugmentation(curves=-1.0)
+    with pytest.raises(ConfigError, match="no contrast may change by itself"):
+        SliceAugmentation(curves=0.5, free=())
 
 
 @pytest.mark.parametrize(

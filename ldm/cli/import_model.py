@@ -46,8 +46,9 @@ def run(args: argparse.Namespace) -> int:
     """Import, write the model folder, say what was done."""
     from rich.console import Console
 
+    from ldm.checkpoint import require_free
     from ldm.errors import ConfigError, OutputError
-    from ldm.importing.model import ImportMismatch, import_checkpoint, require_free, write_imported
+    from ldm.importing.model import ImportMismatch, import_checkpoint, write_imported
     from ldm.importing.research_yaml import read_import_config
     from ldm.storage import write_json
 

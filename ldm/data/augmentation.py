@@ -139,7 +139,7 @@ class SliceAugmentation:
         dims: 2 for slices, 3 for patches of volumes; passed in.
 
     Raises:
-        ConfigError: CONFIG-VALUE for an affine map of patches.
+        ConfigError: CONFIG-VALUE for an affine map of patches, for curves where nothing is free.
     """
 
     def __init__(
@@ -158,6 +158,11 @@ class SliceAugmentation:
         if curves < 0:
             raise bad_value(
                 f"data.params.augmentation_config.params.curves is {curves}: give 0 or more"
+            )
+        if curves and not free:
+            raise bad_value(
+                f"data.params.augmentation_config.params.curves is {curves}, but no contrast may "
+                "change by itself, because the target is compared with each: give 0"
             )
         if affine and dims != 2:
             raise bad_value(

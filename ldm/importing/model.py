@@ -14,16 +14,16 @@ from torch import Tensor
 from ldm.binding import decisive
 from ldm.checkpoint import (
     BOUND,
-    CHECKPOINTS,
     PRIOR,
     read_model,
     require_finite,
+    require_free,
     require_same_state,
     save_model,
 )
 from ldm.claims import claim
 from ldm.config import read_saved_config, save_config
-from ldm.errors import CheckpointError, ConfigError, OutputError
+from ldm.errors import CheckpointError, ConfigError
 from ldm.importing.files import PublicCheckpoint, read_public_checkpoint
 from ldm.importing.names import LIT_EMA, NETWORK, Fit, Translated, fit_shapes, hints, translate
 from ldm.models.diffusion.noise import KeyedNoise
@@ -135,7 +135,7 @@ def write_imported(
     """Write ``model.safetensors`` and ``config.yaml``; return the digest after reading it back.
 
     Raises:
-        OutputError: see :func:`require_free`; OUT-IO.
+        OutputError: see :func:`ldm.checkpoint.require_free`; OUT-IO.
     """
     require_free(folder, overwrite)
     if model.prior is None and (config["model"].get("params") or {}).get("prior_config"):
@@ -149,21 +149,6 @@ def write_imported(
         metadata = {**model.facts(), BOUND: bound, "imported": origin}
         save_model(folder, model.state_dict(), metadata)
     return read_model(folder / MODEL_FILE)[1]["sha256"]
-
-
-def require_free(folder: Path, overwrite: bool) -> None:
-    """Refuse a folder that holds a run or a model.
-
-    Raises:
-        OutputError: OUT-EXISTS.
-    """
-    if any((folder / name).exists() for name in CHECKPOINTS):
-        raise OutputError("OUT-EXISTS", f"{folder} holds a training run: choose another --output")
-    existing = [name for name in (MODEL_FILE, CONFIG_FILE) if (folder / name).exists()]
-    if existing and not overwrite:
-        raise OutputError(
-            "OUT-EXISTS", f"{folder}/{existing[0]} exists: choose another --output, or --overwrite"
-        )
 
 
 def require_usable(model: Any, study: Study) -> None:

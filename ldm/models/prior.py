@@ -186,7 +186,8 @@ class EnhancementPrior(nn.Module):
         if self.is_flat:
             return
         slices, patients = data.train_slices, dict[str, Moments]()
-        for place in evenly_spread(FITTED_SLICES // self.depth, len(slices)):
+        places = evenly_spread(FITTED_SLICES // self.depth, len(slices))
+        for place in data.progress(places, "Fitting the prior", len(places)):
             item = slices[place if self.enhanced is None else (place, None, self.enhanced)]
             own, before = self.moments(item, slices.labels(place)), patients.get(item["subject"])
             patients[item["subject"]] = before.joined(own) if before else own

@@ -78,12 +78,11 @@ def test_it_has_seen_whom_any_of_them_has_seen(joined, runs):
         ["export", "{model}"],
         ["distill", "{model}", "--steps", "1", "data.params.root={patients}", STEPS],
         ["train", "--from", "{model}", "data.params.root={patients}", STEPS],
-        ["ensemble", "{model}", "{other}"],
     ],
     ids=lambda words: words[0],
 )
-def test_every_verb_takes_it_for_a_run(verb, joined, runs, patients, tmp_path):
-    told = [w.format(model=joined, patients=patients, other=runs[0]) for w in verb]
+def test_other_verbs_take_it_for_a_run(verb, joined, patients, tmp_path):
+    told = [w.format(model=joined, patients=patients) for w in verb]
     assert main([*told, "--output", str(tmp_path / "out")]) == 0
 
 
@@ -92,6 +91,16 @@ def test_a_run_joins_once(runs, tmp_path, capsys):
     assert "unet-1 has the weights of" in capsys.readouterr().err
     assert main(["ensemble", str(runs[0]), "--output", str(tmp_path / "out")]) == 2
     assert not (tmp_path / "out").exists()
+
+
+def test_an_ensemble_is_no_member_and_is_replaced_only_when_asked(joined, runs, tmp_path, capsys):
+    """In an ensemble of ensembles a run would count twice."""
+    assert main(["ensemble", str(joined), str(runs[0]), "--output", str(tmp_path / "out")]) == 4
+    assert f"{joined} is an ensemble: give the runs" in capsys.readouterr().err
+    again = ["ensemble", *map(str, runs), "--output", str(joined)]
+    assert main(again) == 5
+    assert "OUT-EXISTS" in capsys.readouterr().err
+    assert main([*again, "--overwrite"]) == 0
 
 
 @pytest.mark.parametrize(

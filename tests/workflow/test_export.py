@@ -150,5 +150,8 @@ def test_a_place_or_a_patient_in_the_configuration_is_refused(text):
 
 def test_an_exported_folder_is_replaced_only_when_asked(exported, run_folder):
     again = ["export", str(run_folder), "--output", str(exported)]
+    kept = (exported / "README.md").read_bytes()
+    assert main(again) == 5
+    assert (exported / "README.md").read_bytes() == kept
     assert main([*again, "--overwrite", "--licence", "CC-BY-4.0"]) == 0
     assert main(["export", str(run_folder), "--output", str(run_folder)]) == 5
