@@ -18,6 +18,7 @@ from ldm.evaluation.metrics.calibration import (
     reliability,
 )
 from ldm.evaluation.protocol import SPREAD, MetricProtocol
+from ldm.models.diffusion.spread import mean_and_deviation
 
 VOXELS = 200_000
 SAMPLING = 4 * sqrt(0.25 / VOXELS)  # four standard errors of a share
@@ -49,6 +50,21 @@ def test_a_spread_of_the_size_of_the_error_is_calibrated():
     groups = reliability(*case)
     np.testing.assert_allclose(groups.error, groups.spread, rtol=0.03)
     assert (np.diff(groups.spread) > 0).all()
+
+
+@pytest.mark.parametrize(("samples", "near"), [(2, SAMPLING), (8, SAMPLING), (3, 0.02)])
+def test_samples_in_pairs_of_opposite_noise_are_calibrated(samples, near):
+    """Their mean is that of the distribution: as the deviation that sampling writes has it."""
+    rng = np.random.default_rng(0)
+    sigma, centre = rng.uniform(0.5, 2, VOXELS), rng.normal(100, 20, VOXELS)
+    noise = rng.normal(size=((samples + 1) // 2, VOXELS))
+    draws = centre + sigma * np.stack([noise, -noise], axis=1).reshape(-1, VOXELS)[:samples]
+    mean, spread = mean_and_deviation(draws)
+    case = mean, centre + sigma * rng.normal(size=VOXELS), spread
+    told = {"samples": samples, "mirrored": True}
+    assert coverage(*case, sigmas=1, **told) == pytest.approx(0.6827, abs=near)
+    assert coverage(*case, sigmas=2, **told) == pytest.approx(0.9545, abs=near)
+    assert error_to_spread(*case, **told) == pytest.approx(1, abs=0.02)
 
 
 @pytest.mark.parametrize("factor", [0.5, 2.0])

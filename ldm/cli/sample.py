@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_volume_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of every verb that samples volumes."""
-    from ldm.inference.request import NOISES, PRECISIONS, RUNTIMES
+    from ldm.inference.request import PRECISIONS, RUNTIMES
 
     add_subject_arguments(parser, "synthetic volumes")
     parser.add_argument(
@@ -78,22 +78,7 @@ def add_volume_arguments(parser: argparse.ArgumentParser) -> None:
         help="factor of what the prior of the model adds to abnormal tissue (default: 1; 0: the "
         "network alone)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the noise (default: 0)")
-    parser.add_argument(
-        "--noise",
-        choices=NOISES,
-        default="slice",
-        help="independent in every slice (default), smooth along the slices, or one for a patient",
-    )
-    parser.add_argument(
-        "--temperature",
-        type=float,
-        help="of the noise: 1 samples from the model, 0 gives one image close to the conditional "
-        "mean (default: the model's, and 1 with --samples)",
-    )
-    parser.add_argument(
-        "--samples", type=int, default=1, help="average this many and write their deviation too"
-    )
+    _add_noise_arguments(parser)
     parser.add_argument(
         "--overlap",
         type=float,
@@ -113,6 +98,34 @@ def add_volume_arguments(parser: argparse.ArgumentParser) -> None:
         "CPU; onnx: denoiser.onnx, which dsdiff export --onnx wrote, by onnxruntime",
     )
     add_model_arguments(parser)
+
+
+def _add_noise_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what is drawn, and how many times."""
+    from ldm.inference.request import NOISES
+
+    parser.add_argument(
+        "--spread",
+        type=float,
+        help="factor of how far samples lie from the mean that the model has learned (default: the "
+        "model's)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the noise (default: 0)")
+    parser.add_argument(
+        "--noise",
+        choices=NOISES,
+        default="slice",
+        help="independent in every slice (default), smooth along the slices, or one for a patient",
+    )
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        help="of the noise: 1 samples from the model, 0 gives one image close to the conditional "
+        "mean (default: the model's, and 1 with --samples)",
+    )
+    parser.add_argument(
+        "--samples", type=int, default=1, help="average this many and write their deviation too"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

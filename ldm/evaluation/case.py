@@ -181,6 +181,7 @@ class Prediction:
         volume: (X, Y, Z).
         spread: standard deviation over samples (X, Y, Z), or None.
         samples: how many samples, or None where that is not known.
+        mirrored: whether they come in pairs of opposite noise.
         is_stray: it is of this program, and the sidecar that states its units is not there, as of
             what ``dsdiff brasyn`` writes.
     """
@@ -188,6 +189,7 @@ class Prediction:
     volume: np.ndarray
     spread: np.ndarray | None = None
     samples: int | None = None
+    mirrored: bool = False
     is_stray: bool = False
 
 
@@ -263,7 +265,8 @@ def read_prediction(subject: Subject, layout: Layout, case: Case) -> Prediction:
     spread = _read_spread(spread_path(subject.files[target].path), case)
     if not sidecar.is_file():
         return Prediction(arrays[target], spread, is_stray=geometry.is_synthetic)
-    scale, normaliser, samples, mask = _stated(sidecar, case)
+    scale, normaliser, request, mask = _stated(sidecar, case)
+    samples = request.get("samples")
     if mask != case.mask:
         log.warning(
             "%s: sampled where '%s' says brain, compared where '%s' does", case.id, mask, case.mask
@@ -272,11 +275,13 @@ def read_prediction(subject: Subject, layout: Layout, case: Case) -> Prediction:
     if spread is None or samples == 1:  # one left by an earlier run, with samples
         return Prediction(volume)
     spread = in_reference_units(arrays[target], scale, case, normaliser, spread)
-    return Prediction(volume, spread, samples)
+    return Prediction(volume, spread, samples, request.get("mirrored") is True)
 
 
-def _stated(sidecar: Path, case: Case) -> tuple[IntensityScale, Normaliser | None, int | None, str]:
-    """Return what a sidecar says: scale, normaliser, number of samples, and mask.
+def _stated(
+    sidecar: Path, case: Case
+) -> tuple[IntensityScale, Normaliser | None, Mapping[str, Any], str]:
+    """Return what a sidecar says: scale, normaliser, what was asked of the model, and mask.
 
     Raises:
         DataError: DATA-SIDECAR. UnsafeError: UNSAFE-TARGET.
@@ -298,7 +303,7 @@ def _stated(sidecar: Path, case: Case) -> tuple[IntensityScale, Normaliser | Non
             normaliser = instantiate_from_config(config, where=sidecar.name)
         if not isinstance(normaliser, Normaliser | None):
             raise ValueError(f"{type(normaliser).__name__} is no normaliser")
-        return scale, normaliser, samples, mask
+        return scale, normaliser, request, mask
     except (DataError, ConfigError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise DataError(
             "DATA-SIDECAR",

@@ -287,7 +287,8 @@ class _Work:
             if predicted.spread is not None and protocol.names(levels=["spread"]):
                 low, high = case.bounds(protocol)
                 volumes = (predicted.volume, case.reference, predicted.spread)
-                groups = reliability(*volumes, case.brain, predicted.samples)
+                told = predicted.samples, predicted.mirrored
+                groups = reliability(*volumes, case.brain, *told)
                 unit = Reliability(*(values / (high - low) for values in groups))
                 result.reliability[row, seed, case.id] = unit
 

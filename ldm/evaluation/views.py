@@ -169,7 +169,8 @@ class View:
         """A metric of the spread; it has no unit, so nothing is mapped and nothing clipped."""
         predicted = self.volumes.predicted
         given = (predicted.volume, self.volumes.case.reference, predicted.spread)
-        return metric(*given, mask=self.mask, samples=predicted.samples)
+        told = {"samples": predicted.samples, "mirrored": predicted.mirrored}
+        return metric(*given, mask=self.mask, **told)
 
 
 @dataclass(frozen=True, eq=False)

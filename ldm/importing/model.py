@@ -98,8 +98,9 @@ def import_checkpoint(
     require_usable(model, study)
     own = model.state_dict()
     selected = _select(content, own, weights, path.name)
-    if not any(name.startswith(PRIOR) for name in selected.weights):
-        model.prior = None  # which public checkpoints do not have
+    if model.prior and not any(name.startswith(PRIOR) for name in selected.weights):
+        model.prior = None  # which public checkpoints do not have, nor have they learned their mean
+        model.process.mean_share = 0.0
         own = model.state_dict()
     fit = fit_shapes(selected.weights, own, model.latent_shape[0])
     report = _report(path, model, study.conditions, fit, selected)
@@ -139,7 +140,7 @@ def write_imported(
     """
     require_free(folder, overwrite)
     if model.prior is None and (config["model"].get("params") or {}).get("prior_config"):
-        params = {**config["model"]["params"], "prior_config": None}
+        params = {**config["model"]["params"], "prior_config": None, "mean_share": 0.0}
         config = {**config, "model": {**config["model"], "params": params}}
     origin = {"file": source.name, "sha256": sha256(source)}
     with claim(folder, "import", inputs=[source], replace=overwrite):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from numbers import Integral, Real
@@ -10,12 +11,15 @@ from typing import Any
 from ldm.errors import ConfigError, bad_value, nearest, one_of
 from ldm.ranges import COUNT, RANGES, Range
 
+log = logging.getLogger(__name__)
+
 NOISES = ("slice", "smooth", "patient")  # of :func:`ldm.models.diffusion.noise.slice_noise`
 PRECISIONS = ("auto", "32", "bf16")
 RUNTIMES = ("torch", "compile", "onnx")
 SPANS = {"temperature": Range(0), "rescale": Range(0, 1), "eta": Range(0, 1)}
 SPANS |= {"overlap": Range(0, 0.9), "guidance": Range(0), "enhancement": Range(0, 10)}
-SAMPLER_OPTIONS = ("eta", "guidance", "rescale", "enhancement")
+SPANS["spread"] = Range(0, 10)
+SAMPLER_OPTIONS = ("eta", "guidance", "rescale", "enhancement", "spread")
 
 
 @dataclass(frozen=True)
@@ -27,8 +31,11 @@ class Request:
         eta: of DDIM: 0 deterministic to 1 as DDPM.
         guidance, rescale: see :func:`ldm.models.diffusion.guidance.guide`.
         enhancement: factor of what the prior of a model changes, see :mod:`ldm.models.prior`.
+        spread: factor of how far samples lie from the posterior mean, see
+            :mod:`ldm.models.diffusion.spread`.
         seed: of the noise, 0 or more and below 2**63.
-        samples: this many are averaged, and their deviation is returned too.
+        samples: this many are averaged, and their deviation is returned too; every second one has
+            the noise of the one before with the other sign.
         temperature: standard deviation of the noise; 1 samples from the model, 0 gives one image
             close to the conditional mean. None: the model's, and 1 of several samples.
         precision: of the network: ``32``, ``bf16``, or ``auto``: bf16 where the device multiplies
@@ -54,6 +61,7 @@ class Request:
     guidance: float | None = None
     rescale: float | None = None
     enhancement: float | None = None
+    spread: float | None = None
     seed: int = 0
     samples: int = 1
     temperature: float | None = None
@@ -132,11 +140,18 @@ class Request:
                 "leave it out"
             )
         temperature = 1.0 if self.samples > 1 else model.temperature
+        steps = model.sampling_steps if self.steps is None else self.steps
+        if self.samples > 1 and steps == 1 and model.process.knows_mean:
+            log.warning(
+                "%d samples of one step are all alike: from noise alone one step gives the mean; "
+                "give steps 2 or more",
+                self.samples,
+            )
         overlap = model.tiling.overlap if model.tiling else None
         return replace(
             self,
             sampler=self.sampler or model.sampler,
-            steps=model.sampling_steps if self.steps is None else self.steps,
+            steps=steps,
             temperature=temperature if self.temperature is None else self.temperature,
             overlap=overlap if self.overlap is None else self.overlap,
         )
@@ -156,6 +171,8 @@ class Request:
             "nonfinite": "refuse",
             "runtime": "torch",
         }  # written only where there is something to say
+        if self.samples > 1:
+            described["mirrored"] = True  # every second noise is that of the one before, negative
         return described | {
             name: value for name, none in since.items() if (value := getattr(self, name)) != none
         }

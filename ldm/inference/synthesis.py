@@ -44,6 +44,7 @@ from ldm.inference.request import OPTIONS, Request
 from ldm.inference.trained import Read, TrainedModel, load_for_inference
 from ldm.inference.windows import Windows
 from ldm.models.diffusion.noise import Key, KeyedNoise, slice_noise
+from ldm.models.diffusion.spread import mean_and_deviation
 from ldm.modules.diffusionmodules.util import to_channels_last
 from ldm.progress import Progress, silent
 from ldm.study import ASKED
@@ -371,20 +372,21 @@ class Synthesiser:
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """Return mean and standard deviation over samples (S, H, W), in [-1, 1] units."""
         started, count = time.perf_counter(), self.request.samples
-        total, squares = np.zeros((2, *prepared.brain.shape))
         draw = self._volume if self.model.tiling else self._slices
-        for sample in range(count):
-            image = draw(prepared, sample, f"{title}, sample {sample + 1}" if count > 1 else title)
-            total += image
-            squares += np.square(image, dtype=np.float64)
-        mean = total / count
-        deviation = np.sqrt(np.maximum(squares - count * mean**2, 0) / max(1, count - 1))
+
+        def images() -> Iterator[np.ndarray]:
+            for first in range(0, count, 2):
+                both = first + 1 < count
+                told = f"{title}, sample {first + 1}{f' and {first + 2}' * both}"
+                yield from draw(prepared, first, told if count > 1 else title, both)
+
+        mean, deviation = mean_and_deviation(images())
         if not np.isfinite(mean).all():
             raise NonFiniteError(
                 "NONFINITE-SAMPLE", "the network returned NaN; try --precision=32", prepared.id
             )
         seconds = time.perf_counter() - started
-        self.timings.append({"subject": prepared.id, "slices": len(total), "seconds": seconds})
+        self.timings.append({"subject": prepared.id, "slices": len(mean), "seconds": seconds})
         return mean.astype(np.float32), deviation.astype(np.float32) if count > 1 else None
 
     def _noise(self, keys: Sequence[Key | Mapping[Key, float]]) -> KeyedNoise:
@@ -392,8 +394,10 @@ class Synthesiser:
         assert temperature is not None  # Request.of has the model's
         return KeyedNoise(keys, self.trained.device, temperature)
 
-    def _slices(self, prepared: PreparedSubject, sample: int, title: str) -> np.ndarray:
-        """Return one sample of every slice (S, H, W) in [-1, 1]."""
+    def _slices(
+        self, prepared: PreparedSubject, sample: int, title: str, both: bool
+    ) -> list[np.ndarray]:
+        """Return one sample of every slice (S, H, W) in [-1, 1], or those of both signs."""
         request, device = self.request, self.trained.device
         present = torch.from_numpy(prepared.present).to(device)
         batches, results = self.windows.batches(prepared), []
@@ -408,13 +412,16 @@ class Synthesiser:
                 request.sampler,
                 request.steps,
                 self._others(prepared, len(places)),
+                both=both,
                 **request.options,
             )
-            results.append(images[:, 0].cpu().numpy())
-        return self.windows.cut(np.concatenate(results), prepared)
+            results.append(images.reshape(1 + both, len(places), *images.shape[-2:]).cpu().numpy())
+        return [self.windows.cut(made, prepared) for made in np.concatenate(results, axis=1)]
 
-    def _volume(self, prepared: PreparedSubject, sample: int, title: str) -> np.ndarray:
-        """Return one sample (S, H, W) in [-1, 1] of the volume, from one noise."""
+    def _volume(
+        self, prepared: PreparedSubject, sample: int, title: str, both: bool
+    ) -> list[np.ndarray]:
+        """Return one sample (S, H, W) in [-1, 1] of the volume, or those of both signs of noise."""
         request, device = self.request, self.trained.device
         self.model.tiling = replace(
             self.model.tiling, overlap=request.overlap, batch_size=request.batch_size
@@ -434,7 +441,9 @@ class Synthesiser:
             request.steps,
             self._others(prepared, 1),
             callback=show,
+            both=both,
             **request.options,
         )
         next(steps or iter(()), None)  # takes the bar away
-        return self.windows.cut(image[0, 0].cpu().numpy(), prepared)
+        volumes = image.reshape(1 + both, *image.shape[-3:]).cpu().numpy()
+        return [self.windows.cut(volume, prepared) for volume in volumes]

@@ -146,6 +146,16 @@ class RunModule(pl.LightningModule):
         }
         self.log_dict(metrics, prog_bar=True, batch_size=len(images), sync_dist=True)
 
+    def log_each_target(
+        self, images: Tensor, batch: Mapping[str, Any], names: Sequence[str]
+    ) -> None:
+        """Log ``val/psnr_t1`` and so on of the items of a batch that ask for T1."""
+        targets = wanted(batch)
+        for place in targets.unique().tolist():
+            items = targets == place
+            psnr = psnr_in_brain(images[items], items_of(batch, items))
+            self.log(f"val/psnr_{names[place]}", psnr, batch_size=int(items.sum()))
+
     def rate_factor(self, step: int) -> float:
         """Return the share of the learning rate at a step: linear warm-up, then the schedule."""
         warm = min(1.0, (step + 1) / max(1, self.warmup_steps))

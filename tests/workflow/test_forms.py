@@ -20,7 +20,7 @@ from ldm.data.layouts import detect_layout
 from ldm.errors import DataError
 from ldm.phantom import make_patient
 
-FAST = ["--steps", "1"]
+FAST = ["--steps", "2"]
 
 
 @pytest.fixture(scope="module")

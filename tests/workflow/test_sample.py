@@ -81,6 +81,28 @@ def test_independent_of_batch_size_and_order(tmp_path, run_folder, patients, one
     assert not np.allclose(a, np.asarray(nib.load(one / name).dataobj))  # ddim differs
 
 
+def test_two_samples_lie_about_the_posterior_mean(tmp_path, run_folder, patients, caplog):
+    """Their mean is the volume of temperature 0; the first is that of one sample asked alone."""
+    only, name = ["--subjects", "Phantom_0003", "--enhancement", "0"], "Phantom_0003_t1ce"
+
+    def sampled(folder, *options):
+        assert sample(run_folder, patients, tmp_path / folder, *only, *options) == 0
+        paths = [tmp_path / folder / f"{name}{end}.nii.gz" for end in ("", "_std")]
+        return [np.asarray(nib.load(path).dataobj) for path in paths if path.exists()]
+
+    (still,), (first,) = sampled("still", "--temperature", "0"), sampled("first")
+    mean, deviation = sampled("two", "--samples", "2")
+    inside = deviation > 0  # and no value was cut off
+    assert inside.sum() > 100
+    assert np.abs(mean - still)[inside].mean() < 0.01 * deviation[inside].mean()
+    distance = np.abs(first - mean)[inside]
+    np.testing.assert_allclose(distance.mean(), deviation[inside].mean(), rtol=0.01)
+    sidecar = json.loads((tmp_path / f"two/{name}.json").read_text())
+    assert sidecar["request"]["mirrored"] is True
+    assert sampled("alike", "--samples", "2", "--steps", "1")[1].max() == 0
+    assert "2 samples of one step are all alike" in caplog.text
+
+
 def test_content_of_a_missing_contrast_does_not_matter(run_folder):
     from ldm.checkpoint import load_model
     from ldm.models.diffusion.noise import KeyedNoise

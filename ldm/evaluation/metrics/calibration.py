@@ -6,6 +6,9 @@ variance ``sigma^2 (1 + 1/N)``, and ``distance / (spread sqrt(1 + 1/N))`` follow
 N - 1 degrees of freedom. Intervals and spreads here are corrected by that, so that a few samples do
 not make a calibrated model look overconfident. ``samples=None`` takes the spread for exact.
 
+Samples may come in pairs of opposite noise (``mirrored``), as those of ``dsdiff sample`` do. Their
+mean does not vary, but for the last of an odd number; ``spread`` has a degree of freedom a pair.
+
 Pure functions of numpy arrays like those of :mod:`ldm.evaluation.metrics.similarity`, with the
 same errors; their formulas stand in ``docs/metrics.md``.
 """
@@ -39,6 +42,7 @@ def coverage(
     sigmas: float = 1.0,
     mask: ArrayLike | None = None,
     samples: int | None = None,
+    mirrored: bool = False,
 ) -> float:
     """Share of the voxels of ``mask`` whose reference lies within ± ``sigmas`` of the prediction.
 
@@ -48,6 +52,7 @@ def coverage(
             ``samples``, that of the t interval of the same probability.
         mask: voxels to compare; all if None.
         samples: how many samples ``prediction`` and ``spread`` come from.
+        mirrored: whether they come in pairs of opposite noise.
 
     Returns:
         0 to 1, for a calibrated prediction 0.6827 at 1 sigma and 0.9545 at 2; NaN without voxels.
@@ -57,8 +62,8 @@ def coverage(
     """
     from scipy.stats import norm
 
-    error, sd = _errors(prediction, reference, spread, mask, samples)
-    return _within(error, sd, 2 * norm.cdf(sigmas) - 1, samples)
+    error, sd = _errors(prediction, reference, spread, mask, samples, mirrored)
+    return _within(error, sd, 2 * norm.cdf(sigmas) - 1, samples, mirrored)
 
 
 def calibration_error(
@@ -67,6 +72,7 @@ def calibration_error(
     spread: ArrayLike,
     mask: ArrayLike | None = None,
     samples: int | None = None,
+    mirrored: bool = False,
 ) -> float:
     """Mean of ``abs(coverage - p)`` over the intervals of probability p = 0.05, 0.1, ..., 0.95.
 
@@ -74,8 +80,9 @@ def calibration_error(
     central intervals. 0 is calibrated, 0.5 the worst; NaN without voxels. Arguments and errors are
     those of :func:`coverage`.
     """
-    error, sd = _errors(prediction, reference, spread, mask, samples)
-    return float(np.mean([abs(_within(error, sd, p, samples) - p) for p in LEVELS]))
+    error, sd = _errors(prediction, reference, spread, mask, samples, mirrored)
+    shares = [_within(error, sd, p, samples, mirrored) for p in LEVELS]
+    return float(np.mean(np.abs(np.subtract(shares, LEVELS))))
 
 
 def error_to_spread(
@@ -84,6 +91,7 @@ def error_to_spread(
     spread: ArrayLike,
     mask: ArrayLike | None = None,
     samples: int | None = None,
+    mirrored: bool = False,
 ) -> float:
     """Root mean square error over root mean square spread: the factor that the spread lacks.
 
@@ -91,7 +99,7 @@ def error_to_spread(
     NaN without spread and error, or without voxels. Arguments and errors are those of
     :func:`coverage`.
     """
-    error, sd = _errors(prediction, reference, spread, mask, samples)
+    error, sd = _errors(prediction, reference, spread, mask, samples, mirrored)
     if not error.size:
         return nan
     size, predicted = _rms(error), _rms(sd)
@@ -106,6 +114,7 @@ def reliability(
     spread: ArrayLike,
     mask: ArrayLike | None = None,
     samples: int | None = None,
+    mirrored: bool = False,
 ) -> Reliability:
     """Predicted spread and observed error in ten groups of voxels ordered by their spread.
 
@@ -113,7 +122,7 @@ def reliability(
     uncertain, which flattens the curve. Empty groups are NaN. Arguments and errors are those of
     :func:`coverage`.
     """
-    error, sd = _errors(prediction, reference, spread, mask, samples)
+    error, sd = _errors(prediction, reference, spread, mask, samples, mirrored)
     groups = np.array_split(np.argsort(sd, kind="stable"), BINS)
     values = [[_rms(array[g]) if g.size else nan for g in groups] for array in (sd, error)]
     return Reliability(*map(np.array, values))
@@ -125,6 +134,7 @@ def _errors(
     spread: ArrayLike,
     mask: ArrayLike | None,
     samples: int | None,
+    mirrored: bool,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Absolute errors (N,) and the standard deviations (N,) that were predicted for them."""
     predicted, true, sd = (np.asarray(a, np.float64) for a in (prediction, reference, spread))
@@ -134,19 +144,25 @@ def _errors(
         raise DataError("DATA-RANGE", f"a spread of {samples} samples; expected two or more")
     if (sd < 0).any():
         raise DataError("DATA-RANGE", f"spread down to {sd.min():g}; expected >= 0")
-    widening = 1 if samples is None else sqrt(1 + 1 / samples)
-    return np.abs(predicted - true)[inside], sd[inside] * widening
+    variance = 0.0  # of the mean, as a part of that of a sample
+    if samples is not None:
+        variance = samples % 2 / samples**2 if mirrored else 1 / samples
+    return np.abs(predicted - true)[inside], sd[inside] * sqrt(1 + variance)
 
 
 def _within(
-    error: NDArray[np.float64], sd: NDArray[np.float64], probability: float, samples: int | None
+    error: NDArray[np.float64],
+    sd: NDArray[np.float64],
+    probability: float,
+    samples: int | None,
+    mirrored: bool,
 ) -> float:
     """Share of the errors inside the central interval of that probability."""
     from scipy.stats import norm, t
 
     if not error.size or np.isnan(error + sd).any():
         return nan
-    law = norm if samples is None else t(samples - 1)
+    law = norm if samples is None else t((samples + 1) // 2 if mirrored else samples - 1)
     return float(np.mean(error <= law.ppf((1 + probability) / 2) * sd))
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ldm.errors import bad_value
 from ldm.losses.prediction import PredictedBatch, build_losses, portable_losses
 from ldm.losses.weights import VoxelWeights
-from ldm.models.base import Config, RunModule, items_of, places, psnr_in_brain, wanted
+from ldm.models.base import Config, RunModule, places
 from ldm.models.diffusion.gaussian import LEARNED
 from ldm.models.diffusion.guidance import THRESHOLDS, guide
 from ldm.models.diffusion.latent_space import LatentSpace
@@ -19,6 +19,7 @@ from ldm.models.diffusion.noise import KeyedNoise
 from ldm.models.diffusion.process import GaussianProcess, Noised
 from ldm.models.diffusion.samplers import Sampling, get_sampler, network_calls, options_of
 from ldm.models.diffusion.schedule import sampling_timesteps
+from ldm.models.diffusion.spread import calls_of_sample, draw_samples, require_mean
 from ldm.models.diffusion.tiling import Tiling
 from ldm.models.diffusion.timesteps import build_timesteps
 from ldm.models.diffusion.wrapper import IMAGES, Conditions, DiffusionWrapper
@@ -89,7 +90,7 @@ class LatentDiffusion(RunModule):
         self.space = LatentSpace(conditions, neighbours, target, **taken(settings, LatentSpace))
         self.first_stage_model = self.space.first_stage  # by the name of public checkpoints
         self.anchor, self.drop_all = self.space.anchor, drop_all
-        sampling = Sampling(**taken(settings, Sampling))
+        sampling = self.sampling = Sampling(**taken(settings, Sampling))
         self.sampler, self.sampling_steps = sampling.sampler, sampling.sampling_steps
         self.temperature, self.threshold = sampling.temperature, THRESHOLDS[sampling.threshold]
         self.process = GaussianProcess(**settings)
@@ -288,6 +289,7 @@ class LatentDiffusion(RunModule):
         )
 
         def denoise(x_t: Tensor, t: Tensor) -> Tensor:
+            x_t = self.process.as_taught(x_t, t)
             _, x_0, values = self.process.estimate(network(x_t, t), x_t, t)
             if self.space.downsampling == 1:  # latents have no known range
                 x_0 = self.space.to_data(self.threshold(self.space.from_data(x_0, given)), given)
@@ -305,6 +307,7 @@ class LatentDiffusion(RunModule):
         steps: int | None = None,
         others: Conditions | None = None,
         enhancement: float = 1.0,
+        both: bool = False,
         **options: Any,
     ) -> Tensor:
         """Sample images (B, 1, *S) in [-1, 1] given condition (B, N*M, *S), presence (B, M).
@@ -316,20 +319,22 @@ class LatentDiffusion(RunModule):
             others: other conditions by the names of a batch, such as ``covariates`` (B, K), or what
                 is ``asked`` (B, 2M) of a model of any target.
             enhancement: factor of what the prior changes; 0: the network alone.
-            **options: ``guidance`` and ``rescale`` (see :func:`~.guidance.guide`); the others go to
-                the sampler (``eta``, ``callback``, ...).
+            both: return what the noise of the other sign leads to, too, (2, B, 1, *S).
+            **options: ``spread``; ``guidance`` and ``rescale`` (see :func:`~.guidance.guide`); the
+                others go to the sampler (``eta``, ``callback``, ...).
         """
         images = self.space.encode_condition(condition, presence)
         batch = {"condition": condition, "presence": presence, **(others or {})}
         given = self.given(images, batch)
-        x_0 = self.generate(given, noise, sampler, steps, **options)
-        image = self.space.decode(self.space.from_data(x_0, given), condition.shape[2:])
-        image = image.clamp(-1, 1)
-        if not self.prior:
-            return image
         sampled = self.has_reverse_steps and noise.temperature > 0
-        asked = batch.get(ASKED)
-        return self.prior(image, condition, presence, enhancement, asked=asked, sampled=sampled)
+        images = []
+        for x_0 in self.generate(given, noise, sampler, steps, both, **options):
+            image = self.space.decode(self.space.from_data(x_0, given), condition.shape[2:])
+            images.append(image.clamp(-1, 1))
+            if self.prior:
+                told = {"asked": batch.get(ASKED), "sampled": sampled}
+                images[-1] = self.prior(images[-1], condition, presence, enhancement, **told)
+        return torch.stack(images) if both else images[0]
 
     def generate(
         self,
@@ -337,20 +342,30 @@ class LatentDiffusion(RunModule):
         noise: KeyedNoise,
         sampler: str | None,
         steps: int | None,
+        both: bool = False,
         guidance: float = 1.0,
         rescale: float = 0.0,
+        spread: float | None = None,
         **options: Any,
-    ) -> Tensor:
-        """Return x_0 (B, C, *s) given encoded conditions; see :meth:`synthesise`."""
-        x_T = noise.draw((self.latent_shape[0], *given[IMAGES].shape[2:]))
+    ) -> list[Tensor]:
+        """Return x_0 (B, C, *s) given encoded conditions, or both; see :meth:`synthesise`."""
         name = sampler or self.sampler
         if "variance" in options_of(name):
             options = {"variance": self.process.variance, **options}
-        sample = get_sampler(name, noise=noise, **options)
         learned = options.get("variance") in LEARNED
         denoise = self.denoiser(given, guidance, rescale, learned)
-        steps = self.sampling_steps if steps is None else steps
-        return sample(denoise, x_T, self.schedule, self.path(steps, noise.temperature))
+
+        def walk(noise: KeyedNoise) -> Tensor:
+            x_T = noise.draw((self.latent_shape[0], *given[IMAGES].shape[2:]))
+            path = self.path(self.sampling_steps if steps is None else steps, noise.temperature)
+            return get_sampler(name, noise=noise, **options)(denoise, x_T, self.schedule, path)
+
+        return draw_samples(walk, noise, self.spread if spread is None else spread, both)
+
+    @property
+    def spread(self) -> float | None:
+        """Of samples about the posterior mean, where that is learned; see :class:`Sampling`."""
+        return self.sampling.spread if self.process.knows_mean else None
 
     def path(self, steps: int, temperature: float) -> int | list[int]:
         """Return the number of steps of a sampler, or its timesteps.
@@ -367,13 +382,15 @@ class LatentDiffusion(RunModule):
         sampler: str | None = None,
         guidance: float = 1.0,
         temperature: float = 1.0,
+        spread: float | None = None,
         **options: Any,
     ) -> int:
         """Return how often the backbone runs for one slice, or window; see :meth:`synthesise`.
 
         Raises:
             ConfigError: CONFIG-VALUE for guidance of a model that never saw conditions dropped, for
-                enhancement of a model without a prior; what :func:`get_sampler` raises.
+                enhancement of a model without a prior, for spread of one that has not learned its
+                mean; what :func:`get_sampler` raises.
         """
         if guidance != 1 and not self.drop_all:
             raise bad_value(
@@ -381,11 +398,13 @@ class LatentDiffusion(RunModule):
                 "or a model trained with model.params.drop_all=0.1"
             )
         require_prior(self.prior, options)
+        require_mean(self.process.knows_mean, spread)
         options = {n: v for n, v in options.items() if n not in ("rescale", "enhancement")}
         sampling_timesteps(self.schedule, steps)  # refused also where, without noise, one is made
         path = self.path(steps, temperature)
         once = network_calls(sampler or self.sampler, self.schedule, path, **options)
-        return once if guidance in (0, 1) else 2 * once
+        calls = calls_of_sample(once, self.spread if spread is None else spread, temperature)
+        return calls if guidance in (0, 1) else 2 * calls
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store what the sampler of timesteps has learned."""
@@ -409,16 +428,8 @@ class LatentDiffusion(RunModule):
         )
         self.log_validation(loss, synthetic, batch)
         if self.varies:
-            self.log_each_target(synthetic, batch)
+            self.log_each_target(synthetic, batch, self.conditions)
         return {"synthetic": synthetic}
-
-    def log_each_target(self, images: Tensor, batch: Mapping[str, Any]) -> None:
-        """Log ``val/psnr_t1`` and so on of the items of a batch that ask for T1."""
-        targets = wanted(batch)
-        for place in targets.unique().tolist():
-            items = targets == place
-            psnr = psnr_in_brain(images[items], items_of(batch, items))
-            self.log(f"val/psnr_{self.conditions[place]}", psnr, batch_size=int(items.sum()))
 
     @torch.no_grad()
     def features(self, batch: Mapping[str, Any]) -> dict[str, list[Tensor]]:

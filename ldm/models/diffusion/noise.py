@@ -73,6 +73,15 @@ class KeyedNoise:
         }
         self.device, self.temperature = device, temperature
 
+    def mirrored(self) -> KeyedNoise:
+        """Return the same noise, from the start, with the other sign."""
+        keys = [{key: -weight for key, weight in weights.items()} for weights in self.weights]
+        return KeyedNoise(keys, self.device, self.temperature)
+
+    def at(self, temperature: float) -> KeyedNoise:
+        """Return the same noise, from the start, at another temperature."""
+        return KeyedNoise(self.weights, self.device, temperature)
+
     def draw(self, shape: Sequence[int]) -> Tensor:
         """Return normal noise (B, *shape) float32 of the temperature's standard deviation."""
         drawn = {k: torch.randn(tuple(shape), generator=g) for k, g in self.generators.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from ldm.errors import bad_value, one_of
@@ -155,6 +156,22 @@ class GaussianProcess:
         x_t[:count], t[:count] = 0.0, len(self.schedule) - 1
         eps[:count] = self.through(x_0[:count], x_t[:count], t[:count]).eps
         return Noised(x_0, eps, t, x_t)
+
+    @property
+    def knows_mean(self) -> bool:
+        """Whether the posterior mean is learned, see :meth:`at_mean`."""
+        return self.mean_share > 0
+
+    def as_taught(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """Return x_t as a network is shown it: noise alone, which says nothing of x_0, as 0.
+
+        Sampling starts at the last timestep with noise that no data are in, so the best answer is
+        the posterior mean, whatever the noise: it is asked for where it was learned.
+        """
+        if not self.knows_mean:
+            return x_t
+        is_noise = (t == len(self.schedule) - 1).view(-1, *[1] * (x_t.ndim - 1))
+        return torch.where(is_noise, 0.0, x_t)
 
     def mean_loss(
         self, estimate: Estimate, noised: Noised, weights: Tensor | float = 1.0

@@ -35,10 +35,17 @@ class OneStepRegression(LatentDiffusion):
     def __init__(self, unet_config: Config, **params: Any) -> None:
         super().__init__(unet_config, **{**params, **REGRESSION})
 
-    def generate(self, given: Conditions, noise: KeyedNoise, *args: Any, **options: Any) -> Tensor:
+    def generate(
+        self,
+        given: Conditions,
+        noise: KeyedNoise,
+        sampler: str | None,
+        steps: int | None,
+        both: bool = False,
+        **options: Any,
+    ) -> list[Tensor]:
         """Return the prediction; noise, sampler and steps have no effect."""
-        still = KeyedNoise([()] * len(noise.weights), noise.device, temperature=0.0)
-        return super().generate(given, still, "ddim", 1)
+        return super().generate(given, noise.at(0.0), "ddim", 1, both)
 
     def network_calls(self, steps: int, sampler: str | None = None, **options: Any) -> int:
         """Return 1; raises ConfigError for enhancement of a model without a prior."""

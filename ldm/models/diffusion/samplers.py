@@ -170,6 +170,9 @@ class Sampling:
         sampling_steps: their number.
         temperature: of the noise, see :class:`~ldm.models.diffusion.noise.KeyedNoise`.
         threshold: of predicted images in pixel space: ``clip``, ``dynamic`` or ``none``.
+        spread: factor of how far a sample lies from the posterior mean, where the model has learned
+            it, see :meth:`ldm.models.diffusion.ddpm.LatentDiffusion.generate`; None: as the
+            sampler leaves it.
 
     Raises:
         ConfigError: CONFIG-VALUE for an unknown name.
@@ -179,6 +182,7 @@ class Sampling:
     sampling_steps: int = 10
     temperature: float = 0.0
     threshold: str = "clip"
+    spread: float | None = None
 
     def __post_init__(self) -> None:
         one_of("model.params.sampler", self.sampler, SAMPLERS)

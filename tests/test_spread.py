@@ -1,0 +1,128 @@
+"""Samples in pairs of opposite noise: they lie about the posterior mean, as far as is asked."""
+
+import pytest
+import torch
+from test_latent_diffusion import batch, noise, plain, probe
+
+from ldm.errors import ConfigError
+from ldm.models.diffusion.noise import KeyedNoise
+from ldm.models.diffusion.regression import OneStepRegression
+from ldm.models.diffusion.spread import draw_samples
+
+KNOWN = {"mean_share": 0.75, "sampling_steps": 4}  # the posterior mean is learned
+
+
+class Wavy(torch.nn.Module):
+    """A backbone that returns what is neither odd nor even in x, and counts its calls."""
+
+    size_divisor = 1
+
+    def __init__(self, in_channels, out_channels):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1))
+        self.seen = []
+
+    def forward(self, x, timesteps, context=None, y=None):
+        self.seen.append((int(timesteps[0]), x[:, :1].clone()))
+        return self.weight * (0.3 * x[:, :1] + 0.1 * x[:, :1] ** 2 + 0.2)
+
+
+def wavy(**params):
+    return plain({"target": f"{__name__}.Wavy", "params": {}}, **{**KNOWN, **params})
+
+
+def sampled(model, temperature=1.0, **options):
+    data = batch()
+    told = KeyedNoise([(0, 0), (0, 1)], "cpu", temperature)
+    return model.synthesise(data["condition"], data["presence"], told, **options)
+
+
+def test_mirrored_noise_is_the_same_from_the_start_with_the_other_sign():
+    for keys in ([(0, "a"), (0, "b")], [{(0, 1): 0.6, (0, 2): 0.8}]):
+        own = KeyedNoise(keys, "cpu", 0.5)
+        first, second = own.draw((4, 4)), own.draw((4, 4))
+        other = own.mirrored()
+        assert torch.equal(other.draw((4, 4)), -first)
+        assert torch.equal(other.draw((4, 4)), -second)
+        assert torch.equal(other.mirrored().draw((4, 4)), first)
+        assert torch.equal(own.at(1.0).draw((4, 4)), 2 * first)
+
+
+def test_what_both_signs_have_in_common_is_replaced_by_the_mean():
+    """A sampler with an odd part, 3 e, and an even one, e^2: the even one is no sample's."""
+
+    def walk(noise):
+        e = noise.draw((5, 5))
+        return torch.full_like(e, 7.0) + 3 * e + e**2
+
+    e = noise().draw((5, 5))
+    plus, minus = draw_samples(walk, noise(), None, both=True)
+    torch.testing.assert_close(plus, 7 + 3 * e + e**2)
+    torch.testing.assert_close(minus, 7 - 3 * e + e**2)
+    plus, minus = draw_samples(walk, noise(), 1.5, both=True)
+    torch.testing.assert_close(plus, 7 + 4.5 * e)
+    torch.testing.assert_close(minus, 7 - 4.5 * e)
+    (one,) = draw_samples(walk, noise(), 1.5, both=False)
+    assert torch.equal(one, plus)
+    still = noise().at(0.0)
+    assert all(
+        torch.equal(x, torch.full_like(e, 7.0)) for x in draw_samples(walk, still, 1.5, True)
+    )
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "dpmpp_2m_sde", "heun"])
+def test_the_mean_of_a_pair_is_what_temperature_0_gives(sampler):
+    model = wavy(spread=0.4)
+    pair = sampled(model, sampler=sampler, both=True)
+    mean = sampled(model, temperature=0.0)
+    assert not torch.allclose(pair[0], mean, atol=1e-2)
+    torch.testing.assert_close(pair.mean(dim=0), mean, atol=1e-5, rtol=0)
+    assert torch.equal(pair[0], sampled(model, sampler=sampler))
+    torch.testing.assert_close(sampled(model, sampler=sampler, spread=0.0), mean)
+    wider = sampled(model, sampler=sampler, spread=0.8)
+    torch.testing.assert_close(wider - mean, 2 * (pair[0] - mean), atol=1e-5, rtol=0)
+
+
+def test_without_a_spread_a_pair_is_two_results_of_the_sampler():
+    model = wavy(spread=None, mean_share=0.0)
+    plus, minus = sampled(model, both=True)
+    assert torch.equal(plus, sampled(model))
+    data = batch()
+    mirrored = KeyedNoise([(0, 0), (0, 1)], "cpu").mirrored()
+    assert torch.equal(minus, model.synthesise(data["condition"], data["presence"], mirrored))
+    assert not torch.allclose((plus + minus) / 2, sampled(model, temperature=0.0), atol=1e-3)
+
+
+def test_noise_alone_is_shown_as_0_to_a_network_that_has_learned_the_mean_there():
+    """The first call of every sampler; later states are what they are."""
+    for share, is_shown in ((0.75, False), (0.0, True)):
+        model = wavy(mean_share=share)
+        sampled(model)
+        seen = model.model.diffusion_model.seen
+        assert [t for t, _ in seen][0] == len(model.schedule) - 1
+        assert bool(seen[0][1].any()) == is_shown
+        assert all(x.any() for _, x in seen[1:]) and len(seen) == 4
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "heun"])
+@pytest.mark.parametrize("spread", [None, 1.5])
+def test_the_calls_that_are_told_are_those_that_are_made(sampler, spread):
+    model = wavy(spread=spread)
+    sampled(model, sampler=sampler)
+    assert len(model.model.diffusion_model.seen) == model.network_calls(4, sampler)
+    assert model.network_calls(4, sampler, temperature=0.0) == 1
+
+
+def test_a_model_that_has_not_learned_its_mean_has_no_spread():
+    """The shipped recipe sets one for every process; some of them learn no mean."""
+    model = wavy(spread=1.5, mean_share=0.0)
+    assert torch.equal(sampled(model), sampled(wavy(spread=None, mean_share=0.0)))
+    with pytest.raises(ConfigError, match="has not learned the mean"):
+        model.network_calls(4, spread=1.5)
+
+
+def test_a_regression_gives_the_same_twice():
+    model = plain(probe(weight=0.5), OneStepRegression, **KNOWN, spread=1.5)
+    pair = sampled(model, both=True)
+    assert torch.equal(pair[0], pair[1])
+    assert torch.equal(pair[0], sampled(model))
