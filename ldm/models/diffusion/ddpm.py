@@ -355,24 +355,25 @@ class LatentDiffusion(RunModule):
         learned = options.get("variance") in LEARNED
         denoise = self.denoiser(given, guidance, rescale, learned)
 
+        steps = self.sampling_steps if steps is None else steps
+
         def walk(noise: KeyedNoise) -> Tensor:
             x_T = noise.draw((self.latent_shape[0], *given[IMAGES].shape[2:]))
-            path = self.path(self.sampling_steps if steps is None else steps, noise.temperature)
+            path = self.path(steps, noise.temperature)
             return get_sampler(name, noise=noise, **options)(denoise, x_T, self.schedule, path)
 
-        return draw_samples(walk, noise, self.spread if spread is None else spread, both)
+        return draw_samples(walk, noise, self.spread(spread, steps, noise.temperature), both)
 
-    @property
-    def spread(self) -> float | None:
-        """Of samples about the posterior mean, where that is learned; see :class:`Sampling`."""
-        return self.sampling.spread if self.process.knows_mean else None
+    def spread(self, asked: float | None, steps: int, temperature: float) -> float | None:
+        """Return that of samples, see :class:`Sampling`; one step gives the mean in any case."""
+        own = self.sampling.spread if self.process.knows_mean else None
+        return (own if asked is None else asked) if temperature and steps > 1 else None
 
     def path(self, steps: int, temperature: float) -> int | list[int]:
         """Return the number of steps of a sampler, or its timesteps.
 
-        Without noise there is one step, from the last timestep to clean data: what the network
-        makes of x_T = 0 is its mean, and no state on the way from there to the data has been seen
-        in training.
+        Without noise there is one, from the last timestep to clean data: what the network makes of
+        x_T = 0 is its mean, and no state between has been seen in training.
         """
         return steps if temperature else [len(self.schedule) - 1, -1]
 
@@ -388,9 +389,8 @@ class LatentDiffusion(RunModule):
         """Return how often the backbone runs for one slice, or window; see :meth:`synthesise`.
 
         Raises:
-            ConfigError: CONFIG-VALUE for guidance of a model that never saw conditions dropped, for
-                enhancement of a model without a prior, for spread of one that has not learned its
-                mean; what :func:`get_sampler` raises.
+            ConfigError: CONFIG-VALUE for guidance of a model that never saw conditions dropped,
+                enhancement without a prior, spread without a mean; see :func:`get_sampler`.
         """
         if guidance != 1 and not self.drop_all:
             raise bad_value(
@@ -403,7 +403,7 @@ class LatentDiffusion(RunModule):
         sampling_timesteps(self.schedule, steps)  # refused also where, without noise, one is made
         path = self.path(steps, temperature)
         once = network_calls(sampler or self.sampler, self.schedule, path, **options)
-        calls = calls_of_sample(once, self.spread if spread is None else spread, temperature)
+        calls = calls_of_sample(once, self.spread(spread, steps, temperature))
         return calls if guidance in (0, 1) else 2 * calls
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

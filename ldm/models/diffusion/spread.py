@@ -32,10 +32,8 @@ def draw_samples(
         noise: of the sample.
         spread: factor k; None: the sampler's own results.
     """
-    if spread is None or noise.temperature == 0:
-        mirrored = [walk(noise.mirrored())] if both and noise.temperature else []
-        made = [walk(noise), *mirrored]
-        return made if len(made) == 1 + both else made * 2
+    if spread is None:
+        return [walk(noise), walk(noise.mirrored())] if both else [walk(noise)]
     half = spread / 2 * (walk(noise) - walk(noise.mirrored()))
     mean = walk(noise.at(0.0))
     return [mean + half, mean - half] if both else [mean + half]
@@ -55,9 +53,9 @@ def mean_and_deviation(images: Iterable[NDArray[Any]]) -> tuple[NDArray[Any], ND
     return mean, np.sqrt(np.maximum(squares - count * mean**2, 0) / max(1.0, free))
 
 
-def calls_of_sample(calls: int, spread: float | None, temperature: float) -> int:
+def calls_of_sample(calls: int, spread: float | None) -> int:
     """Return the network calls of one sample by a sampler that makes so many."""
-    return calls if spread is None or temperature == 0 else 2 * calls + 1
+    return calls if spread is None else 2 * calls + 1
 
 
 def require_mean(knows_mean: bool, spread: float | None) -> None:
