@@ -37,7 +37,7 @@ def state(output):
 
 
 def test_every_cell_has_a_row_also_a_refused_one(swept):
-    """Heun calls the network twice a step, but for the last; both signs of a noise, and the mean."""
+    """Heun has two calls a step but for the last; a sample has both signs of noise, and a mean."""
     rows = table(swept)
     pairs = [(name, steps) for name in ("ddim", "heun") for steps in ("1", "3", "2000")]
     assert list(rows) == [*pairs, ("copy T1", "n/a")]
