@@ -138,6 +138,11 @@ def _require_alike(first: Member, other: Member) -> None:
     for key, *values in differences(*kept):
         own, known = map(reprlib.repr, values)
         raise _mismatch(f"{names[0]} has {key}={own}, and {names[1]} {known}: {NETWORK_ALONE}")
+    if other.loaded.model.knows_mean != first.loaded.model.knows_mean:
+        raise _mismatch(
+            f"of {names[0]} and {names[1]} one has learned its mean (model.params.mean_share), and "
+            "one has not: give runs of one kind"
+        )
     around = other.around, first.around
     for name in sorted(around[0].keys() | around[1].keys()):
         own, known = (weights.get(name) for weights in around)

@@ -51,12 +51,13 @@ _NAMES = {
     NOT_NEGATIVE: "sparsity temperature warmup_steps weight_decay neighbours num_workers weight "
     "content_style style_anatomy_lesion kl_weight perceptual_weight disc_start disc_weight degree "
     "num_classes middle_depth num_downsamplings supervision fold abnormal enhancing "
-    "limit_val_batches overfit_batches gradient_clip_val momentum strength spread",
+    "limit_val_batches overfit_batches gradient_clip_val momentum strength",
     SHARE: "min_brain mean_share visited decay_to abnormal_share shrink",
     INSIDE: "linear_start linear_end half_life",
     Range(0, 1, below=True): "decay betas asymmetry condition_dropout drop_all dropout",
     Range(2): "timesteps folds",
     Range(0, 100): "low high",
+    Range(0, 10): "spread",
     Range(0, 2**63 - 1): "seed",
 }
 RANGES = {name: span for span, names in _NAMES.items() for name in names.split()}

@@ -370,6 +370,8 @@ def _portable(config: Mapping[str, Any], model: Any, data: ContrastDataModule) -
     for section, part in (("model", model), ("data", data)):
         params = {**config[section].get("params", {}), **part.portable_params()}
         params.pop("cache", None)  # no run folder says where to write
+        if params.get("mean_share") == "auto":  # which another version may take for something else
+            params["mean_share"] = model.process.mean_share
         portable[section] = {**config[section], "params": params}
     return portable
 

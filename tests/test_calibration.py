@@ -59,7 +59,7 @@ def test_samples_in_pairs_of_opposite_noise_are_calibrated(samples, near):
     sigma, centre = rng.uniform(0.5, 2, VOXELS), rng.normal(100, 20, VOXELS)
     noise = rng.normal(size=((samples + 1) // 2, VOXELS))
     draws = centre + sigma * np.stack([noise, -noise], axis=1).reshape(-1, VOXELS)[:samples]
-    mean, spread = mean_and_deviation(draws)
+    mean, spread = mean_and_deviation(draws, mirrored=True)
     case = mean, centre + sigma * rng.normal(size=VOXELS), spread
     told = {"samples": samples, "mirrored": True}
     assert coverage(*case, sigmas=1, **told) == pytest.approx(0.6827, abs=near)

@@ -1,13 +1,15 @@
 """Samples in pairs of opposite noise: they lie about the posterior mean, as far as is asked."""
 
+import numpy as np
 import pytest
 import torch
 from test_latent_diffusion import batch, noise, plain, probe
 
 from ldm.errors import ConfigError
+from ldm.inference.request import Request
 from ldm.models.diffusion.noise import KeyedNoise
 from ldm.models.diffusion.regression import OneStepRegression
-from ldm.models.diffusion.spread import draw_samples
+from ldm.models.diffusion.spread import draw_samples, mean_and_deviation
 
 KNOWN = {"mean_share": 0.75, "sampling_steps": 4}  # the posterior mean is learned
 
@@ -116,12 +118,39 @@ def test_a_model_that_has_not_learned_its_mean_has_no_spread():
     """The shipped recipe sets one for every process; some of them learn no mean."""
     model = wavy(spread=1.5, mean_share=0.0)
     assert torch.equal(sampled(model), sampled(wavy(spread=None, mean_share=0.0)))
-    with pytest.raises(ConfigError, match="has not learned the mean"):
+    with pytest.raises(ConfigError, match="has not learned a mean"):
         model.network_calls(4, spread=1.5)
 
 
-def test_a_regression_gives_the_same_twice():
+def test_a_regression_gives_the_same_twice_and_refuses_a_spread():
     model = plain(probe(weight=0.5), OneStepRegression, **KNOWN, spread=1.5)
     pair = sampled(model, both=True)
     assert torch.equal(pair[0], pair[1])
     assert torch.equal(pair[0], sampled(model))
+    with pytest.raises(ConfigError, match="has not learned a mean"):
+        model.network_calls(4, spread=1.5)
+
+
+def test_what_is_asked_holds_what_decides_the_voxels():
+    """The spread in the sidecar is that of the model where none is given, and none without one."""
+    model = wavy(spread=1.5)
+    assert Request().of(model).options == {"spread": 1.5}
+    told = Request(samples=3, spread=1.5).of(model).to_dict("digest")
+    assert told == Request(samples=3).of(model).to_dict("digest")
+    assert told["mirrored"] is True
+    for changed in ({"temperature": 0.0}, {"steps": 1}):
+        assert Request(**changed).of(model).options == {}
+    with pytest.raises(ConfigError, match="at temperature 0 there is one image"):
+        Request(spread=1.5, temperature=0.0).of(model)
+    plainly = Request(samples=2).of(wavy(mean_share=0.0)).to_dict("digest")
+    assert "mirrored" not in plainly and plainly["options"] == {}
+
+
+@pytest.mark.parametrize("samples", [2, 5])
+def test_deviation_of_samples_by_chance_and_in_pairs(samples):
+    images = np.random.default_rng(0).normal(size=(samples, 7))
+    mean, deviation = mean_and_deviation(images, mirrored=False)
+    np.testing.assert_allclose(mean, images.mean(axis=0))
+    np.testing.assert_allclose(deviation, images.std(axis=0, ddof=1))
+    pair = np.stack([images[0], -images[0]]) + 3
+    np.testing.assert_allclose(mean_and_deviation(pair, mirrored=True)[1], np.abs(images[0]))

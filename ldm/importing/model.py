@@ -93,14 +93,13 @@ def import_checkpoint(
             CKPT-NONFINITE. ConfigError: the model cannot be built.
     """
     content = read_public_checkpoint(path)
-    study = read_study(config)
+    config, study = _of_public(config), read_study(config)
     model = build_model(config, study)
     require_usable(model, study)
     own = model.state_dict()
     selected = _select(content, own, weights, path.name)
-    if model.prior and not any(name.startswith(PRIOR) for name in selected.weights):
-        model.prior = None  # which public checkpoints do not have, nor have they learned their mean
-        model.process.mean_share = 0.0
+    if not any(name.startswith(PRIOR) for name in selected.weights):
+        model.prior = None  # which public checkpoints do not have
         own = model.state_dict()
     fit = fit_shapes(selected.weights, own, model.latent_shape[0])
     report = _report(path, model, study.conditions, fit, selected)
@@ -140,8 +139,9 @@ def write_imported(
     """
     require_free(folder, overwrite)
     if model.prior is None and (config["model"].get("params") or {}).get("prior_config"):
-        params = {**config["model"]["params"], "prior_config": None, "mean_share": 0.0}
+        params = {**config["model"]["params"], "prior_config": None}
         config = {**config, "model": {**config["model"], "params": params}}
+    config = _of_public(config)
     origin = {"file": source.name, "sha256": sha256(source)}
     with claim(folder, "import", inputs=[source], replace=overwrite):
         remove(folder / MODEL_FILE)  # never an old model beside a new config
@@ -150,6 +150,17 @@ def write_imported(
         metadata = {**model.facts(), BOUND: bound, "imported": origin}
         save_model(folder, model.state_dict(), metadata)
     return read_model(folder / MODEL_FILE)[1]["sha256"]
+
+
+def _of_public(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the configuration with no learned mean, where it does not say in numbers that one is.
+
+    What ``auto`` stands for in a training says nothing of one that another program made.
+    """
+    params = config["model"].get("params") or {}
+    if params.get("mean_share") != "auto":
+        return config
+    return {**config, "model": {**config["model"], "params": {**params, "mean_share": 0.0}}}
 
 
 def require_usable(model: Any, study: Study) -> None:

@@ -18,7 +18,8 @@ PRECISIONS = ("auto", "32", "bf16")
 RUNTIMES = ("torch", "compile", "onnx")
 SPANS = {"temperature": Range(0), "rescale": Range(0, 1), "eta": Range(0, 1)}
 SPANS |= {"overlap": Range(0, 0.9), "guidance": Range(0), "enhancement": Range(0, 10)}
-SPANS["spread"] = Range(0, 10)
+SPANS["spread"] = RANGES["spread"]
+DRAWING = 2  # one more whenever the same request draws other samples
 SAMPLER_OPTIONS = ("eta", "guidance", "rescale", "enhancement", "spread")
 
 
@@ -34,8 +35,8 @@ class Request:
         spread: factor of how far samples lie from the posterior mean, see
             :mod:`ldm.models.diffusion.spread`.
         seed: of the noise, 0 or more and below 2**63.
-        samples: this many are averaged, and their deviation is returned too; every second one has
-            the noise of the one before with the other sign.
+        samples: this many are averaged, and their deviation is returned too; with a spread every
+            second one has the noise of the one before with the other sign.
         temperature: standard deviation of the noise; 1 samples from the model, 0 gives one image
             close to the conditional mean. None: the model's, and 1 of several samples.
         precision: of the network: ``32``, ``bf16``, or ``auto``: bf16 where the device multiplies
@@ -140,8 +141,14 @@ class Request:
                 "leave it out"
             )
         temperature = 1.0 if self.samples > 1 else model.temperature
+        temperature = temperature if self.temperature is None else self.temperature
         steps = model.sampling_steps if self.steps is None else self.steps
-        if self.samples > 1 and steps == 1 and model.process.knows_mean:
+        if self.spread is not None and not temperature:
+            raise bad_value(
+                f"spread is {self.spread}, but at temperature 0 there is one image, the mean: give "
+                "temperature 1, or leave spread out"
+            )
+        if self.samples > 1 and steps == 1 and temperature and model.knows_mean:
             log.warning(
                 "%d samples of one step are all alike: from noise alone one step gives the mean; "
                 "give steps 2 or more",
@@ -152,8 +159,9 @@ class Request:
             self,
             sampler=self.sampler or model.sampler,
             steps=steps,
-            temperature=temperature if self.temperature is None else self.temperature,
+            temperature=temperature,
             overlap=overlap if self.overlap is None else self.overlap,
+            spread=model.spread(self.spread, steps, temperature),
         )
 
     def to_dict(self, digest: str) -> dict[str, Any]:
@@ -171,8 +179,10 @@ class Request:
             "nonfinite": "refuse",
             "runtime": "torch",
         }  # written only where there is something to say
-        if self.samples > 1:
+        if self.samples > 1 and self.spread is not None:
             described["mirrored"] = True  # every second noise is that of the one before, negative
+        if self.temperature:
+            described["drawing"] = DRAWING
         return described | {
             name: value for name, none in since.items() if (value := getattr(self, name)) != none
         }

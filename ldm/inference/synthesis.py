@@ -373,14 +373,15 @@ class Synthesiser:
         """Return mean and standard deviation over samples (S, H, W), in [-1, 1] units."""
         started, count = time.perf_counter(), self.request.samples
         draw = self._volume if self.model.tiling else self._slices
+        paired = 1 if self.request.spread is None else 2
 
         def images() -> Iterator[np.ndarray]:
-            for first in range(0, count, 2):
-                both = first + 1 < count
+            for first in range(0, count, paired):
+                both = first + 1 < min(count, first + paired)
                 told = f"{title}, sample {first + 1}{f' and {first + 2}' * both}"
                 yield from draw(prepared, first, told if count > 1 else title, both)
 
-        mean, deviation = mean_and_deviation(images())
+        mean, deviation = mean_and_deviation(images(), mirrored=paired == 2)
         if not np.isfinite(mean).all():
             raise NonFiniteError(
                 "NONFINITE-SAMPLE", "the network returned NaN; try --precision=32", prepared.id
@@ -390,9 +391,7 @@ class Synthesiser:
         return mean.astype(np.float32), deviation.astype(np.float32) if count > 1 else None
 
     def _noise(self, keys: Sequence[Key | Mapping[Key, float]]) -> KeyedNoise:
-        temperature = self.request.temperature
-        assert temperature is not None  # Request.of has the model's
-        return KeyedNoise(keys, self.trained.device, temperature)
+        return KeyedNoise(keys, self.trained.device, self.request.temperature or 0.0)
 
     def _slices(
         self, prepared: PreparedSubject, sample: int, title: str, both: bool
@@ -430,8 +429,10 @@ class Synthesiser:
 
         def show(step: int, total: int, *_: Any) -> None:
             nonlocal steps
-            steps = steps or iter(self.progress(range(total), title, total))
-            next(steps, None)
+            if not step:  # of a sampler, which with a spread is asked more than once
+                next(steps or iter(()), None)
+                steps = iter(self.progress(range(total), title, total))
+            next(steps or iter(()), None)
 
         image = self.model.synthesise(
             self.windows.condition(prepared, range(len(prepared.brain))).to(device),

@@ -108,6 +108,7 @@ def test_an_ensemble_is_no_member_and_is_replaced_only_when_asked(joined, runs, 
     [
         ("data.params.conditions=[t1,flair]", "data.params.conditions"),
         ("model.params.gain=4.0", "model.params.gain=4.0"),
+        ("model.params.mean_share=0", "one has learned its mean"),
         ("configs/backbone/unet_crossattn_tiny.yaml", "model.params.cond_stage_config"),
         ("configs/preprocessing/zscore.yaml", "data.params.normaliser_config"),
         ("configs/process/residual.yaml", "model.params.anchor_config"),
@@ -115,7 +116,7 @@ def test_an_ensemble_is_no_member_and_is_replaced_only_when_asked(joined, runs, 
 )
 def test_runs_that_answer_another_question_are_refused(other, said, runs, train, tmp_path):
     assert train(tmp_path / "other", STEPS, other) == 0
-    with pytest.raises(CheckpointError, match=rf"{re.escape(said)}.*all else must agree"):
+    with pytest.raises(CheckpointError, match=re.escape(said)):
         ldm.ensemble([runs[0], tmp_path / "other"], tmp_path / "out")
 
 

@@ -8,6 +8,7 @@ import torch
 
 from ldm.checkpoint import read_model
 from ldm.cli.main import main
+from ldm.config import read_saved_config
 from ldm.storage import MODEL_FILE, sha256
 
 
@@ -54,6 +55,17 @@ def test_an_imported_model_samples_what_the_original_samples(
         assert main(["sample", str(model), *options, "--output", f"{tmp_path}/{model.name}-o"]) == 0
     name = "Phantom_0003_t1ce.nii.gz"
     assert sha256(tmp_path / "model-o" / name) == sha256(tmp_path / f"{run_folder.name}-o" / name)
+
+
+def test_what_another_program_trained_has_learned_no_mean_unless_the_yaml_says_so(
+    tmp_path, public, run_folder
+):
+    """In a run ``auto`` is saved as what it stood for, so that a run says so."""
+    shares = {"0.75": read_saved_config(run_folder / "config.yaml")}
+    assert import_model(public, run_folder, tmp_path / "m", "model.params.mean_share=auto") == 0
+    shares["0.0"] = read_saved_config(tmp_path / "m/config.yaml")
+    for share, config in shares.items():
+        assert str(config["model"]["params"]["mean_share"]) == share
 
 
 def test_mismatch_is_listed_and_nothing_is_written(tmp_path, public, run_folder, capsys):

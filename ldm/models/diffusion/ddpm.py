@@ -58,13 +58,10 @@ class LatentDiffusion(RunModule):
         drop_all: probability that a training item loses all its conditions, for guidance.
         **settings: the process (:class:`GaussianProcess`), its space (:class:`LatentSpace`), how it
             is sampled (:class:`Sampling`) and trained (:class:`RunModule`).
-
-    Attributes:
-        last_fit: timesteps (B,) of the last training batch and the loss (B,) at each.
     """
 
     has_reverse_steps = True  # whose variance may be learned
-    last_fit: tuple[Tensor, Tensor] | None = None
+    last_fit: tuple[Tensor, Tensor] | None = None  # timesteps, losses (B,) of the last batch
     next_command = "dsdiff sample {run} --input {patients} --output {predictions}"
 
     @shows(GaussianProcess, LatentSpace, Sampling, RunModule)
@@ -133,6 +130,11 @@ class LatentDiffusion(RunModule):
     def network(self) -> nn.Module:
         """The backbone in its wrapper."""
         return self.model
+
+    @property
+    def knows_mean(self) -> bool:
+        """Whether samples may lie about a mean that the network has learned."""
+        return self.has_reverse_steps and self.process.knows_mean
 
     @property
     def varies(self) -> bool:
@@ -207,8 +209,7 @@ class LatentDiffusion(RunModule):
         t, importance = (n.to(x_0.device) for n in self.timesteps.draw(draws.uniform()))
         noised = self.process.noisy(x_0, t, draws.normal(x_0.shape[1:]).to(x_0.device))
         means = draws.items_of(self.process.mean_share)
-        if means:
-            noised = self.process.at_mean(noised, means)
+        noised = self.process.at_mean(noised, means) if means else noised
         output, features = self.output_and_features(noised.x_t, noised.t, self.drop(given, draws))
         estimate = self.process.estimate(output, noised.x_t, noised.t)
         weights = self.voxel_weights(batch, x_0.shape[2:], means)
@@ -225,8 +226,7 @@ class LatentDiffusion(RunModule):
         """Return the conditions as training shows them: now and then none of an item's."""
         if not self.drop_all or not self.training:
             return given
-        kept = draws.uniform() >= self.drop_all
-        return self.model.kept(given, kept)
+        return self.model.kept(given, draws.uniform() >= self.drop_all)
 
     def output_and_features(
         self, x_t: Tensor, t: Tensor, given: Conditions
@@ -323,10 +323,10 @@ class LatentDiffusion(RunModule):
             **options: ``spread``; ``guidance`` and ``rescale`` (see :func:`~.guidance.guide`); the
                 others go to the sampler (``eta``, ``callback``, ...).
         """
-        images = self.space.encode_condition(condition, presence)
         batch = {"condition": condition, "presence": presence, **(others or {})}
-        given = self.given(images, batch)
-        sampled = self.has_reverse_steps and noise.temperature > 0
+        given = self.given(self.space.encode_condition(condition, presence), batch)
+        is_mean = self.knows_mean and (steps or self.sampling_steps) == 1
+        sampled = self.has_reverse_steps and noise.temperature > 0 and not is_mean
         images = []
         for x_0 in self.generate(given, noise, sampler, steps, both, **options):
             image = self.space.decode(self.space.from_data(x_0, given), condition.shape[2:])
@@ -366,7 +366,7 @@ class LatentDiffusion(RunModule):
 
     def spread(self, asked: float | None, steps: int, temperature: float) -> float | None:
         """Return that of samples, see :class:`Sampling`; one step gives the mean in any case."""
-        own = self.sampling.spread if self.process.knows_mean else None
+        own = self.sampling.spread if self.knows_mean else None
         return (own if asked is None else asked) if temperature and steps > 1 else None
 
     def path(self, steps: int, temperature: float) -> int | list[int]:
@@ -398,7 +398,7 @@ class LatentDiffusion(RunModule):
                 "or a model trained with model.params.drop_all=0.1"
             )
         require_prior(self.prior, options)
-        require_mean(self.process.knows_mean, spread)
+        require_mean(self.knows_mean, spread)
         options = {n: v for n, v in options.items() if n not in ("rescale", "enhancement")}
         sampling_timesteps(self.schedule, steps)  # refused also where, without noise, one is made
         path = self.path(steps, temperature)

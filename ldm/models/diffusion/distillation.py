@@ -145,7 +145,7 @@ class Distillation(LatentDiffusion):
         visited: float = 0.5,
         **params: Any,
     ) -> None:
-        super().__init__(unet_config, **params)
+        super().__init__(unet_config, **{**params, "mean_share": 0.0})  # it learns no mean
         if self.sampler != "ddim":
             raise _bad_value(f"sampler is '{self.sampler}': a student makes steps of ddim")
         if substeps < 1 or not 0 <= visited <= 1:

@@ -9,6 +9,7 @@ from torch import Tensor
 from ldm.models.base import Config
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.models.diffusion.noise import KeyedNoise
+from ldm.models.diffusion.spread import require_mean
 from ldm.models.diffusion.wrapper import Conditions
 from ldm.models.prior import require_prior
 from ldm.util import shows
@@ -48,6 +49,7 @@ class OneStepRegression(LatentDiffusion):
         return super().generate(given, noise.at(0.0), "ddim", 1, both)
 
     def network_calls(self, steps: int, sampler: str | None = None, **options: Any) -> int:
-        """Return 1; raises ConfigError for enhancement of a model without a prior."""
+        """Return 1; raises ConfigError for enhancement without a prior, and for a spread."""
         require_prior(self.prior, options)
+        require_mean(self.knows_mean, options.get("spread"))
         return 1

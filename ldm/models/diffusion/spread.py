@@ -39,17 +39,20 @@ def draw_samples(
     return [mean + half, mean - half] if both else [mean + half]
 
 
-def mean_and_deviation(images: Iterable[NDArray[Any]]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return mean and standard deviation of samples, every second of which mirrors the one before.
+def mean_and_deviation(
+    images: Iterable[NDArray[Any]], mirrored: bool
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return mean and standard deviation of samples.
 
-    The mean of such pairs does not vary, so their squares are divided by their number; the last of
-    an odd number N has no other, and N - 1/N takes the place of N.
+    Their squares are divided by N - 1. With a spread every second one mirrors the one before
+    (``mirrored``): the mean of a pair does not vary, so that they are divided by N, or, as the last
+    of an odd number has no other, by N - 1/N.
     """
     total, squares, count = np.float64(0), np.float64(0), 0
     for image in images:
         total, squares = total + image, squares + np.square(image, dtype=np.float64)
         count += 1
-    mean, free = total / count, count - count % 2 / count
+    mean, free = total / count, count - (count % 2 / count if mirrored else 1)
     return mean, np.sqrt(np.maximum(squares - count * mean**2, 0) / max(1.0, free))
 
 
@@ -62,6 +65,6 @@ def require_mean(knows_mean: bool, spread: float | None) -> None:
     """Refuse a spread about a mean that a model has not learned; raises ConfigError."""
     if spread is not None and not knows_mean:
         raise bad_value(
-            f"spread is {spread}, but the model has not learned the mean that its samples would "
-            "lie about: leave it out, or train with model.params.mean_share"
+            f"spread is {spread}, but the model has not learned a mean that its samples would lie "
+            "about: leave it out"
         )
