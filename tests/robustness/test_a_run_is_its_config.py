@@ -112,7 +112,7 @@ def test_tr_11_a_run_that_lost_its_list_of_patients_says_so(dsdiff, run, caplog)
 # --- CK-04: config.yaml is bound to the weights --------------------------------------------------
 
 EDITS = {
-    "parameterization": ("parameterization: x0", "parameterization: eps"),
+    "parameterization": ("parameterization: x0", "parameterization: v"),
     "gain": (r"gain: 5\.0", "gain: 1.0"),
     "subtract": ("subtract: auto$", "subtract: null"),
     "axis": ("axis: axial", "axis: sagittal"),
