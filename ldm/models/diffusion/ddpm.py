@@ -328,7 +328,7 @@ class LatentDiffusion(RunModule):
         is_mean = self.knows_mean and (steps or self.sampling_steps) == 1
         sampled = self.has_reverse_steps and noise.temperature > 0 and not is_mean
         images = []
-        for x_0 in self.generate(given, noise, sampler, steps, both, **options):
+        for x_0 in self.generate(given, noise, sampler, steps, both=both, **options):
             image = self.space.decode(self.space.from_data(x_0, given), condition.shape[2:])
             images.append(image.clamp(-1, 1))
             if self.prior:

@@ -37,16 +37,10 @@ class OneStepRegression(LatentDiffusion):
         super().__init__(unet_config, **{**params, **REGRESSION})
 
     def generate(
-        self,
-        given: Conditions,
-        noise: KeyedNoise,
-        sampler: str | None,
-        steps: int | None,
-        both: bool = False,
-        **options: Any,
+        self, given: Conditions, noise: KeyedNoise, *args: Any, both: bool = False, **options: Any
     ) -> list[Tensor]:
         """Return the prediction; noise, sampler and steps have no effect."""
-        return super().generate(given, noise.at(0.0), "ddim", 1, both)
+        return super().generate(given, noise.at(0.0), "ddim", 1, both=both)
 
     def network_calls(self, steps: int, sampler: str | None = None, **options: Any) -> int:
         """Return 1; raises ConfigError for enhancement without a prior, and for a spread."""
