@@ -20,9 +20,9 @@ from ldm.checkpoint import (
 from ldm.claims import claim
 from ldm.config import read_saved_config, save_config
 from ldm.data.seen import SUBJECTS_FILE
-from ldm.denoiser import denoiser_files
+from ldm.denoiser import ONNX_FILE, PROGRAM_FILE, denoiser_files
 from ldm.errors import CheckpointError
-from ldm.storage import CONFIG_FILE, MODEL_FILE, read_json, run_folder, write_file
+from ldm.storage import CONFIG_FILE, MODEL_FILE, read_json, remove, run_folder, write_file
 from ldm.study import Study
 
 CARD = "README.md"
@@ -77,6 +77,8 @@ def export(
     require_private((config, said), set(_secrets(known)) | set(_secrets(cost)))
     beside = denoiser_files(model, digest) if onnx else {}
     with claim(output, "export", inputs=[folder], replace=overwrite):
+        for name in {ONNX_FILE, PROGRAM_FILE} - beside.keys():
+            remove(output / name)  # never those of older weights beside the new ones
         save_config(config, output / CONFIG_FILE)
         bound = decisive(read_saved_config(output / CONFIG_FILE))
         save_model(output, tensors, {**said, BOUND: bound, "dsdiff": ldm.__version__})

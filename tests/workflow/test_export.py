@@ -10,6 +10,7 @@ import pytest
 import ldm
 from ldm.checkpoint import read_model
 from ldm.cli.main import main
+from ldm.denoiser import ONNX_FILE, PROGRAM_FILE
 from ldm.errors import CheckpointError, ConfigError
 from ldm.handover import require_private
 from ldm.storage import CONFIG_FILE, MODEL_FILE
@@ -153,5 +154,8 @@ def test_an_exported_folder_is_replaced_only_when_asked(exported, run_folder):
     kept = (exported / "README.md").read_bytes()
     assert main(again) == 5
     assert (exported / "README.md").read_bytes() == kept
+    for name in (ONNX_FILE, PROGRAM_FILE):
+        (exported / name).write_bytes(b"of older weights")
     assert main([*again, "--overwrite", "--licence", "CC-BY-4.0"]) == 0
+    assert not any((exported / name).exists() for name in (ONNX_FILE, PROGRAM_FILE))
     assert main(["export", str(run_folder), "--output", str(run_folder)]) == 5
