@@ -35,8 +35,7 @@ FREE = {
     "model": (
         *("unet_config", "seed", "loss_config", "sparsity", "voxel_weight_config", "loss_type"),
         *("loss_weight", "mean_share", "timesteps_config", "optimizer_config", "warmup_steps"),
-        *("rate_schedule", "decay_to", "sampler", "sampling_steps", "temperature"),
-        "spread",
+        *("rate_schedule", "decay_to", "sampler", "sampling_steps", "temperature", "spread"),
     ),
     "data": ("seed", "patient", "min_brain", "batch_size", "augmentation_config", "abnormal_share"),
 }

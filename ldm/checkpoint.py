@@ -316,10 +316,10 @@ def load_model(path: Path, trust: Collection[str] = ()) -> Loaded:
     file = path / MODEL_FILE if path.is_dir() else path
     tensors, metadata = read_weights(file) if is_checkpoint else read_model(file)
     config = read_run_config(path, trust)
+    require_bound(metadata.get(BOUND), decisive(config), path.name)
     study = read_study(config)
     model = build_model(config, study)
     require_same_state(model.state_dict(), tensors, path.name)
-    require_bound(metadata.get(BOUND), decisive(config), path.name)
     for fact, value in () if is_checkpoint else model.facts().items():
         if metadata.get(fact) != value:
             raise CheckpointError(

@@ -136,6 +136,14 @@ def test_ck_04_an_edited_configuration_is_refused(dsdiff, run, patients, tmp_pat
     assert "was trained with" in line and "restore config.yaml" in line
 
 
+def test_ck_04_an_edit_that_cannot_be_built_is_named_as_an_edit(dsdiff, run, patients, tmp_path):
+    """The share of the mean, saved as a number, excludes eps; what is wrong is the edit."""
+    edited(run, "parameterization: x0", "parameterization: eps")
+    code, line = dsdiff("sample", run, "--input", patients, "--output", tmp_path / "out")
+    assert code == 4
+    assert "CKPT-MISMATCH: config.yaml says" in line and "restore config.yaml" in line
+
+
 def test_ck_04_where_the_data_are_may_be_edited(dsdiff, run, patients, tmp_path):
     moved = shutil.copytree(patients, tmp_path / "moved")
     edited(run, "root: null", f"root: {moved}")  # which goes before place.json

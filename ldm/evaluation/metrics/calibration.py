@@ -6,8 +6,9 @@ variance ``sigma^2 (1 + 1/N)``, and ``distance / (spread sqrt(1 + 1/N))`` follow
 N - 1 degrees of freedom. Intervals and spreads here are corrected by that, so that a few samples do
 not make a calibrated model look overconfident. ``samples=None`` takes the spread for exact.
 
-Samples may come in pairs of opposite noise (``mirrored``), as those of ``dsdiff sample`` do. Their
-mean does not vary, but for the last of an odd number; ``spread`` has a degree of freedom a pair.
+Samples may come in pairs of opposite noise (``mirrored``), as those of ``dsdiff sample`` with
+a spread do. Their mean does not vary, but for the last of an odd number, and ``spread`` has one
+degree of freedom a pair.
 
 Pure functions of numpy arrays like those of :mod:`ldm.evaluation.metrics.similarity`, with the
 same errors; their formulas stand in ``docs/metrics.md``.

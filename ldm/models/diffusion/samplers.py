@@ -171,8 +171,7 @@ class Sampling:
         temperature: of the noise, see :class:`~ldm.models.diffusion.noise.KeyedNoise`.
         threshold: of predicted images in pixel space: ``clip``, ``dynamic`` or ``none``.
         spread: factor of how far a sample lies from the posterior mean, where the model has learned
-            it, see :meth:`ldm.models.diffusion.ddpm.LatentDiffusion.generate`; None: as the
-            sampler leaves it.
+            it, see :func:`ldm.models.diffusion.spread.draw_samples`; None: as sampled.
 
     Raises:
         ConfigError: CONFIG-VALUE for an unknown name.

@@ -48,10 +48,10 @@ def mean_and_deviation(
     (``mirrored``): the mean of a pair does not vary, so that they are divided by N, or, as the last
     of an odd number has no other, by N - 1/N.
     """
-    total, squares, count = np.float64(0), np.float64(0), 0
+    total, squares, count = np.zeros(()), np.zeros(()), 0
     for image in images:
-        total, squares = total + image, squares + np.square(image, dtype=np.float64)
-        count += 1
+        exact = np.asarray(image, np.float64)
+        total, squares, count = total + exact, squares + exact**2, count + 1
     mean, free = total / count, count - (count % 2 / count if mirrored else 1)
     return mean, np.sqrt(np.maximum(squares - count * mean**2, 0) / max(1.0, free))
 
