@@ -18,6 +18,7 @@ BACKGROUND = -1.0
 UNIT = 2 / (UPPER - LOWER)  # one z in [-1, 1]
 HEALTHY = 2 * (0 - LOWER) / (UPPER - LOWER) - 1  # the median of the brain: z = 0
 ABNORMAL_IN = ("flair", "t2")  # contrasts in which abnormal tissue is bright, the clearest first
+REACH = 3  # deviations to which a Gaussian is taken
 HIGH, MOST = 1.0, 3.0  # z from which an image counts as bright, and how much of it counts
 
 
@@ -31,30 +32,54 @@ def standard_units(images: Tensor) -> Tensor:
     return (images + 1) / 2 * (UPPER - LOWER) + LOWER
 
 
-def blur(images: Tensor, width: float) -> Tensor:
-    """Return images (B, C, *S) smoothed by a Gaussian of a deviation in voxels, 0 outside."""
+def gaussian(width: float, reach: int, like: Tensor) -> Tensor:
+    """Return the weights (2 reach + 1,) of a Gaussian of a deviation in voxels; their sum is 1."""
     import torch
+
+    places = torch.arange(-reach, reach + 1, device=like.device, dtype=like.dtype)
+    taps = torch.exp(-0.5 * (places / width) ** 2)
+    return taps / taps.sum()
+
+
+def blur(images: Tensor, width: float | Sequence[float]) -> Tensor:
+    """Return images (B, C, *S) smoothed by a Gaussian, 0 outside.
+
+    Args:
+        width: its deviation in voxels, of all axes or of each.
+    """
     import torch.nn.functional as F
 
-    reach = math.ceil(3 * width)
-    places = torch.arange(-reach, reach + 1, device=images.device, dtype=images.dtype)
-    taps = torch.exp(-0.5 * (places / width) ** 2)
-    taps = (taps / taps.sum())[None, None]
-    for axis in range(2, images.ndim):
-        moved = images.movedim(axis, -1)
+    axes = range(2, images.ndim)
+    widths = width if isinstance(width, Sequence) else [width] * len(axes)
+    for axis, deviation in zip(axes, widths, strict=True):
+        reach = math.ceil(REACH * deviation)
+        taps, moved = gaussian(deviation, reach, images)[None, None], images.movedim(axis, -1)
         lines = F.conv1d(moved.reshape(-1, 1, moved.shape[-1]), taps, padding=reach)
         images = lines.reshape(moved.shape).movedim(-1, axis)
     return images
 
 
-def blur_inside(images: Tensor, brain: Tensor, width: float) -> Tensor:
+def blur_inside(
+    images: Tensor,
+    brain: Tensor,
+    width: float | Sequence[float],
+    through: float | None = None,
+) -> Tensor:
     """Return the mean of images (B, C, *S) over the brain (B, 1, *S) in a Gaussian; 0 outside it.
 
     Args:
         width: deviation of the Gaussian, in voxels.
+        through: its deviation along a first axis, of slices, of which the one in the middle is
+            returned: images are (B, C, D, H, W) then, the mean is (B, C, H, W).
     """
-    inside = blur(brain.to(images.dtype), width).clamp(min=1e-3)
-    return blur(images * brain, width) / inside * brain
+    weights = brain.to(images.dtype)
+    sums = images * weights
+    if through is not None:
+        middle = brain.shape[2] // 2
+        taps = gaussian(through, middle, images).view(-1, 1, 1)
+        sums, weights = (sums * taps).sum(dim=2), (weights * taps).sum(dim=2)
+        brain = brain[:, :, middle]
+    return blur(sums, width) / blur(weights, width).clamp(min=1e-3) * brain
 
 
 def bright(images: Tensor) -> Tensor:

@@ -23,8 +23,8 @@ PRIOR = {"target": "ldm.models.prior.EnhancementPrior", "params": {}}
 class Slices:
     """Training slices of patients, as a data module has them, and their labels."""
 
-    def __init__(self, items):
-        self.items = items
+    def __init__(self, items, aspect=1.0):
+        self.items, self.aspect = items, aspect
 
     def __len__(self):
         return len(self.items)
@@ -47,7 +47,9 @@ def patient(name, seed, labels=True):
     z[3] = z[0] + 2.5 * core
     images = from_z(z)
     images[:, :4] = -1.0  # outside the brain
-    told = torch.from_numpy(np.where(core, 4, 0)).to(torch.uint8)
+    told = np.zeros(SIZE, "uint8")
+    told[LESION] = 2
+    told = torch.from_numpy(np.where(core, 4, told))
     item = {"condition": images[:3], "target": images[3:], "subject": name}
     return item, told[None] if labels is True else labels
 
@@ -63,19 +65,22 @@ def fitted(items, **params):
 
 
 def certainty(prior, item):
-    contrasts = item["condition"][None]
-    return prior.certainty(contrasts, (contrasts != -1).any(1, keepdim=True))[0, 0]
+    return prior.certainty(prior.contrasts(item["condition"][None]))[0, 0]
+
+
+def abnormal(prior, item):
+    return prior.abnormal(prior.contrasts(item["condition"][None]))[0, 0]
 
 
 def all_present(items=1):
     return torch.ones(items, 3, dtype=torch.bool)
 
 
-def test_it_is_a_ridge_regression_of_the_labels_on_contrasts_at_two_scales():
-    """By scipy and numpy: squares and products of six images, every patient of weight 1."""
+def test_it_is_a_ridge_regression_within_each_tumour_and_then_a_line():
+    """By scipy and numpy: squares and products of six images; patients and classes weigh alike."""
     items = [patient("a", 0), patient("b", 1)]
     prior = fitted(items)
-    products, moments = np.eye(28) * 0.03 * 2, np.zeros(28)
+    products, moments, tissue = np.eye(28) * 0.03 * 2, np.zeros(28), []
     for item, labels in items:
         z = ((item["condition"].double().numpy() + 1) * 6 - 4).clip(-4, 4)
         brain = (item["condition"].numpy() != -1).any(0)
@@ -86,13 +91,23 @@ def test_it_is_a_ridge_regression_of_the_labels_on_contrasts_at_two_scales():
 
         images = [smooth(image, width) for width in (0.5, 5 / 3 * 1.2) for image in z]
         pairs = [a * b for i, a in enumerate(images) for b in images[i:]]
-        terms = np.stack([np.ones(SIZE), *images, *pairs])
         inside = (smooth((z[2] - 1).clip(0, 3), 1.5) > 0.15) & brain
-        share = 1 / inside.sum()
-        x = terms[:, inside]
-        products += share * x @ x.T
-        moments += share * x @ (labels[0].numpy()[inside] == 4)
-    expected = np.linalg.solve(products, moments)
+        x = np.stack([np.ones(SIZE), *images, *pairs])[:, inside]
+        told = labels[0].numpy()[inside]
+        y, tumour = (told == 4) * 1.0, told > 0
+        weights = np.where(y == 1, 0.5 / y[tumour].mean(), 0.5 / (1 - y[tumour].mean())) * tumour
+        weights /= weights.sum()
+        centred = x - (x * weights).sum(1, keepdims=True)
+        products += centred * weights @ centred.T
+        moments += centred * weights @ y
+        tissue.append((x, y))
+    direction = np.linalg.solve(products, moments)
+    score = np.concatenate([direction @ x for x, _ in tissue])
+    y = np.concatenate([y for _, y in tissue])
+    weights = np.concatenate([np.full(len(y), 1 / len(y)) for _, y in tissue])
+    slope, intercept = np.polyfit(score, y, 1, w=np.sqrt(weights))
+    expected = slope * direction
+    expected[0] += intercept
     np.testing.assert_allclose(prior.coefficients, expected, atol=0.02 * abs(expected).max())
 
 
@@ -100,7 +115,7 @@ def test_it_finds_in_another_patient_what_it_was_told_of():
     item, labels = patient("c", 7)
     p = certainty(fitted([patient("a", 0), patient("b", 1)]), item)
     assert p[labels[0] == 4].mean() > 0.5
-    assert p[LESION][labels[0][LESION] == 0].mean() < 0.2
+    assert p[labels[0] == 2].mean() < 0.2
 
 
 def test_without_labels_the_truth_teaches_it():
@@ -135,8 +150,7 @@ def test_the_image_moves_in_abnormal_tissue_alone():
     contrasts, image = item["condition"][None], item["condition"][None, :1] + 0.1
     image = torch.where(contrasts[:, :1] == -1, -1.0, image)
     made = prior(image, contrasts, all_present())
-    brain = (contrasts != -1).any(1, keepdim=True)
-    p, a = certainty(prior, item), prior.abnormal(contrasts, brain)[0, 0]
+    p, a = certainty(prior, item), abnormal(prior, item)
     expected = a * (2.0 * p / 6 - 0.25 * 0.1)
     torch.testing.assert_close((made - image)[0, 0, 4:], expected[4:])
     assert torch.equal(made[a[None, None] == 0], image[a[None, None] == 0])
@@ -232,6 +246,42 @@ def test_neighbours_are_no_contrasts_of_the_slice():
     own, others = item["condition"][None], torch.rand(1, 3, *SIZE)
     made = wide(own[:, :1], torch.cat([others, own, others], dim=1), all_present())
     assert torch.equal(made, prior(own[:, :1], own, all_present()))
+
+
+@pytest.mark.parametrize("aspect", [0.5, 1.0])
+def test_a_slice_with_its_slab_is_that_of_the_volume(aspect):
+    """Gaussians of 4, 1 and 3 voxels; half as many slices where these lie twice as far apart.
+
+    The slab ends after two deviations of the widest, the Gaussians of a volume after three.
+    """
+    size = (96, 40)
+    flat, deep = (
+        EnhancementPrior(NAMES, image_size=shape, through=True) for shape in (size, (29, *size))
+    )
+    volume = gaussian_filter(np.random.default_rng(0).normal(0, 30, (3, 29, *size)), (0, 3, 3, 3))
+    volume = from_z(volume.astype("float32") + 1).clamp(min=-0.99)[None]
+    volume[..., :8, :] = -1.0  # outside the brain
+    for prior in (flat, deep):
+        torch.manual_seed(0)
+        prior.coefficients.normal_(0, 0.02)
+        prior.aspect.fill_(aspect)
+    assert (flat.around, deep.around) == (round(8 * aspect), 0)
+    middle = slice(14 - flat.around, 15 + flat.around)
+    slab = volume[:, :, middle].transpose(1, 2).flatten(1, 2)  # slice by slice, each all contrasts
+    expected = deep(volume[:, :1] + 0.1, volume, all_present())[:, :, 14]
+    own = volume[:, :, 14]
+    with_slab = flat(own[:, :1] + 0.1, own, all_present(), slab=slab)
+    alone = flat(own[:, :1] + 0.1, own, all_present())
+    torch.testing.assert_close(with_slab, expected, atol=0.01, rtol=0)
+    assert (with_slab - expected).abs().mean() < 0.1 * (alone - expected).abs().mean()
+
+
+def test_it_learns_how_far_apart_slices_lie():
+    prior = EnhancementPrior(NAMES, image_size=SIZE, through=True)
+    slices = Slices([patient("a", 0)], aspect=0.4)
+    prior.fit(data_of(slices))
+    assert prior.aspect == pytest.approx(0.4)
+    assert slices.around == prior.around == 2  # of 2 deviations of 2 voxels of 0.4 slices
 
 
 def test_volumes_have_it_too():

@@ -34,9 +34,9 @@ from ldm.study import LABELS, MASK_FILE
 
 log = logging.getLogger(__name__)
 
-FORMAT = 4
+FORMAT = 5
 ENTRY = "entry.json"  # array -> digest and state of its file
-REQUIRED = {"slices", "brain", "brain_share"}
+REQUIRED = {"slices", "brain", "brain_share", "spacing"}
 
 # NumPy parses a header with `ast`, which fails at random in CPython 3.11 when two threads do so at
 # once (python/cpython#106905), and subjects are decoded in threads.
@@ -57,12 +57,14 @@ class CachedSubject:
         folder: the cache entry.
         brain_share: (S,) share of each (cropped) slice that is brain.
         has_seg: whether a segmentation exists.
+        spacing: distance of slices, of rows and of columns, in mm.
     """
 
     id: str
     folder: Path
     brain_share: np.ndarray
     has_seg: bool
+    spacing: tuple[float, ...]
 
     def open(self, name: str) -> np.ndarray:
         """Open ``slices`` (S, M, H, W) float16, ``brain`` (S, H, W) bool or ``seg`` (S, H, W)."""
@@ -100,12 +102,14 @@ def cached_subject(
             "slices": prepared.slices.astype(np.float16),
             "brain": prepared.brain,
             "brain_share": prepared.brain.mean(axis=(1, 2)),
+            "spacing": np.array(prepared.spacing),
         }
         if prepared.seg is not None:
             arrays["seg"] = prepared.seg
         _publish(folder, arrays)
-    share = _load(folder / "brain_share.npy")
-    return CachedSubject(subject.id, folder, share, "seg" in read_json(folder / ENTRY))
+    share, spacing = (_load(folder / f"{name}.npy") for name in ("brain_share", "spacing"))
+    has_seg = "seg" in read_json(folder / ENTRY)
+    return CachedSubject(subject.id, folder, share, has_seg, tuple(spacing.tolist()))
 
 
 def _entry_key(

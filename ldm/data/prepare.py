@@ -156,6 +156,13 @@ class PreparedSubject:
         """Index of the slice axis in the canonical volume."""
         return AXES[self.preparation.axis]
 
+    @property
+    def spacing(self) -> tuple[float, ...]:
+        """Distance of slices, of rows and of columns, in mm."""
+        own = self.preparation.spacing if self.resampling else None
+        across = list(own or self.geometry.spacing)
+        return across.pop(self.axis), *across
+
     def to_volume(self, slices: np.ndarray) -> np.ndarray:
         """Put (S, H, W) values back where they were cut out: (X, Y, Z) float32, 0 elsewhere."""
         values = np.moveaxis(slices, 0, self.axis)

@@ -18,7 +18,7 @@ from ldm.data.prepare import fit_size
 from ldm.errors import DataError
 from ldm.intensity import BACKGROUND, bright
 from ldm.storage import stable_seed
-from ldm.study import ASKED
+from ldm.study import ASKED, SLAB
 from ldm.util import own_channels
 
 MOST_OPEN = 64  # subjects whose maps a process holds: each array is an open file, of 1024 as a rule
@@ -75,6 +75,7 @@ class SliceDataset(Dataset):
     Without a target every channel is a condition. Where the target varies, it is one of the
     conditions, which is hidden there and not present; ``asked`` (2M,) float32 says which it is, and
     then which are present.
+    A plain item has a ``slab`` too, (M*(2r+1), H, W), where the attribute ``around`` is r > 0.
     Images are float32 in [-1, 1], background -1.
 
     Args:
@@ -114,6 +115,7 @@ class SliceDataset(Dataset):
         self.arrays = ["slices", "brain"]
         if self.subjects and all(s.has_seg for s in self.subjects):
             self.arrays.append("seg")
+        self.around = 0  # slices on each side that a plain item shows beside its conditions
         self._opened: dict[int, dict[str, np.ndarray]] = {}
         self.places = [
             (number, place)
@@ -139,6 +141,12 @@ class SliceDataset(Dataset):
             return None
         maps = {**self._maps(number), "seg": self.subjects[number].open("seg")}
         return torch.from_numpy(fit_size(self._cut(maps, place)["seg"], self.image_size, 0))
+
+    @property
+    def aspect(self) -> float:
+        """How wide a voxel is within a slice, as part of the distance of slices; the median."""
+        sizes = [subject.spacing for subject in self.subjects]
+        return float(np.median([math.sqrt(h * w) / d for d, h, w in sizes]))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_opened": {}}  # a worker opens its own memory maps
@@ -166,8 +174,12 @@ class SliceDataset(Dataset):
             images = self._augment(images, seed)
         subject = self.subjects[number].id
         item = {**images, "presence": presence, "subject": subject, "slice": place}
+        if seed is None and self.around:
+            slab = with_neighbours(maps["slices"][:, : len(presence)], place, self.around)
+            item[SLAB] = torch.from_numpy(fit_size(slab, self.image_size, BACKGROUND)).float()
         if self.varies:
-            item["condition"][target :: len(presence)] = BACKGROUND  # of neighbours too
+            for name in item.keys() & {"condition", SLAB}:
+                item[name][target :: len(presence)] = BACKGROUND  # of neighbours too
             item[ASKED] = asked(target, presence)
         if self.covariates is not None:
             item["covariates"] = torch.tensor(self.covariates[subject])

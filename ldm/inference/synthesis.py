@@ -47,7 +47,7 @@ from ldm.models.diffusion.noise import Key, KeyedNoise, slice_noise
 from ldm.models.diffusion.spread import mean_and_deviation
 from ldm.modules.diffusionmodules.util import to_channels_last
 from ldm.progress import Progress, silent
-from ldm.study import ASKED
+from ldm.study import ASKED, SLAB
 
 log = logging.getLogger(__name__)
 
@@ -287,9 +287,8 @@ class Synthesiser:
             **study.sidecar(),
         }
         volume = prepared.to_volume(scale.restore(mean))
-        spread = None
-        if deviation is not None:
-            spread = prepared.to_volume(scale.restore_spread(mean, deviation))
+        restored = None if deviation is None else scale.restore_spread(mean, deviation)
+        spread = None if restored is None else prepared.to_volume(restored)
         told = (prepared.geometry, volume, spread, described, read.sources)
         return SyntheticVolume(prepared.id, read.target, *told)
 
@@ -316,9 +315,8 @@ class Synthesiser:
         first = prepared
         if not self.model.tiling:
             batch = slice(self.request.batch_size)
-            first = replace(
-                prepared, slices=prepared.slices[batch], brain=prepared.brain[batch], seg=None
-            )
+            cut: dict[str, Any] = {"slices": prepared.slices[batch], "brain": prepared.brain[batch]}
+            first = replace(prepared, **cut, seg=None)
         found = measure(
             lambda: self._synthesise(prepared, f"timing {subject.id}"),
             repeats,
@@ -356,16 +354,19 @@ class Synthesiser:
         known = subject.columns or not self.request.allow_missing
         return subject.numbers(names) if known else (math.nan,) * len(names)
 
-    def _others(self, prepared: PreparedSubject, items: int) -> dict[str, torch.Tensor]:
-        """Return what the model is told beside the images, for a batch of items."""
+    def _others(self, prepared: PreparedSubject, places: Sequence[int]) -> dict[str, torch.Tensor]:
+        """Return what the model is told beside the images, for a batch of slices, or a volume."""
         others = {}
         if prepared.numbers:
             others["covariates"] = torch.tensor(prepared.numbers)
         if self.study.varies:
             place = self.study.conditions.index(str(prepared.target))
             others[ASKED] = asked(place, torch.from_numpy(prepared.present))
-        device = self.trained.device
-        return {name: value.to(device).expand(items, -1) for name, value in others.items()}
+        items, device = len(places), self.trained.device
+        others = {name: value.expand(items, -1) for name, value in others.items()}
+        if around := getattr(getattr(self.model, "prior", None), "around", 0):
+            others[SLAB] = self.windows.condition(prepared, places, around)
+        return {name: value.to(device) for name, value in others.items()}
 
     def _synthesise(
         self, prepared: PreparedSubject, title: str
@@ -410,7 +411,7 @@ class Synthesiser:
                 self._noise(keys),
                 request.sampler,
                 request.steps,
-                self._others(prepared, len(places)),
+                self._others(prepared, places),
                 both=both,
                 **request.options,
             )
@@ -422,9 +423,8 @@ class Synthesiser:
     ) -> list[np.ndarray]:
         """Return one sample (S, H, W) in [-1, 1] of the volume, or those of both signs of noise."""
         request, device = self.request, self.trained.device
-        self.model.tiling = replace(
-            self.model.tiling, overlap=request.overlap, batch_size=request.batch_size
-        )
+        asked = {"overlap": request.overlap, "batch_size": request.batch_size}
+        self.model.tiling = replace(self.model.tiling, **asked)
         steps: Iterator[int] | None = None
 
         def show(step: int, total: int, *_: Any) -> None:
@@ -440,7 +440,7 @@ class Synthesiser:
             self._noise([(request.seed, prepared.id, sample)]),
             request.sampler,
             request.steps,
-            self._others(prepared, 1),
+            self._others(prepared, [0]),
             callback=show,
             both=both,
             **request.options,

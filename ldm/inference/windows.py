@@ -41,16 +41,21 @@ class Windows:
         size = count if self.hold_volumes else self.batch_size
         return [range(n, min(n + size, count)) for n in range(0, count, size)]
 
-    def condition(self, prepared: PreparedSubject, places: Sequence[int]) -> Tensor:
+    def condition(
+        self, prepared: PreparedSubject, places: Sequence[int], around: int | None = None
+    ) -> Tensor:
         """Return slices (B, M*(2n+1), H, W), or the volume (1, M, S, H, W), on the CPU.
 
         What is smaller than a window is padded with background; nothing is cut off.
+
+        Args:
+            around: n; None: the neighbours that the network sees.
         """
-        images = prepared.slices
+        images, neighbours = prepared.slices, self.neighbours if around is None else around
         if self.hold_volumes:
             images = images.swapaxes(0, 1)[None]
         else:
-            images = np.stack([with_neighbours(images, i, self.neighbours) for i in places])
+            images = np.stack([with_neighbours(images, i, neighbours) for i in places])
         own = images.shape[-len(self.size) :]
         least = [max(pair) for pair in zip(self.size, own, strict=True)]
         return torch.from_numpy(np.ascontiguousarray(fit_size(images, least, BACKGROUND)))

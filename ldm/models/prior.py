@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -20,8 +20,8 @@ from ldm.errors import bad_value
 from ldm.intensity import (
     BACKGROUND,
     UNIT,
-    abnormality,
     blur_inside,
+    bright,
     clearest,
     standard_units,
 )
@@ -29,8 +29,9 @@ from ldm.label_scheme import UNKNOWN
 from ldm.models.base import Config
 from ldm.models.diffusion.anchors import FITTED_SLICES
 from ldm.modules.polynomial import polynomial
-from ldm.regions import ENHANCING, OEDEMA
-from ldm.study import Study, native_of
+from ldm.progress import Progress
+from ldm.regions import CAVITY, ENHANCING, OEDEMA
+from ldm.study import ASKED, SLAB, Study, native_of
 from ldm.util import evenly_spread, instantiate_from_config, own_channels
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,8 @@ ABNORMAL = 0.3  # how bright the surroundings of a voxel are that is abnormal fo
 CLIP = 4.0  # z of a contrast that counts
 CERTAIN = 3.0  # z of enhancement, where no label tells, that counts as much as a label
 LEAST = 0.005  # of the brain of a patient: one with less abnormal tissue counts less than others
+SHARES = (0.02, 0.98)  # of a tumour that enhances, which are balanced
+AROUND = 2  # deviations of the widest Gaussian that are looked at through the slices
 RIDGE = 0.03  # of the sum over patients, each of whom has weight 1
 
 
@@ -49,18 +52,15 @@ class Moments(NamedTuple):
     """Sums over the abnormal tissue of a patient, of which a regression is made.
 
     Args:
-        products: (K, K) of the terms, two by two.
-        labelled, enhanced: (K,) of the terms with what labels say, and what the truth shows.
-        weight: of the voxels.
+        labelled, shown: (3, K, K) of the terms, two by two: where tissue enhances, where it does
+            not, and where it is no tumour; as labels say, and as far as the truth shows.
         brain: number of voxels of brain.
         tells: whether labels tell what enhances.
         doubtful: whether there are labels of which nobody says what they mean.
     """
 
-    products: Tensor
     labelled: Tensor
-    enhanced: Tensor
-    weight: Tensor
+    shown: Tensor
     brain: Tensor
     tells: bool
     doubtful: bool
@@ -73,18 +73,42 @@ class Moments(NamedTuple):
 
     @property
     def taught(self) -> Tensor:
-        """The sums with what labels say, or else with what the truth shows."""
-        return self.labelled if self.tells and not self.doubtful else self.enhanced
+        """The sums as labels say, or else as the truth shows."""
+        return self.labelled if self.tells and not self.doubtful else self.shown
+
+    @property
+    def weight(self) -> Tensor:
+        """The number of voxels; a patient with few of them counts less than others."""
+        return torch.maximum(self.taught[:, 0, 0].sum(), LEAST * self.brain).clamp(min=1.0)
+
+    @property
+    def within(self) -> tuple[Tensor, Tensor]:
+        """The covariances (K, K) of the terms, and (K,) with what enhances, within the tumour.
+
+        What enhances and what does not have half of the weight each, so that they say what tells
+        the one from the other, not how much of it there is.
+        """
+        enhancing, rest, _ = self.taught
+        count = enhancing[0, 0] + rest[0, 0]
+        share = (enhancing[0, 0] / count.clamp(min=1.0)).clamp(*SHARES)
+        enhancing, rest = 0.5 / share * enhancing, 0.5 / (1 - share) * rest
+        both = enhancing + rest
+        mean = both[0] / both[0, 0].clamp(min=1.0)
+        products = both - both[0, 0] * torch.outer(mean, mean)
+        weight = torch.maximum(both[0, 0], LEAST * self.brain).clamp(min=1.0)
+        return products / weight, (enhancing[0] - enhancing[0, 0] * mean) / weight
 
 
 class EnhancementPrior(nn.Module):
-    """``prior(image, condition, presence, factor, asked, sampled) -> image`` of an enhanced target.
+    """``prior(image, condition, presence, factor, ...) -> image`` of an enhanced target.
 
     ``image + A (strength p - shrink (image - source))``, in units of z: A, from 0 to 1, says where
     the surroundings are abnormal, see :func:`ldm.intensity.abnormality`, and p how certainly tissue
-    enhances: a quadratic form of each contrast at two scales, fitted to the training patients by
-    ridge regression where A is above a half, and stored with the weights. It is taught by the
-    labels of those who have them, else by how much the truth enhances there. Patients count alike.
+    enhances: a quadratic form of each contrast at two scales, stored with the weights. It is fitted
+    to the training patients where A is above a half, in two steps: by ridge regression within each
+    tumour, what tells enhancing tissue from the rest (fixed effects of the patient, both of equal
+    weight); then, of all abnormal tissue, the line that makes a probability of it. It is taught by
+    the labels of those who have them, else by how much the truth enhances. Patients count alike.
 
     An item that lacks a contrast is returned as it is, and so is every item where the target is not
     the enhanced form of a condition, or no training patient showed abnormal tissue. Where the
@@ -97,6 +121,8 @@ class EnhancementPrior(nn.Module):
         image_size: of the images; passed in.
         strength: z by which tissue that enhances for certain becomes brighter.
         shrink: share of what the network makes of abnormal tissue that is taken back.
+        through: whether the Gaussians reach through the slices around each, by their distance; else
+            they lie in its plane, and in volumes take voxels for cubes.
     """
 
     def __init__(
@@ -107,10 +133,12 @@ class EnhancementPrior(nn.Module):
         image_size: Sequence[int] = (96, 96),
         strength: float = 3.0,
         shrink: float = 0.5,
+        through: bool = False,
     ) -> None:
         super().__init__()
         self.strength, self.shrink = strength, shrink
         self.own, places = own_channels(len(conditions), neighbours), list(conditions)
+        self.count = len(places)
         enhanced = Study(tuple(conditions), target).enhanced
         self.enhanced = places.index(enhanced) if enhanced in places else None  # a target varies
         given = [name for name in conditions if name != enhanced]
@@ -124,6 +152,19 @@ class EnhancementPrior(nn.Module):
         self.depth = math.prod(image_size[:-2])  # slices of a patch of a volume, else 1
         terms = len(polynomial([0.0] * len(given) * len(SCALES), 2))
         self.register_buffer("coefficients", torch.zeros(terms))
+        self.through = through
+        if through:  # how wide a voxel is, as part of the distance of slices
+            self.register_buffer("aspect", torch.ones(()))
+
+    @property
+    def around(self) -> int:
+        """The slices on each side of one that it looks at, where it is given them."""
+        is_slice = self.through and not self.is_flat and self.depth == 1
+        return math.ceil(AROUND * self.across(self.widths[-1])) if is_slice else 0
+
+    def across(self, width: float) -> float:
+        """Return how many slices a number of voxels of their plane measures."""
+        return width * float(self.aspect) if self.through else width
 
     def forward(
         self,
@@ -131,8 +172,9 @@ class EnhancementPrior(nn.Module):
         condition: Tensor,
         presence: Tensor,
         factor: float = 1.0,
-        asked: Tensor | None = None,
         sampled: bool = False,
+        asked: Tensor | None = None,
+        slab: Tensor | None = None,
     ) -> Tensor:
         """Return the image with what the prior knows.
 
@@ -140,42 +182,60 @@ class EnhancementPrior(nn.Module):
             condition: (B, N*M, *S) contrasts.
             presence: (B, M) bool.
             factor: of what is added; below 1 also of what is taken back.
-            asked: (B, 2M) where the target varies, see :data:`ldm.study.ASKED`.
             sampled: whether the image has the texture of a sample; what is taken back is smooth
                 then, so that texture stays.
+            asked: (B, 2M) where the target varies, see :data:`ldm.study.ASKED`.
+            slab: (B, N*M, H, W) contrasts of the slices around each; None: the slice alone.
         """
         if self.is_flat or not self.coefficients.any():
             return image
-        contrasts = self.contrasts(condition)
-        brain = brain_of(contrasts)
-        made = image - contrasts[:, self.source, None]
+        own = condition[:, self.own][:, self.places]
+        contrasts = self.contrasts(condition, slab)
+        brain = brain_of(own)
+        made = image - own[:, self.source, None]
         made = blur_inside(made, brain, self.widths[0]) if sampled else made
-        added = self.strength * UNIT * self.certainty(contrasts, brain)
+        added = self.strength * UNIT * self.certainty(contrasts)
         change = factor * added - min(factor, 1.0) * self.shrink * made
         changes = presence[:, self.places].all(dim=1)
         if self.enhanced is not None and asked is not None:
             changes = changes & (asked[:, self.enhanced] > 0)
         inside = brain & changes.view(-1, *[1] * (image.ndim - 1))
-        return (image + self.abnormal(contrasts, brain) * inside * change).clamp(-1, 1)
+        return (image + self.abnormal(contrasts) * inside * change).clamp(-1, 1)
 
-    def contrasts(self, condition: Tensor) -> Tensor:
-        """Return the contrasts (B, M, *S) of the slice itself that the prior looks at."""
-        return condition[:, self.own][:, self.places]
+    def contrasts(self, condition: Tensor, slab: Tensor | None = None) -> Tensor:
+        """Return the contrasts that the prior looks at, (B, M, D, H, W): D slices, or the volume.
 
-    def abnormal(self, contrasts: Tensor, brain: Tensor) -> Tensor:
+        Without a slab D is 1.
+        """
+        if self.depth > 1:
+            return condition[:, self.places]
+        slab = condition[:, self.own] if slab is None else slab
+        return slab.unflatten(1, (-1, self.count))[:, :, self.places].transpose(1, 2)
+
+    def smoothed(self, images: Tensor, brain: Tensor, width: float) -> Tensor:
+        """Return images (B, C, D, H, W) in a Gaussian, of a slab those of its middle (B, C, H, W).
+
+        Args:
+            width: in voxels of the plane of slices.
+        """
+        if self.depth > 1:
+            return blur_inside(images, brain, (self.across(width), width, width))
+        return blur_inside(images, brain, width, self.across(width))
+
+    def abnormal(self, contrasts: Tensor) -> Tensor:
         """Return A (B, 1, *S)."""
-        guide = contrasts[:, self.guide, None]
-        return (abnormality(guide, brain, self.reach) / ABNORMAL).clamp(max=1.0)
+        excess = bright(contrasts[:, self.guide, None])
+        return (self.smoothed(excess, brain_of(contrasts), self.reach) / ABNORMAL).clamp(max=1.0)
 
-    def certainty(self, contrasts: Tensor, brain: Tensor) -> Tensor:
+    def certainty(self, contrasts: Tensor) -> Tensor:
         """Return p (B, 1, *S), from 0 to 1."""
-        fitted = torch.einsum("bk...,k->b...", self.terms(contrasts, brain), self.coefficients)
+        fitted = torch.einsum("bk...,k->b...", self.terms(contrasts), self.coefficients)
         return fitted[:, None].clamp(0, 1)
 
-    def terms(self, contrasts: Tensor, brain: Tensor) -> Tensor:
+    def terms(self, contrasts: Tensor) -> Tensor:
         """Return the terms (B, K, *S) of the quadratic form."""
-        z = standard_units(contrasts).clamp(-CLIP, CLIP)
-        scales = [blur_inside(z, brain, width) for width in self.widths]
+        z, brain = standard_units(contrasts).clamp(-CLIP, CLIP), brain_of(contrasts)
+        scales = [self.smoothed(z, brain, width) for width in self.widths]
         return torch.stack(polynomial(torch.cat(scales, dim=1).unbind(1), 2), dim=1)
 
     def fit(self, data: Any) -> None:
@@ -185,51 +245,76 @@ class EnhancementPrior(nn.Module):
         """
         if self.is_flat:
             return
-        slices, patients = data.train_slices, dict[str, Moments]()
-        places = evenly_spread(FITTED_SLICES // self.depth, len(slices))
-        for place in data.progress(places, "Fitting the prior", len(places)):
-            item = slices[place if self.enhanced is None else (place, None, self.enhanced)]
-            own, before = self.moments(item, slices.labels(place)), patients.get(item["subject"])
-            patients[item["subject"]] = before.joined(own) if before else own
-        brain = sum(int(sums.brain) for sums in patients.values())
-        abnormal = sum(int(sums.weight) for sums in patients.values()) / max(1, brain)
-        if not 0 < abnormal <= LARGEST_SHARE:
+        slices = data.train_slices
+        if self.through:
+            self.aspect.fill_(slices.aspect)
+            slices.around = self.around
+        patients = self.patients(slices, data.progress)
+        brain = sum(int(sums.brain) for sums in patients)
+        abnormal = sum(int(sums.taught[:, 0, 0].sum()) for sums in patients) / max(1, brain)
+        if 0 < abnormal <= LARGEST_SHARE:
+            self.coefficients.copy_(coefficients(patients))
+        else:
             log.warning(
                 "no prior of enhancement: %.0f %% of the brain in training counts as abnormal "
                 "tissue; up to %.0f %% is expected, of FLAIR and by the default normaliser",
                 100 * abnormal,
                 100 * LARGEST_SHARE,
             )
-            return
-        size = len(self.coefficients)
-        products, moments = torch.zeros(size, size).double(), torch.zeros(size).double()
-        for sums in patients.values():
-            share = 1 / torch.maximum(sums.weight, LEAST * sums.brain).clamp(min=1.0)
-            products += share * sums.products
-            moments += share * sums.taught
-        products += RIDGE * len(patients) * torch.eye(size)
-        self.coefficients.copy_(torch.linalg.solve(products, moments))
+
+    def patients(self, slices: Any, progress: Progress) -> Collection[Moments]:
+        """Return the sums of each patient of the training."""
+        patients: dict[str, Moments] = {}
+        places = evenly_spread(FITTED_SLICES // self.depth, len(slices))
+        for place in progress(places, "Fitting the prior", len(places)):
+            item = slices[place if self.enhanced is None else (place, None, self.enhanced)]
+            own, before = self.moments(item, slices.labels(place)), patients.get(item["subject"])
+            patients[item["subject"]] = before.joined(own) if before else own
+        return patients.values()
 
     def moments(self, item: dict[str, Any], labels: Tensor | None) -> Moments:
         """Return the sums of one slice, whose labels (1, *S) are those of :mod:`ldm.regions`."""
-        contrasts = self.contrasts(item["condition"][None])
-        brain = brain_of(contrasts)
-        labels = torch.zeros_like(brain) if labels is None else labels[None]
-        abnormal = self.abnormal(contrasts, brain)
-        source = standard_units(contrasts[:, self.source, None])
-        enhanced = standard_units(item["target"][None]) - source
-        inside = ((abnormal > 0.5) & brain)[0, 0]
-        terms = self.terms(contrasts, brain)[0][:, inside].double()  # (K, V)
-        shown = (abnormal * enhanced / CERTAIN).clamp(0, 1)[0, 0][inside].double()
+        condition, slab = (item[n][None] if n in item else None for n in ("condition", SLAB))
+        contrasts, own = self.contrasts(condition, slab), condition[:, self.own][:, self.places]
+        brain, abnormal = brain_of(own)[0, 0], self.abnormal(contrasts)[0, 0]
+        inside = (abnormal > 0.5) & brain
+        enhanced = standard_units(item["target"]) - standard_units(own[0, self.source])
+        shown = (abnormal * enhanced[0] / CERTAIN).clamp(0, 1)[inside].double()
+        told = torch.zeros_like(shown) if labels is None else labels[0][inside]
+        terms = self.terms(contrasts)[0][:, inside].double()  # (K, V)
+
+        def sums(*parts: Tensor) -> Tensor:
+            return torch.stack([terms * part @ terms.T for part in parts])
+
+        enhancing, tumour = told == ENHANCING, (told > 0) & (told != CAVITY)
+        whole = torch.zeros_like(brain) if labels is None else labels
         return Moments(
-            terms @ terms.T,
-            terms @ (labels == ENHANCING)[0, 0][inside].double(),
-            terms @ shown,
-            inside.sum(),
+            sums(enhancing, tumour & ~enhancing, ~tumour),
+            sums(shown, 1 - shown, torch.zeros_like(shown)),
             brain.sum(),
-            bool(((labels == ENHANCING) | (labels == OEDEMA)).any()),
-            bool((labels == UNKNOWN).any()),
+            bool(((whole == ENHANCING) | (whole == OEDEMA)).any()),
+            bool((whole == UNKNOWN).any()),
         )
+
+
+def coefficients(patients: Collection[Moments]) -> Tensor:
+    """Return (K,) those of the prior: 0 where nothing tells what enhances from what does not."""
+    within = zip(*(sums.within for sums in patients), strict=True)
+    products, moments = (torch.stack(parts).sum(0) for parts in within)
+    ridge = RIDGE * len(patients) * torch.eye(len(moments))
+    direction = torch.linalg.solve(products + ridge, moments)
+    # and now the line, by least squares of all abnormal tissue: its mean is that of what enhances
+    tissue = torch.stack([sums.taught / sums.weight for sums in patients]).sum(0)
+    enhancing, whole = tissue[0], tissue.sum(0)
+    count = whole[0, 0]
+    mean, share = whole[0] @ direction / count, enhancing[0, 0] / count
+    variance = direction @ whole @ direction / count - mean**2
+    slope = (enhancing[0] @ direction / count - mean * share) / variance
+    if not (variance > 0 and slope > 0):
+        return torch.zeros_like(direction)
+    found = slope * direction
+    found[0] += share - slope * mean
+    return found
 
 
 def build_prior(config: Config | None, facts: Mapping[str, Any]) -> nn.Module | None:
@@ -240,6 +325,11 @@ def build_prior(config: Config | None, facts: Mapping[str, Any]) -> nn.Module | 
     """
     where = "model.params.prior_config"
     return config and instantiate_from_config(config, where=where, interface=facts, needs=("fit",))
+
+
+def prior_inputs(batch: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return what a batch tells a prior beside its conditions."""
+    return {name: batch[name] for name in (ASKED, SLAB) if name in batch}
 
 
 def require_prior(prior: nn.Module | None, options: Mapping[str, Any]) -> None:

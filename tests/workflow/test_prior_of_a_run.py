@@ -10,10 +10,12 @@ import ldm
 from ldm.checkpoint import load_model
 from ldm.cli.main import main
 from ldm.config import load_config
+from ldm.data.layouts import detect_layout
 from ldm.errors import ConfigError
 from ldm.models.prior import EnhancementPrior
 from ldm.util import instantiate_from_config
 
+CONDITIONS = ("t1", "t2", "flair")
 STEPS = "lightning.trainer.max_steps=2"
 OTHER = "data.params.train=[Phantom_0002]"
 
@@ -40,10 +42,46 @@ def test_a_run_fits_it_to_whom_it_trains_on(of_one, patients):
     config = load_config(["configs/backbone/unet_tiny.yaml"], told)
     data = instantiate_from_config(config["data"], where="data")
     data.setup("fit")
-    prior = EnhancementPrior(("t1", "t2", "flair"), image_size=(32, 32))
+    prior = EnhancementPrior(CONDITIONS, image_size=(32, 32), through=True)
     prior.fit(data)
     assert torch.equal(coefficients(of_one), prior.coefficients)
     assert prior.coefficients.any()
+
+
+def test_validation_shows_it_the_slices_around_also_when_resumed(train, tmp_path, monkeypatch):
+    seen, forward = [], EnhancementPrior.forward
+
+    def spied(self, *args, slab=None, **options):
+        seen.append(slab is not None and slab.shape[1] == 3 * (2 * self.around + 1) > 3)
+        return forward(self, *args, slab=slab, **options)
+
+    monkeypatch.setattr(EnhancementPrior, "forward", spied)
+    every = "lightning.trainer.val_check_interval=1"
+    assert train(tmp_path / "run", STEPS, every) == 0
+    first = len(seen)
+    steps = "lightning.trainer.max_steps=3"
+    assert main(["train", "--resume", str(tmp_path / "run"), steps]) == 0
+    assert len(seen) > first > 0
+    assert all(seen)
+
+
+def test_a_volume_is_made_with_the_slices_around_each(of_one, patients):
+    """As if the prior were told of the volume as a whole."""
+    made = ldm.Synthesiser.load(of_one, precision="32", temperature=0)
+    layout, subjects = detect_layout(patients, None, made.study.contrasts)
+    prepared = made.prepare(subjects["Phantom_0003"], layout)
+    with_prior, _ = made._synthesise(prepared, "with")
+    network, _ = made.at(enhancement=0)._synthesise(prepared, "without")
+    deep = EnhancementPrior(CONDITIONS, image_size=(len(network), 32, 32), through=True)
+    deep.load_state_dict(made.model.prior.state_dict())
+    condition = made.windows.condition(prepared, range(len(network))).swapaxes(0, 1)[None]
+    image = torch.full_like(condition[:, :1], -1.0)
+    rows, columns = ((32 - side) // 2 for side in network.shape[1:])
+    window = (..., slice(rows, rows + network.shape[1]), slice(columns, columns + network.shape[2]))
+    image[window] = torch.from_numpy(network)
+    expected = deep(image, condition, torch.ones(1, 3, dtype=torch.bool))[window][0, 0].numpy()
+    assert abs(with_prior - network).max() > 0.05
+    np.testing.assert_allclose(with_prior, expected, atol=0.02)
 
 
 def test_a_training_that_goes_on_from_it_fits_its_own(of_one, train, tmp_path):

@@ -24,8 +24,8 @@ from ldm.models.diffusion.tiling import Tiling
 from ldm.models.diffusion.timesteps import build_timesteps
 from ldm.models.diffusion.wrapper import IMAGES, Conditions, DiffusionWrapper
 from ldm.models.draws import Draws
-from ldm.models.prior import build_prior, require_prior
-from ldm.study import ANY, ASKED, Study
+from ldm.models.prior import build_prior, prior_inputs, require_prior
+from ldm.study import ANY, Study
 from ldm.util import image_sides, shows, taken
 
 UNIFORM: Config = {"target": "ldm.models.diffusion.timesteps.UniformTimesteps"}
@@ -155,16 +155,17 @@ class LatentDiffusion(RunModule):
         )
 
     def check_start(self, data: Any) -> None:
-        """Refuse a first stage that is not ready; fit the anchor, see :class:`LatentSpace`.
-
-        The prior is fitted too, and a loss with ``check_start`` asked.
-        """
+        """Refuse a first stage that is not ready; fit anchor and prior; ask losses that check."""
         self.space.check_start(data)
         if self.prior:
             self.prior.fit(data)
         for loss in self.losses.values():
             if hasattr(loss, "check_start"):
                 loss.check_start(data)
+
+    def on_fit_start(self) -> None:
+        """Let validation show the slices around its own that the prior looks at."""
+        self.trainer.datamodule.val_dataset.around = getattr(self.prior, "around", 0)
 
     def portable_params(self) -> dict[str, Any]:
         """Return what was read from files without them: the run's own weights hold it."""
@@ -332,8 +333,8 @@ class LatentDiffusion(RunModule):
             image = self.space.decode(self.space.from_data(x_0, given), condition.shape[2:])
             images.append(image.clamp(-1, 1))
             if self.prior:
-                told = {"asked": batch.get(ASKED), "sampled": sampled}
-                images[-1] = self.prior(images[-1], condition, presence, enhancement, **told)
+                told = (condition, presence, enhancement, sampled)
+                images[-1] = self.prior(images[-1], *told, **prior_inputs(batch))
         return torch.stack(images) if both else images[0]
 
     def generate(
@@ -420,12 +421,9 @@ class LatentDiffusion(RunModule):
         keys = [(self.seed, *key) for key in places(batch)]
         draws = Draws((self.seed, "validation", batch_idx), len(keys))
         loss = self.batch_loss(batch, draws)["loss"]
-        synthetic = self.synthesise(
-            batch["condition"],
-            batch["presence"],
-            KeyedNoise(keys, self.device, self.temperature),
-            others=self.model.others(batch),
-        )
+        noise = KeyedNoise(keys, self.device, self.temperature)
+        others = self.model.others(batch) | prior_inputs(batch)
+        synthetic = self.synthesise(batch["condition"], batch["presence"], noise, others=others)
         self.log_validation(loss, synthetic, batch)
         if self.varies:
             self.log_each_target(synthetic, batch, self.conditions)
