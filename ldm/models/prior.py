@@ -45,6 +45,7 @@ CERTAIN = 3.0  # z of enhancement, where no label tells, that counts as much as 
 LEAST = 0.005  # of the brain of a patient: one with less abnormal tissue counts less than others
 SHARES = (0.02, 0.98)  # of a tumour that enhances, which are balanced
 AROUND = 2  # deviations of the widest Gaussian that are looked at through the slices
+MOST_AROUND = 48  # slices on each side, however thin a header says they are
 RIDGE = 0.03  # of the sum over patients, each of whom has weight 1
 
 
@@ -159,8 +160,9 @@ class EnhancementPrior(nn.Module):
     @property
     def around(self) -> int:
         """The slices on each side of one that it looks at, where it is given them."""
-        is_slice = self.through and not self.is_flat and self.depth == 1
-        return math.ceil(AROUND * self.across(self.widths[-1])) if is_slice else 0
+        if not self.through or self.is_flat or self.depth > 1:
+            return 0
+        return min(MOST_AROUND, math.ceil(AROUND * self.across(self.widths[-1])))
 
     def across(self, width: float) -> float:
         """Return how many slices a number of voxels of their plane measures."""
