@@ -76,10 +76,14 @@ def all_present(items=1):
     return torch.ones(items, 3, dtype=torch.bool)
 
 
-def test_it_is_a_ridge_regression_within_each_tumour_and_then_a_line():
-    """By scipy and numpy: squares and products of six images; patients and classes weigh alike."""
+@pytest.mark.parametrize("link", ["linear", "logistic"])
+def test_it_is_a_ridge_regression_within_each_tumour_and_then_a_probability(link):
+    """By scipy and numpy: squares and products of six images; patients and classes weigh alike.
+
+    The probability is a line of least squares, or that of two Gaussians of one deviation.
+    """
     items = [patient("a", 0), patient("b", 1)]
-    prior = fitted(items)
+    prior = fitted(items, link=link)
     products, moments, tissue = np.eye(28) * 0.03 * 2, np.zeros(28), []
     for item, labels in items:
         z = ((item["condition"].double().numpy() + 1) * 6 - 4).clip(-4, 4)
@@ -105,7 +109,15 @@ def test_it_is_a_ridge_regression_within_each_tumour_and_then_a_line():
     score = np.concatenate([direction @ x for x, _ in tissue])
     y = np.concatenate([y for _, y in tissue])
     weights = np.concatenate([np.full(len(y), 1 / len(y)) for _, y in tissue])
-    slope, intercept = np.polyfit(score, y, 1, w=np.sqrt(weights))
+    if link == "linear":
+        slope, intercept = np.polyfit(score, y, 1, w=np.sqrt(weights))
+    else:
+        groups = [(score[y == value], weights[y == value]) for value in (1, 0)]
+        high, low = means = [np.average(*group[:1], weights=group[1]) for group in groups]
+        spread = sum(w @ (s - mean) ** 2 for (s, w), mean in zip(groups, means, strict=True)) / 2
+        slope = (high - low) / spread
+        odds = np.log(groups[0][1].sum() / groups[1][1].sum())
+        intercept = odds - slope * (high + low) / 2
     expected = slope * direction
     expected[0] += intercept
     np.testing.assert_allclose(prior.coefficients, expected, atol=0.02 * abs(expected).max())

@@ -20,6 +20,13 @@ STEPS = "lightning.trainer.max_steps=2"
 OTHER = "data.params.train=[Phantom_0002]"
 
 
+def shipped(size):
+    """The prior of the shipped recipe."""
+    config = load_config(["configs/backbone/unet_tiny.yaml"], ["data.params.root=."])
+    params = config["model"]["params"]["prior_config"]["params"]
+    return EnhancementPrior(CONDITIONS, image_size=size, **params)
+
+
 def coefficients(run):
     return load_model(run).model.prior.coefficients
 
@@ -42,7 +49,7 @@ def test_a_run_fits_it_to_whom_it_trains_on(of_one, patients):
     config = load_config(["configs/backbone/unet_tiny.yaml"], told)
     data = instantiate_from_config(config["data"], where="data")
     data.setup("fit")
-    prior = EnhancementPrior(CONDITIONS, image_size=(32, 32), through=True)
+    prior = shipped((32, 32))
     prior.fit(data)
     assert torch.equal(coefficients(of_one), prior.coefficients)
     assert prior.coefficients.any()
@@ -66,13 +73,13 @@ def test_validation_shows_it_the_slices_around_also_when_resumed(train, tmp_path
 
 
 def test_a_volume_is_made_with_the_slices_around_each(of_one, patients):
-    """As if the prior were told of the volume as a whole."""
+    """As if the prior were told of the volume, but for what lies beyond two deviations."""
     made = ldm.Synthesiser.load(of_one, precision="32", temperature=0)
     layout, subjects = detect_layout(patients, None, made.study.contrasts)
     prepared = made.prepare(subjects["Phantom_0003"], layout)
     with_prior, _ = made._synthesise(prepared, "with")
     network, _ = made.at(enhancement=0)._synthesise(prepared, "without")
-    deep = EnhancementPrior(CONDITIONS, image_size=(len(network), 32, 32), through=True)
+    deep = shipped((len(network), 32, 32))
     deep.load_state_dict(made.model.prior.state_dict())
     condition = made.windows.condition(prepared, range(len(network))).swapaxes(0, 1)[None]
     image = torch.full_like(condition[:, :1], -1.0)
@@ -81,7 +88,7 @@ def test_a_volume_is_made_with_the_slices_around_each(of_one, patients):
     image[window] = torch.from_numpy(network)
     expected = deep(image, condition, torch.ones(1, 3, dtype=torch.bool))[window][0, 0].numpy()
     assert abs(with_prior - network).max() > 0.05
-    np.testing.assert_allclose(with_prior, expected, atol=0.02)
+    assert abs(with_prior - expected).mean() < 0.1 * abs(with_prior - network).mean()
 
 
 def test_a_training_that_goes_on_from_it_fits_its_own(of_one, train, tmp_path):
