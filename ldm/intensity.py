@@ -76,8 +76,10 @@ def blur_inside(
     sums = images * weights
     if through is not None:
         middle = brain.shape[2] // 2
-        taps = gaussian(through, middle, images).view(-1, 1, 1)
-        sums, weights = (sums * taps).sum(dim=2), (weights * taps).sum(dim=2)
+        reach = min(middle, math.ceil(REACH * through))
+        taps = gaussian(through, reach, images).view(-1, 1, 1)
+        seen = (..., slice(middle - reach, middle + reach + 1), slice(None), slice(None))
+        sums, weights = ((images[seen] * taps).sum(dim=2) for images in (sums, weights))
         brain = brain[:, :, middle]
     return blur(sums, width) / blur(weights, width).clamp(min=1e-3) * brain
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ldm.errors import bad_value, one_of
+from ldm.errors import bad_value
 from ldm.intensity import (
     BACKGROUND,
     UNIT,
@@ -44,7 +44,7 @@ CLIP = 4.0  # z of a contrast that counts
 CERTAIN = 3.0  # z of enhancement, where no label tells, that counts as much as a label
 LEAST = 0.005  # of the brain of a patient: one with less abnormal tissue counts less than others
 SHARES = (0.02, 0.98)  # of a tumour that enhances, which are balanced
-LINKS = ("linear", "logistic")
+POOLED = 0.5  # of the fit that is to all abnormal tissue, the rest within the tumour of a patient
 AROUND = 2  # deviations of the widest Gaussian that are looked at through the slices
 MOST_AROUND = 48  # slices on each side, however thin a header says they are
 RIDGE = 0.03  # of the sum over patients, each of whom has weight 1
@@ -55,7 +55,8 @@ class Moments(NamedTuple):
 
     Args:
         labelled, shown: (3, K, K) of the terms, two by two: where tissue enhances, where it does
-            not, and where it is no tumour; as labels say, and as far as the truth shows.
+            not, and where it is no tumour (or was taken out); as labels say, and as far as the
+            truth shows, which does not tell the third.
         brain: number of voxels of brain.
         tells: whether labels tell what enhances.
         doubtful: whether there are labels of which nobody says what they mean.
@@ -107,10 +108,11 @@ class EnhancementPrior(nn.Module):
     ``image + A (strength p - shrink (image - source))``, in units of z: A, from 0 to 1, says where
     the surroundings are abnormal, see :func:`ldm.intensity.abnormality`, and p how certainly tissue
     enhances: a quadratic form of each contrast at two scales, stored with the weights. It is fitted
-    to the training patients where A is above a half, in two steps: by ridge regression within each
-    tumour, what tells enhancing tissue from the rest (fixed effects of the patient, both of equal
-    weight); then, of all abnormal tissue, how probable that makes it. It is taught by the labels of
-    those who have them, else by how much the truth enhances there. Patients count alike.
+    to the training patients where A is above a half, in two steps: by ridge regression, half of it
+    to all tissue there and half within each tumour, to what tells enhancing tissue from the rest
+    (fixed effects of the patient, both of equal weight); then by the line of least squares that
+    makes a probability of that. It is taught by the labels of those who have them, else by how much
+    the truth enhances there, and all tissue there counts as tumour. Patients count alike.
 
     An item that lacks a contrast is returned as it is, and so is every item where the target is not
     the enhanced form of a condition, or no training patient showed abnormal tissue. Where the
@@ -123,8 +125,6 @@ class EnhancementPrior(nn.Module):
         image_size: of the images; passed in.
         strength: z by which tissue that enhances for certain becomes brighter.
         shrink: share of what the network makes of abnormal tissue that is taken back.
-        link: how p follows from the form: ``logistic``, as of two classes whose forms are Gaussian
-            with one deviation (linear discriminant analysis), or ``linear``, by least squares.
         through: whether the Gaussians reach through the slices around each, by their distance; else
             they lie in its plane, and in volumes take voxels for cubes.
     """
@@ -138,10 +138,8 @@ class EnhancementPrior(nn.Module):
         strength: float = 3.0,
         shrink: float = 0.5,
         through: bool = False,
-        link: str = "linear",
     ) -> None:
         super().__init__()
-        self.link = one_of("model.params.prior_config.params.link", link, LINKS)
         self.strength, self.shrink = strength, shrink
         self.own, places = own_channels(len(conditions), neighbours), list(conditions)
         self.count = len(places)
@@ -167,7 +165,7 @@ class EnhancementPrior(nn.Module):
         """The slices on each side of one that it looks at, where it is given them."""
         if not self.through or self.is_flat or self.depth > 1:
             return 0
-        return min(MOST_AROUND, math.ceil(AROUND * self.across(self.widths[-1])))
+        return min(MOST_AROUND, math.ceil(AROUND * self.across(self.widths[-1]) - 1e-4))
 
     def across(self, width: float) -> float:
         """Return how many slices a number of voxels of their plane measures."""
@@ -237,7 +235,7 @@ class EnhancementPrior(nn.Module):
     def certainty(self, contrasts: Tensor) -> Tensor:
         """Return p (B, 1, *S), from 0 to 1."""
         fitted = torch.einsum("bk...,k->b...", self.terms(contrasts), self.coefficients)
-        return (fitted.sigmoid() if self.link == "logistic" else fitted.clamp(0, 1))[:, None]
+        return fitted[:, None].clamp(0, 1)
 
     def terms(self, contrasts: Tensor) -> Tensor:
         """Return the terms (B, K, *S) of the quadratic form."""
@@ -260,7 +258,9 @@ class EnhancementPrior(nn.Module):
         brain = sum(int(sums.brain) for sums in patients)
         abnormal = sum(int(sums.taught[:, 0, 0].sum()) for sums in patients) / max(1, brain)
         if 0 < abnormal <= LARGEST_SHARE:
-            self.coefficients.copy_(coefficients(patients, self.link))
+            self.coefficients.copy_(coefficients(patients))
+            if not self.coefficients.any():
+                log.warning("no prior of enhancement: nothing enhances in the training patients")
         else:
             log.warning(
                 "no prior of enhancement: %.0f %% of the brain in training counts as abnormal "
@@ -304,28 +304,25 @@ class EnhancementPrior(nn.Module):
         )
 
 
-def coefficients(patients: Collection[Moments], link: str) -> Tensor:
+def coefficients(patients: Collection[Moments]) -> Tensor:
     """Return (K,) those of the prior: 0 where nothing tells what enhances from what does not."""
     within = zip(*(sums.within for sums in patients), strict=True)
     products, moments = (torch.stack(parts).sum(0) for parts in within)
+    tissue = torch.stack([sums.taught / sums.weight for sums in patients]).sum(0)
+    enhancing, whole = tissue[0], tissue.sum(0)
+    products = POOLED * whole + (1 - POOLED) * products
+    moments = POOLED * enhancing[0] + (1 - POOLED) * moments
     ridge = RIDGE * len(patients) * torch.eye(len(moments))
     direction = torch.linalg.solve(products + ridge, moments)
-    tissue = torch.stack([sums.taught / sums.weight for sums in patients]).sum(0)
-    classes = torch.stack([tissue[0], tissue[1:].sum(0)])  # what enhances, and all else
-    shares = classes[:, 0, 0] / classes[:, 0, 0].sum()
-    high, low = means = classes[:, 0] @ direction / classes[:, 0, 0]
-    squares = direction @ classes.sum(0) @ direction / classes[:, 0, 0].sum()
-    variance, apart = squares - (shares * means**2).sum(), high - low
-    if not (variance > 0 and apart > 0):
+    # the line, by least squares of all abnormal tissue
+    count, share = whole[0, 0], enhancing[0, 0] / whole[0, 0]
+    mean = whole[0] @ direction / count
+    variance = direction @ whole @ direction / count - mean**2
+    slope = (enhancing[0] @ direction / count - mean * share) / variance
+    if not (variance > 0 and slope > 0):  # NaN too, where nothing enhances
         return torch.zeros_like(direction)
-    if link == "logistic":
-        slope = apart / variance
-        shift = torch.log(shares[0] / shares[1]) - slope * means.mean()
-    else:
-        slope = shares.prod() * apart / (variance + shares.prod() * apart**2)
-        shift = shares[0] - slope * (shares * means).sum()
     found = slope * direction
-    found[0] += shift
+    found[0] += share - slope * mean
     return found
 
 

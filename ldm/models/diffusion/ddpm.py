@@ -165,7 +165,8 @@ class LatentDiffusion(RunModule):
 
     def on_fit_start(self) -> None:
         """Let validation show the slices around its own that the prior looks at."""
-        self.trainer.datamodule.val_dataset.around = getattr(self.prior, "around", 0)
+        if around := getattr(self.prior, "around", 0):
+            self.trainer.datamodule.val_dataset.around = around
 
     def portable_params(self) -> dict[str, Any]:
         """Return what was read from files without them: the run's own weights hold it."""
@@ -333,8 +334,8 @@ class LatentDiffusion(RunModule):
             image = self.space.decode(self.space.from_data(x_0, given), condition.shape[2:])
             images.append(image.clamp(-1, 1))
             if self.prior:
-                told = (condition, presence, enhancement, sampled)
-                images[-1] = self.prior(images[-1], *told, **prior_inputs(batch))
+                told = {"sampled": sampled, **prior_inputs(batch)}
+                images[-1] = self.prior(images[-1], condition, presence, enhancement, **told)
         return torch.stack(images) if both else images[0]
 
     def generate(
