@@ -181,7 +181,10 @@ def test_noise_along_the_slices_is_recorded_and_independent_of_batches(
 
 
 def test_conditions_of_neighbouring_slices(tmp_path, train, patients):
-    """2.5-D from training to volumes: one slice of T2 matters to those beside it, no others."""
+    """2.5-D from training to volumes: one slice of T2 matters to those beside it, no others.
+
+    To the network, that is: the prior of enhancement looks further.
+    """
     run, source = tmp_path / "run", tmp_path / "source"
     assert train(run, "data.params.neighbours=1", "lightning.trainer.max_steps=2") == 0
     shutil.copytree(patients / "Phantom_0003", source / "Phantom_0003")
@@ -193,7 +196,8 @@ def test_conditions_of_neighbouring_slices(tmp_path, train, patients):
     plane[plane != 0] = plane[plane != 0][::-1]  # the same values: the scale of T2 stays
     volumes = []
     for name in ("before", "after"):
-        assert sample(run, source, tmp_path / name, "--temperature", "0") == 0
+        network = ["--temperature", "0", "--enhancement", "0"]
+        assert sample(run, source, tmp_path / name, *network) == 0
         volumes.append(nib.load(tmp_path / name / "Phantom_0003_t1ce.nii.gz").get_fdata())
         nib.save(nib.Nifti1Image(array, image.affine, image.header), path)
     changed = np.flatnonzero(np.abs(np.subtract(*volumes)).max(axis=(0, 1)))
