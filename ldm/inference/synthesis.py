@@ -423,8 +423,8 @@ class Synthesiser:
     ) -> list[np.ndarray]:
         """Return one sample (S, H, W) in [-1, 1] of the volume, or those of both signs of noise."""
         request, device = self.request, self.trained.device
-        asked = {"overlap": request.overlap, "batch_size": request.batch_size}
-        self.model.tiling = replace(self.model.tiling, **asked)
+        laid = {"overlap": request.overlap, "batch_size": request.batch_size}
+        self.model.tiling = replace(self.model.tiling, **laid)
         steps: Iterator[int] | None = None
 
         def show(step: int, total: int, *_: Any) -> None:

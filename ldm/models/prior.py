@@ -194,7 +194,7 @@ class EnhancementPrior(nn.Module):
         """
         if self.is_flat or not self.coefficients.any():
             return image
-        own = condition[:, self.own][:, self.places]
+        own = self.looked_at(condition)
         contrasts = self.contrasts(condition, slab)
         brain = brain_of(own)
         made = image - own[:, self.source, None]
@@ -206,6 +206,10 @@ class EnhancementPrior(nn.Module):
             changes = changes & (asked[:, self.enhanced] > 0)
         inside = brain & changes.view(-1, *[1] * (image.ndim - 1))
         return (image + self.abnormal(contrasts) * inside * change).clamp(-1, 1)
+
+    def looked_at(self, condition: Tensor) -> Tensor:
+        """Return the contrasts (B, M, *S) of the slice itself that the prior looks at."""
+        return condition[:, self.own][:, self.places]
 
     def contrasts(self, condition: Tensor, slab: Tensor | None = None) -> Tensor:
         """Return the contrasts that the prior looks at, (B, M, D, H, W): D slices, or the volume.
@@ -282,7 +286,7 @@ class EnhancementPrior(nn.Module):
     def moments(self, item: dict[str, Any], labels: Tensor | None) -> Moments:
         """Return the sums of one slice, whose labels (1, *S) are those of :mod:`ldm.regions`."""
         condition, slab = (item[n][None] if n in item else None for n in ("condition", SLAB))
-        contrasts, own = self.contrasts(condition, slab), condition[:, self.own][:, self.places]
+        contrasts, own = self.contrasts(condition, slab), self.looked_at(condition)
         brain, abnormal = brain_of(own)[0, 0], self.abnormal(contrasts)[0, 0]
         inside = (abnormal > 0.5) & brain
         enhanced = standard_units(item["target"]) - standard_units(own[0, self.source])
