@@ -30,6 +30,7 @@ from ldm.errors import CheckpointError, ConfigError
 from ldm.models.diffusion.ensemble import BACKBONE, MEMBERS
 from ldm.storage import CONFIG_FILE, run_folder
 
+FORM = f"{PRIOR}coefficients"  # 0 where it has found nothing
 # in which trainings of one ensemble may differ: how each was led to its weights, and whom it saw
 FREE = {
     "model": (
@@ -72,7 +73,7 @@ def ensemble(
     """Write a model whose network is the mean of those of several runs, which other verbs take.
 
     The coefficients of its prior, which each has fitted to its own patients, are the mean of theirs
-    too.
+    too, of those that have found any.
 
     Trained with other seeds, on other patients or as other backbones, they differ by chance where
     the data do not decide; their mean has less of it. It costs as many network calls as it has
@@ -187,6 +188,7 @@ def _joined(members: Sequence[Member]) -> tuple[dict[str, Any], dict[str, Tensor
             for name, value in member.weights.items()
             if name.startswith(BACKBONE)
         }
+    fitted = [m.weights for m in members if m.weights.get(FORM, torch.ones(1)).any()] or [weights]
     for name in [name for name in weights if name.startswith(PRIOR)]:
-        weights[name] = torch.stack([member.weights[name] for member in members]).mean(dim=0)
+        weights[name] = torch.stack([own[name] for own in fitted]).mean(dim=0)
     return {**config, "name": "ensemble"}, weights

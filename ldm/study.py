@@ -20,7 +20,7 @@ from ldm.util import image_sides, instantiate_from_config, own_channels, taken
 LABELS = "seg"
 MASK_FILE = "brain"  # a mask of the brain that someone else made
 ANY = "any"  # as a target: each of the contrasts in turn, made from the others
-SLAB = "slab"  # of a batch: contrasts of the slices around each, as those of 2.5-D are ordered
+MAPS = "maps"  # of a batch: what the prior of a model finds in whole volumes
 ASKED = "asked"  # of a batch: which contrast is to be made, and which are there
 BATCH_SIZE = 4  # images a step, where nothing else is told
 BRATS = ("t1", "t1ce", "t2", "flair")  # also the order in which HDF5 files of BraTS store them

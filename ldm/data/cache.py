@@ -20,7 +20,7 @@ import numpy as np
 
 from ldm.data.contrasts import scheme_of
 from ldm.data.layouts import Layout, Subject
-from ldm.data.prepare import Preparation, prepare_subject
+from ldm.data.prepare import Preparation, aspect_of, prepare_subject
 from ldm.errors import DataError, OutputError
 from ldm.storage import (
     atomic_folder,
@@ -65,6 +65,11 @@ class CachedSubject:
     brain_share: np.ndarray
     has_seg: bool
     spacing: tuple[float, ...]
+
+    @property
+    def aspect(self) -> float:
+        """See :func:`ldm.data.prepare.aspect_of`."""
+        return aspect_of(self.spacing)
 
     def open(self, name: str) -> np.ndarray:
         """Open ``slices`` (S, M, H, W) float16, ``brain`` (S, H, W) bool or ``seg`` (S, H, W)."""

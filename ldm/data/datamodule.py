@@ -218,11 +218,26 @@ class ContrastDataModule(pl.LightningDataModule):
             return None, 0.0
         return abnormality_of(self.train_slices, self.study.channel(guide)), self.abnormal_share
 
+    def _val_places(self) -> list[int]:
+        return evenly_spread(self.val_slices, len(self.val_dataset))
+
+    def show_maps(self, find: Callable[[np.ndarray, float], np.ndarray | None]) -> None:
+        """Let validation show what a prior finds in the volumes of its examples.
+
+        Args:
+            find: slices (S, C, H, W) and their aspect, see
+                :meth:`ldm.data.slices.SliceDataset.volume`, to maps (S, K, H, W), or None.
+        """
+        for number in {self.val_dataset.places[place][0] for place in self._val_places()}:
+            slices, _, aspect = self.val_dataset.volume(number)
+            if (maps := find(slices, aspect)) is not None:
+                self.val_dataset.maps[number] = maps
+
     def val_dataloader(self) -> DataLoader | list:
         """Return a few slices spread over the validation subjects, in one order."""
         if not len(self.val_dataset):
             return []
-        places = evenly_spread(self.val_slices, len(self.val_dataset))
+        places = self._val_places()
         targets = max(1, len(self.study.targets))
         shown = [Example(place, target=i % targets) for i, place in enumerate(places)]
         return self._loader(Subset(self.val_dataset, shown))  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -133,6 +133,7 @@ class PreparedSubject:
         preparation: the choices behind all this.
         numbers: covariates of the subject, which preparation leaves alone; NaN where not known.
         target: contrast that is to be made of it, which preparation leaves alone too.
+        maps: (S, K, H, W) what the prior of a model has found in it, which others add too.
     """
 
     id: str
@@ -150,6 +151,7 @@ class PreparedSubject:
     preparation: Preparation
     numbers: tuple[float, ...] = ()
     target: str | None = None
+    maps: np.ndarray | None = None
 
     @property
     def axis(self) -> int:
@@ -162,6 +164,15 @@ class PreparedSubject:
         own = self.preparation.spacing if self.resampling else None
         across = list(own or self.geometry.spacing)
         return across.pop(self.axis), *across
+
+    @property
+    def aspect(self) -> float:
+        """How wide a voxel is within a slice, as part of the distance of slices."""
+        return aspect_of(self.spacing)
+
+    def beginning(self, count: int) -> PreparedSubject:
+        """Return its first slices, without labels."""
+        return replace(self, slices=self.slices[:count], brain=self.brain[:count], seg=None)
 
     def to_volume(self, slices: np.ndarray) -> np.ndarray:
         """Put (S, H, W) values back where they were cut out: (X, Y, Z) float32, 0 elsewhere."""
@@ -355,6 +366,16 @@ def _channels(
     blank = np.full(brain.shape, BACKGROUND, np.float32)
     channels = [scales[c].normalise(volumes[c], brain) if c in scales else blank for c in names]
     return np.stack(channels, axis=1)
+
+
+def aspect_of(spacing: Sequence[float]) -> float:
+    """Return how wide a voxel is within a slice, as part of the distance of slices.
+
+    Args:
+        spacing: distance of slices, of rows and of columns.
+    """
+    across, *plane = spacing
+    return math.sqrt(math.prod(plane)) / across
 
 
 def fit_size(array: np.ndarray, size: Sequence[int], fill: float) -> np.ndarray:

@@ -18,7 +18,7 @@ from ldm.data.prepare import fit_size
 from ldm.errors import DataError
 from ldm.intensity import BACKGROUND, bright
 from ldm.storage import stable_seed
-from ldm.study import ASKED, SLAB
+from ldm.study import ASKED, MAPS
 from ldm.util import own_channels
 
 MOST_OPEN = 64  # subjects whose maps a process holds: each array is an open file, of 1024 as a rule
@@ -75,7 +75,7 @@ class SliceDataset(Dataset):
     Without a target every channel is a condition. Where the target varies, it is one of the
     conditions, which is hidden there and not present; ``asked`` (2M,) float32 says which it is, and
     then which are present.
-    A plain item has a ``slab`` too, (M*(2r+1), H, W), where the attribute ``around`` is r > 0.
+    A plain item has a key ``maps`` too, (K, H, W), where the attribute has those of its subject.
     Images are float32 in [-1, 1], background -1.
 
     Args:
@@ -115,7 +115,7 @@ class SliceDataset(Dataset):
         self.arrays = ["slices", "brain"]
         if self.subjects and all(s.has_seg for s in self.subjects):
             self.arrays.append("seg")
-        self.around = 0  # slices on each side that a plain item shows beside its conditions
+        self.maps: dict[int, np.ndarray] = {}  # subject -> what a prior found in it, (S, K, H, W)
         self._opened: dict[int, dict[str, np.ndarray]] = {}
         self.places = [
             (number, place)
@@ -134,19 +134,15 @@ class SliceDataset(Dataset):
         rows = (..., slice(None, None, step), slice(None, None, step))
         return cut["condition"][channel][rows].astype(np.float32), cut["brain"][0][rows] != 0
 
-    def labels(self, index: int) -> torch.Tensor | None:
-        """Return the label map (1, H, W) of a plain example; None: its subject has none."""
-        number, place = self.places[index]
-        if not self.subjects[number].has_seg:
-            return None
-        maps = {**self._maps(number), "seg": self.subjects[number].open("seg")}
-        return torch.from_numpy(fit_size(self._cut(maps, place)["seg"], self.image_size, 0))
+    def volume(self, number: int) -> tuple[np.ndarray, np.ndarray | None, float]:
+        """Return the slices (S, C, H, W) of a subject, its labels (S, H, W) or None, its aspect.
 
-    @property
-    def aspect(self) -> float:
-        """How wide a voxel is within a slice, as part of the distance of slices; the median."""
-        sizes = [subject.spacing for subject in self.subjects]
-        return float(np.median([math.sqrt(h * w) / d for d, h, w in sizes]))
+        The last channel of the slices is the target, if there is one; the aspect is how wide a
+        voxel is within a slice, as part of the distance of slices.
+        """
+        subject = self.subjects[number]
+        seg = np.array(subject.open("seg")) if subject.has_seg else None
+        return np.asarray(self._maps(number)["slices"], np.float32), seg, subject.aspect
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_opened": {}}  # a worker opens its own memory maps
@@ -157,6 +153,8 @@ class SliceDataset(Dataset):
         if seed is not None:
             place = self._place(number, place, seed)
         maps = self._maps(number)
+        if seed is None and number in self.maps:
+            maps = {**maps, MAPS: self.maps[number]}
         item = {
             name: fit_size(a, self.image_size, BACKGROUND if name in ("condition", "target") else 0)
             for name, a in self._cut(maps, place).items()
@@ -174,12 +172,8 @@ class SliceDataset(Dataset):
             images = self._augment(images, seed)
         subject = self.subjects[number].id
         item = {**images, "presence": presence, "subject": subject, "slice": place}
-        if seed is None and self.around:
-            slab = with_neighbours(maps["slices"][:, : len(presence)], place, self.around)
-            item[SLAB] = torch.from_numpy(fit_size(slab, self.image_size, BACKGROUND)).float()
         if self.varies:
-            for name in item.keys() & {"condition", SLAB}:
-                item[name][target :: len(presence)] = BACKGROUND  # of neighbours too
+            item["condition"][target :: len(presence)] = BACKGROUND  # of neighbours too
             item[ASKED] = asked(target, presence)
         if self.covariates is not None:
             item["covariates"] = torch.tensor(self.covariates[subject])
@@ -199,7 +193,8 @@ class SliceDataset(Dataset):
         images = {"condition": with_neighbours(maps["slices"][:, :count], place, self.neighbours)}
         if self.has_target:
             images["target"] = maps["slices"][place, -1:]
-        return images | {n: a[place][None] for n, a in maps.items() if n != "slices"}
+        others = {n: a[place] for n, a in maps.items() if n != "slices"}
+        return images | {n: a if a.ndim == 3 else a[None] for n, a in others.items()}
 
     def _maps(self, number: int) -> dict[str, np.ndarray]:
         if number not in self._opened:
@@ -296,7 +291,10 @@ class PatchDataset(SliceDataset):
         images = {"condition": stack[:count]}
         if self.has_target:
             images["target"] = stack[count:]
-        return images | {n: a[(depth, *plane)][None] for n, a in maps.items() if n != "slices"}
+        others = {n: a[(depth, ..., *plane)] for n, a in maps.items() if n != "slices"}
+        return images | {
+            n: np.moveaxis(a, 1, 0) if a.ndim == 4 else a[None] for n, a in others.items()
+        }
 
 
 def abnormality_of(slices: SliceDataset, channel: int) -> np.ndarray:

@@ -45,9 +45,10 @@ from ldm.inference.trained import Read, TrainedModel, load_for_inference
 from ldm.inference.windows import Windows
 from ldm.models.diffusion.noise import Key, KeyedNoise, slice_noise
 from ldm.models.diffusion.spread import mean_and_deviation
+from ldm.models.prior import maps_of
 from ldm.modules.diffusionmodules.util import to_channels_last
 from ldm.progress import Progress, silent
-from ldm.study import ASKED, SLAB
+from ldm.study import ASKED, MAPS
 
 log = logging.getLogger(__name__)
 
@@ -312,11 +313,7 @@ class Synthesiser:
         if repeats < 1:
             raise bad_value(f"timing is {repeats}: give a whole number >= 1")
         prepared = self.prepare(subject, layout)
-        first = prepared
-        if not self.model.tiling:
-            batch = slice(self.request.batch_size)
-            cut: dict[str, Any] = {"slices": prepared.slices[batch], "brain": prepared.brain[batch]}
-            first = replace(prepared, **cut, seg=None)
+        first = prepared if self.model.tiling else prepared.beginning(self.request.batch_size)
         found = measure(
             lambda: self._synthesise(prepared, f"timing {subject.id}"),
             repeats,
@@ -362,17 +359,19 @@ class Synthesiser:
         if self.study.varies:
             place = self.study.conditions.index(str(prepared.target))
             others[ASKED] = asked(place, torch.from_numpy(prepared.present))
-        items, device = len(places), self.trained.device
-        others = {name: value.expand(items, -1) for name, value in others.items()}
-        if around := getattr(getattr(self.model, "prior", None), "around", 0):
-            others[SLAB] = self.windows.condition(prepared, places, around)
-        return {name: value.to(device) for name, value in others.items()}
+        others = {name: value.expand(len(places), -1) for name, value in others.items()}
+        if (maps := self.windows.maps(prepared, places)) is not None:
+            others[MAPS] = maps
+        return {name: value.to(self.trained.device) for name, value in others.items()}
 
     def _synthesise(
         self, prepared: PreparedSubject, title: str
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """Return mean and standard deviation over samples (S, H, W), in [-1, 1] units."""
         started, count = time.perf_counter(), self.request.samples
+        if self.request.options.get("enhancement") != 0:
+            prior = getattr(self.model, "prior", None)
+            prepared = replace(prepared, maps=maps_of(prior, prepared.slices, prepared.aspect))
         draw = self._volume if self.model.tiling else self._slices
         paired = 1 if self.request.spread is None else 2
 

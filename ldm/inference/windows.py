@@ -41,24 +41,29 @@ class Windows:
         size = count if self.hold_volumes else self.batch_size
         return [range(n, min(n + size, count)) for n in range(0, count, size)]
 
-    def condition(
-        self, prepared: PreparedSubject, places: Sequence[int], around: int | None = None
-    ) -> Tensor:
+    def condition(self, prepared: PreparedSubject, places: Sequence[int]) -> Tensor:
         """Return slices (B, M*(2n+1), H, W), or the volume (1, M, S, H, W), on the CPU.
 
         What is smaller than a window is padded with background; nothing is cut off.
-
-        Args:
-            around: n; None: the neighbours that the network sees.
         """
-        images, neighbours = prepared.slices, self.neighbours if around is None else around
+        images, neighbours = prepared.slices, self.neighbours
         if self.hold_volumes:
-            images = images.swapaxes(0, 1)[None]
-        else:
-            images = np.stack([with_neighbours(images, i, neighbours) for i in places])
+            return self._padded(images.swapaxes(0, 1)[None], BACKGROUND)
+        return self._padded(
+            np.stack([with_neighbours(images, i, neighbours) for i in places]), BACKGROUND
+        )
+
+    def maps(self, prepared: PreparedSubject, places: Sequence[int]) -> Tensor | None:
+        """Return its maps (B, K, H, W) as :meth:`condition`, padded with 0; None: it has none."""
+        if prepared.maps is None:
+            return None
+        whole = prepared.maps.swapaxes(0, 1)[None]
+        return self._padded(whole if self.hold_volumes else prepared.maps[places], 0)
+
+    def _padded(self, images: np.ndarray, fill: float) -> Tensor:
         own = images.shape[-len(self.size) :]
         least = [max(pair) for pair in zip(self.size, own, strict=True)]
-        return torch.from_numpy(np.ascontiguousarray(fit_size(images, least, BACKGROUND)))
+        return torch.from_numpy(np.ascontiguousarray(fit_size(images, least, fill)))
 
     def cut(self, images: np.ndarray, prepared: PreparedSubject) -> np.ndarray:
         """Return images (..., *S) less what :meth:`condition` padded."""

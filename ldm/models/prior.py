@@ -9,10 +9,10 @@ the network has its say everywhere, in abnormal tissue a smaller one, and the fo
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,18 +20,16 @@ from ldm.errors import bad_value
 from ldm.intensity import (
     BACKGROUND,
     UNIT,
+    abnormality,
     blur_inside,
-    bright,
     clearest,
     standard_units,
 )
 from ldm.label_scheme import UNKNOWN
 from ldm.models.base import Config
-from ldm.models.diffusion.anchors import FITTED_SLICES
 from ldm.modules.polynomial import polynomial
-from ldm.progress import Progress
 from ldm.regions import CAVITY, ENHANCING, OEDEMA
-from ldm.study import ASKED, SLAB, Study, native_of
+from ldm.study import ASKED, MAPS, Study, native_of
 from ldm.util import evenly_spread, instantiate_from_config, own_channels
 
 log = logging.getLogger(__name__)
@@ -45,61 +43,61 @@ CERTAIN = 3.0  # z of enhancement, where no label tells, that counts as much as 
 LEAST = 0.005  # of the brain of a patient: one with less abnormal tissue counts less than others
 SHARES = (0.02, 0.98)  # of a tumour that enhances, which are balanced
 POOLED = 0.5  # of the fit that is to all abnormal tissue, the rest within the tumour of a patient
-AROUND = 2  # deviations of the widest Gaussian that are looked at through the slices
-MOST_AROUND = 48  # slices on each side, however thin a header says they are
+FITTED_PATIENTS = 200  # spread evenly over those of the training
+FITTED_VOXELS = 4096  # of each, spread evenly over its abnormal tissue
 RIDGE = 0.03  # of the sum over patients, each of whom has weight 1
+STEEP = 1e-3  # what a steep curve costs
+TINY = 1e-6
 
 
-class Moments(NamedTuple):
-    """Sums over the abnormal tissue of a patient, of which a regression is made.
+class AbnormalTissue(NamedTuple):
+    """Voxels of the abnormal tissue of a patient, to which a regression is fitted, float64.
 
     Args:
-        labelled, shown: (3, K, K) of the terms, two by two: where tissue enhances, where it does
-            not, and where it is no tumour (or was taken out); as labels say, and as far as the
-            truth shows, which does not tell the third.
+        terms: (K, V) of the quadratic form.
+        enhancing: (V,) from 0 to 1: what labels say, else how much the truth shows.
+        tumour: (V,) 1 or 0: whether it is tumour that was not taken out.
+        count: number of voxels of such tissue, of which these are some.
         brain: number of voxels of brain.
-        tells: whether labels tell what enhances.
-        doubtful: whether there are labels of which nobody says what they mean.
     """
 
-    labelled: Tensor
-    shown: Tensor
-    brain: Tensor
-    tells: bool
-    doubtful: bool
+    terms: Tensor
+    enhancing: Tensor
+    tumour: Tensor
+    count: int
+    brain: int
 
-    def joined(self, other: Moments) -> Moments:
-        """Return those of two slices of a patient."""
-        sums = [own + given for own, given in zip(self[:-2], other[:-2], strict=True)]
-        facts = self.tells or other.tells, self.doubtful or other.doubtful
-        return Moments(*sums, *facts)  # type: ignore[arg-type]
-
-    @property
-    def taught(self) -> Tensor:
-        """The sums as labels say, or else as the truth shows."""
-        return self.labelled if self.tells and not self.doubtful else self.shown
+    def alike(self, weights: Tensor) -> Tensor:
+        """Return weights (V,) with which patients count alike, but for one with little tissue."""
+        voxels = self.count / max(1, len(weights)) * weights.sum()
+        return (
+            weights / weights.sum().clamp(min=TINY) * (voxels / (LEAST * self.brain)).clamp(max=1)
+        )
 
     @property
-    def weight(self) -> Tensor:
-        """The number of voxels; a patient with few of them counts less than others."""
-        return torch.maximum(self.taught[:, 0, 0].sum(), LEAST * self.brain).clamp(min=1.0)
+    def weights(self) -> Tensor:
+        """(V,) those of all abnormal tissue."""
+        return self.alike(torch.ones_like(self.tumour))
+
+    @property
+    def pooled(self) -> tuple[Tensor, Tensor]:
+        """The second moments (K, K) of the terms, and those (K,) with what enhances."""
+        weighted = self.terms * self.weights
+        return weighted @ self.terms.T, weighted @ self.enhancing
 
     @property
     def within(self) -> tuple[Tensor, Tensor]:
-        """The covariances (K, K) of the terms, and (K,) with what enhances, within the tumour.
+        """The same about their means in the tumour.
 
         What enhances and what does not have half of the weight each, so that they say what tells
         the one from the other, not how much of it there is.
         """
-        enhancing, rest, _ = self.taught
-        count = enhancing[0, 0] + rest[0, 0]
-        share = (enhancing[0, 0] / count.clamp(min=1.0)).clamp(*SHARES)
-        enhancing, rest = 0.5 / share * enhancing, 0.5 / (1 - share) * rest
-        both = enhancing + rest
-        mean = both[0] / both[0, 0].clamp(min=1.0)
-        products = both - both[0, 0] * torch.outer(mean, mean)
-        weight = torch.maximum(both[0, 0], LEAST * self.brain).clamp(min=1.0)
-        return products / weight, (enhancing[0] - enhancing[0, 0] * mean) / weight
+        share = (self.tumour @ self.enhancing / self.tumour.sum().clamp(min=1)).clamp(*SHARES)
+        balance = torch.lerp(0.5 / (1 - share), 0.5 / share, self.enhancing)
+        weights = self.alike(self.tumour * balance)
+        mean = self.terms @ weights / weights.sum().clamp(min=TINY)
+        weighted = (self.terms - mean[:, None]) * weights
+        return weighted @ (self.terms - mean[:, None]).T, weighted @ self.enhancing
 
 
 class EnhancementPrior(nn.Module):
@@ -107,12 +105,14 @@ class EnhancementPrior(nn.Module):
 
     ``image + A (strength p - shrink (image - source))``, in units of z: A, from 0 to 1, says where
     the surroundings are abnormal, see :func:`ldm.intensity.abnormality`, and p how certainly tissue
-    enhances: a quadratic form of each contrast at two scales, stored with the weights. It is fitted
-    to the training patients where A is above a half, in two steps: by ridge regression, half of it
-    to all tissue there and half within each tumour, to what tells enhancing tissue from the rest
-    (fixed effects of the patient, both of equal weight); then by the line of least squares that
-    makes a probability of that. It is taught by the labels of those who have them, else by how much
-    the truth enhances there, and all tissue there counts as tumour. Patients count alike.
+    enhances: of a score, which is a quadratic form of each contrast at two scales, stored with the
+    weights. It is fitted to the training patients where A is above a half, in two steps: the score
+    by ridge regression, half of it to all tissue there and half within each tumour, to what tells
+    enhancing tissue from the rest (fixed effects of the patient, both of equal weight); then p by a
+    logistic curve of the score over its deviation in the abnormal tissue of the patient, which says
+    how much of it is far from the rest, where scores of patients differ three times in scale. It is
+    taught by the labels of those who have them, else by how much the truth enhances there, and all
+    tissue there counts as tumour. Patients count alike.
 
     An item that lacks a contrast is returned as it is, and so is every item where the target is not
     the enhanced form of a condition, or no training patient showed abnormal tissue. Where the
@@ -126,7 +126,8 @@ class EnhancementPrior(nn.Module):
         strength: z by which tissue that enhances for certain becomes brighter.
         shrink: share of what the network makes of abnormal tissue that is taken back.
         through: whether the Gaussians reach through the slices around each, by their distance; else
-            they lie in its plane, and in volumes take voxels for cubes.
+            they lie in its plane, and in patches of volumes take voxels for cubes.
+        relative: whether p is that curve; else the score itself, from 0 to 1, after a line.
     """
 
     def __init__(
@@ -138,11 +139,12 @@ class EnhancementPrior(nn.Module):
         strength: float = 3.0,
         shrink: float = 0.5,
         through: bool = False,
+        relative: bool = False,
     ) -> None:
         super().__init__()
         self.strength, self.shrink = strength, shrink
+        self.through, self.relative = through, relative
         self.own, places = own_channels(len(conditions), neighbours), list(conditions)
-        self.count = len(places)
         enhanced = Study(tuple(conditions), target).enhanced
         self.enhanced = places.index(enhanced) if enhanced in places else None  # a target varies
         given = [name for name in conditions if name != enhanced]
@@ -153,23 +155,19 @@ class EnhancementPrior(nn.Module):
             self.guide, self.source = given.index(guide), given.index(source)
         self.widths = tuple(image_size[-2] / part for part in SCALES)
         self.reach = image_size[-2] / SURROUNDINGS
-        self.depth = math.prod(image_size[:-2])  # slices of a patch of a volume, else 1
+        self.sees_volumes = len(image_size) == 3
         terms = len(polynomial([0.0] * len(given) * len(SCALES), 2))
         self.register_buffer("coefficients", torch.zeros(terms))
-        self.through = through
         if through:  # how wide a voxel is, as part of the distance of slices
             self.register_buffer("aspect", torch.ones(()))
+        if relative:  # of the curve; of the score in the abnormal tissue of a patient as a rule
+            self.register_buffer("intercept_and_slope", torch.zeros(2))
+            self.register_buffer("deviation", torch.ones(()))
 
     @property
-    def around(self) -> int:
-        """The slices on each side of one that it looks at, where it is given them."""
-        if not self.through or self.is_flat or self.depth > 1:
-            return 0
-        return min(MOST_AROUND, math.ceil(AROUND * self.across(self.widths[-1]) - 1e-4))
-
-    def across(self, width: float) -> float:
-        """Return how many slices a number of voxels of their plane measures."""
-        return width * float(self.aspect) if self.through else width
+    def changes_nothing(self) -> bool:
+        """Whether it has found nothing."""
+        return self.is_flat or not self.coefficients.any()
 
     def forward(
         self,
@@ -179,7 +177,7 @@ class EnhancementPrior(nn.Module):
         factor: float = 1.0,
         sampled: bool = False,
         asked: Tensor | None = None,
-        slab: Tensor | None = None,
+        maps: Tensor | None = None,
     ) -> Tensor:
         """Return the image with what the prior knows.
 
@@ -190,144 +188,219 @@ class EnhancementPrior(nn.Module):
             sampled: whether the image has the texture of a sample; what is taken back is smooth
                 then, so that texture stays.
             asked: (B, 2M) where the target varies, see :data:`ldm.study.ASKED`.
-            slab: (B, N*M, H, W) contrasts of the slices around each; None: the slice alone.
+            maps: (B, 2, *S), see :meth:`maps`; None: each item is all there is of a patient.
         """
-        if self.is_flat or not self.coefficients.any():
+        if self.changes_nothing or not factor:
             return image
-        own = self.looked_at(condition)
-        contrasts = self.contrasts(condition, slab)
+        own = condition[:, self.own]
+        maps = self.maps_of_items(own) if maps is None else maps
+        abnormal, certainty = maps.split(1, dim=1)
+        own = own[:, self.places]
         brain = brain_of(own)
         made = image - own[:, self.source, None]
         made = blur_inside(made, brain, self.widths[0]) if sampled else made
-        added = self.strength * UNIT * self.certainty(contrasts)
-        change = factor * added - min(factor, 1.0) * self.shrink * made
+        change = factor * self.strength * UNIT * certainty - min(factor, 1.0) * self.shrink * made
         changes = presence[:, self.places].all(dim=1)
         if self.enhanced is not None and asked is not None:
             changes = changes & (asked[:, self.enhanced] > 0)
         inside = brain & changes.view(-1, *[1] * (image.ndim - 1))
-        return (image + self.abnormal(contrasts) * inside * change).clamp(-1, 1)
+        return (image + abnormal * inside * change).clamp(-1, 1)
 
-    def looked_at(self, condition: Tensor) -> Tensor:
-        """Return the contrasts (B, M, *S) of the slice itself that the prior looks at."""
-        return condition[:, self.own][:, self.places]
+    def maps_of_items(self, condition: Tensor) -> Tensor:
+        """Return A and p (B, 2, *S) of conditions (B, M, *S), each as if it were all there is."""
+        items = condition.unsqueeze(2) if condition.ndim == 4 else condition
+        found = torch.stack([self.maps(item.transpose(0, 1)) for item in items])
+        return found.transpose(1, 2).reshape(len(items), 2, *condition.shape[2:])
 
-    def contrasts(self, condition: Tensor, slab: Tensor | None = None) -> Tensor:
-        """Return the contrasts that the prior looks at, (B, M, D, H, W): D slices, or the volume.
-
-        Without a slab D is 1.
-        """
-        if self.depth > 1:
-            return condition[:, self.places]
-        slab = condition[:, self.own] if slab is None else slab
-        return slab.unflatten(1, (-1, self.count))[:, :, self.places].transpose(1, 2)
-
-    def smoothed(self, images: Tensor, brain: Tensor, width: float) -> Tensor:
-        """Return images (B, C, D, H, W) in a Gaussian, of a slab those of its middle (B, C, H, W).
+    @torch.no_grad()
+    def maps(self, volume: Tensor, aspect: float | None = None) -> Tensor | None:
+        """Return A and p (S, 2, H, W) of the slices (S, M, H, W) of a patient; None: nothing.
 
         Args:
-            width: in voxels of the plane of slices.
+            aspect: how wide a voxel is, as part of the distance of slices; None: as in training.
         """
-        if self.depth > 1:
-            return blur_inside(images, brain, (self.across(width), width, width))
-        return blur_inside(images, brain, width, self.across(width))
+        if self.changes_nothing:
+            return None
+        images = volume.to(self.coefficients).transpose(0, 1)[self.places]
+        abnormal, scales, brain = self.seen(images, aspect)
+        score = self.score(scales)
+        return torch.stack([abnormal, self.certainty(score, (abnormal > 0.5) & brain, brain)], 1)
 
-    def abnormal(self, contrasts: Tensor) -> Tensor:
-        """Return A (B, 1, *S)."""
-        excess = bright(contrasts[:, self.guide, None])
-        return (self.smoothed(excess, brain_of(contrasts), self.reach) / ABNORMAL).clamp(max=1.0)
+    def seen(self, images: Tensor, aspect: float | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return A (S, H, W), what the form is of (C, S, H, W), and the brain, of (M, S, H, W)."""
+        aspect = float(self.aspect) if self.through and aspect is None else aspect
 
-    def certainty(self, contrasts: Tensor) -> Tensor:
-        """Return p (B, 1, *S), from 0 to 1."""
-        fitted = torch.einsum("bk...,k->b...", self.terms(contrasts), self.coefficients)
-        return fitted[:, None].clamp(0, 1)
+        def axes(width: float) -> tuple[float, float, float]:
+            across = width * (aspect or 0.0) if self.through else width * self.sees_volumes
+            return across, width, width
 
-    def terms(self, contrasts: Tensor) -> Tensor:
-        """Return the terms (B, K, *S) of the quadratic form."""
-        z, brain = standard_units(contrasts).clamp(-CLIP, CLIP), brain_of(contrasts)
-        scales = [self.smoothed(z, brain, width) for width in self.widths]
-        return torch.stack(polynomial(torch.cat(scales, dim=1).unbind(1), 2), dim=1)
+        images, brain = images[None], brain_of(images[None])
+        excess = abnormality(images[:, self.guide, None], brain, axes(self.reach))
+        z = standard_units(images).clamp(-CLIP, CLIP)
+        scales = [blur_inside(z, brain, axes(width)) for width in self.widths]
+        return (excess / ABNORMAL).clamp(max=1.0)[0, 0], torch.cat(scales, 1)[0], brain[0, 0]
+
+    def score(self, scales: Tensor) -> Tensor:
+        """Return the quadratic form (*S) of images (C, *S)."""
+        count = len(scales)
+        parts = [1, count, len(self.coefficients) - count - 1]
+        constant, linear, squares = self.coefficients.split(parts)
+        rows, columns = torch.triu_indices(count, count, device=scales.device)
+        form = torch.zeros(count, count).to(squares).index_put((rows, columns), squares)
+        slopes = torch.tensordot(form, scales, 1) + linear.view(-1, *[1] * (scales.ndim - 1))
+        return constant + (slopes * scales).sum(dim=0)
+
+    def certainty(self, score: Tensor, inside: Tensor, brain: Tensor) -> Tensor:
+        """Return p (*S), from 0 to 1, of a score (*S) and where tissue is abnormal."""
+        if not self.relative:
+            return score.clamp(0, 1)
+        found = score[inside]
+        deviation = found.std(correction=0) if len(found) else self.deviation
+        deviation = self.settled(deviation, len(found), int(brain.sum()))
+        intercept, slope = self.intercept_and_slope
+        return torch.sigmoid(intercept + slope * score / deviation)
+
+    def settled(self, deviation: Tensor, count: int, brain: int) -> Tensor:
+        """Return the deviation of a score, which few voxels do not tell, as that of others say."""
+        others = LEAST * brain
+        variance = (count * deviation**2 + others * self.deviation**2) / (count + others)
+        return variance.sqrt().clamp(min=TINY)
 
     def fit(self, data: Any) -> None:
-        """Take the coefficients from training slices, patient by patient, in float64.
+        """Take the coefficients from the training patients, in float64.
 
         Without abnormal tissue, or where most of the brain is taken for it, they stay 0.
         """
         if self.is_flat:
             return
         slices = data.train_slices
-        if self.through:
-            self.aspect.fill_(slices.aspect)
-            slices.around = self.around
-        patients = self.patients(slices, data.progress)
-        brain = sum(int(sums.brain) for sums in patients)
-        abnormal = sum(int(sums.taught[:, 0, 0].sum()) for sums in patients) / max(1, brain)
-        if 0 < abnormal <= LARGEST_SHARE:
-            self.coefficients.copy_(coefficients(patients))
-            if not self.coefficients.any():
-                log.warning("no prior of enhancement: nothing enhances in the training patients")
-        else:
+        chosen = evenly_spread(FITTED_PATIENTS, len(slices.subjects))
+        if self.through and chosen:
+            self.aspect.fill_(float(np.median([slices.subjects[n].aspect for n in chosen])))
+        shown = data.progress(chosen, "Fitting the prior", len(chosen))
+        patients = [self.tissue(*slices.volume(number)) for number in shown]
+        share = sum(p.count for p in patients) / max(1, sum(p.brain for p in patients))
+        if not 0 < share <= LARGEST_SHARE:
             log.warning(
                 "no prior of enhancement: %.0f %% of the brain in training counts as abnormal "
                 "tissue; up to %.0f %% is expected, of FLAIR and by the default normaliser",
-                100 * abnormal,
+                100 * share,
                 100 * LARGEST_SHARE,
             )
+        elif not self.fit_to([patient for patient in patients if patient.count]):
+            log.warning("no prior of enhancement: nothing enhances in the training patients")
 
-    def patients(self, slices: Any, progress: Progress) -> Collection[Moments]:
-        """Return the sums of each patient of the training."""
-        patients: dict[str, Moments] = {}
-        places = evenly_spread(FITTED_SLICES // self.depth, len(slices))
-        for place in progress(places, "Fitting the prior", len(places)):
-            item = slices[place if self.enhanced is None else (place, None, self.enhanced)]
-            own, before = self.moments(item, slices.labels(place)), patients.get(item["subject"])
-            patients[item["subject"]] = before.joined(own) if before else own
-        return patients.values()
+    def tissue(
+        self, slices: np.ndarray, labels: np.ndarray | None, aspect: float
+    ) -> AbnormalTissue:
+        """Return what a patient tells.
 
-    def moments(self, item: dict[str, Any], labels: Tensor | None) -> Moments:
-        """Return the sums of one slice, whose labels (1, *S) are those of :mod:`ldm.regions`."""
-        condition, slab = (item[n][None] if n in item else None for n in ("condition", SLAB))
-        contrasts, own = self.contrasts(condition, slab), self.looked_at(condition)
-        brain, abnormal = brain_of(own)[0, 0], self.abnormal(contrasts)[0, 0]
-        inside = (abnormal > 0.5) & brain
-        enhanced = standard_units(item["target"]) - standard_units(own[0, self.source])
-        shown = (abnormal * enhanced[0] / CERTAIN).clamp(0, 1)[inside].double()
-        told = torch.zeros_like(shown) if labels is None else labels[0][inside]
-        terms = self.terms(contrasts)[0][:, inside].double()  # (K, V)
-
-        def sums(*parts: Tensor) -> Tensor:
-            return torch.stack([terms * part @ terms.T for part in parts])
-
-        enhancing, tumour = told == ENHANCING, (told > 0) & (told != CAVITY)
-        whole = torch.zeros_like(brain) if labels is None else labels
-        return Moments(
-            sums(enhancing, tumour & ~enhancing, ~tumour),
-            sums(shown, 1 - shown, torch.zeros_like(shown)),
-            brain.sum(),
-            bool(((whole == ENHANCING) | (whole == OEDEMA)).any()),
-            bool((whole == UNKNOWN).any()),
+        Args:
+            slices: (S, M + 1, H, W), the last contrast the target, unless it is one of the others.
+            labels: (S, H, W) those of :mod:`ldm.regions`, or None.
+            aspect: see :meth:`maps`.
+        """
+        images = torch.from_numpy(slices).transpose(0, 1)
+        target = images[-1 if self.enhanced is None else self.enhanced]
+        images = images[self.places]
+        abnormal, scales, brain = self.seen(images, aspect)
+        places = ((abnormal > 0.5) & brain).flatten().nonzero()[:, 0]
+        count = len(places)
+        places = places[evenly_spread(FITTED_VOXELS, count)]
+        enhanced = (standard_units(target) - standard_units(images[self.source])).flatten()
+        shown = (abnormal.flatten() * enhanced / CERTAIN).clamp(0, 1)[places]
+        told = None if labels is None else torch.from_numpy(labels)
+        enhancing, tumour = taught(told, shown, places)
+        terms = polynomial(scales.flatten(1)[:, places].double().unbind(0), 2)
+        return AbnormalTissue(
+            torch.stack(terms), enhancing.double(), tumour.double(), count, int(brain.sum())
         )
 
+    def fit_to(self, patients: Sequence[AbnormalTissue]) -> bool:
+        """Take the coefficients from patients; return whether they tell what enhances."""
+        direction = direction_of(patients)
+        if not direction.any():
+            return False
+        scores = [direction @ patient.terms for patient in patients]
+        if self.relative:
+            deviations = torch.stack([score.std(correction=0) for score in scores])
+            self.deviation.copy_(deviations.median())
+            scores = [
+                score / self.settled(deviation, patient.count, patient.brain)
+                for score, deviation, patient in zip(scores, deviations, patients, strict=True)
+            ]
+        fit = curve if self.relative else line
+        told = scores, [p.enhancing for p in patients], [p.weights for p in patients]
+        intercept, slope = fit(*(torch.cat(parts).numpy() for parts in told))
+        if slope <= 0:
+            return False
+        if self.relative:
+            self.intercept_and_slope.copy_(torch.tensor([intercept, slope]))
+        else:
+            direction *= slope
+            direction[0] += intercept
+        self.coefficients.copy_(direction)
+        return True
 
-def coefficients(patients: Collection[Moments]) -> Tensor:
-    """Return (K,) those of the prior: 0 where nothing tells what enhances from what does not."""
-    within = zip(*(sums.within for sums in patients), strict=True)
-    products, moments = (torch.stack(parts).sum(0) for parts in within)
-    tissue = torch.stack([sums.taught / sums.weight for sums in patients]).sum(0)
-    enhancing, whole = tissue[0], tissue.sum(0)
-    products = POOLED * whole + (1 - POOLED) * products
-    moments = POOLED * enhancing[0] + (1 - POOLED) * moments
-    ridge = RIDGE * len(patients) * torch.eye(len(moments))
-    direction = torch.linalg.solve(products + ridge, moments)
-    # the line, by least squares of all abnormal tissue
-    count, share = whole[0, 0], enhancing[0, 0] / whole[0, 0]
-    mean = whole[0] @ direction / count
-    variance = direction @ whole @ direction / count - mean**2
-    slope = (enhancing[0] @ direction / count - mean * share) / variance
-    if not (variance > 0 and slope > 0):  # NaN too, where nothing enhances
-        return torch.zeros_like(direction)
-    found = slope * direction
-    found[0] += share - slope * mean
-    return found
+
+def taught(labels: Tensor | None, shown: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what enhances (V,), from 0 to 1, and what is tumour (V,), at places of a volume.
+
+    Args:
+        labels: (S, H, W), or None. Those that tell neither an enhancing part nor oedema, or of
+            which nobody says what they mean, teach nothing.
+        shown: (V,) how much the truth enhances.
+    """
+    known = labels is not None and not (labels == UNKNOWN).any()
+    if labels is None or not known or not ((labels == ENHANCING) | (labels == OEDEMA)).any():
+        return shown, torch.ones_like(shown)
+    told = labels.flatten()[places]
+    return told == ENHANCING, (told > 0) & (told != CAVITY)
+
+
+def direction_of(patients: Sequence[AbnormalTissue]) -> Tensor:
+    """Return the coefficients (K,) of the score, by ridge regression; 0 where nothing enhances."""
+
+    def total(name: str) -> tuple[Tensor, Tensor]:
+        products, moments = zip(*(getattr(patient, name) for patient in patients), strict=True)
+        return sum(products), sum(moments)  # type: ignore[return-value]
+
+    (pooled, told), (within, moments) = total("pooled"), total("within")
+    products, moments = (torch.lerp(w, p, POOLED) for p, w in ((pooled, within), (told, moments)))
+    ridge = RIDGE * len(patients) * torch.eye(len(moments), dtype=moments.dtype)
+    return torch.linalg.solve(products + ridge, moments)
+
+
+def line(score: np.ndarray, told: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
+    """Return intercept and slope of the line of least squares (N,) that tells what enhances."""
+    score = score - (mean := np.average(score, weights=weights))
+    slope = np.average(score * told, weights=weights) / np.average(score**2, weights=weights)
+    return np.average(told, weights=weights) - slope * mean, slope
+
+
+def curve(score: np.ndarray, told: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
+    """Return intercept and slope of the logistic curve (N,) that makes it likeliest."""
+    from scipy.optimize import minimize
+    from scipy.special import expit
+
+    def unlikely(line: np.ndarray) -> tuple[float, np.ndarray]:
+        logit = line[0] + line[1] * score
+        excess = weights * (expit(logit) - told)
+        steep = STEEP * weights.sum() * line[1]  # where a score separates, the curve has no end
+        value = (weights * (np.logaddexp(0, logit) - told * logit)).sum() + steep * line[1] / 2
+        return value, np.array([excess.sum(), excess @ score + steep])
+
+    return tuple(minimize(unlikely, np.zeros(2), jac=True).x)
+
+
+def maps_of(prior: nn.Module | None, slices: np.ndarray, aspect: float) -> np.ndarray | None:
+    """Return what a prior finds in the slices (S, M, H, W) of a patient, (S, K, H, W).
+
+    None: it has found nothing in training, or does not look at volumes.
+    """
+    find = getattr(prior, "maps", None)
+    found = find and find(torch.from_numpy(slices), aspect)
+    return None if found is None else found.cpu().numpy()
 
 
 def build_prior(config: Config | None, facts: Mapping[str, Any]) -> nn.Module | None:
@@ -342,7 +415,7 @@ def build_prior(config: Config | None, facts: Mapping[str, Any]) -> nn.Module | 
 
 def prior_inputs(batch: Mapping[str, Any]) -> dict[str, Tensor]:
     """Return what a batch tells a prior beside its conditions."""
-    return {name: batch[name] for name in (ASKED, SLAB) if name in batch}
+    return {name: batch[name] for name in (ASKED, MAPS) if name in batch}
 
 
 def require_prior(prior: nn.Module | None, options: Mapping[str, Any]) -> None:

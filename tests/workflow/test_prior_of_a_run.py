@@ -55,12 +55,12 @@ def test_a_run_fits_it_to_whom_it_trains_on(of_one, patients):
     assert prior.coefficients.any()
 
 
-def test_validation_shows_it_the_slices_around_also_when_resumed(train, tmp_path, monkeypatch):
+def test_validation_shows_what_it_finds_in_volumes_also_when_resumed(train, tmp_path, monkeypatch):
     seen, forward = [], EnhancementPrior.forward
 
-    def spied(self, *args, slab=None, **options):
-        seen.append(slab is not None and slab.shape[1] == 3 * (2 * self.around + 1) > 3)
-        return forward(self, *args, slab=slab, **options)
+    def spied(self, *args, maps=None, **options):
+        seen.append(maps is not None and bool((maps > 0).any()))
+        return forward(self, *args, maps=maps, **options)
 
     monkeypatch.setattr(EnhancementPrior, "forward", spied)
     every = "lightning.trainer.val_check_interval=1"
@@ -72,23 +72,17 @@ def test_validation_shows_it_the_slices_around_also_when_resumed(train, tmp_path
     assert all(seen)
 
 
-def test_a_volume_is_made_with_the_slices_around_each(of_one, patients):
-    """As if the prior were told of the volume, but for what lies beyond two deviations."""
-    made = ldm.Synthesiser.load(of_one, precision="32", temperature=0)
+def test_slices_of_a_volume_have_what_it_finds_in_the_volume(of_one, patients):
+    made = ldm.Synthesiser.load(of_one, precision="32", temperature=0, batch_size=5)
     layout, subjects = detect_layout(patients, None, made.study.contrasts)
     prepared = made.prepare(subjects["Phantom_0003"], layout)
     with_prior, _ = made._synthesise(prepared, "with")
     network, _ = made.at(enhancement=0)._synthesise(prepared, "without")
-    deep = shipped((len(network), 32, 32))
-    deep.load_state_dict(made.model.prior.state_dict())
-    condition = made.windows.condition(prepared, range(len(network))).swapaxes(0, 1)[None]
-    image = torch.full_like(condition[:, :1], -1.0)
-    rows, columns = ((32 - side) // 2 for side in network.shape[1:])
-    window = (..., slice(rows, rows + network.shape[1]), slice(columns, columns + network.shape[2]))
-    image[window] = torch.from_numpy(network)
-    expected = deep(image, condition, torch.ones(1, 3, dtype=torch.bool))[window][0, 0].numpy()
+    prior, contrasts = made.model.prior, torch.from_numpy(prepared.slices)
+    image, presence = torch.from_numpy(network)[:, None], torch.ones(len(network), 3).bool()
+    expected = prior(image, contrasts, presence, maps=prior.maps(contrasts, prepared.aspect))
     assert abs(with_prior - network).max() > 0.05
-    assert abs(with_prior - expected).mean() < 0.1 * abs(with_prior - network).mean()
+    np.testing.assert_allclose(with_prior, expected[:, 0], atol=1e-4)
 
 
 def test_a_training_that_goes_on_from_it_fits_its_own(of_one, train, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from ldm.models.diffusion.tiling import Tiling
 from ldm.models.diffusion.timesteps import build_timesteps
 from ldm.models.diffusion.wrapper import IMAGES, Conditions, DiffusionWrapper
 from ldm.models.draws import Draws
-from ldm.models.prior import build_prior, prior_inputs, require_prior
+from ldm.models.prior import build_prior, maps_of, prior_inputs, require_prior
 from ldm.study import ANY, Study
 from ldm.util import image_sides, shows, taken
 
@@ -164,9 +165,9 @@ class LatentDiffusion(RunModule):
                 loss.check_start(data)
 
     def on_fit_start(self) -> None:
-        """Let validation show the slices around its own that the prior looks at."""
-        if around := getattr(self.prior, "around", 0):
-            self.trainer.datamodule.val_dataset.around = around
+        """Let validation show what the prior finds in the volumes of its slices."""
+        if self.prior:
+            self.trainer.datamodule.show_maps(partial(maps_of, self.prior))
 
     def portable_params(self) -> dict[str, Any]:
         """Return what was read from files without them: the run's own weights hold it."""
