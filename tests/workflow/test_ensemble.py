@@ -11,6 +11,7 @@ from ldm.checkpoint import load_model
 from ldm.cli.main import main
 from ldm.data.seen import read_seen
 from ldm.errors import CheckpointError
+from ldm.models.prior import EnhancementPrior
 
 STEPS = "lightning.trainer.max_steps=2"
 ONE = "data.params.train=[Phantom_000{}]"
@@ -64,6 +65,17 @@ def test_its_prior_is_the_mean_of_theirs(runs, joined):
     mean, *own = (load_model(path).model.prior.coefficients for path in (joined, *runs))
     torch.testing.assert_close(mean, torch.stack(own).mean(dim=0))
     assert not own[0].equal(own[1])  # fitted to a patient each
+
+
+def test_a_run_whose_prior_found_nothing_leaves_that_of_the_others(
+    runs, train, tmp_path, monkeypatch
+):
+    with monkeypatch.context() as nothing_is_abnormal:
+        nothing_is_abnormal.setattr(EnhancementPrior, "fit", lambda self, data: None)
+        assert train(tmp_path / "empty", STEPS, "seed=4", ONE.format(1)) == 0
+    joined = ldm.ensemble([tmp_path / "empty", runs[0]], tmp_path / "both")
+    prior, own = (load_model(path).model.prior.state_dict() for path in (joined, runs[0]))
+    assert all(prior[name].equal(own[name]) for name in own)
 
 
 def test_it_has_seen_whom_any_of_them_has_seen(joined, runs):

@@ -101,6 +101,13 @@ def test_a_student_has_that_of_its_teacher(of_one, patients, tmp_path):
     assert torch.equal(coefficients(tmp_path / "student"), coefficients(of_one))
 
 
+def test_a_student_cannot_have_another(of_one, patients, tmp_path, capsys):
+    told = [f"data.params.root={patients}", STEPS, "--output", str(tmp_path / "student")]
+    other = "model.params.prior_config.params.relative=false"
+    assert main(["distill", str(of_one), "--steps", "1", *told, other]) == 4
+    assert "CKPT-MISMATCH: run does not fit the model: 2 unexpected" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("factor", ["1", np.array(0.5), float("nan"), 11, -1])
 def test_a_factor_is_a_number_from_0_to_10(of_one, factor):
     with pytest.raises(ConfigError, match="enhancement is .*: give 0 to 10"):
