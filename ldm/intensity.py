@@ -51,8 +51,9 @@ def blur(images: Tensor, width: float | Sequence[float]) -> Tensor:
     widths = width if isinstance(width, Sequence) else [width] * len(axes)
     for axis, deviation in zip(axes, widths, strict=True):
         if deviation:  # a product with a matrix is several times faster than a convolution
-            band = _gaussian_band(images.shape[axis], deviation, images)
-            images = (images.movedim(axis, -1) @ band).movedim(-1, axis)
+            band, is_last = _gaussian_band(images.shape[axis], deviation, images), axis == axes[-1]
+            blurred = images @ band if is_last else band @ images.flatten(axis + 1)
+            images = blurred.view(images.shape)
     return images
 
 

@@ -114,7 +114,7 @@ def test_or_a_logistic_curve_of_the_score_over_its_deviation_in_the_patient():
     prior = fitted(patients, relative=True)
     direction, tissue = expected_fit(patients)
     np.testing.assert_allclose(prior.coefficients, direction, atol=0.02 * abs(direction).max())
-    typical = np.median([score.std() for score, *_ in tissue])
+    typical = np.mean([score.std() for score, *_ in tissue])
     assert prior.deviation == pytest.approx(typical, rel=0.02)
     scores = [
         score / np.sqrt((n * score.var() + 0.005 * brain * typical**2) / (n + 0.005 * brain))
@@ -231,6 +231,27 @@ def test_an_item_that_lacks_a_contrast_stays_as_it_is():
     made = prior(contrasts[:, :1], contrasts, presence)
     assert torch.equal(made[1], contrasts[1, :1])
     assert not torch.equal(made[0], contrasts[0, :1])
+
+
+def test_an_item_without_brain_stays_as_it_is():
+    """Of a slice beyond the brain, or where all that it looks at is hidden."""
+    prior = fitted([patient(0)], relative=True)
+    contrasts = torch.full((1, 3, *SIZE), -1.0)
+    image = torch.rand(1, 1, *SIZE)
+    assert torch.equal(prior(image, contrasts, all_present()), image)
+    assert prior.maps(contrasts).isfinite().all()
+
+
+def test_patients_with_next_to_no_abnormal_tissue_do_not_spoil_it():
+    """Most have a single bright voxel, whose score has no deviation."""
+    images, labels = patient(0, None)
+    spot = patient(3, None)[0]
+    spot[:, 2][LESION] = spot[:, 0][LESION]
+    spot[0, 2, 30, 20] = from_z(torch.tensor(8.0))
+    prior = fitted([(images, labels), *[(spot, None)] * 4], relative=True)
+    _, p = maps(prior, patient(7)[0])
+    core = patient(7)[1][0] == 4
+    assert p[core].mean() > 0.3 + p[LESION][~core[LESION]].mean()
 
 
 @pytest.mark.parametrize(

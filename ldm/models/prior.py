@@ -46,7 +46,7 @@ POOLED = 0.5  # of the fit that is to all abnormal tissue, the rest within the t
 FITTED_PATIENTS = 200  # spread evenly over those of the training
 FITTED_VOXELS = 4096  # of each, spread evenly over its abnormal tissue
 RIDGE = 0.03  # of the sum over patients, each of whom has weight 1
-STEEP = 1e-3  # what a steep curve costs
+STEEP = 1e-3  # what a steep curve costs, as where a score tells everything
 TINY = 1e-6
 
 
@@ -109,10 +109,10 @@ class EnhancementPrior(nn.Module):
     weights. It is fitted to the training patients where A is above a half, in two steps: the score
     by ridge regression, half of it to all tissue there and half within each tumour, to what tells
     enhancing tissue from the rest (fixed effects of the patient, both of equal weight); then p by a
-    logistic curve of the score over its deviation in the abnormal tissue of the patient, which says
-    how much of it is far from the rest, where scores of patients differ three times in scale. It is
-    taught by the labels of those who have them, else by how much the truth enhances there, and all
-    tissue there counts as tumour. Patients count alike.
+    logistic curve of the score over its deviation in the abnormal tissue of the patient, because
+    the scores of patients differ several times in scale, whatever enhances. It is taught by the
+    labels of those who have them, else by how much the truth enhances there, and all tissue there
+    counts as tumour. Patients count alike.
 
     An item that lacks a contrast is returned as it is, and so is every item where the target is not
     the enhanced form of a condition, or no training patient showed abnormal tissue. Where the
@@ -262,7 +262,7 @@ class EnhancementPrior(nn.Module):
 
     def settled(self, deviation: Tensor, count: int, brain: int) -> Tensor:
         """Return the deviation of a score, which few voxels do not tell, as that of others say."""
-        others = LEAST * brain
+        others = max(1.0, LEAST * brain)
         variance = (count * deviation**2 + others * self.deviation**2) / (count + others)
         return variance.sqrt().clamp(min=TINY)
 
@@ -324,7 +324,8 @@ class EnhancementPrior(nn.Module):
         scores = [direction @ patient.terms for patient in patients]
         if self.relative:
             deviations = torch.stack([score.std(correction=0) for score in scores])
-            self.deviation.copy_(deviations.median())
+            counts = torch.stack([patient.weights.sum() for patient in patients])
+            self.deviation.copy_(deviations @ counts / counts.sum())
             scores = [
                 score / self.settled(deviation, patient.count, patient.brain)
                 for score, deviation, patient in zip(scores, deviations, patients, strict=True)
@@ -332,7 +333,7 @@ class EnhancementPrior(nn.Module):
         fit = curve if self.relative else line
         told = scores, [p.enhancing for p in patients], [p.weights for p in patients]
         intercept, slope = fit(*(torch.cat(parts).numpy() for parts in told))
-        if slope <= 0:
+        if not slope > 0:  # NaN too, where the score is the same everywhere
             return False
         if self.relative:
             self.intercept_and_slope.copy_(torch.tensor([intercept, slope]))
@@ -400,7 +401,7 @@ def maps_of(prior: nn.Module | None, slices: np.ndarray, aspect: float) -> np.nd
     """
     find = getattr(prior, "maps", None)
     found = find and find(torch.from_numpy(slices), aspect)
-    return None if found is None else found.cpu().numpy()
+    return None if found is None else found.float().cpu().numpy()
 
 
 def build_prior(config: Config | None, facts: Mapping[str, Any]) -> nn.Module | None:

@@ -166,7 +166,7 @@ class LatentDiffusion(RunModule):
 
     def on_fit_start(self) -> None:
         """Let validation show what the prior finds in the volumes of its slices."""
-        if self.prior:
+        if hasattr(self.prior, "maps"):
             self.trainer.datamodule.show_maps(partial(maps_of, self.prior))
 
     def portable_params(self) -> dict[str, Any]:

@@ -180,7 +180,7 @@ class Distillation(LatentDiffusion):
         require_same_state(self.model.state_dict(), model.model.state_dict(), path.name)
         self.model.load_state_dict(model.model.state_dict())
         self.first_stage_model.load_state_dict(model.first_stage_model.state_dict())
-        if self.prior and model.prior:  # its own is taken when the training starts
+        if self.prior and model.prior:  # whose is taken when the training starts
             require_same_state(self.prior.state_dict(), model.prior.state_dict(), path.name)
         if self.anchor:
             self.anchor.load_state_dict(model.anchor.state_dict())
