@@ -19,7 +19,7 @@ def sample(model, patients, output, *options):
     return (output / "Phantom_0003_t1ce.nii.gz").read_bytes()
 
 
-@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("dims", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_flow_from_the_mean_of_a_run_needs_that_run_no_more(
     tmp_path, train, weights, patients, dims
 ):

@@ -33,6 +33,7 @@ def states(run):
     return checkpoint["state_dict"], checkpoint["current_model_state"]
 
 
+@pytest.mark.slow
 def test_a_compiled_training_writes_the_run_that_it_would_without(
     tmp_path, train, run_folder, compiled
 ):
