@@ -53,6 +53,18 @@ def with_neighbours(slices: np.ndarray, index: int, neighbours: int) -> np.ndarr
     return np.concatenate([slices[i] if 0 <= i < len(slices) else blank for i in rows])
 
 
+def parts_beside(maps: Mapping[str, np.ndarray], index: int | tuple) -> dict[str, np.ndarray]:
+    """Return what lies beside the slices at an index of (S, H, W) or (S, K, H, W), channels first.
+
+    Of one slice that is (1 or K, H, W), of a patch (1 or K, D, H, W).
+    """
+    cut = {name: array[index] for name, array in maps.items() if name != "slices"}
+    return {
+        name: np.moveaxis(part, -3, 0) if maps[name].ndim == 4 else part[None]
+        for name, part in cut.items()
+    }
+
+
 class Example(NamedTuple):
     """Which example of a data set.
 
@@ -193,8 +205,7 @@ class SliceDataset(Dataset):
         images = {"condition": with_neighbours(maps["slices"][:, :count], place, self.neighbours)}
         if self.has_target:
             images["target"] = maps["slices"][place, -1:]
-        others = {n: a[place] for n, a in maps.items() if n != "slices"}
-        return images | {n: a if a.ndim == 3 else a[None] for n, a in others.items()}
+        return images | parts_beside(maps, place)
 
     def _maps(self, number: int) -> dict[str, np.ndarray]:
         if number not in self._opened:
@@ -291,10 +302,7 @@ class PatchDataset(SliceDataset):
         images = {"condition": stack[:count]}
         if self.has_target:
             images["target"] = stack[count:]
-        others = {n: a[(depth, ..., *plane)] for n, a in maps.items() if n != "slices"}
-        return images | {
-            n: np.moveaxis(a, 1, 0) if a.ndim == 4 else a[None] for n, a in others.items()
-        }
+        return images | parts_beside(maps, (depth, ..., *plane))
 
 
 def abnormality_of(slices: SliceDataset, channel: int) -> np.ndarray:

@@ -228,11 +228,13 @@ class EnhancementPrior(nn.Module):
 
     def seen(self, images: Tensor, aspect: float | None) -> tuple[Tensor, Tensor, Tensor]:
         """Return A (S, H, W), what the form is of (C, S, H, W), and the brain, of (M, S, H, W)."""
-        aspect = float(self.aspect) if self.through and aspect is None else aspect
+        if not self.through:
+            aspect = float(self.sees_volumes)
+        elif aspect is None:
+            aspect = float(self.aspect)
 
         def axes(width: float) -> tuple[float, float, float]:
-            across = width * (aspect or 0.0) if self.through else width * self.sees_volumes
-            return across, width, width
+            return width * aspect, width, width
 
         images, brain = images[None], brain_of(images[None])
         excess = abnormality(images[:, self.guide, None], brain, axes(self.reach))
@@ -241,7 +243,10 @@ class EnhancementPrior(nn.Module):
         return (excess / ABNORMAL).clamp(max=1.0)[0, 0], torch.cat(scales, 1)[0], brain[0, 0]
 
     def score(self, scales: Tensor) -> Tensor:
-        """Return the quadratic form (*S) of images (C, *S)."""
+        """Return the quadratic form (*S) of images (C, *S).
+
+        That of :func:`polynomial`, without all its terms at once: those of a volume take a gigabyte.
+        """
         count = len(scales)
         parts = [1, count, len(self.coefficients) - count - 1]
         constant, linear, squares = self.coefficients.split(parts)
