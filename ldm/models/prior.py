@@ -245,7 +245,7 @@ class EnhancementPrior(nn.Module):
     def score(self, scales: Tensor) -> Tensor:
         """Return the quadratic form (*S) of images (C, *S).
 
-        That of :func:`polynomial`, without all its terms at once: those of a volume take a gigabyte.
+        That of :func:`polynomial`, without holding all terms of a volume, which take a gigabyte.
         """
         count = len(scales)
         parts = [1, count, len(self.coefficients) - count - 1]
