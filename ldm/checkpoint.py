@@ -175,8 +175,7 @@ def newest_checkpoint(run: Path) -> Path:
         CheckpointError: CKPT-MISSING (no run, or nothing saved yet), CKPT-CORRUPT (none valid),
             CKPT-VERSION. UnsafeError: see :func:`read_checkpoint`.
     """
-    if not (run / CONFIG_FILE).is_file():
-        raise CheckpointError("CKPT-MISSING", f"{run} is no run folder (no {CONFIG_FILE})")
+    run = require_run(run)
     existing = [run / name for name in CHECKPOINTS if (run / name).exists()]
     if not existing:
         raise CheckpointError("CKPT-MISSING", f"{run} has no checkpoint yet: start it anew")

@@ -9,7 +9,9 @@ from ldm.errors import ConfigError
 from ldm.inference.request import Request
 from ldm.models.diffusion.noise import KeyedNoise
 from ldm.models.diffusion.regression import OneStepRegression
-from ldm.models.diffusion.spread import draw_samples, mean_and_deviation
+from ldm.models.diffusion.samplers import SAMPLERS, ddim, get_sampler
+from ldm.models.diffusion.schedule import FlowSchedule, NoiseSchedule
+from ldm.models.diffusion.spread import draw_samples, mean_and_deviation, width
 
 KNOWN = {"mean_share": 0.75, "sampling_steps": 4}  # the posterior mean is learned
 
@@ -27,6 +29,20 @@ class Wavy(torch.nn.Module):
     def forward(self, x, timesteps, context=None, y=None):
         self.seen.append((int(timesteps[0]), x[:, :1].clone()))
         return self.weight * (0.3 * x[:, :1] + 0.1 * x[:, :1] ** 2 + 0.2)
+
+
+class Unit(torch.nn.Module):
+    """The best denoiser of data of unit variance about 0, as a backbone."""
+
+    size_divisor = 1
+
+    def __init__(self, in_channels, out_channels):
+        super().__init__()
+        self.schedule = NoiseSchedule("cosine")
+        self.one = torch.nn.Parameter(torch.ones(1))
+
+    def forward(self, x, timesteps, context=None, y=None):
+        return self.one * self.schedule.at(timesteps, x)[0] * x[:, :1]
 
 
 def wavy(**params):
@@ -66,6 +82,63 @@ def test_what_both_signs_have_in_common_is_replaced_by_the_mean():
     torch.testing.assert_close(minus, 7 - 4.5 * e)
     (one,) = draw_samples(walk, noise(), 1.5, both=False)
     assert torch.equal(one, plus)
+
+
+def denoiser_of(schedule, deviation=1.0):
+    """The best denoiser of normal data about 0."""
+
+    def denoise(x, t):
+        alpha, sigma = schedule.at(t, x)
+        return deviation**2 * alpha / ((deviation * alpha) ** 2 + sigma**2) * x
+
+    return denoise
+
+
+@pytest.mark.parametrize("steps", [2, 4, 25])
+@pytest.mark.parametrize("schedule", [NoiseSchedule("cosine"), FlowSchedule()], ids=["vp", "flow"])
+def test_width_of_ddim_is_the_product_of_its_steps(schedule, steps):
+    """From (a, s) to (b, u) it takes x to b x_0 + u (x - a x_0) / s, with x_0 = a x / (a² + s²)."""
+    expected, T = 1.0, len(schedule)
+    levels = [T - 1 - round(n * T / steps) for n in range(steps)] + [-1]
+    for t, to in zip(levels, levels[1:], strict=False):
+        (a, s), (b, u) = (
+            (float(schedule.alpha(torch.tensor(x))), float(schedule.sigma(torch.tensor(x))))
+            for x in (t, to)
+        )
+        x_0 = a / (a**2 + s**2)
+        expected *= b * x_0 + u * (1 - a * x_0) / s
+    assert width(ddim, schedule, steps) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("steps", [3, 10])
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_width_is_the_deviation_of_samples_of_unit_normal_data(name, steps):
+    schedule = NoiseSchedule("cosine")
+    sampler = get_sampler(name)
+    torch.manual_seed(0)
+    x_T = torch.randn(40000, 1, dtype=torch.float64)
+    samples = sampler(denoiser_of(schedule), x_T, schedule, steps)
+    assert width(sampler, schedule, steps) == pytest.approx(float(samples.std()), rel=0.02)
+
+
+def test_many_steps_need_no_correction():
+    for schedule in (NoiseSchedule("cosine"), NoiseSchedule("linear"), FlowSchedule()):
+        assert width(ddim, schedule, 500) == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "heun", "dpmpp_2m"])
+def test_a_spread_is_as_wide_with_few_steps_as_with_many(sampler):
+    """Of a network that answers as the best denoiser of unit normal data: the noise times it."""
+    model = plain(
+        {"target": f"{__name__}.Unit", "params": {}},
+        **{**KNOWN, "threshold": "none", "parameterization": "x0"},
+    )
+    data, own = batch(), KeyedNoise([(0, 0), (0, 1)], "cpu")
+    given = model.given(model.space.encode_condition(data["condition"], data["presence"]), data)
+    noise = own.at(1.0).draw((1, 8, 8))
+    for steps in (2, 4, 10):
+        (x_0,) = model.generate(given, own.at(1.0), sampler, steps, spread=0.5)
+        torch.testing.assert_close(x_0, 0.5 * noise, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm", "dpmpp_2m_sde", "heun"])

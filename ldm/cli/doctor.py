@@ -6,28 +6,12 @@ import argparse
 import os
 import platform
 import shutil
+from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
 import ldm
 from ldm.errors import ConfigError, UnsafeError
 
-PACKAGES = (
-    "torch",
-    "torchvision",
-    "pytorch-lightning",
-    "omegaconf",
-    "einops",
-    "timm",
-    "nibabel",
-    "scikit-image",
-    "torchmetrics",
-    "safetensors",
-    "monai",
-    "matplotlib",
-    "jinja2",
-    "tensorboard",
-    "rich",
-)
 ENOUGH_DISK = 5 << 30
 
 TORCHVISION = {
@@ -39,6 +23,24 @@ TORCHVISION = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare no arguments."""
+
+
+def required() -> list[tuple[str, bool, str]]:
+    """Return each package of setup.py, whether it is here as it is required, and the repair."""
+    from packaging.requirements import Requirement
+
+    from ldm.environment import installed_version
+
+    try:
+        told = [Requirement(text) for text in requires("dsdiff") or ()]
+    except PackageNotFoundError:
+        return [("dsdiff", False, "pip install -e .  # in the clone of dsdiff")]
+    own = [r for r in told if r.marker is None or r.marker.evaluate({"extra": ""})]
+    found = [(r, installed_version(r.name)) for r in own]
+    return [
+        (r.name, version is not None and r.specifier.contains(version, True), f"pip install '{r}'")
+        for r, version in found
+    ]
 
 
 def run(args: argparse.Namespace) -> int:
@@ -58,11 +60,10 @@ def run(args: argparse.Namespace) -> int:
 
     repairs = []
     print(f"dsdiff {ldm.__version__}, Python {platform.python_version()}, {platform.platform()}")
-    for package in PACKAGES:
-        installed = installed_version(package)
-        print(f"  {package:20} {installed or 'MISSING'}")
-        if installed is None and package != "torchvision":
-            repairs.append(f"pip install {package}")
+    for package, is_in_order, repair in (*required(), ("torchvision", True, "")):
+        print(f"  {package:20} {installed_version(package) or 'MISSING'}")
+        if not is_in_order:
+            repairs.append(repair)
     code = ConfigError.exit_code
     try:
         require_safe_libraries()

@@ -19,7 +19,7 @@ RUNTIMES = ("torch", "compile", "onnx")
 SPANS = {"temperature": Range(0), "rescale": Range(0, 1), "eta": Range(0, 1)}
 SPANS |= {"overlap": Range(0, 0.9), "guidance": Range(0), "enhancement": Range(0, 10)}
 SPANS["spread"] = RANGES["spread"]
-DRAWING = 2  # one more whenever the same request draws other samples
+DRAWING = 3  # one more whenever the same request draws other samples
 SAMPLER_OPTIONS = ("eta", "guidance", "rescale", "enhancement", "spread")
 
 
@@ -32,7 +32,7 @@ class Request:
         eta: of DDIM: 0 deterministic to 1 as DDPM.
         guidance, rescale: see :func:`ldm.models.diffusion.guidance.guide`.
         enhancement: factor of what the prior of a model changes, see :mod:`ldm.models.prior`.
-        spread: factor of how far samples lie from the posterior mean, see
+        spread: how far samples lie from the posterior mean; 1: as far as data of unit variance, see
             :mod:`ldm.models.diffusion.spread`.
         seed: of the noise, 0 or more and below 2**63.
         samples: this many are averaged, and their deviation is returned too; with a spread every

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from ldm.checkpoint import read_weights, require_same_state
-from ldm.config import merge_config
+from ldm.config import read_saved_config
 from ldm.errors import CheckpointError, ConfigError
 from ldm.modules.diffusionmodules.model import AutoencoderSettings, Decoder, Encoder
-from ldm.storage import CONFIG_FILE
+from ldm.storage import CONFIG_FILE, require_run
 
 FIRST_LOGVAR = -6.0  # of the posterior before training
 
@@ -182,9 +182,8 @@ class TrainedFirstStage(AutoencoderKL):
                 "which autoencoder? Give model.params.first_stage_config.params.path=RUN, "
                 "a folder that `dsdiff train configs/first_stage/...` made",
             )
-        if not (Path(path) / CONFIG_FILE).is_file():
-            raise CheckpointError("CKPT-MISSING", f"{path} is no run folder (no {CONFIG_FILE})")
-        params = (merge_config([Path(path) / CONFIG_FILE]).get("model") or {}).get("params") or {}
+        saved = read_saved_config(require_run(Path(path)) / CONFIG_FILE)
+        params = (saved.get("model") or {}).get("params") or {}
         described = params.get("autoencoder_config") or {}
         if described.get("target") != "ldm.models.autoencoder.AutoencoderKL":
             raise CheckpointError(

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import fields
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import nibabel as nib
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from ldm.claims import folder_lock
+from ldm.cli import doctor
 from ldm.cli.main import VERBS, main
 from ldm.errors import OPTION, RENAMED, ConfigError, DsdiffError, on_the_command_line, to_the_reader
 from ldm.inference.request import Request
@@ -163,6 +165,23 @@ def test_scripts_are_the_verbs():
 def test_doctor(capsys):
     assert main(["doctor"]) == 0
     assert "everything is in order" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("told", "repair"),
+    [(["einops", "scipy>=99"], "pip install 'scipy>=99'"), (None, "pip install -e .")],
+    ids=["too old", "a clone that is not installed"],
+)
+def test_doctor_compares_with_what_is_required(capsys, monkeypatch, told, repair):
+    def requires(name):
+        if told is None:
+            raise PackageNotFoundError(name)
+        return [*told, "no-such-package; extra == 'test'"]
+
+    monkeypatch.setattr(doctor, "requires", requires)
+    assert main(["doctor"]) == 2
+    shown = capsys.readouterr().out
+    assert f"repair: {repair}" in shown and "no-such-package" not in shown
 
 
 @pytest.mark.parametrize(

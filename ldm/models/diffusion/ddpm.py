@@ -18,9 +18,9 @@ from ldm.models.diffusion.guidance import THRESHOLDS, guide
 from ldm.models.diffusion.latent_space import LatentSpace
 from ldm.models.diffusion.noise import KeyedNoise
 from ldm.models.diffusion.process import GaussianProcess, Noised
-from ldm.models.diffusion.samplers import Sampling, get_sampler, network_calls, options_of
+from ldm.models.diffusion.samplers import Sampling, asked_timesteps, get_sampler, options_of
 from ldm.models.diffusion.schedule import sampling_timesteps
-from ldm.models.diffusion.spread import calls_of_sample, draw_samples, require_mean
+from ldm.models.diffusion.spread import asked_once, calls_of, draw_samples, require_mean, width
 from ldm.models.diffusion.tiling import Tiling
 from ldm.models.diffusion.timesteps import build_timesteps
 from ldm.models.diffusion.wrapper import IMAGES, Conditions, DiffusionWrapper
@@ -256,12 +256,7 @@ class LatentDiffusion(RunModule):
         return PredictedBatch(x_0, noised.x_0, noised.x_t, noised.t, features, batch, to_image)
 
     def total_loss(self, fit: Tensor, prediction: PredictedBatch) -> dict[str, Tensor]:
-        """Return ``loss`` and the weighted components that it is the sum of.
-
-        Args:
-            fit: misfit of the output.
-            prediction: what the further losses see.
-        """
+        """Return ``loss`` and the weighted components, misfit first, that it is the sum of."""
         components = {"fit": fit}
         for loss in self.losses.values():
             components |= loss(prediction)
@@ -357,7 +352,7 @@ class LatentDiffusion(RunModule):
             options = {"variance": self.process.variance, **options}
         learned = options.get("variance") in LEARNED
         denoise = self.denoiser(given, guidance, rescale, learned)
-
+        denoise = asked_once(denoise, len(self.schedule) - 1) if self.knows_mean else denoise
         steps = self.sampling_steps if steps is None else steps
 
         def walk(noise: KeyedNoise) -> Tensor:
@@ -365,7 +360,11 @@ class LatentDiffusion(RunModule):
             path = self.path(steps, noise.temperature)
             return get_sampler(name, noise=noise, **options)(denoise, x_T, self.schedule, path)
 
-        return draw_samples(walk, noise, self.spread(spread, steps, noise.temperature), both)
+        factor = self.spread(spread, steps, noise.temperature)
+        if factor:
+            known = {**options, "variance": "fixed_small"} if learned else options
+            factor /= width(get_sampler(name, **known), self.schedule, steps)
+        return draw_samples(walk, noise, factor, both)
 
     def spread(self, asked: float | None, steps: int, temperature: float) -> float | None:
         """Return that of samples, see :class:`Sampling`; one step gives the mean in any case."""
@@ -405,8 +404,9 @@ class LatentDiffusion(RunModule):
         options = {n: v for n, v in options.items() if n not in ("rescale", "enhancement")}
         sampling_timesteps(self.schedule, steps)  # refused also where, without noise, one is made
         path = self.path(steps, temperature)
-        once = network_calls(sampler or self.sampler, self.schedule, path, **options)
-        calls = calls_of_sample(once, self.spread(spread, steps, temperature))
+        asked = asked_timesteps(sampler or self.sampler, self.schedule, path, **options)
+        spread = self.spread(spread, steps, temperature)
+        calls = calls_of(asked, len(self.schedule) - 1, spread)
         return calls if guidance in (0, 1) else 2 * calls
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -170,8 +170,9 @@ class Sampling:
         sampling_steps: their number.
         temperature: of the noise, see :class:`~ldm.models.diffusion.noise.KeyedNoise`.
         threshold: of predicted images in pixel space: ``clip``, ``dynamic`` or ``none``.
-        spread: factor of how far a sample lies from the posterior mean, where the model has learned
-            it, see :func:`ldm.models.diffusion.spread.draw_samples`; None: as sampled.
+        spread: of samples about the posterior mean, where the model has learned it; 1: as wide as
+            data of unit variance are, whatever the sampler and its steps, see
+            :func:`ldm.models.diffusion.spread.width`; None: as sampled.
 
     Raises:
         ConfigError: CONFIG-VALUE for an unknown name.
@@ -217,13 +218,13 @@ def get_sampler(name: str, **options: Any) -> Sampler:
     return functools.partial(SAMPLERS[name], **options)
 
 
-def network_calls(name: str, schedule: Schedule, steps: int, **options: Any) -> int:
-    """How often a sampler calls the network, found by letting it sample a number.
+def asked_timesteps(name: str, schedule: Schedule, steps: int, **options: Any) -> list[float]:
+    """The timesteps at which a sampler calls the network, found by letting it sample a number.
 
     Raises:
         ConfigError: see :func:`get_sampler`; CONFIG-VALUE for a count of steps without a grid.
     """
-    calls = []
+    asked: list[float] = []
     sample = get_sampler(name, **options)
-    sample(lambda x, t: calls.append(t) or x, torch.zeros(1, 1), schedule, steps)
-    return len(calls)
+    sample(lambda x, t: asked.append(t.item()) or x, torch.zeros(1, 1), schedule, steps)
+    return asked
