@@ -209,15 +209,10 @@ def _with_current_names(node: Any) -> Any:
     return node
 
 
-def merge_overrides(config: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    """Return a resolved configuration changed by ``key=value``, checked again."""
-    changed = _resolve(_override(dict(config), overrides), TOP_LEVEL)
-    validate(changed)
-    return changed
-
-
-def load_config(files: Sequence[str | Path], overrides: Iterable[str] = ()) -> dict[str, Any]:
-    """Return the resolved, checked configuration of a run as plain dicts and lists.
+def load_config(
+    files: Sequence[str | Path | Mapping[str, Any]], overrides: Iterable[str] = ()
+) -> dict[str, Any]:
+    """Return the resolved, checked configuration of a run; see :func:`merge_config`.
 
     Raises:
         ConfigError: what is wrong, with its key path and the nearest valid name.

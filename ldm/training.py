@@ -32,7 +32,7 @@ from ldm.checkpoint import (
 )
 from ldm.claims import claim, permit
 from ldm.compiling import make_fast
-from ldm.config import PLACE_FILE, foreign_targets, load_config, merge_overrides, save_config
+from ldm.config import PLACE_FILE, foreign_targets, load_config, save_config
 from ldm.cost.energy import EnergyMeter
 from ldm.cost.network import peak_memory
 from ldm.data.datamodule import ContrastDataModule
@@ -140,7 +140,7 @@ def train(
             given = config if isinstance(config, str | Path) else config[0]
             raise ConfigError("USAGE", f"--resume takes no YAML ({given}): the run has its own")
         checkpoint, before = newest_checkpoint(folder), read_run_config(folder, trust)
-        resolved = merge_overrides(before, overrides)
+        resolved = load_config([before], overrides)
         require_resumable(before, resolved, str(folder))
         if (notice := rate_notice(before, resolved)) and is_main_process():
             (say or log.warning)(notice)
@@ -157,7 +157,7 @@ def train(
         files = [config] if isinstance(config, str | Path) else list(config)
         resolved = load_config(files, overrides)
     else:
-        resolved = merge_overrides(read_run_config(Path(str(start)), trust), overrides)
+        resolved = load_config([read_run_config(Path(str(start)), trust)], overrides)
     folder = Path(output) if output else RUNS / str(resolved.get("name", "run"))
     first = None if start is None else Path(start)
     return run_training(resolved, folder, start=first, say=say, progress=progress)

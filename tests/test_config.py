@@ -18,7 +18,6 @@ from ldm.config import (
     find_config,
     load_config,
     merge_config,
-    merge_overrides,
     read_yaml,
     save_config,
     trusted_targets,
@@ -254,7 +253,7 @@ def tiny() -> dict[str, Any]:
     ],
 )
 def test_a_misspelt_key_is_refused_with_the_nearest_name(tiny, override, said):
-    error = refusal(merge_overrides, tiny, [override])
+    error = refusal(load_config, [tiny], [override])
     assert (error.code, error.exit_code) == ("CONFIG-UNKNOWN", 2)
     assert said in error.message
 
@@ -293,14 +292,14 @@ def test_a_misspelt_key_is_refused_with_the_nearest_name(tiny, override, said):
 )
 def test_a_value_of_the_wrong_type_is_refused_with_its_path(tiny, override):
     key = override.partition("=")[0]
-    error = refusal(merge_overrides, tiny, [override])
+    error = refusal(load_config, [tiny], [override])
     assert (error.code, error.exit_code) == ("CONFIG-VALUE", 2)
     assert key.rpartition(".")[2] in error.message
 
 
 def test_numbers_that_yaml_1_1_hides_are_typed(tiny):
-    changed = merge_overrides(
-        tiny,
+    changed = load_config(
+        [tiny],
         [
             "model.params.optimizer_config.params.lr=1e-4",
             "lightning.trainer.max_time=00:00:10:00",
@@ -316,7 +315,7 @@ def test_numbers_that_yaml_1_1_hides_are_typed(tiny):
 
 
 def test_a_callback_is_turned_off_by_null(tiny):
-    changed = merge_overrides(tiny, ["lightning.callbacks.samples=null"])
+    changed = load_config([tiny], ["lightning.callbacks.samples=null"])
     assert changed["lightning"]["callbacks"]["samples"] is None
 
 
@@ -426,7 +425,7 @@ def test_the_ways_a_target_can_fail_are_told_apart(tmp_path, monkeypatch, target
     "target", ["os.system", "builtins.eval", "torch.hub.load", "torch.load", "logging.os.system"]
 )
 def test_a_function_is_no_class_even_if_the_user_names_it(tiny, target):
-    error = refusal(merge_overrides, tiny, [f"model.params.unet_config.target={target}"])
+    error = refusal(load_config, [tiny], [f"model.params.unet_config.target={target}"])
     assert error.code == "CONFIG-TARGET"
     assert "is not a class" in error.message or "no module 'logging.os'" in error.message
 

@@ -100,6 +100,16 @@ class RunCheckpoint(Checkpoint):
         if trainer.global_step != self.saved_step:
             self.save(trainer)
 
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the weights of a run that is resumed at its end, where no step is left to train.
+
+        A process that was killed between its last two files left those of the save before.
+        """
+        if self.saved_step >= 0 or self.best is not None:
+            return
+        if failure := trainer.strategy.broadcast(self.save_weights(trainer, {})):
+            raise failure
+
     def save(self, trainer: pl.Trainer, again: bool = False) -> None:
         """Write both files of the current step; not the model where a better one is kept.
 

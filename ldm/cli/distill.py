@@ -59,7 +59,7 @@ def student_config(
     Raises:
         ConfigError: what is wrong, with its key path.
     """
-    from ldm.config import merge_config, validate
+    from ldm.config import load_config
     from ldm.models.diffusion.distillation import portable_teacher
 
     params, model = teacher["model"].get("params") or {}, portable_teacher(teacher["model"])
@@ -73,6 +73,4 @@ def student_config(
     if params.get("parameterization") == "eps":
         student["parameterization"] = "v"
     own = {"name": f"{teacher.get('name', 'run')}-distilled-{steps}", "model": {"params": student}}
-    config = merge_config([{**teacher, "model": model}, DISTILL, own], overrides)
-    validate(config)
-    return config
+    return load_config([{**teacher, "model": model}, DISTILL, own], overrides)

@@ -12,7 +12,7 @@ import torch
 
 from ldm.binding import rate_notice
 from ldm.cli.main import main
-from ldm.config import merge_overrides, read_saved_config
+from ldm.config import load_config, read_saved_config
 
 STEPS = "lightning.trainer.max_steps=6"
 
@@ -76,10 +76,10 @@ def test_tr_12_what_a_resumed_run_takes_is_applied(dsdiff, run):
 )
 def test_tr_12_what_becomes_of_the_learning_rate_is_said_in_one_line(run, overrides, said):
     before = read_saved_config(run / "config.yaml")
-    notice = rate_notice(before, merge_overrides(before, overrides))
+    notice = rate_notice(before, load_config([before], overrides))
     assert said in notice and "\n" not in notice if said else notice is None
-    constant = merge_overrides(before, ["model.params.rate_schedule=constant"])
-    assert rate_notice(constant, merge_overrides(constant, overrides)) is None
+    constant = load_config([before], ["model.params.rate_schedule=constant"])
+    assert rate_notice(constant, load_config([constant], overrides)) is None
 
 
 def test_tr_12_a_longer_run_says_so_when_it_is_resumed(run, capsys):

@@ -11,7 +11,7 @@ from workflow.conftest import SPLIT, TINY
 
 from ldm.checkpoint import CHECKPOINTS
 
-COUNTS = [3, pytest.param(30, marks=pytest.mark.slow)]
+COUNTS = [2, pytest.param(30, marks=pytest.mark.slow)]
 
 
 def killed_again_and_again(begin, finished, kills: int) -> int:

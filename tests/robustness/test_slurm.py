@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from workflow.conftest import SPLIT, TINY
 
+from ldm.checkpoint import newest_checkpoint, read_checkpoint
+
 REPO = Path(__file__).parents[2]
 STUBS = {  # of SLURM, what the script calls
     "srun": 'exec "$@"',
@@ -53,7 +55,8 @@ def steps_of(run: Path) -> int:
 
 @pytest.fixture(scope="module")
 def arguments(patients) -> list[str]:
-    steps = ["lightning.trainer.max_steps=40", "lightning.trainer.val_check_interval=20"]
+    steps = ["lightning.trainer.max_steps=40", "lightning.trainer.val_check_interval=40"]
+    steps += ["lightning.callbacks.samples=null", "lightning.callbacks.curve=null"]
     return [*TINY, f"data.params.root={patients}", *SPLIT, *steps]
 
 
@@ -67,19 +70,31 @@ def whole(tmp_path_factory, arguments, weights) -> str:
     return weights(folder / "run")
 
 
-@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM], ids=["limit", "cancelled"])
-def test_a_job_that_is_stopped_goes_on_bitwise(tmp_path, arguments, whole, weights, number):
-    run = tmp_path / "run"
-    job = Job(tmp_path, str(run), *arguments)
-    while job.process.poll() is None and steps_of(run) < 4:
+def stopped(folder: Path, arguments: list[str], number: signal.Signals) -> Job:
+    """A job that has got the signal after a few steps, and has ended."""
+    job = Job(folder, str(folder / "run"), *arguments)
+    while job.process.poll() is None and steps_of(folder / "run") < 4:
         time.sleep(0.05)
     job.process.send_signal(number)  # to the shell alone, as --signal=B: and scancel --batch do
     assert job.wait() == 143, job.log.read_text()
-    assert job.queued == (["requeue 17"] if number == signal.SIGUSR1 else [])
-    assert weights(run) != whole
-    again = Job(tmp_path, str(run), *arguments)
+    return job
+
+
+def test_at_its_time_limit_a_job_is_queued_again_and_goes_on_bitwise(
+    tmp_path, arguments, whole, weights
+):
+    job = stopped(tmp_path, arguments, signal.SIGUSR1)
+    assert job.queued == ["requeue 17"]
+    assert weights(tmp_path / "run") != whole
+    again = Job(tmp_path, str(tmp_path / "run"), *arguments)
     assert again.wait() == 0, again.log.read_text()
-    assert weights(run) == whole
+    assert weights(tmp_path / "run") == whole
+
+
+def test_a_job_that_is_cancelled_saves_and_is_not_queued_again(tmp_path, arguments):
+    assert stopped(tmp_path, arguments, signal.SIGTERM).queued == []
+    saved = newest_checkpoint(tmp_path / "run")
+    assert 0 < read_checkpoint(saved)["global_step"] < 40
 
 
 def test_without_arguments_it_says_how_it_is_called(tmp_path):

@@ -14,6 +14,7 @@ from ldm.callbacks.run import MOST_SKIPPED, GradientGuard
 from ldm.cli.main import main
 from ldm.errors import NonFiniteError, OutputError
 from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.storage import MODEL_FILE
 
 STEPS = "lightning.trainer.max_steps=4"
 
@@ -32,6 +33,21 @@ def at_step(monkeypatch, step: int, act) -> None:
 
 def steps_of(run: Path) -> int:
     return torch.load(run / "checkpoints/last.ckpt", weights_only=True)["global_step"]
+
+
+def test_tr_01_killed_between_its_last_two_files_a_run_has_the_weights_of_its_end(
+    tmp_path, train, weights
+):
+    """``last.ckpt`` is of the last step then, and ``model.safetensors`` of the save before."""
+    run, every = tmp_path / "run", "lightning.callbacks.checkpoint.params.every_n_steps=1"
+    assert train(run, "lightning.trainer.max_steps=3", every) == 0
+    before = (run / MODEL_FILE).read_bytes()
+    assert main(["train", "--resume", str(run), STEPS]) == 0
+    whole = weights(run)
+    (run / MODEL_FILE).write_bytes(before)
+    assert weights(run) != whole
+    assert main(["train", "--resume", str(run), STEPS]) == 0
+    assert weights(run) == whole
 
 
 @pytest.mark.parametrize("fault", ["reader left", "disk full", "closed"])

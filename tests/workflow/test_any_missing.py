@@ -155,7 +155,8 @@ def test_the_chain_makes_each_contrast(run, patients, tmp_path, capsys):
         case, output = tmp_path / name / "case", tmp_path / f"made_{name}"
         shutil.copytree(patients / TEST, case)
         (case / f"{TEST}_{name}.nii.gz").rename(tmp_path / f"{name}.nii.gz")
-        assert main(["sample", str(run), "--input", str(case.parent), "--output", str(output)]) == 0
+        mean = ["sample", str(run), "--temperature", "0"]
+        assert main([*mean, "--input", str(case.parent), "--output", str(output)]) == 0
         made = output / f"{TEST}_{name}.nii.gz"
         sidecar = json.loads(made.with_name(f"{TEST}_{name}.json").read_text())
         assert (
@@ -166,7 +167,7 @@ def test_the_chain_makes_each_contrast(run, patients, tmp_path, capsys):
         # with all four there, what is asked for is not read: the bytes are those
         whole = tmp_path / f"whole_{name}"
         asked = ["--subjects", TEST, "--target", name, "--output", str(whole)]
-        assert main(["sample", str(run), "--input", str(patients), *asked]) == 0
+        assert main([*mean, "--input", str(patients), *asked]) == 0
         assert (whole / made.name).read_bytes() == made.read_bytes()
         scored = tmp_path / f"scores_{name}"
         rows = ["--prediction", str(output), "--reference", str(patients), "--output", str(scored)]

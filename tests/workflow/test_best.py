@@ -11,6 +11,7 @@ from ldm.cli.main import main
 from ldm.data.seen import read_seen
 
 EVERY_STEP = ["lightning.trainer.val_check_interval=1", "lightning.trainer.max_steps={}"]
+EVERY_STEP += ["lightning.callbacks.samples=null", "lightning.callbacks.curve=null"]
 BEST = "lightning.callbacks.checkpoint.params.best_by="
 RATE = "model.params.optimizer_config.params.lr="
 

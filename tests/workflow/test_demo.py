@@ -5,7 +5,8 @@ from ldm.cli.main import main
 
 def test_the_demo_ends_with_a_report_and_the_way_to_ones_own_patients(tmp_path, capsys):
     words = ["demo", "--output", str(tmp_path / "demo"), "--subjects", "8", "--size", "32"]
-    assert main([*words, "budget.steps=1", "regression_of=null"]) == 0
+    short = ["budget.steps=1", "regression_of=null", "data.params.image_size=32"]
+    assert main([*words, *short]) == 0
     shown = capsys.readouterr().out
     assert "copy T1" in shown and "diffusion · temperature 1" in shown
     assert "dsdiff train configs/backbone/unet_tiny.yaml data.params.root=FOLDER" in shown

@@ -99,7 +99,7 @@ def test_a_model_of_slices_has_no_windows(tmp_path, run_folder, patients, capsys
 
 
 def test_several_samples_and_bf16(tmp_path, volume_run, patients):
-    options = ["--samples", "2", "--precision", "bf16", "--steps", "2"]
+    options = ["--samples", "2", "--precision", "bf16", "--steps", "2", "--overlap", "0"]
     assert sample(volume_run, patients, tmp_path / "n", *options) == 0
     spread = nib.load(tmp_path / "n/Phantom_0003_t1ce_std.nii.gz").get_fdata()
     assert spread.max() > 0
