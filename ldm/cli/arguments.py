@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ from ldm.cli.terminal import show_progress
 
 if TYPE_CHECKING:
     from ldm.data.datamodule import ContrastDataModule
+    from ldm.data.layouts.base import Layout, Subject
 
 SAMPLERS = "as ddim, ddpm, dpmpp_2m, unipc_3, heun; a wrong name is answered with all"
 # As ldm.data.brain names them, which is not imported to show help; a test holds them together.
@@ -48,6 +50,17 @@ def add_config_argument(parser: argparse.ArgumentParser) -> None:
         help="YAML whose data section says contrasts, normaliser, axis and split, then overrides "
         "such as data.params.axis=coronal (default: configs/base.yaml)",
     )
+
+
+def subjects_of(
+    args: argparse.Namespace, contrasts: Sequence[str]
+) -> tuple[Layout, dict[str, Subject]]:
+    """Return the layout and the subjects of ``--input``, and say what was found."""
+    from ldm.data.layouts import detect_layout, summary
+
+    layout, found = detect_layout(args.input, args.layout, contrasts)
+    print(summary(layout, found), file=sys.stderr)
+    return layout, found
 
 
 def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import sys
 from typing import TYPE_CHECKING
 
 from ldm.cli.arguments import (
@@ -12,6 +11,7 @@ from ldm.cli.arguments import (
     add_devices_argument,
     add_model_arguments,
     add_subject_arguments,
+    subjects_of,
 )
 from ldm.cli.terminal import print_next, report_written, reporter, show_progress
 
@@ -132,7 +132,7 @@ def run(args: argparse.Namespace) -> int:
     """Sample every subject; one that fails does not stop the others."""
     from ldm.checkpoint import study_of
     from ldm.claims import claim
-    from ldm.data.layouts import detect_layout, select_subjects, summary
+    from ldm.data.layouts import select_subjects
     from ldm.data.layouts.base import stored_files
     from ldm.inference.forms import form_named
     from ldm.inference.outputs import FAILURES, write_about
@@ -143,8 +143,7 @@ def run(args: argparse.Namespace) -> int:
 
     request(args)  # a wrong one is refused before the folder is listed
     study, form = study_of(args.model, args.trust), form_named(args.form)
-    layout, found = detect_layout(args.input, args.layout, study.contrasts)
-    print(summary(layout, found), file=sys.stderr)
+    layout, found = subjects_of(args, study.contrasts)
     subjects = select_subjects(found, args.subjects)
     targets = [args.target] if args.target else study.targets
     form.check([subject.id for subject in subjects], targets)

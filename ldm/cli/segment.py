@@ -12,6 +12,7 @@ from ldm.cli.arguments import (
     add_devices_argument,
     add_model_arguments,
     add_subject_arguments,
+    subjects_of,
 )
 from ldm.cli.evaluate import add_label_argument, add_seen_argument
 from ldm.cli.main import DEBUG
@@ -87,7 +88,7 @@ def predict(args: argparse.Namespace) -> int:
     """Segment every subject; one that fails does not stop the others."""
     from ldm.checkpoint import study_of
     from ldm.claims import claim
-    from ldm.data.layouts import detect_layout, select_subjects
+    from ldm.data.layouts import select_subjects
     from ldm.data.layouts.base import stored_files
     from ldm.inference.label_maps import LabelWriter
     from ldm.inference.parallel import shared_among
@@ -97,7 +98,7 @@ def predict(args: argparse.Namespace) -> int:
     if args.batch_size < 1:
         raise bad_value(f"--batch-size is {args.batch_size}: give a whole number >= 1")
     contrasts = study_of(args.model, args.trust).contrasts
-    layout, found = detect_layout(args.input, args.layout, contrasts)
+    layout, found = subjects_of(args, contrasts)
     subjects = select_subjects(found, args.subjects)
     inputs = [args.input, args.model, *stored_files(found.values())]
     with claim(args.output, "segment", inputs=inputs, replace=args.overwrite):

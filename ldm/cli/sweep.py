@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from ldm.cli.arguments import SAMPLERS
+from ldm.cli.arguments import SAMPLERS, subjects_of
 from ldm.cli.sample import add_volume_arguments, load_synthesiser
 from ldm.cli.terminal import reporter
 from ldm.errors import PartialError
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     from ldm.checkpoint import study_of
     from ldm.claims import claim
     from ldm.cli.evaluate import terminal_table
-    from ldm.data.layouts import detect_layout, select_subjects
+    from ldm.data.layouts import select_subjects
     from ldm.data.layouts.base import stored_files
     from ldm.evaluation.protocol import DEFAULT
     from ldm.models.diffusion import samplers
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
         samplers.get_sampler(name)
     wanted = [(name, steps) for name in names for steps in args.steps]
     contrasts = study_of(args.model, args.trust).contrasts
-    layout, found = detect_layout(args.input, args.layout, contrasts)
+    layout, found = subjects_of(args, contrasts)
     ids = args.subjects or held_out(args.model, sorted(found))
     if not ids:
         print(
