@@ -310,6 +310,7 @@ def run_folder(model: Path) -> Path:
 
     What is not there is taken for a folder unless it has the name of such a file.
     """
+    model = model.expanduser()
     if model.is_dir():
         return model
     if model.suffix == ".ckpt":

@@ -6,9 +6,11 @@ import argparse
 import importlib
 import logging
 import os
+import re
 import shlex
 import signal
 import sys
+import sysconfig
 import threading
 import traceback
 from collections.abc import Sequence
@@ -103,7 +105,7 @@ def _run(argv: list[str]) -> int:
     except Exception as error:
         if args.debug:
             traceback.print_exc()
-        known = as_known_error(error)
+        known = as_known_error(error) or _of_foreign_code(error)
         report_error(
             args.verb,
             known
@@ -113,6 +115,25 @@ def _run(argv: list[str]) -> int:
             "of 'dsdiff doctor' to whom you have this program from",
         )
         return known.exit_code if known else 70
+
+
+def _of_foreign_code(error: Exception) -> ConfigError | None:
+    """Return what is wrong with a class of the user; None: it is this project's, or a library's."""
+    said = f"{type(error).__name__}: {error}"
+    if isinstance(error, TypeError) and re.match(
+        r"\w+\.forward\(\) (takes|missing|got)", str(error)
+    ):
+        how = "a backbone is called as forward(x, timesteps, context=None, y=None)"
+        return ConfigError("CONFIG-TARGET", f"{said}; {how}, see docs/add-a-backbone.md")
+    root, libraries = Path(__file__).parents[2], sysconfig.get_paths()
+    own = [root / name for name in ("ldm", "guided_diffusion", "UNet_DS_Diff", "scripts")]
+    own += [Path(libraries[name]) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = Path(frame.filename)
+        if path.is_file() and not any(path.is_relative_to(folder) for folder in own):
+            where = f"{path.name} line {frame.lineno}, which is not of this project"
+            return ConfigError("CONFIG-TARGET", f"{said}, in {where}; --debug shows the traceback")
+    return None
 
 
 def _require_working_directory() -> None:

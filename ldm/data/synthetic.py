@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 
 import ldm
+from ldm.errors import OutputError
 
 WARNING = "synthetic, not for diagnosis"
 DESCRIP = "SYNTHETIC dsdiff"  # begins the field `descrip` of a NIfTI header
@@ -46,3 +48,21 @@ def mark(header: nib.Nifti1Header, said: Mapping[str, Any]) -> None:
 def is_marked(header: nib.Nifti1Header) -> bool:
     """Return whether a NIfTI header says that its volume is synthetic."""
     return header["descrip"].item().startswith(DESCRIP.encode())
+
+
+def refuse_acquired(path: Path) -> None:
+    """Refuse to write over an image that nothing marks as synthetic.
+
+    Raises:
+        OutputError: OUT-INPUT.
+    """
+    try:
+        is_acquired = not is_marked(nib.load(path).header)
+    except Exception:  # no image, or no NIfTI, whatever is wrong with it
+        return
+    if is_acquired:
+        raise OutputError(
+            "OUT-INPUT",
+            f"{path} is an image that does not say that it is synthetic: it is never written over; "
+            "choose another folder",
+        )

@@ -21,6 +21,7 @@ import numpy as np
 from ldm.claims import claimed, permit
 from ldm.data.layouts import Layout, Subject
 from ldm.data.nifti import Geometry, encode_volume
+from ldm.data.synthetic import refuse_acquired
 from ldm.errors import DsdiffError, OutputError, WorkerError, survived
 from ldm.inference.forms import Image, digest_at, digest_of, form_named, spread_path, stored
 from ldm.storage import read_json, remove, write_csv, write_file, write_json
@@ -314,22 +315,22 @@ class SyntheticVolume:
             form: ``nifti`` (``ID_TARGET.nii.gz``, ``.json``, ``_std.nii.gz``), ``bids`` or
                 ``dicom``, see :mod:`ldm.inference.forms`.
 
-        Returns:
-            The path of the volume, or the folder of the series.
+        Returns the path of the volume, or the folder of the series.
 
         Raises:
             OutputError: OUT-EXISTS for another volume of that name, unless it may be overwritten;
-                OUT-IO. ConfigError: CONFIG-VALUE. DataError: DATA-ID, DATA-AFFINE, DATA-EXTRA.
+                OUT-IO, OUT-INPUT. ConfigError: CONFIG-VALUE. DataError: DATA-ID, DATA-AFFINE, ...
         """
         form_named(form).check([self.id], [self.target])
-        path, sidecar = volume_paths(Path(folder), self.id, self.target, form)
+        root = Path(folder).expanduser()
+        path, sidecar = volume_paths(root, self.id, self.target, form)
         same = {key: self.described[key] for key in DECISIVE if key in self.described}
-        with claimed(Path(folder), "sample", replace=overwrite):
+        with claimed(root, "sample", replace=overwrite):
             if is_written(path, sidecar, same, overwrite):
                 return path
             if not overwrite:
                 require_remade(path, sidecar, self.sidecar_in(form)["sha256"])
-            return self.write(Path(folder), form)
+            return self.write(root, form)
 
     def write(self, folder: Path, form: str = "nifti") -> Path:
         """Write the files, also in place of those of another request; see :meth:`save`.
@@ -401,8 +402,10 @@ def is_written(path: Path, sidecar: Path, described: Mapping[str, Any], overwrit
     """
     if _is_whole(path, sidecar, described, overwrite):
         return True
-    for output in (*stored(path), sidecar, *stored(spread_path(path))):  # refused before any work
-        permit(output, overwrite)
+    for output in (*stored(path), sidecar, *stored(spread_path(path))):
+        permit(output, overwrite)  # refused before any work
+    if overwrite and "sha256" not in read_json(sidecar, torn=True):
+        refuse_acquired(path)
     return False
 
 

@@ -148,7 +148,11 @@ class Request:
                 f"spread is {self.spread}, but at temperature 0 there is one image, the mean: give "
                 "temperature 1, or leave spread out"
             )
-        if self.samples > 1 and steps == 1 and temperature and model.knows_mean:
+        if self.samples > 1 and not temperature:
+            log.warning(
+                "%d samples are all alike: at temperature 0 there is no noise", self.samples
+            )
+        elif self.samples > 1 and steps == 1 and model.knows_mean:
             log.warning(
                 "%d samples of one step are all alike: from noise alone one step gives the mean; "
                 "give steps 2 or more",

@@ -162,6 +162,30 @@ def test_scripts_are_the_verbs():
     assert "usage: dsdiff sample" in process.stdout
 
 
+@pytest.mark.parametrize(
+    ("forward", "said"),
+    [
+        ("(self, x): return x", "a backbone is called as forward(x, timesteps, context=None, y=No"),
+        ("(self, x, timesteps, context=None, y=None): return nam", "in own_net.py line 5"),
+    ],
+    ids=["signature", "name"],
+)
+def test_a_mistake_in_a_network_of_ones_own_is_named_as_such(
+    tmp_path, patients, monkeypatch, capsys, forward, said
+):
+    text = "from torch import nn\nclass Net(nn.Module):\n    def __init__(self, in_channels, "
+    text += "out_channels):\n        super().__init__(); self.c = nn.Conv2d(4, 1, 1)\n"
+    (tmp_path / "own_net.py").write_text(f"{text}    def forward{forward}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "own_net", raising=False)
+    config = tmp_path / "own.yaml"
+    config.write_text("base: base.yaml\nmodel: {params: {unet_config: {target: own_net.Net}}}\n")
+    told = [f"data.params.root={patients}", "data.params.image_size=32"]
+    assert main(["train", str(config), *told, "--dry-run"]) == 2
+    shown = capsys.readouterr().err
+    assert "error CONFIG-TARGET" in shown and said in shown and "a bug" not in shown
+
+
 def test_doctor(capsys):
     assert main(["doctor"]) == 0
     assert "everything is in order" in capsys.readouterr().out

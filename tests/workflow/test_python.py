@@ -225,6 +225,20 @@ def test_what_is_saved_is_never_mixed_with_another_request(tmp_path, synthesiser
     assert sha256(of(1).save(tmp_path, overwrite=True)) != first.sidecar["sha256"]
 
 
+@pytest.mark.parametrize("beside", [None, {"Modality": "MR"}], ids=["alone", "a sidecar of BIDS"])
+def test_an_acquired_image_is_never_written_over(tmp_path, synthesiser, patients, beside):
+    folder = Path(shutil.copytree(patients / ID, tmp_path / ID))
+    real = folder / f"{ID}_t1ce.nii.gz"
+    if beside:
+        (folder / f"{ID}_t1ce.json").write_text(json.dumps(beside))
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    (result,) = synthesiser.volumes(patients, ID, steps=1)
+    for overwrite in (False, True):
+        with pytest.raises(OutputError, match="OUT-"):
+            result.save(folder, overwrite=overwrite)
+    assert {path: path.read_bytes() for path in before} == before and real in before
+
+
 def test_progress_is_any_function_that_wraps(run_folder, patients):
     seen = []
 

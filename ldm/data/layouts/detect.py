@@ -191,6 +191,7 @@ def select_subjects(subjects: Mapping[str, Subject], ids: Iterable[str] | None) 
     """
     if ids is None:
         return list(subjects.values())
+    ids = [ids] if isinstance(ids, str) else list(ids)
     for subject in ids:
         if subject not in subjects:
             raise DataError("DATA-MISSING", f"no such subject{nearest(subject, subjects)}", subject)
