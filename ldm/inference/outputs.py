@@ -404,7 +404,7 @@ def is_written(path: Path, sidecar: Path, described: Mapping[str, Any], overwrit
         return True
     for output in (*stored(path), sidecar, *stored(spread_path(path))):
         permit(output, overwrite)  # refused before any work
-    if overwrite and "sha256" not in read_json(sidecar, torn=True):
+    if "Synthetic" in described and "sha256" not in read_json(sidecar, torn=True):
         refuse_acquired(path)
     return False
 
