@@ -84,12 +84,12 @@ def test_what_both_signs_have_in_common_is_replaced_by_the_mean():
     assert torch.equal(one, plus)
 
 
-def denoiser_of(schedule, deviation=1.0):
-    """The best denoiser of normal data about 0."""
+def denoiser_of(schedule):
+    """The best denoiser of unit normal data."""
 
     def denoise(x, t):
         alpha, sigma = schedule.at(t, x)
-        return deviation**2 * alpha / ((deviation * alpha) ** 2 + sigma**2) * x
+        return alpha / (alpha**2 + sigma**2) * x
 
     return denoise
 

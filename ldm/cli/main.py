@@ -10,7 +10,6 @@ import re
 import shlex
 import signal
 import sys
-import sysconfig
 import threading
 import traceback
 from collections.abc import Sequence
@@ -119,10 +118,10 @@ def _run(argv: list[str]) -> int:
 
 def _of_foreign_code(error: Exception) -> ConfigError | None:
     """Return what is wrong with a class of the user; None: it is this project's, or a library's."""
+    import sysconfig
+
     said = f"{type(error).__name__}: {error}"
-    if isinstance(error, TypeError) and re.match(
-        r"\w+\.forward\(\) (takes|missing|got)", str(error)
-    ):
+    if re.match(r"TypeError: \w+\.forward\(\) (takes|missing|got)", said):
         how = "a backbone is called as forward(x, timesteps, context=None, y=None)"
         return ConfigError("CONFIG-TARGET", f"{said}; {how}, see docs/add-a-backbone.md")
     root, libraries = Path(__file__).parents[2], sysconfig.get_paths()

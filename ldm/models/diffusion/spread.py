@@ -52,7 +52,7 @@ def width(sampler: Sampler, schedule: Schedule, steps: int | Sequence[int]) -> f
     noises = torch.eye(1 + (steps if isinstance(steps, int) else len(steps)), dtype=torch.float64)
 
     def denoise(x: Tensor, t: Tensor) -> Tensor:
-        alpha, sigma = (level(t).view(-1, 1) for level in (schedule.alpha, schedule.sigma))
+        alpha, sigma = schedule.at(t, x)
         return alpha / (alpha**2 + sigma**2) * x
 
     def noise(step: int, x: Tensor) -> Tensor:
