@@ -26,6 +26,7 @@ OWN_TEMPORARY = re.compile(r"\.tmp-(\d+)-[0-9a-f]{8}(\..*)?")
 LOCK = ".lock"
 RUN_FILES = ("model.safetensors", "checkpoints/last.ckpt")  # of a version that kept no list
 RUN_OWNERS = ("train", "import")
+SYNTHETIC = ("sample", "brasyn", "segment")  # verbs whose files are no patients
 NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
 BEYOND = 1 << 30  # no list is that long
 
@@ -88,8 +89,9 @@ class Claim:
     ) -> None:
         self.given, self.folder = Path(os.path.abspath(folder)), folder.resolve()  # noqa: PTH100
         self.verb, self.descriptor, self.inputs, self.replace = verb, descriptor, inputs, replace
-        self._path, self._signs, self._size = self.folder / LOCK, {}, -1
-        first = next(iter(self._lines()), "")
+        self._path, self._size = self.folder / LOCK, -1
+        self._signs: dict[str, str] = {}
+        first = next(iter(_read_lines(self._path)), "")
         if not first:
             self._begin(adopt)
         elif not first.startswith("dsdiff "):
@@ -112,9 +114,6 @@ class Claim:
             "files with those: choose another --output",
         )
 
-    def _lines(self) -> list[str]:
-        return self._path.read_text(encoding="utf-8", errors="replace").splitlines()
-
     def _append(self, *lines: str) -> None:
         os.write(self.descriptor, "".join(f"{line}\n" for line in lines).encode())
         os.fsync(self.descriptor)
@@ -123,12 +122,7 @@ class Claim:
         """Return the names, relative to the folder, of what the verb has written."""
         size = self._path.stat().st_size
         if size != self._size:  # by us, or by another process of a shared claim
-            for line in self._lines()[1:]:
-                with suppress(ValueError, RecursionError):  # torn by a kill, or by somebody
-                    name = json.loads(line[1:])
-                    if isinstance(name, str):
-                        self._signs[name] = line[0]
-            self._size = size
+            self._signs, self._size = _signs(_read_lines(self._path)[1:]), size
         return {name for name, sign in self._signs.items() if sign == "+"}
 
     def owns(self, name: str) -> bool:
@@ -164,7 +158,60 @@ class Claim:
                 sweep(folder)
 
 
+def _read_lines(lock: Path) -> list[str]:
+    return lock.read_text(encoding="utf-8", errors="replace").splitlines()
+
+
+def _signs(lines: Iterable[str]) -> dict[str, str]:
+    """Return name -> ``+`` or ``-``, the last sign that the lines of a lock give it."""
+    signs = {}
+    for line in lines:
+        with suppress(ValueError, RecursionError):  # torn by a kill, or by somebody
+            name = json.loads(line[1:])
+            if isinstance(name, str):
+                signs[name] = line[0]
+    return signs
+
+
 _claims: list[Claim] = []  # of this process, in all its threads; the innermost comes last
+
+
+def is_synthetic(folder: Path) -> bool:
+    """Return whether a verb of :data:`SYNTHETIC` has written every file of a folder.
+
+    What is hidden does not count.
+    """
+    lock = folder / LOCK
+    if not lock.is_file():
+        return False
+    first, *lines = _read_lines(lock) or [""]
+    if first.removeprefix("dsdiff ") not in SYNTHETIC:
+        return False
+    own = {name for name, sign in _signs(lines).items() if sign == "+"}
+    there = (p.relative_to(folder) for p in folder.rglob("*") if not p.is_dir())
+    return all(n.as_posix() in own for n in there if not any(p.startswith(".") for p in n.parts))
+
+
+def refuse_among(folder: Path, subjects: Path, files: Iterable[Path]) -> None:
+    """Refuse to write into the folder of the subjects, where each has a folder of its own.
+
+    Read again, what is written there would be further subjects, of the same ids.
+
+    Args:
+        folder: for the output.
+        subjects: folder of the subjects.
+        files: theirs.
+
+    Raises:
+        OutputError: OUT-INPUT.
+    """
+    root = subjects.resolve()
+    if folder.resolve() == root and any(file.parent.resolve() != root for file in files):
+        raise OutputError(
+            "OUT-INPUT",
+            f"{folder} holds the folders of the subjects, and files beside these would be read as "
+            f"further subjects: choose another --output, such as {folder / 'predictions'}",
+        )
 
 
 @contextmanager

@@ -8,8 +8,16 @@ from builders import INPUTS, write_subject
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ldm.data.layouts import BraTS2021, BraTS2023, detect_layout, select_subjects
+from ldm.claims import claim
+from ldm.data.layouts import (
+    BraTS2021,
+    BraTS2023,
+    detect_layout,
+    find_predictions,
+    select_subjects,
+)
 from ldm.errors import MAX_LINE, DataError
+from ldm.storage import write_file, write_json
 
 NAMES_2023 = {"t1": "t1n", "t1ce": "t1c", "t2": "t2w", "flair": "t2f", "seg": "seg"}
 
@@ -164,3 +172,47 @@ def test_the_order_does_not_depend_on_the_file_system(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "walk", backwards)
     assert list(found(tmp_path)) == ["a", "b", "c"]
+
+
+# --- what dsdiff wrote among the patients ---------------------------------------------------------
+
+
+def written(folder: Path, verb: str, *names: str) -> Path:
+    with claim(folder, verb):
+        for name in names:
+            write_file(folder / name, "a volume")
+    return folder
+
+
+def test_predictions_among_the_patients_are_none_of_them(tmp_path):
+    touch(tmp_path, *(f"p1/p1_{c}.nii.gz" for c in INPUTS))
+    predictions = written(tmp_path / "predictions", "sample", "p1_t1ce.nii.gz")
+    assert found(tmp_path) == {"p1": set(INPUTS)}
+    assert found(predictions) == {"p1": {"t1ce"}}  # unless they are what is asked for
+    touch(predictions, "p1_t2.nii.gz")  # a stranger's, which no verb wrote
+    assert "DATA-ID" in refusal(tmp_path)
+
+
+def test_a_folder_of_predictions_alone_is_read_and_one_of_phantoms_too(tmp_path):
+    for number in (1, 2):
+        written(tmp_path / f"out/p{number}", "sample", f"p{number}_t1ce.nii.gz")
+    assert found(tmp_path / "out") == {"p1": {"t1ce"}, "p2": {"t1ce"}}
+    written(tmp_path / "made/more", "prepare", "q1/q1_t1.nii.gz")
+    touch(tmp_path / "made", "p1/p1_t1.nii.gz")
+    assert found(tmp_path / "made") == {"p1": {"t1"}, "q1": {"t1"}}
+
+
+def test_a_contrast_that_was_made_in_the_folder_of_its_patient_completes_it(tmp_path):
+    touch(tmp_path, *(f"p1/p1_{c}.nii.gz" for c in INPUTS))
+    written(tmp_path / "p1", "sample", "p1_t1ce.nii.gz")
+    assert found(tmp_path) == {"p1": {*INPUTS, "t1ce"}}
+
+
+def test_predictions_are_found_by_the_id_that_their_sidecar_states(tmp_path):
+    real = detect_layout(touch(tmp_path / "real", "a_1-b/a_1-b_t1.nii.gz"))[1]
+    own = touch(tmp_path / "own", "sub-a1b/anat/sub-a1b_ce-gad_desc-synth_T1w.nii.gz")
+    assert set(find_predictions(own, real, "t1ce")[1]) == {"sub-a1b"}
+    write_json(own / "sub-a1b/anat/sub-a1b_ce-gad_desc-synth_T1w.json", {"subject": "a_1-b"})
+    assert {i: s.id for i, s in find_predictions(own, real, "t1ce")[1].items()} == {
+        "a_1-b": "a_1-b"
+    }

@@ -131,7 +131,7 @@ def _add_noise_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Sample every subject; one that fails does not stop the others."""
     from ldm.checkpoint import study_of
-    from ldm.claims import claim
+    from ldm.claims import claim, refuse_among
     from ldm.data.layouts import select_subjects
     from ldm.data.layouts.base import stored_files
     from ldm.inference.forms import form_named
@@ -147,7 +147,9 @@ def run(args: argparse.Namespace) -> int:
     subjects = select_subjects(found, args.subjects)
     targets = [args.target] if args.target else study.targets
     form.check([subject.id for subject in subjects], targets)
-    inputs = [args.input, args.model, *stored_files(found.values())]
+    files = stored_files(found.values())
+    refuse_among(args.output, args.input, files)
+    inputs = [args.input, args.model, *files]
     writes = ["cost.json", FAILURES, *form.about()]
     own = {"inputs": inputs, "writes": writes, "replace": args.overwrite}
     with claim(args.output, "sample", **own):
@@ -169,8 +171,8 @@ def run(args: argparse.Namespace) -> int:
             if synthesiser.first_call:
                 print(synthesiser.first_call)
     code = report_written(done, args.output)
-    keeps_ids = args.form == "nifti" or (args.form == "bids" and layout.name == "BIDS")
-    if keeps_ids and any(study.target in subject.files for subject in subjects):
+    is_read = args.form in ("nifti", "bids")  # by dsdiff evaluate
+    if is_read and any(study.target in subject.files for subject in subjects):
         words = ["--prediction", str(args.output), "--reference", str(args.input)]
         words += ["--layout", args.layout] if args.layout else []
         print_next(shlex.join(["dsdiff", "evaluate", *words, "--output", "evaluation"]))

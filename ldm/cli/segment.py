@@ -87,7 +87,7 @@ def _add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
 def predict(args: argparse.Namespace) -> int:
     """Segment every subject; one that fails does not stop the others."""
     from ldm.checkpoint import study_of
-    from ldm.claims import claim
+    from ldm.claims import claim, refuse_among
     from ldm.data.layouts import select_subjects
     from ldm.data.layouts.base import stored_files
     from ldm.inference.label_maps import LabelWriter
@@ -100,7 +100,9 @@ def predict(args: argparse.Namespace) -> int:
     contrasts = study_of(args.model, args.trust).contrasts
     layout, found = subjects_of(args, contrasts)
     subjects = select_subjects(found, args.subjects)
-    inputs = [args.input, args.model, *stored_files(found.values())]
+    files = stored_files(found.values())
+    refuse_among(args.output, args.input, files)
+    inputs = [args.input, args.model, *files]
     with claim(args.output, "segment", inputs=inputs, replace=args.overwrite):
         options = (args.trust, args.device, args.batch_size, args.allow_missing, args.nonfinite)
         segmenter = NetworkSegmenter(args.model, *options)

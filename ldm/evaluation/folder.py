@@ -228,6 +228,7 @@ class _Work:
                     volume = read_prediction(predicted[subject.id], layout, case)
                     self._score(row, seed, case, volume)
                     self._check_units(row, case, volume, predicted[subject.id])
+                    self._check_same(row, subject, predicted[subject.id])
                 except DataError as error:
                     told = f"seed {seed}: " if len(found) > 1 else ""
                     self._fail(row, subject.id, told + _reason(error))
@@ -272,6 +273,12 @@ class _Work:
         own, real = (float(np.median(v[case.brain])) for v in (volume.volume, case.reference))
         if real > 0 and (volume.is_stray or not 1 / APART < own / real < APART):
             self.results[0].units.setdefault(row, own / real)
+
+    def _check_same(self, row: str, real: Subject, predicted: Subject) -> None:
+        """Note a row whose folder is that of the reference."""
+        target = [str(self.results[0].study.target)]
+        if predicted.paths(target) == real.paths(target) and row not in self.results[0].same:
+            self.results[0].same.append(row)
 
     def _score(self, row: str, seed: int, case: Case, predicted: Prediction) -> None:
         """Add the scores of one prediction."""

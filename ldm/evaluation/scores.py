@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ldm.errors import PartialError, to_the_reader
+from ldm.errors import PartialError, one_of, to_the_reader
 from ldm.evaluation.metrics.calibration import Reliability
 from ldm.evaluation.protocol import BaseProtocol, Scores
 from ldm.evaluation.statistics import (
@@ -72,6 +72,7 @@ class Evaluation:
         untold: rows whose models do not say whom they were trained on.
         units: row of predictions without sidecars -> their median in the brain, in that of the
             reference, of the first patient where their units must differ.
+        same: rows of which a prediction is the file of the reference itself.
         others: name -> the same predictions under a further protocol.
         study: which contrast was judged, and from which it was made.
     """
@@ -86,6 +87,7 @@ class Evaluation:
     labels: dict[str, dict[str, int]] = field(default_factory=dict)
     untold: list[str] = field(default_factory=list)
     units: dict[str, float] = field(default_factory=dict)
+    same: list[str] = field(default_factory=list)
     others: dict[str, Evaluation] = field(default_factory=dict)
     study: Study = Study()
     _index: dict[str, dict[tuple[str, str], dict[str, dict[int, float]]]] = field(
@@ -142,6 +144,10 @@ class Evaluation:
             + to_the_reader("--protocol=legacy, which allows for a gain and an offset, or brasyn.")
             for row, ratio in self.units.items()
         ]
+        if self.same:
+            said.append(
+                f"The real images themselves, so nothing is predicted: {', '.join(self.same)}."
+            )
         if self.subjects and not self.labels and not self.scores and not self.failures:
             said.append(
                 f"No reference has labels (seg), without which protocol {self.protocol.name} has "
@@ -197,7 +203,14 @@ class Evaluation:
         return rows
 
     def mean(self, row: str, region: str, measure: str) -> float:
-        """Return the mean over patients; NaN where there is none."""
+        """Return the mean over patients; NaN where there is none.
+
+        Raises:
+            ConfigError: CONFIG-VALUE for a row, region or measure that the evaluation has not.
+        """
+        one_of("row", row, self.rows)
+        one_of("region", region, self.protocol.regions)
+        one_of("measure", measure, self.protocol.names())
         return _mean(list(self.values(row, region, measure).values()))
 
     def seeds(self, row: str) -> list[int]:

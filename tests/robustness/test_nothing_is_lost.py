@@ -36,6 +36,19 @@ def test_oi_05_sample_into_the_patients_folder(dsdiff, tmp_path, run_folder, coh
     assert f"OUT-INPUT: {output}/{P1}_t1ce.nii.gz is an input" in line
 
 
+@pytest.mark.parametrize("verb", ["sample", "segment predict"])
+def test_oi_05_no_output_beside_the_folders_of_the_patients(
+    dsdiff, tmp_path, run_folder, segmenter_run, cohort, verb
+):
+    before = tree(cohort)
+    model = run_folder if verb == "sample" else segmenter_run
+    code, line = dsdiff(
+        *verb.split(), model, "--input", cohort, "--output", cohort / "." / P1 / ".."
+    )
+    assert (code, tree(cohort)) == (5, before)
+    assert "OUT-INPUT" in line and "further subjects" in line
+
+
 def test_ex_03_the_t1_of_a_table_is_no_output(dsdiff, tmp_path, run_folder, cohort):
     out = tmp_path / "out"
     out.mkdir()

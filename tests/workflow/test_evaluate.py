@@ -14,7 +14,7 @@ from ldm.benchmark.kept_scores import evaluate_once
 from ldm.cli.main import main
 from ldm.data.normalise import RobustNormaliser
 from ldm.data.synthetic import mark, statement
-from ldm.errors import PartialError
+from ldm.errors import ConfigError, PartialError
 from ldm.evaluation.folder import evaluate
 from ldm.evaluation.protocol import DEFAULT
 from ldm.evaluation.scores import Evaluation
@@ -42,6 +42,28 @@ def test_the_truth_scores_perfectly(truth, patients):
             values = result.values("truth", region, measure)
             assert values == dict.fromkeys(("Phantom_0001", "Phantom_0002"), perfect)
     assert result.mean(COPY_T1, "tumour", "psnr") < result.mean(COPY_T1, "healthy", "psnr")
+
+
+def test_the_reference_as_its_own_prediction_is_named(truth, patients):
+    """A folder that was mistaken for that of the predictions must not look like a perfect model."""
+    result = evaluate({"ours": patients, "truth": truth}, patients, subjects=["Phantom_0001"])
+    assert [said for said in result.remarks() if "real images themselves" in said] == [
+        "The real images themselves, so nothing is predicted: ours."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("asked", "nearest"),
+    [
+        (("truht", "brain", "psnr"), "truth"),
+        (("truth", "brian", "psnr"), "brain"),
+        (("truth", "brain", "pnsr"), "psnr"),
+    ],
+)
+def test_the_mean_of_a_mistyped_name_is_refused(truth, patients, asked, nearest):
+    result = evaluate({"truth": truth}, patients, subjects=["Phantom_0001"])
+    with pytest.raises(ConfigError, match=f"nearest: '?{nearest}"):
+        result.mean(*asked)
 
 
 def test_units_of_the_sidecar_make_gain_and_offset_irrelevant(tmp_path, truth, patients):

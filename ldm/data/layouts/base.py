@@ -16,6 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
+from ldm.claims import is_synthetic
 from ldm.data.nifti import volume_stem
 from ldm.data.patients import is_examination, patient_of
 from ldm.data.volume_file import VolumeFile
@@ -35,19 +36,26 @@ class Tree:
 
     Args:
         root: the folder.
+        synthetic: list the folders below it too in which all was written by a verb that makes
+            synthetic volumes, such as predictions among the patients.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, synthetic: bool = True) -> None:
         self.root = Path(os.path.normpath(Path(root).expanduser().absolute()))
-        self.files = sorted(self._walk())
+        self.passed_over = 0  # folders of synthetic volumes
+        self.files = sorted(self._walk(synthetic))
 
-    def _walk(self) -> Iterator[Path]:
+    def _walk(self, synthetic: bool) -> Iterator[Path]:
         seen: set[str] = set()
         for folder, below, names in os.walk(self.root, followlinks=True):
             if (real := os.path.realpath(folder)) in seen:
                 below.clear()
                 continue
             seen.add(real)
+            if not synthetic and Path(folder) != self.root and is_synthetic(Path(folder)):
+                self.passed_over += 1
+                below.clear()
+                continue
             below[:] = sorted(name for name in below if not name.startswith("."))
             # A folder with the name of a volume is listed too: reading it says why.
             named = (name for name in below if volume_stem(name) is not None)

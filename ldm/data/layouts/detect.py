@@ -90,8 +90,15 @@ def detect_layout(
             raise DataError("DATA-LAYOUT", f"{root.name} is a file: give a folder, or a .csv file")
         table = _told(SubjectTable(), contrasts)
         return table, table.read(root)
-    tree, chosen = Tree(root), _told(build_layout(layout), contrasts)
-    found = {chosen: list(chosen.find(tree))} if chosen else _candidates(tree, contrasts)
+    chosen = _told(build_layout(layout), contrasts)
+
+    def recognised(tree: Tree) -> dict[Layout, list[Entry]]:
+        return {chosen: list(chosen.find(tree))} if chosen else _candidates(tree, contrasts)
+
+    tree = Tree(root, synthetic=False)  # predictions among the patients are none of them
+    found = recognised(tree)
+    if not any(found.values()) and tree.passed_over:
+        found = recognised(tree := Tree(root))
     if not any(found.values()):
         raise _nothing_found(tree, chosen)
     best = max(found, key=lambda candidate: _weight(found[candidate]))
@@ -119,7 +126,9 @@ def find_predictions(
     """Return what a folder holds of the patients of a reference.
 
     ``ID.nii.gz`` with the id of a patient is the prediction of that patient, as segmenters write
-    it; its labels mean what those of the patient mean. Else the folder is in any known layout.
+    it; its labels mean what those of the patient mean. Else the folder is in any known layout; an
+    id that is not of the reference gives way to the one that the sidecar states, because the labels
+    of BIDS cannot hold every id.
 
     Args:
         root: folder of predictions.
@@ -132,7 +141,18 @@ def find_predictions(
     """
     layout = _told(PerPatient(reference, contrast), contrasts)
     entries = list(layout.find(Tree(root))) if Path(root).is_dir() else []
-    return (layout, layout.subjects(entries)) if entries else detect_layout(root, None, contrasts)
+    if entries:
+        return layout, layout.subjects(entries)
+    layout, found = detect_layout(root, None, contrasts)
+    return layout, {s.id: s for s in (_as_stated(s, contrast, reference) for s in found.values())}
+
+
+def _as_stated(subject: Subject, contrast: str, reference: Mapping[str, Subject]) -> Subject:
+    """Return a prediction under the id of the reference that its sidecar states."""
+    if subject.id in reference or contrast not in subject.files:
+        return subject
+    stated = subject.files[contrast].described().get("subject")
+    return replace(subject, id=stated) if stated in reference else subject
 
 
 class PerPatient(Layout):
