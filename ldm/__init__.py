@@ -1,8 +1,7 @@
 """Latent diffusion with swappable denoising backbones for contrast-enhanced MRI synthesis.
 
-The jobs of ``dsdiff`` as calls: ``train``, ``Synthesiser``, ``brasyn``, ``evaluate``,
-``Benchmark``, ``Segmenter``, ``ensemble`` and ``export``. They print nothing and raise the errors
-of :mod:`ldm.errors`; see docs/python.md.
+The verbs of ``dsdiff`` as calls, which print nothing and raise the errors of :mod:`ldm.errors`; see
+docs/python.md.
 """
 
 from importlib import import_module
@@ -13,11 +12,19 @@ from ldm._torchvision import watch_for_torchvision
 if TYPE_CHECKING:
     from ldm.averaging import ensemble
     from ldm.benchmark.run import Benchmark
-    from ldm.evaluation.folder import evaluate
+    from ldm.benchmark.sweep_cells import sweep
+    from ldm.data.preparing import prepare
+    from ldm.diagnosis.data import diagnose_data
+    from ldm.diagnosis.run import diagnose_run
+    from ldm.distilling import distill
     from ldm.handover import export
+    from ldm.importing.model import import_model
     from ldm.inference.brasyn import brasyn
+    from ldm.inference.label_maps import segment
     from ldm.inference.segmentation import NetworkSegmenter as Segmenter
     from ldm.inference.synthesis import Synthesiser
+    from ldm.phantom import write_phantoms
+    from ldm.report.evaluation import evaluate
     from ldm.training import train
 
 __version__ = "0.1.0"
@@ -27,10 +34,18 @@ __all__ = [
     "Synthesiser",
     "__version__",
     "brasyn",
+    "diagnose_data",
+    "diagnose_run",
+    "distill",
     "ensemble",
     "evaluate",
     "export",
+    "import_model",
+    "prepare",
+    "segment",
+    "sweep",
     "train",
+    "write_phantoms",
 ]
 
 # Imported when they are asked for: with them come torch and all that is built on it.
@@ -39,10 +54,18 @@ DOOR = {
     "Segmenter": ("ldm.inference.segmentation", "NetworkSegmenter"),
     "Synthesiser": ("ldm.inference.synthesis", "Synthesiser"),
     "brasyn": ("ldm.inference.brasyn", "brasyn"),
+    "diagnose_data": ("ldm.diagnosis.data", "diagnose_data"),
+    "diagnose_run": ("ldm.diagnosis.run", "diagnose_run"),
+    "distill": ("ldm.distilling", "distill"),
     "ensemble": ("ldm.averaging", "ensemble"),
-    "evaluate": ("ldm.evaluation.folder", "evaluate"),
+    "evaluate": ("ldm.report.evaluation", "evaluate"),
     "export": ("ldm.handover", "export"),
+    "import_model": ("ldm.importing.model", "import_model"),
+    "prepare": ("ldm.data.preparing", "prepare"),
+    "segment": ("ldm.inference.label_maps", "segment"),
+    "sweep": ("ldm.benchmark.sweep_cells", "sweep"),
     "train": ("ldm.training", "train"),
+    "write_phantoms": ("ldm.phantom", "write_phantoms"),
 }
 
 watch_for_torchvision()

@@ -64,7 +64,7 @@ class Member(NamedTuple):
 
 
 def ensemble(
-    runs: Sequence[str | Path],
+    runs: str | Path | Sequence[str | Path],
     output: str | Path,
     *,
     overwrite: bool = False,
@@ -94,11 +94,11 @@ def ensemble(
             ensemble, in which runs would count twice; see
             :func:`ldm.checkpoint.load_model`. UnsafeError, OutputError.
     """
-    output = Path(output)
+    output, given = Path(output), [runs] if isinstance(runs, str | Path) else list(runs)
     require_free(output, overwrite)
-    if len(runs) < 2:
-        raise ConfigError("USAGE", f"an ensemble has two runs or more: {len(runs)} given")
-    members = [_member(Path(run), trust) for run in runs]
+    if len(given) < 2:
+        raise ConfigError("USAGE", f"an ensemble has two runs or more: {len(given)} given")
+    members = [_member(Path(run), trust) for run in given]
     for member in members[1:]:
         _require_alike(members[0], member)
     for place, member in enumerate(members):

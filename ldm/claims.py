@@ -155,7 +155,7 @@ class Claim:
         parents = {(self.folder / name).parent for name in self.written()}
         for folder in {self.folder, *parents}:
             if folder.resolve() == folder:  # no link leads out
-                sweep(folder)
+                sweep_folder(folder)
 
 
 def _read_lines(lock: Path) -> list[str]:
@@ -301,7 +301,7 @@ def folder_lock(folder: Path) -> Iterator[None]:
         BusyError: RUN-BUSY when another live process holds it.
     """
     with _locked(Path(folder)):
-        sweep(Path(folder))
+        sweep_folder(Path(folder))
         yield
 
 
@@ -363,7 +363,7 @@ def _refuse_link(path: Path) -> NoReturn:
     )
 
 
-def sweep(folder: Path, older_than: float = 0) -> None:
+def sweep_folder(folder: Path, older_than: float = 0) -> None:
     """Remove the temporary files and folders that dead processes of this project left there."""
     for leftover in folder.glob(f"{TEMPORARY}*"):
         name = OWN_TEMPORARY.fullmatch(leftover.name)

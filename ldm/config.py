@@ -37,6 +37,7 @@ from ldm.util import (
     targets_in,
 )
 
+Overrides = str | Iterable[str] | Mapping[str, Any]  # see merge_config
 PLACE_FILE = "place.json"  # beside a saved configuration: where its patients are
 TOP_LEVEL = ("name", "seed", "model", "data", "lightning")
 LIGHTNING = ("trainer", "callbacks", "logger", "compile")
@@ -169,10 +170,12 @@ def load_with_bases(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 def merge_config(
     files: Sequence[str | Path | Mapping[str, Any]],
-    overrides: Iterable[str] = (),
+    overrides: Overrides = (),
     top_level: Sequence[str] = TOP_LEVEL,
 ) -> dict[str, Any]:
-    """Merge files (or mappings) left to right, then ``key=value``; resolve; return plain dicts.
+    """Merge files (or mappings) left to right, then overrides; resolve; return plain dicts.
+
+    Overrides are ``key=value``, one or several, or a mapping ``{"data.params.root": PATH}``.
 
     Where a later file or override names another ``target``, those ``params`` of the old class that
     the new one does not take are forgotten.
@@ -210,7 +213,7 @@ def _with_current_names(node: Any) -> Any:
 
 
 def load_config(
-    files: Sequence[str | Path | Mapping[str, Any]], overrides: Iterable[str] = ()
+    files: Sequence[str | Path | Mapping[str, Any]], overrides: Overrides = ()
 ) -> dict[str, Any]:
     """Return the resolved, checked configuration of a run; see :func:`merge_config`.
 
@@ -353,8 +356,8 @@ def _accepted_by(target: Any, params: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in params.items() if name in named or takes_any}
 
 
-def _override(config: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    for override in overrides:
+def _override(config: dict[str, Any], overrides: Overrides) -> dict[str, Any]:
+    for override in _words(overrides):
         key, equals, value = override.partition("=")
         if not equals or not key:
             raise ConfigError("CONFIG-PARSE", f"'{override}' is neither a YAML file nor key=value")
@@ -368,6 +371,15 @@ def _override(config: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any
         _refuse_resolvers(change, "the command line")
         config = _merged(config, change)
     return config
+
+
+def _words(overrides: Overrides) -> Iterable[str]:
+    """Return overrides as ``key=value``, one or several; of a mapping the values are JSON."""
+    if isinstance(overrides, str):
+        return [overrides]
+    if isinstance(overrides, Mapping):
+        return [f"{key}={json.dumps(value, default=str)}" for key, value in overrides.items()]
+    return overrides
 
 
 def _refuse_resolvers(config: Mapping[str, Any], source: str) -> None:

@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from ldm.claims import NO_FOLLOW, TEMPORARY, Claim, open_own, permit, refuse_existing, sweep
+from ldm.claims import NO_FOLLOW, TEMPORARY, Claim, open_own, permit, refuse_existing, sweep_folder
 from ldm.errors import CheckpointError, DataError, OutputError
 
 CHUNK = 1 << 20
@@ -167,7 +167,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     try:
         temporary.mkdir(parents=True)
         if folder.parent not in _swept:  # once: it may hold an entry of each of 10^5 patients
-            sweep(folder.parent, older_than=ABANDONED_AFTER)  # machines may share the parent
+            sweep_folder(folder.parent, older_than=ABANDONED_AFTER)  # machines may share the parent
             _swept.add(folder.parent)
         mode = temporary.stat().st_mode
         temporary.chmod(0o700)

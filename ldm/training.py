@@ -32,7 +32,7 @@ from ldm.checkpoint import (
 )
 from ldm.claims import claim, permit
 from ldm.compiling import make_fast
-from ldm.config import PLACE_FILE, foreign_targets, load_config, save_config
+from ldm.config import PLACE_FILE, Overrides, foreign_targets, load_config, save_config
 from ldm.cost.energy import EnergyMeter
 from ldm.cost.network import peak_memory
 from ldm.data.datamodule import ContrastDataModule
@@ -105,7 +105,7 @@ class TrainedRun:
 
 def train(
     config: str | Path | Sequence[str | Path] | None = None,
-    overrides: Sequence[str] = (),
+    overrides: Overrides = (),
     output: str | Path | None = None,
     *,
     resume: str | Path | None = None,
@@ -119,7 +119,7 @@ def train(
 
     Args:
         config: YAML, or several that are merged left to right.
-        overrides: ``key=value``, such as ``data.params.root=FOLDER``.
+        overrides: ``key=value``, such as ``data.params.root=FOLDER``, or ``{key: value}``.
         output: run folder; None: ``runs/NAME``.
         resume: run folder to continue exactly, in place of ``config``.
         start: run folder whose weights the new run starts with (fine-tuning); without ``config``
@@ -129,6 +129,9 @@ def train(
         say: told one line at a time what is trained, how far it is and what validation found.
         progress: wraps the subjects that are decoded; given, a terminal shows a bar of the steps.
 
+    Returns:
+        the run; ``stopped_by`` says whether a signal, such as Ctrl-C, ended it early.
+
     Raises:
         ConfigError: USAGE, and what is wrong, with its key path. DataError: a subject cannot be
             used. OutputError: OUT-EXISTS when the folder holds a run already. NonFiniteError.
@@ -137,8 +140,7 @@ def train(
     if resume is not None:
         folder = Path(resume)
         if config:
-            given = config if isinstance(config, str | Path) else config[0]
-            raise ConfigError("USAGE", f"--resume takes no YAML ({given}): the run has its own")
+            raise ConfigError("USAGE", f"--resume takes no YAML ({config}): the run has its own")
         checkpoint, before = newest_checkpoint(folder), read_run_config(folder, trust)
         resolved = load_config([before], overrides)
         require_resumable(before, resolved, str(folder))

@@ -429,9 +429,14 @@ class TestFiles:
     def written(self, tmp_path_factory):
         folder = tmp_path_factory.mktemp("phantoms")
         calls = []
-        names = write_phantoms(folder, 3, 32, seed=7, progress=lambda *args: calls.append(args))
+
+        def progress(items, title, total):
+            calls.append((list(items), total))
+            return items
+
+        names = write_phantoms(str(folder), 3, 32, seed=7, progress=progress)
         assert names == ["Phantom_0001", "Phantom_0002", "Phantom_0003"]
-        assert calls == [(1, 3), (2, 3), (3, 3)]
+        assert calls == [(names, 3)]
         return folder
 
     def test_layout_is_brats_2021_and_nothing_else(self, written):

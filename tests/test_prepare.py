@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from ldm.data.contrasts import as_labels
 from ldm.data.layouts import detect_layout
 from ldm.data.nifti import encode_volume, read_volume, write_volume
 from ldm.data.prepare import (
@@ -196,6 +197,14 @@ def test_some_input_must_exist(tmp_path, target):
 def test_a_subject_that_cannot_be_used_says_why(tmp_path, images, message):
     write_subject(tmp_path, images=images)
     assert message in refusal(tmp_path)
+
+
+def test_labels_between_whole_numbers_are_not_rounded_in_silence(caplog):
+    """A label map that was resampled by interpolation holds labels that nobody drew."""
+    assert as_labels(np.array([0, 1, 4.001]), "p0").tolist() == [0, 1, 4]  # of slope and intercept
+    assert not caplog.text
+    assert as_labels(np.array([0, 0.4, 1.7]), "p0").tolist() == [0, 0, 2]
+    assert "p0: seg holds 0.4, which is no label" in caplog.text
 
 
 def test_negative_intensities_and_a_large_scale_are_data(tmp_path):

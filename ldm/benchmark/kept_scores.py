@@ -8,7 +8,7 @@ from typing import Any
 
 from ldm.data.layouts import detect_layout, select_subjects
 from ldm.evaluation.downstream import downstream_scores
-from ldm.evaluation.folder import evaluate, predictions_of
+from ldm.evaluation.folder import evaluate_folders, predictions_of
 from ldm.evaluation.metrics.perceptual import stored_weights
 from ldm.evaluation.protocol import DEFAULT, DOWNSTREAM, MetricProtocol
 from ldm.evaluation.scores import FORMAT, Evaluation
@@ -39,10 +39,10 @@ def evaluate_once(
         path: JSON file that keeps all scores and notes; every number comes back as it was, bit by
             bit. One of an older format is made again.
         study: what was synthesised, and from what.
-        protocol, mask, options: see :func:`ldm.evaluation.folder.evaluate`.
+        protocol, mask, options: see :func:`ldm.evaluation.folder.evaluate_folders`.
 
     Raises:
-        DataError: see :func:`ldm.evaluation.folder.evaluate`.
+        DataError: see :func:`ldm.evaluation.folder.evaluate_folders`.
     """
     described = {
         "volumes": volume_digests(prediction) if prediction else {},
@@ -59,7 +59,7 @@ def evaluate_once(
     def made() -> dict[str, Any]:
         told = {"study": study, "subjects": sorted(references), "protocols": [protocol], **options}
         rows = {ROW: prediction} if prediction else {}
-        return evaluate(rows, reference, baseline=not rows, mask=mask, **told).to_dict()
+        return evaluate_folders(rows, reference, baseline=not rows, mask=mask, **told).to_dict()
 
     return Evaluation.from_dict(protocol, kept(path, strict_json(described), made), study)
 

@@ -220,7 +220,7 @@ def plan_trainings(
                 path = {"first_stage_config": {"params": {"path": str(first_stage)}}}
                 parts += [LATENT, {"model": {"params": path}}]
             parts += [*extra, {key: plan[key] for key in SHARED_KEYS if key in plan}]
-            overrides = list(row.get("overrides") or [])
+            overrides = row.get("overrides") or []
             if budget:
                 config = load_config([*parts, {"seed": seeds[0]}], overrides)
                 parts.append({"lightning": {"trainer": budget.trainer(config)}})

@@ -23,7 +23,7 @@ from ldm.benchmark.kept_scores import judge_once
 from ldm.benchmark.plan import OWN_KEYS, GridCell, Training, plan_cells, read_budget
 from ldm.benchmark.results import BenchmarkResult, mean_cost
 from ldm.claims import Claim, claim, folder_lock
-from ldm.config import TOP_LEVEL, merge_config, save_config
+from ldm.config import TOP_LEVEL, Overrides, merge_config, save_config
 from ldm.data.layouts import Subject
 from ldm.data.seen import (
     Digests,
@@ -59,7 +59,7 @@ class Benchmark:
 
     Args:
         plan: the benchmark YAML, or several that are merged left to right.
-        overrides: ``key=value`` for all rows.
+        overrides: of all rows: ``key=value``, or ``{key: value}``.
         output: folder of the benchmark.
         trust: classes accepted in a run folder beside those that the shipped YAMLs name.
         command: what the user typed, for the report.
@@ -76,7 +76,7 @@ class Benchmark:
     def __init__(
         self,
         plan: str | Path | Sequence[str | Path],
-        overrides: Sequence[str] = (),
+        overrides: Overrides = (),
         output: str | Path = "benchmark",
         *,
         trust: Sequence[str] = (),
@@ -86,7 +86,7 @@ class Benchmark:
         progress: Progress = silent,
     ) -> None:
         files = [plan] if isinstance(plan, str | Path) else list(plan)
-        self.described = merge_config(files, list(overrides), (*TOP_LEVEL, *OWN_KEYS))
+        self.described = merge_config(files, overrides, (*TOP_LEVEL, *OWN_KEYS))
         self.command, self.trusted, self.columns = command, trust, columns
         for column in columns:  # a wrong one is refused before hours of work
             column_key(Evaluation(DEFAULT), column)

@@ -5,20 +5,49 @@ What is finished is not done again, so that an interrupted sweep goes on with th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from ldm.benchmark.kept_scores import evaluate_once
-from ldm.benchmark.sweep import Cell, Quality
-from ldm.data.layouts import Layout, Subject
-from ldm.errors import CheckpointError, ConfigError, DsdiffError, OutputError, survived
+from ldm.benchmark.sweep import Cell, Quality, Sweep
+from ldm.checkpoint import study_of
+from ldm.claims import claim
+from ldm.data.layouts import (
+    Choice,
+    Layout,
+    Subject,
+    detect_layout,
+    select_subjects,
+    summary,
+)
+from ldm.data.layouts.base import stored_files
+from ldm.errors import (
+    CheckpointError,
+    ConfigError,
+    DsdiffError,
+    OutputError,
+    survived,
+    to_the_reader,
+)
+from ldm.evaluation.protocol import DEFAULT
+from ldm.inference.request import Request
 from ldm.inference.synthesis import Synthesiser
+from ldm.inference.trained import load_for_inference
 from ldm.inference.volume_writer import VolumeWriter
+from ldm.models.diffusion.samplers import SAMPLERS, get_sampler
+from ldm.progress import Progress, silent
 from ldm.storage import read_json, run_folder, write_json
 from ldm.study import Study
+
+STEPS = (1, 2, 4, 8, 16, 32)
+SEEN = (
+    "No subject is known to be held out: sweeping on all, the training's too; name others with "
+    "--subjects"
+)
+USUAL = ("ddim", "dpmpp_2m", "unipc_3", "heun")
 
 
 def held_out(model: Path, ids: Sequence[str]) -> list[str]:
@@ -120,6 +149,82 @@ class SweepCells:
         result = evaluate_once(*told, layout=self.layout)
         result.require_complete()
         return Quality.of(result)
+
+
+def sweep(
+    model: str | Path,
+    source: str | Path,
+    output: str | Path,
+    samplers: str | Sequence[str] = USUAL,
+    steps: int | Sequence[int] = STEPS,
+    *,
+    subjects: str | Sequence[str] | None = None,
+    layout: Choice = None,
+    device: str = "auto",
+    trust: Collection[str] = (),
+    command: str = "sweep(...)",
+    say: Callable[[str], None] | None = None,
+    report: Callable[[DsdiffError], None] | None = None,
+    progress: Progress = silent,
+    **options: Any,
+) -> Sweep:
+    """Sample and judge a model by several samplers and steps; go on where it was interrupted.
+
+    Args:
+        model, source: run folder, and folder of the real subjects, or a CSV.
+        output: folder for ``report.html``, ``sweep.json``, the plot and the volumes.
+        samplers, steps: names, or ``all``, each in so many steps.
+        subjects: ids; None: those that the run has not seen, or all where it does not say.
+        layout, device, trust, progress: see :meth:`Synthesiser.load` and its ``volumes``.
+        command: what made it, for the page.
+        say: told in a line what was found, and where subjects of the training are judged.
+        report: told of each cell that fails.
+        **options: of :class:`ldm.inference.request.Request`; the temperature is 1 unless told.
+
+    Raises:
+        ConfigError: a wrong sampler or option. CheckpointError: a model without reverse steps.
+        DataError: no such subject. OutputError: OUT-EXISTS, OUT-OWNER, OUT-IO.
+    """
+    model, source, output = Path(model), Path(source).expanduser(), Path(output).expanduser()
+    pairs = _pairs(samplers, steps)
+    own_layout, found = detect_layout(source, layout, study_of(model, trust).contrasts)
+    ids = subjects or held_out(model, sorted(found))
+    for text in (summary(own_layout, found), *([] if ids else [SEEN])) if say else ():
+        say(to_the_reader(text))
+    chosen = select_subjects(found, ids or None)
+    inputs = [source, model, *stored_files(found.values())]
+    with claim(output, "sweep", inputs=inputs, writes=["sweep.json", "report.html"]):
+        request = Request().changed(**{"temperature": 1.0, **options})
+        synthesiser = Synthesiser(load_for_inference(model, trust, device), request, progress)
+        told = (source, own_layout, chosen, output, _digests(chosen))
+        work = SweepCells(synthesiser, *told, report or (lambda error: None))
+        work.refuse_models_without_steps()
+        done = Sweep(
+            title=synthesiser.trained.folder.resolve().name,
+            cells=[work.cell(*pair, f"{n}/{len(pairs)}") for n, pair in enumerate(pairs, 1)],
+            baseline=work.baseline(),
+            subjects=[s.id for s in chosen],
+            protocol=DEFAULT.to_dict(),
+            command=command,
+            settings=work.settings(),
+        )
+        done.write(output)
+    return done
+
+
+def _digests(subjects: Sequence[Subject]) -> dict[str, dict[str, str]]:
+    """Return the digests of all files of each subject."""
+    return {s.id: {contrast: s.sha256(contrast) for contrast in s.files} for s in subjects}
+
+
+def _pairs(samplers: str | Sequence[str], steps: int | Sequence[int]) -> list[tuple[str, int]]:
+    """Return sampler and steps of each cell; raises ConfigError for a wrong name."""
+    named = [samplers] if isinstance(samplers, str) else list(samplers)
+    names = dict.fromkeys(SAMPLERS if named == ["all"] else named)
+    for name in names:
+        get_sampler(name)
+    numbers = dict.fromkeys([steps] if isinstance(steps, int) else steps)
+    return [(name, number) for name in names for number in numbers]
 
 
 def _median(values: Any) -> float | None:

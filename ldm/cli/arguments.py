@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ldm.cli.terminal import show_progress
+from ldm.cli.terminal import print_found, show_progress
 
 if TYPE_CHECKING:
     from ldm.data.datamodule import ContrastDataModule
@@ -59,7 +58,7 @@ def subjects_of(
     from ldm.data.layouts import detect_layout, summary
 
     layout, found = detect_layout(args.input, args.layout, contrasts)
-    print(summary(layout, found), file=sys.stderr)
+    print_found(summary(layout, found))
     return layout, found
 
 
@@ -68,17 +67,11 @@ def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
     return [word for word in words if "=" not in word], [word for word in words if "=" in word]
 
 
-def data_module(config: Sequence[str], root: Path, layout: str | None) -> ContrastDataModule:
-    """Return the data module of ``--config``, on the subjects below ``root``."""
-    from ldm.config import load_config
-    from ldm.util import instantiate_from_config
+def configured_data(args: argparse.Namespace, root: Path) -> ContrastDataModule:
+    """Return the data module of ``--config`` and ``--layout``, on the subjects of ``root``."""
+    from ldm.data.preparing import data_module
 
-    files, overrides = split_words(config)
-    node = load_config(files or ["configs/base.yaml"], overrides)["data"]
-    own = {"root": str(root), **({"layout": layout} if layout else {})}
-    data = instantiate_from_config(node, where="data", **own)
-    data.progress = show_progress
-    return data
+    return data_module(root, *split_words(args.config), layout=args.layout, progress=show_progress)
 
 
 def add_subject_arguments(parser: argparse.ArgumentParser, written: str) -> None:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldm.cli.arguments import add_config_argument, add_layout_argument, data_module
+from ldm.cli.arguments import add_config_argument, add_layout_argument, configured_data
 from ldm.cli.main import DEBUG
 from ldm.cli.terminal import print_next, show_progress, training_command
 
@@ -67,7 +67,7 @@ def diagnose_folder(args: argparse.Namespace) -> int:
     from ldm.diagnosis.pictures import write_pictures
     from ldm.storage import write_json
 
-    diagnosis = diagnose(data_module(args.config, args.folder, args.layout))
+    diagnosis = diagnose(configured_data(args, args.folder))
     show_data(diagnosis)
     if args.output:
         inputs = [args.folder, *stored_files(diagnosis.files.values())]

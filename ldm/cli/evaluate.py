@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ldm.cli.arguments import MASKS, add_layout_argument, add_trust_argument
-from ldm.errors import PartialError, bad_value, one_of
+from ldm.errors import PartialError, bad_value
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,47 +72,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Evaluate, and own the folder of the files."""
-    from ldm.claims import claim
-
-    if not args.output:
-        return _evaluate(args)
-    folders = [folder for found in named_folders(args.prediction).values() for folder in found]
-    writes = ("metrics.csv", "metrics.json", "report.html", "table.tex", "table.md", "table.csv")
-    with claim(args.output, "evaluate", inputs=[args.reference, *folders], writes=writes):
-        return _evaluate(args)
-
-
-def _evaluate(args: argparse.Namespace) -> int:
     """Evaluate, print the tables, write the files."""
-    from rich.console import Console
-
-    from ldm.cli.terminal import show_progress
     from ldm.data.layouts import detect_layout, summary
     from ldm.evaluation.case import judged_study
-    from ldm.evaluation.folder import evaluate
     from ldm.evaluation.protocol import find_protocol
-    from ldm.evaluation.scores import Evaluation
-    from ldm.report.score_tables import column_key, enhances_nothing, paper_table
-    from ldm.report.tables import write_table
+    from ldm.report.evaluation import Compared, check_columns, claim_report
 
     protocols = [find_protocol(name) for name in dict.fromkeys(args.protocol)]
     rows = named_folders(args.prediction)
-    study = judged_study([path for own in rows.values() for path in own], args.target)
-    _check_comparison(args, protocols[0], [*rows, study.copied])
-    for column in args.columns:  # a wrong one is refused before hours of work
-        column_key(Evaluation(protocols[0]), column)
-    segmenter = _segmenter(args)
-    found = detect_layout(args.reference, args.layout, study.contrasts)
-    print(summary(*found), file=sys.stderr)
-    gallery = _gallery() if args.output else None
-    result = evaluate(
+    folders = [folder for found in rows.values() for folder in found]
+    study = judged_study(folders, args.target)
+    compared = Compared(args.region, args.metric, args.against)
+    compared.check(protocols[0], [*rows, study.copied])
+    check_columns(protocols[0], args.columns)
+    with claim_report(args.output, [args.reference, *folders]):
+        segmenter = _segmenter(args)
+        found = detect_layout(args.reference, args.layout, study.contrasts)
+        print(summary(*found), file=sys.stderr)
+        told = {"study": study, "protocols": protocols, "segmenter": segmenter}
+        result = _evaluate(args, rows, compared, told)
+    failed = any(r.failures for r in (result, *result.others.values()))
+    return PartialError.exit_code if failed else 0
+
+
+def _evaluate(
+    args: argparse.Namespace, rows: Mapping[str, Sequence[Path]], compared: Any, told: Any
+) -> Any:
+    """Evaluate, print, write; return the result."""
+    from ldm.cli.terminal import show_progress
+    from ldm.evaluation.folder import evaluate_folders
+    from ldm.report.evaluation import new_gallery, write_evaluation
+
+    gallery = new_gallery() if args.output else None
+    result = evaluate_folders(
         rows,
         args.reference,
-        study=study,
         subjects=args.subjects,
-        protocols=protocols,
-        segmenter=segmenter,
         lpips_weights=args.lpips_weights,
         layout=args.layout,
         labels=args.labels,
@@ -120,41 +115,35 @@ def _evaluate(args: argparse.Namespace) -> int:
         allow_seen=args.allow_seen,
         watch=gallery.add if gallery else None,
         progress=show_progress,
+        **told,
     )
-    console, shown = Console(), _tables if args.verbose else _main_tables
-    for table in shown(result, args):
+    _show(result, compared, args.verbose)
+    if gallery:
+        write_evaluation(result, gallery, args.output, args.columns, compared, args.typed)
+        report_paths(args.output)
+    else:
+        print("Every table: --verbose; report, LaTeX and figures: --output FOLDER")
+    return result
+
+
+def _show(result: Any, compared: Any, is_verbose: bool) -> None:
+    """Print the tables, and what there is to say about them."""
+    from rich.console import Console
+
+    from ldm.report.evaluation import all_tables, main_tables, remarks
+    from ldm.report.score_tables import enhances_nothing
+
+    console, shown = Console(), all_tables if is_verbose else main_tables
+    for table in shown(result, compared):
         print_table(console, table)
-    if args.verbose:
-        for protocol in protocols:
+    if is_verbose:
+        judged = (o for name, o in result.others.items() if name != "downstream")
+        for protocol in (r.protocol for r in (result, *judged)):
             console.print(f"Protocol {protocol.name}: {protocol.summary}.", style="dim")
         console.print("Definitions: docs/metrics.md", style="dim")
     elif nothing := enhances_nothing(result):
         console.print(nothing, markup=False)
     console.print(*remarks(result), style="dim", markup=False)
-    if gallery:
-        result.write(args.output)
-        for name, other in result.others.items():
-            other.write(args.output, name if name == "downstream" else f"metrics-{name}")
-        write_table(paper_table(result, args.columns), args.output, "table")
-        write_evaluation_report(result, gallery, _tables(result, args), args)
-        report_paths(args.output)
-    else:
-        print("Every table: --verbose; report, LaTeX and figures: --output FOLDER")
-    failed = any(r.failures for r in (result, *result.others.values()))
-    return PartialError.exit_code if failed else 0
-
-
-def _gallery() -> Any:
-    """Return what collects the pictures of a report, without which none of it is imported."""
-    from ldm.report.gallery import Gallery
-
-    return Gallery()
-
-
-def remarks(result: Any) -> list[str]:
-    """Return each sentence about the patients once, of an evaluation and its others."""
-    said = (text for r in (result, *result.others.values()) for text in r.remarks())
-    return list(dict.fromkeys(said))
 
 
 def named_folders(given: Sequence[str]) -> dict[str, list[Path]]:
@@ -174,17 +163,6 @@ def named_folders(given: Sequence[str]) -> dict[str, list[Path]]:
             raise bad_value(f"--prediction '{text}': expected NAME=FOLDER")
         rows.setdefault(name, []).append(Path(folder))
     return rows
-
-
-def _check_comparison(args: argparse.Namespace, protocol: Any, rows: Sequence[str]) -> None:
-    """Refuse a comparison that the first protocol cannot make, before hours of work."""
-    for option, known in (
-        ("metric", protocol.names()),
-        ("region", protocol.regions),
-        ("against", rows),
-    ):
-        if (value := getattr(args, option)) is not None:
-            one_of(f"--{option}", value, known)
 
 
 def print_table(console: Any, table: Any) -> None:
@@ -286,58 +264,3 @@ def report_paths(output: Path) -> None:
     """Print where the report is, and the files for a paper."""
     print(f"Report: {output}/report.html")
     print("For a paper, beside it: table.tex, .md and .csv; all of it: tables/, figures/")
-
-
-def _main_tables(result: Any, args: argparse.Namespace) -> list[Any]:
-    """Return what a reader looks at first: the brain, the comparison, what failed."""
-    from ldm.report.score_tables import (
-        comparison_tables,
-        failure_table,
-        region_table,
-        segmentation_tables,
-    )
-
-    judged = {name: other for name, other in result.others.items() if name != "downstream"}
-    found = [region_table(r, r.main_region()) for r in (result, *judged.values())]
-    if "downstream" in result.others:
-        found += segmentation_tables(result.others["downstream"])[:1]
-    found += comparison_tables(result, args.region, args.metric, args.against)
-    return [t for t in (*found, failure_table(result)) if t.rows]
-
-
-def _tables(result: Any, args: argparse.Namespace) -> list[Any]:
-    """Return all there is: all of the first protocol, of others the regions, then downstream."""
-    from ldm.report.score_tables import evaluation_tables, region_table, segmentation_tables
-
-    tables = evaluation_tables(result, args.region, args.metric, args.against)
-    for name, other in result.others.items():
-        if name == "downstream":
-            tables += segmentation_tables(other)
-        else:
-            tables += [region_table(other, region) for region in other.regions()]
-    return tables
-
-
-def write_evaluation_report(
-    result: Any, gallery: Any, tables: Sequence[Any], args: argparse.Namespace
-) -> None:
-    """Write ``report.html`` of the evaluation."""
-    from ldm.environment import environment
-    from ldm.report.gallery import spread_figure
-    from ldm.report.page import Report, Section, shareable, write_all
-
-    failed = sum(map(len, result.failures.values()))
-    lead = [f"Patients: {len(result.subjects)}; mean ± standard deviation over patients."]
-    lead += [f"{failed} case{'s' * (failed != 1)} failed, see the table."] if failed else []
-    described = {r.protocol.name: r.protocol.to_dict() for r in (result, *result.others.values())}
-    report = Report(
-        title=f"Synthetic against real {result.target}",
-        lead=" ".join([*lead, *remarks(result)]),
-        tables=tables,
-        figures=[*spread_figure(result), *gallery.figures(result)],
-        sections=[Section("Command", [shareable(args.typed)])],
-        protocol=described if len(described) > 1 else result.protocol.to_dict(),
-        environment=environment(),
-        viewer=gallery.viewer(result),
-    )
-    write_all(report, args.output)

@@ -6,10 +6,13 @@ import argparse
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ldm.cli.arguments import split_words
 from ldm.cli.terminal import print_next
+
+if TYPE_CHECKING:
+    from ldm.importing.model import Imported
 
 SHOWN = 10  # keys of a kind on the terminal; --report has them all
 
@@ -46,45 +49,40 @@ def run(args: argparse.Namespace) -> int:
     """Import, write the model folder, say what was done."""
     from rich.console import Console
 
-    from ldm.checkpoint import require_free
     from ldm.errors import ConfigError, OutputError
-    from ldm.importing.model import ImportMismatch, import_checkpoint, write_imported
-    from ldm.importing.research_yaml import read_import_config
+    from ldm.importing.model import ImportMismatch, import_model
     from ldm.storage import write_json
 
     files, overrides = split_words(args.config)
     if not files:
         raise ConfigError("USAGE", "give a YAML such as configs/backbone/unet.yaml after --config")
-    require_free(args.output, args.overwrite)
     if args.report and args.report.exists() and not args.overwrite:
         raise OutputError("OUT-EXISTS", f"{args.report} exists: choose another, or --overwrite")
-    config, unused = read_import_config(files, overrides)
+    told = {"weights": args.weights, "overwrite": args.overwrite}
     try:
-        model, report = import_checkpoint(args.checkpoint, config, args.weights)
+        done = import_model(args.checkpoint, files, args.output, overrides, **told)
     except ImportMismatch as error:
         show_mismatch(error.report, Console(stderr=True, highlight=False))
         if args.report:
             write_json(args.report, error.report.to_dict(), replace=args.overwrite)
         raise
-    digest = write_imported(args.output, model, config, args.checkpoint, args.overwrite)
     if args.report:
-        described = {**report.to_dict(), "sha256": digest, "ignored_yaml": unused}
-        write_json(args.report, described, replace=args.overwrite)
+        more = {"sha256": done.sha256, "ignored_yaml": done.ignored_yaml}
+        write_json(args.report, {**done.report.to_dict(), **more}, replace=args.overwrite)
     console = Console(highlight=False)
-    console.print(summary(model, config, report, unused, digest))
+    console.print(summary(done))
     console.print(f"Written: {args.output}", markup=False)
-    print_next(next_command(args.output, config))
+    print_next(next_command(args.output, done.config))
     return 0
 
 
-def summary(
-    model: Any, config: Mapping[str, Any], report: Any, unused: list[str], digest: str
-) -> Any:
+def summary(done: Imported) -> Any:
     """Return the table of an import for the terminal."""
     from rich.table import Table
 
     from ldm.importing.model import describe_schedule
 
+    model, report, unused = done.model, done.report, done.ignored_yaml
     confirmed = "as in the checkpoint" if report.schedule_confirmed else "from the YAML"
     rows = {
         "weights": {"ema": "moving average (EMA)", "raw": "as trained (raw)"}[report.weights],
@@ -96,8 +94,8 @@ def summary(
         "ignored keys": ", ".join(f"{group} {len(k)}" for group, k in report.ignored.items()),
         "ignored YAML": ", ".join(unused),
         "schedule": f"{describe_schedule(model.schedule)} ({confirmed})",
-        "prediction": prediction(model, config),
-        "sha256": digest,
+        "prediction": prediction(model, done.config),
+        "sha256": done.sha256,
     }
     optional = {
         "not averaged": report.not_averaged,

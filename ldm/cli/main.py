@@ -13,6 +13,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from ldm import __version__
@@ -90,6 +91,7 @@ def _run(argv: list[str]) -> int:
     if rest:  # key=value after an option: argparse takes a positional list in one place only
         args.config += rest
     args.typed = shlex.join(["dsdiff", *argv])  # for the reports
+    _expand_home(args)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # clean up
     try:
@@ -114,6 +116,14 @@ def _run(argv: list[str]) -> int:
             "of 'dsdiff doctor' to whom you have this program from",
         )
         return known.exit_code if known else 70
+
+
+def _expand_home(args: argparse.Namespace) -> None:
+    """Put the home folder in place of ``~``, which a shell leaves in ``--output=~/out``."""
+    for name, value in vars(args).items():
+        if isinstance(value, Path):
+            with suppress(RuntimeError):  # no such user: a folder of that name
+                setattr(args, name, value.expanduser())
 
 
 def _of_foreign_code(error: Exception) -> ConfigError | None:

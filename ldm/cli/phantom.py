@@ -6,7 +6,7 @@ import argparse
 import shlex
 from pathlib import Path
 
-from ldm.cli.terminal import print_next
+from ldm.cli.terminal import print_next, show_progress
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,21 +25,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the patients."""
-    from rich.progress import Progress
-
     from ldm.phantom import write_phantoms
 
-    with Progress(transient=True) as progress:
-        task = progress.add_task("Making patients", total=args.subjects)
-        written = write_phantoms(
-            args.output,
-            args.subjects,
-            size=args.size,
-            seed=args.seed,
-            dwi=args.dwi,
-            overwrite=args.overwrite,
-            progress=lambda done, total: progress.update(task, completed=done, total=total),
-        )
+    written = write_phantoms(
+        args.output,
+        args.subjects,
+        size=args.size,
+        seed=args.seed,
+        dwi=args.dwi,
+        overwrite=args.overwrite,
+        progress=show_progress,
+    )
     print(f"{len(written)} patients ({written[0]} to {written[-1]}): {args.output}")
     print_next(shlex.join(["dsdiff", "diagnose", "data", str(args.output)]))
     return 0

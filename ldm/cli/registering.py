@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldm.cli.arguments import data_module
+from ldm.cli.arguments import configured_data
 from ldm.cli.terminal import print_next, report_written, reporter
 from ldm.errors import ConfigError, DataError
 
@@ -57,7 +57,7 @@ def register(args: argparse.Namespace) -> int:
     from ldm.data.layouts.base import stored_files
     from ldm.inference.outputs import write_each
 
-    data = data_module(args.config, args.input, args.layout)
+    data = configured_data(args, args.input)
     wanted = _wanted(args, data)
     layout, found = detect_layout(args.input, data.layout_choice, data.study.contrasts)
     print(summary(layout, found), file=sys.stderr)

@@ -12,14 +12,15 @@ from ldm.cli.arguments import (
     add_devices_argument,
     add_model_arguments,
     add_subject_arguments,
-    subjects_of,
 )
 from ldm.cli.evaluate import add_label_argument, add_seen_argument
 from ldm.cli.main import DEBUG
-from ldm.cli.terminal import print_next, report_written, reporter
-from ldm.errors import PartialError, bad_value
+from ldm.cli.terminal import print_found, print_next, report_written, reporter
+from ldm.errors import PartialError
 
 SCORES = ("segmentation.csv", "segmentation.json", "report.html")
+PREDICT = ("subjects", "layout", "overwrite", "devices", "device", "trust", "batch_size")
+PREDICT += ("allow_missing", "nonfinite")
 TASKS = {
     "train": "train a network from configs/segmentation, or resume a run",
     "predict": "write label maps (NIfTI) of the subjects in a folder",
@@ -86,32 +87,27 @@ def _add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
 
 def predict(args: argparse.Namespace) -> int:
     """Segment every subject; one that fails does not stop the others."""
-    from ldm.checkpoint import study_of
-    from ldm.claims import claim, refuse_among
-    from ldm.data.layouts import select_subjects
-    from ldm.data.layouts.base import stored_files
-    from ldm.inference.label_maps import LabelWriter
-    from ldm.inference.parallel import shared_among
-    from ldm.inference.segmentation import NetworkSegmenter
+    from ldm.data.layouts import summary
+    from ldm.inference.label_maps import segment
     from ldm.study import LABELS
 
-    if args.batch_size < 1:
-        raise bad_value(f"--batch-size is {args.batch_size}: give a whole number >= 1")
-    contrasts = study_of(args.model, args.trust).contrasts
-    layout, found = subjects_of(args, contrasts)
-    subjects = select_subjects(found, args.subjects)
-    files = stored_files(found.values())
-    refuse_among(args.output, args.input, files)
-    inputs = [args.input, args.model, *files]
-    with claim(args.output, "segment", inputs=inputs, replace=args.overwrite):
-        options = (args.trust, args.device, args.batch_size, args.allow_missing, args.nonfinite)
-        segmenter = NetworkSegmenter(args.model, *options)
-        own_writer = LabelWriter(segmenter, args.output, args.overwrite, not args.no_pictures)
-        with shared_among(own_writer, args.devices, args.device) as writer:
-            done = writer.write_all(subjects, layout, reporter("segment"))
-        done.write_failures(args.output)
+    labelled: list[str] = []
+
+    def show(layout: Any, found: Any) -> None:
+        print_found(summary(layout, found))
+        labelled.extend(i for i, subject in found.items() if LABELS in subject.files)
+
+    done = segment(
+        args.model,
+        args.input,
+        args.output,
+        pictures=not args.no_pictures,
+        watch=show,
+        report=reporter("segment"),
+        **{name: getattr(args, name) for name in PREDICT},
+    )
     code = report_written(done, args.output)
-    if any(LABELS in subject.files for subject in subjects):
+    if set(args.subjects or labelled) & set(labelled):
         words = ["--prediction", str(args.output), "--reference", str(args.input)]
         print_next(shlex.join(["dsdiff", "segment", "evaluate", *words, "--output", "scores"]))
     return code

@@ -6,11 +6,10 @@ How a cell is sampled and evaluated is in :mod:`ldm.benchmark.sweep_cells`.
 from __future__ import annotations
 
 import argparse
-import sys
 
-from ldm.cli.arguments import SAMPLERS, subjects_of
-from ldm.cli.sample import add_volume_arguments, load_synthesiser
-from ldm.cli.terminal import reporter
+from ldm.cli.arguments import SAMPLERS
+from ldm.cli.sample import add_volume_arguments
+from ldm.cli.terminal import print_found, reporter, show_progress
 from ldm.errors import PartialError
 
 STEPS = (1, 2, 4, 8, 16, 32)
@@ -40,59 +39,37 @@ def run(args: argparse.Namespace) -> int:
     """Sample and evaluate what is missing, then write the table, the plot and the page."""
     from rich.console import Console
 
-    from ldm.benchmark.sweep import Sweep
-    from ldm.benchmark.sweep_cells import SweepCells, held_out
-    from ldm.checkpoint import study_of
-    from ldm.claims import claim
+    from ldm.benchmark.sweep_cells import sweep
     from ldm.cli.evaluate import terminal_table
-    from ldm.data.layouts import select_subjects
-    from ldm.data.layouts.base import stored_files
-    from ldm.evaluation.protocol import DEFAULT
-    from ldm.models.diffusion import samplers
+    from ldm.inference.request import OPTIONS
 
-    names = list(samplers.SAMPLERS) if args.sampler == ["all"] else args.sampler
-    for name in names:
-        samplers.get_sampler(name)
-    wanted = [(name, steps) for name in names for steps in args.steps]
-    contrasts = study_of(args.model, args.trust).contrasts
-    layout, found = subjects_of(args, contrasts)
-    ids = args.subjects or held_out(args.model, sorted(found))
-    if not ids:
-        print(
-            "No subject is known to be held out: sweeping on all, the training's too; "
-            "name others with --subjects",
-            file=sys.stderr,
-        )
-    subjects = select_subjects(found, ids or None)
-    inputs = [args.input, args.model, *stored_files(found.values())]
-    with claim(args.output, "sweep", inputs=inputs, writes=["sweep.json", "report.html"]):
-        own = {"sampler": None, "steps": None, "eta": None}  # of the cells, not of the model
-        if args.temperature is None:  # the posterior mean has no steps to count
-            own["temperature"] = 1.0
-        synthesiser = load_synthesiser(argparse.Namespace(**{**vars(args), **own}))
-        files = {s.id: {c: s.sha256(c) for c in s.files} for s in subjects}
-        folders = (args.input, layout, subjects, args.output, files)
-        work = SweepCells(synthesiser, *folders, reporter("sweep"))
-        work.refuse_models_without_steps()
-        cells = [work.cell(*pair, f"{n}/{len(wanted)}") for n, pair in enumerate(wanted, 1)]
-        sweep = Sweep(
-            title=synthesiser.trained.folder.resolve().name,
-            cells=cells,
-            baseline=work.baseline(),
-            subjects=[subject.id for subject in subjects],
-            protocol=DEFAULT.to_dict(),
-            command=args.typed,
-            settings=work.settings(),
-        )
-        page = sweep.write(args.output)
-    Console().print(terminal_table(sweep.summary()))
-    for cell in cells:
+    own = ("sampler", "steps", "eta", *([] if args.temperature is not None else ["temperature"]))
+    options = {name: getattr(args, name) for name in OPTIONS if name not in own}
+    done = sweep(
+        args.model,
+        args.input,
+        args.output,
+        args.sampler,
+        args.steps,
+        subjects=args.subjects,
+        layout=args.layout,
+        device=args.device,
+        trust=args.trust,
+        command=args.typed,
+        say=print_found,
+        report=reporter("sweep"),
+        progress=show_progress,
+        **options,
+    )
+    Console().print(terminal_table(done.summary()))
+    for cell in done.cells:
         if cell.problem:
             print(f"{cell.sampler} {cell.steps}: {cell.problem}")
-    print(f"Report: {page}  Plot: {args.output}/sweep.svg, sweep.png")
-    failed = [f"{c.sampler}-{c.steps}" for c in cells if c.problem.startswith("FAILED")]
+    print(f"Report: {args.output}/report.html  Plot: {args.output}/sweep.svg, sweep.png")
+    failed = [f"{c.sampler}-{c.steps}" for c in done.cells if c.problem.startswith("FAILED")]
     if failed:
-        raise PartialError("PARTIAL", f"{len(failed)} of {len(cells)} failed: {', '.join(failed)}")
+        total = len(done.cells)
+        raise PartialError("PARTIAL", f"{len(failed)} of {total} failed: {', '.join(failed)}")
     return 0
 
 

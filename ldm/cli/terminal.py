@@ -29,6 +29,11 @@ def show_progress(items: Iterable[Item], title: str, total: int | None = None) -
         yield from bar.track(items, total, description=title)
 
 
+def print_found(text: str) -> None:
+    """Say which subjects were found, beside what a pipe takes."""
+    print(text, file=sys.stderr)
+
+
 def print_next(command: str) -> None:
     """Say what to do next; of what a benchmark runs, it says that itself."""
     from ldm.progress import is_part
@@ -62,8 +67,8 @@ def report_written(done: Written, output: Path) -> int:
     Raises:
         PartialError: some subjects failed, the others did not.
     """
-    failed = len(done.failures)
-    print(f"written={done.new} failed={failed} skipped={done.old}: {output}")
+    failed, there = len(done.failures), " (there already)" if done.old else ""
+    print(f"written={done.new} failed={failed} skipped={done.old}{there}: {output}")
     if failed and done.new + done.old:
         total = failed + done.new + done.old
         raise PartialError("PARTIAL", f"{failed} of {total} subjects failed")

@@ -13,6 +13,8 @@ from ldm.errors import DataError
 from ldm.label_scheme import TELL, LabelScheme, read_scheme
 from ldm.study import LABELS
 
+ROUNDING = 0.01  # of labels that a file stores by slope and intercept
+
 log = logging.getLogger(__name__)
 
 
@@ -104,6 +106,13 @@ def as_labels(array: np.ndarray, case: str | None = None) -> np.ndarray:
         DataError: DATA-LABEL when a label is not in 0..255.
     """
     labels = np.rint(array)
+    between = array[np.abs(array - labels) > ROUNDING]
+    if between.size:
+        log.warning(
+            "%s: seg holds %.3g, which is no label, and is rounded: was it resampled by "
+            "interpolation, or is it a probability? resample by nearest neighbour, or threshold it",
+            *(case, between[0]),
+        )
     if labels.min() < 0 or labels.max() > 255:
         raise DataError(
             "DATA-LABEL",

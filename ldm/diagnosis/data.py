@@ -89,7 +89,7 @@ class DataDiagnosis:
 
 
 def diagnose_data(
-    root: Path,
+    root: str | Path,
     data_params: Mapping[str, Any] | None = None,
     limit: int | None = None,
     progress: Progress = silent,

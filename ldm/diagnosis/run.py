@@ -86,9 +86,9 @@ class RunDiagnosis:
 
 
 def diagnose_run(
-    folder: Path,
+    folder: str | Path,
     with_data: bool = True,
-    root: Path | None = None,
+    root: str | Path | None = None,
     progress: Progress = silent,
     layout: Choice = None,
 ) -> RunDiagnosis:
@@ -103,7 +103,7 @@ def diagnose_run(
     Raises:
         CheckpointError: CKPT-MISSING for a folder that holds no run, or one without metrics.
     """
-    facts = read_facts(folder)
+    facts = read_facts(Path(folder))
     diagnosis = RunDiagnosis(facts)
     if with_data:
         try:
@@ -121,7 +121,7 @@ def diagnose_run(
     return diagnosis
 
 
-def _root(root: Path | None, params: Mapping[str, Any]) -> Path:
+def _root(root: str | Path | None, params: Mapping[str, Any]) -> Path:
     if root or params.get("root"):
-        return root or Path(params["root"])
+        return Path(root or params["root"])
     raise DataError("DATA-MISSING", "the run names no data.params.root: give --root FOLDER")

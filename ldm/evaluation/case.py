@@ -205,7 +205,7 @@ def judged_study(folders: Iterable[Path], target: str | None = None) -> Study:
 
     The inputs are those that the sidecar names, else every usual contrast but the target.
     """
-    sidecars = (path for folder in folders for path in sorted(folder.glob("*.json")))
+    sidecars = (path for folder in folders for path in sorted(folder.rglob("*.json")))
     for path in sidecars if target is None else ():
         odd = (DataError, ConfigError, OSError, TypeError, AttributeError)
         with suppress(*odd):  # a damaged one is a failure of its patient

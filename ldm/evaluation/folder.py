@@ -19,7 +19,7 @@ from ldm.data.layouts import (
     select_subjects,
 )
 from ldm.data.seen import refuse_seen
-from ldm.errors import DataError, one_line
+from ldm.errors import DataError, bad_value, one_line
 from ldm.evaluation.case import (
     Case,
     Prediction,
@@ -55,7 +55,7 @@ ROW = "prediction"  # of a folder without a name
 NETWORK = ("lpips", "frechet")  # measures that need weights on disk
 
 
-def evaluate(
+def evaluate_folders(
     predictions: Place | Folders,
     reference: Place,
     *,
@@ -102,7 +102,7 @@ def evaluate(
         DataError: no patients; DATA-MISSING for one that the reference lacks; DATA-SEGMENTER for a
             segmenter that does not look at the target. CheckpointError: of ``lpips_weights``.
     """
-    segmenter, listed = _loaded(segmenter), _listed(predictions)
+    segmenter, listed = _loaded(segmenter), listed_folders(predictions)
     told = study or judged_study([path for own in listed.values() for path in own], target)
     study = replace(told, contrasts=told.contrasts.with_labels(labels, "labels"))
     layout, real = detect_layout(Path(reference), layout, study.contrasts)
@@ -146,12 +146,30 @@ def predictions_of(
     }
 
 
-def _listed(predictions: Place | Folders) -> dict[str, list[Path]]:
+def listed_folders(predictions: Place | Folders) -> dict[str, list[Path]]:
+    """Return row -> folders; a folder alone is the row ROW.
+
+    Raises:
+        ConfigError: CONFIG-VALUE for anything but a folder, or row names and their folders.
+    """
+    if not isinstance(predictions, str | Path | Mapping):
+        raise bad_value(
+            f"predictions is a {type(predictions).__name__}: give a folder, or {{name: folder}}, "
+            "where the folders of one name are its training seeds"
+        )
     rows = {ROW: predictions} if isinstance(predictions, str | Path) else predictions
     return {
-        row: [Path(own)] if isinstance(own, str | Path) else [Path(path) for path in own]
+        row: [_folder(path) for path in (own if isinstance(own, list | tuple) else [own])]
         for row, own in rows.items()
     }
+
+
+def _folder(path: Any) -> Path:
+    if not isinstance(path, str | Path):
+        raise bad_value(
+            f"a prediction is a {type(path).__name__}: give the folder that it was saved in"
+        )
+    return Path(path).expanduser()
 
 
 def _loaded(segmenter: Segmenter | Place | None) -> Segmenter | None:

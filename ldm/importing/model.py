@@ -22,10 +22,11 @@ from ldm.checkpoint import (
     save_model,
 )
 from ldm.claims import claim
-from ldm.config import read_saved_config, save_config
+from ldm.config import Overrides, read_saved_config, save_config
 from ldm.errors import CheckpointError, ConfigError
 from ldm.importing.files import PublicCheckpoint, read_public_checkpoint
 from ldm.importing.names import LIT_EMA, NETWORK, Fit, Translated, fit_shapes, hints, translate
+from ldm.importing.research_yaml import read_import_config
 from ldm.models.diffusion.noise import KeyedNoise
 from ldm.models.diffusion.schedule import NoiseSchedule
 from ldm.storage import CONFIG_FILE, MODEL_FILE, remove, sha256
@@ -71,6 +72,61 @@ class ImportMismatch(CheckpointError):  # noqa: N818 - as OutOfMemory
     def __init__(self, message: str, report: ImportReport) -> None:
         super().__init__("CKPT-MISMATCH", message)
         self.report = report
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A model that was made of a public checkpoint.
+
+    Args:
+        folder: that ``Synthesiser.load`` takes.
+        model: with the weights.
+        config: of it.
+        report: what was taken from the checkpoint.
+        ignored_yaml: key paths of the YAML that have no meaning here.
+        sha256: of ``model.safetensors``.
+    """
+
+    folder: Path
+    model: Any = field(repr=False)
+    config: Mapping[str, Any] = field(repr=False)
+    report: ImportReport
+    ignored_yaml: list[str]
+    sha256: str
+
+
+def import_model(
+    checkpoint: str | Path,
+    config: str | Path | Sequence[str | Path],
+    output: str | Path,
+    overrides: Overrides = (),
+    *,
+    weights: str = "auto",
+    overwrite: bool = False,
+) -> Imported:
+    """Make a model to sample from of the checkpoint of a public implementation.
+
+    Args:
+        checkpoint: ``.ckpt``, ``.pt``, ``.pth`` or ``.safetensors``.
+        config: YAML of a run whose ``unet_config`` describes its network, or that of a
+            latent-diffusion code.
+        output: folder for ``model.safetensors`` and ``config.yaml``.
+        overrides: of the resulting run.
+        weights: ``ema``, ``raw``, or ``auto``: the moving average where there is one.
+        overwrite: replace an existing model.
+
+    Raises:
+        ImportMismatch: CKPT-MISMATCH, with the report of what does not fit. CheckpointError,
+        UnsafeError, ConfigError, OutputError: see :func:`import_checkpoint` and
+        :func:`write_imported`.
+    """
+    output = Path(output).expanduser()
+    require_free(output, overwrite)
+    files = [str(f) for f in ([config] if isinstance(config, str | Path) else config)]
+    described, unused = read_import_config(files, overrides)
+    model, report = import_checkpoint(Path(checkpoint), described, weights)
+    digest = write_imported(output, model, described, Path(checkpoint), overwrite)
+    return Imported(output, model, described, report, unused, digest)
 
 
 def import_checkpoint(

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ldm.config import merge_config, validate
+from ldm.config import Overrides, merge_config, validate
 from ldm.errors import CheckpointError, ConfigError, bad_value
 from ldm.losses.pointwise import POINTWISE_LOSSES
 from ldm.modules.diffusionmodules.model import AutoencoderSettings
@@ -29,7 +29,7 @@ UNENCODED = (None, "__is_first_stage__", "__is_unconditional__")
 
 
 def read_import_config(
-    files: Sequence[str], overrides: Sequence[str] = ()
+    files: Sequence[str], overrides: Overrides = ()
 ) -> tuple[dict[str, Any], list[str]]:
     """Return the checked configuration of a run, and the key paths of the YAML that were ignored.
 

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ldm.data.layouts import Layout, Subject
+from ldm.checkpoint import study_of
+from ldm.claims import claim, refuse_among
+from ldm.data.layouts import (
+    Choice,
+    Layout,
+    Subject,
+    detect_layout,
+    select_subjects,
+)
+from ldm.data.layouts.base import stored_files
 from ldm.data.nifti import encode_volume, write_volume
 from ldm.data.prepare import PreparedSubject
-from ldm.inference.outputs import Writer, is_written, require_remade, volume_paths
+from ldm.errors import DsdiffError
+from ldm.inference.outputs import Writer, Written, is_written, require_remade, volume_paths
+from ldm.inference.parallel import shared_among
 from ldm.inference.segmentation import NetworkSegmenter
 from ldm.plots.overlay import attention_figure, overlay_figure
 from ldm.storage import write_file, write_json
@@ -139,6 +150,64 @@ class LabelWriter(Writer):
             brain = np.rot90(prepared.brain[place])
             drawn["attention"] = attention_figure(last, regions, gates, brain, title)
         return drawn
+
+
+def segment(
+    model: str | Path,
+    source: str | Path,
+    output: str | Path,
+    *,
+    subjects: str | Sequence[str] | None = None,
+    layout: Choice = None,
+    overwrite: bool = False,
+    pictures: bool = True,
+    devices: int = 1,
+    device: str = "auto",
+    trust: Collection[str] = (),
+    watch: Callable[[Layout, Mapping[str, Subject]], None] | None = None,
+    report: Callable[[DsdiffError], None] | None = None,
+    **options: Any,
+) -> Written:
+    """Write the label map of each subject of a folder, as ``dsdiff segment predict`` does.
+
+    What is there already, of this model and input, is not made again; a subject that cannot be
+    segmented does not stop the others.
+
+    Args:
+        model: run of ``dsdiff segment train``, or its ``model.safetensors``.
+        source: folder of subjects in any layout, or a CSV.
+        output: folder for ``ID_seg.nii.gz``, ``ID_seg.json`` and ``pictures/``.
+        subjects: only these ids; None: all.
+        layout: of the files; None: recognised.
+        overwrite: replace other outputs of these names.
+        pictures: draw the regions on the images.
+        devices: processes among which the subjects are shared.
+        device, trust: see :class:`NetworkSegmenter`.
+        watch: told which subjects were found.
+        report: told of each subject that fails.
+        **options: ``batch_size``, ``allow_missing``, ``nonfinite``, see :class:`NetworkSegmenter`.
+
+    Returns:
+        what was written, was there already, or failed.
+
+    Raises:
+        DataError: there is no such subject. OutputError: OUT-EXISTS, OUT-INPUT, OUT-OWNER, OUT-IO.
+        CheckpointError: CKPT-MISSING, CKPT-MISMATCH. ConfigError: CONFIG-VALUE.
+    """
+    model, source, output = Path(model), Path(source).expanduser(), Path(output).expanduser()
+    own_layout, found = detect_layout(source, layout, study_of(model, trust).contrasts)
+    if watch:
+        watch(own_layout, found)
+    files = stored_files(found.values())
+    refuse_among(output, source, files)
+    with claim(output, "segment", inputs=[source, model, *files], replace=overwrite):
+        segmenter = NetworkSegmenter(model, trust, device, **options)
+        own_writer = LabelWriter(segmenter, output, overwrite, pictures)
+        with shared_among(own_writer, devices, device) as writer:
+            told = (select_subjects(found, subjects), own_layout, report or (lambda error: None))
+            done = writer.write_all(*told)
+        done.write_failures(output)
+    return done
 
 
 def _load(

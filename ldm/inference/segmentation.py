@@ -66,7 +66,7 @@ class NetworkSegmenter:
         allow_missing, nonfinite: see :func:`ldm.data.prepare.prepare_subject`.
 
     Raises:
-        CheckpointError: CKPT-MISMATCH for a model that does not segment.
+        CheckpointError: CKPT-MISMATCH for a model that does not segment. ConfigError: CONFIG-VALUE.
     """
 
     def __init__(
@@ -78,6 +78,8 @@ class NetworkSegmenter:
         allow_missing: Sequence[str] = (),
         nonfinite: str = "refuse",
     ) -> None:
+        if batch_size < 1:
+            raise bad_value(f"batch_size is {batch_size}: give a whole number >= 1")
         trained = load_for_inference(path, trust, device)
         model = trained.model
         if not isinstance(model, Segmentation):

@@ -9,7 +9,6 @@ predictable from T1, T2 and FLAIR.
 from __future__ import annotations
 
 import gzip
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from ldm.phantom.geometry import SmoothField
 from ldm.phantom.scanner import acquire, scan
 from ldm.phantom.signal import Protocol, signals
 from ldm.phantom.tissues import INDEX, TISSUES
+from ldm.progress import Progress, silent
 from ldm.regions import ENHANCING, NECROTIC_CORE, OEDEMA
 from ldm.storage import write_file
 
@@ -105,13 +105,13 @@ def brats_affine(shape: tuple[int, ...], voxel: float) -> np.ndarray:
 
 
 def write_phantoms(
-    output: Path,
+    output: str | Path,
     subjects: int,
     size: int = 128,
     seed: int = 0,
     dwi: bool = False,
     overwrite: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = silent,
 ) -> list[str]:
     """Write ``subjects`` patients as ``Phantom_0001/Phantom_0001_{t1,t1ce,t2,flair,seg}.nii.gz``.
 
@@ -122,7 +122,7 @@ def write_phantoms(
         seed: the same seed and size write the same bytes.
         dwi: write ``_dwi`` too.
         overwrite: replace the files of subjects that exist.
-        progress: called with (written, total) after every subject.
+        progress: wraps the patients that are made.
 
     Returns:
         The subject names.
@@ -133,6 +133,7 @@ def write_phantoms(
     """
     check_range("subjects", subjects, 1, 9999)
     check_range("size", size, MIN_SIZE, MAX_SIZE)
+    output = Path(output).expanduser()
     names = [f"Phantom_{number:04d}" for number in range(1, subjects + 1)]
     existing = [name for name in names if (output / name).exists()]
     if existing and not overwrite:
@@ -141,10 +142,8 @@ def write_phantoms(
             f"{output / existing[0]} exists ({len(existing)} of {subjects} subjects); "
             "choose an empty folder or pass --overwrite",
         )
-    for index, name in enumerate(names):
+    for index, name in enumerate(progress(names, "Making patients", subjects)):
         write_patient(output / name, make_patient(size, seed, index, dwi), overwrite)
-        if progress:
-            progress(index + 1, subjects)
     return names
 
 

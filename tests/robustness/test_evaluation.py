@@ -7,7 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from ldm.evaluation.folder import evaluate
+from ldm import evaluate
 
 P1, P2 = "Phantom_0001", "Phantom_0002"
 

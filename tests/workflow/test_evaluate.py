@@ -10,12 +10,13 @@ import pytest
 import torch
 from builders import read_scores
 
+from ldm import evaluate
 from ldm.benchmark.kept_scores import evaluate_once
 from ldm.cli.main import main
 from ldm.data.normalise import RobustNormaliser
 from ldm.data.synthetic import mark, statement
 from ldm.errors import ConfigError, PartialError
-from ldm.evaluation.folder import evaluate
+from ldm.evaluation.folder import evaluate_folders
 from ldm.evaluation.protocol import DEFAULT
 from ldm.evaluation.scores import Evaluation
 from ldm.report.gallery import spread_figure
@@ -348,9 +349,9 @@ def test_kept_scores_of_another_format_target_or_prediction_are_made_again(
 
     def counted(*arguments, **options):
         made.append(arguments)
-        return evaluate(*arguments, **options)
+        return evaluate_folders(*arguments, **options)
 
-    monkeypatch.setattr("ldm.benchmark.kept_scores.evaluate", counted)
+    monkeypatch.setattr("ldm.benchmark.kept_scores.evaluate_folders", counted)
     for _ in range(2):
         evaluate_once(truth, patients, digests, path, Study())
     assert len(made) == 1

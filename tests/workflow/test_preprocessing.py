@@ -10,9 +10,9 @@ from builders import INPUTS, write_subject
 from scipy import ndimage
 from test_brain import VOXEL, whole_head
 
+from ldm import evaluate
 from ldm.cli.main import main
 from ldm.config import read_saved_config
-from ldm.evaluation.folder import evaluate
 
 AFFINE = np.diag([-VOXEL, -VOXEL, VOXEL, 1.0])
 

@@ -12,12 +12,12 @@ import pytest
 import torch
 from builders import read_scores
 
+from ldm import evaluate
 from ldm.checkpoint import load_model, read_model, read_run_config
 from ldm.cli.main import main
 from ldm.data.contrasts import load_contrasts, load_labels
 from ldm.data.layouts import detect_layout
 from ldm.errors import ConfigError, DataError
-from ldm.evaluation.folder import evaluate
 from ldm.evaluation.segmentation import evaluate_segmentations
 from ldm.inference.segmentation import CommandSegmenter, NetworkSegmenter, Segmented
 from ldm.storage import MODEL_FILE

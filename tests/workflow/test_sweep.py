@@ -104,7 +104,7 @@ def test_what_is_finished_is_not_done_again(tmp_path, swept, run_folder, patient
         raise AssertionError("sampled again")
 
     monkeypatch.setattr(Synthesiser, "_synthesise", never)
-    monkeypatch.setattr("ldm.benchmark.kept_scores.evaluate", never)
+    monkeypatch.setattr("ldm.benchmark.kept_scores.evaluate_folders", never)
     assert sweep(run_folder, patients, output) == 0
     assert state(output) == after
     assert list(table(output)) == list(table(swept))
