@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import reprlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from ldm.errors import CheckpointError
@@ -41,15 +41,14 @@ def decisive(config: Mapping[str, Any]) -> Decisive:
         config: resolved, with a ``model`` and a ``data`` section.
     """
     left_out = {"model": (DURATION,), "data": (*PLACES, *PATIENTS)}
-    bound = {
-        section: {**config[section], "params": _without(config[section].get("params"), names)}
-        for section, names in left_out.items()
-    }
+    bound = {name: without_params(config[name], names) for name, names in left_out.items()}
     return json.loads(json.dumps(bound))
 
 
-def _without(params: Mapping[str, Any] | None, names: Sequence[str]) -> dict[str, Any]:
-    return {name: value for name, value in (params or {}).items() if name not in names}
+def without_params(section: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """Return a section of a configuration without some of its ``params``."""
+    params = section.get("params") or {}
+    return {**section, "params": {name: v for name, v in params.items() if name not in names}}
 
 
 def require_bound(kept: Decisive | None, now: Decisive, source: str) -> None:

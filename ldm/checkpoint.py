@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ldm.binding import PARTS, Decisive, decisive, require_bound
-from ldm.config import read_saved_config, trusted_targets, validate
+from ldm.config import read_saved_config, save_config, trusted_targets, validate
 from ldm.environment import require_safe_libraries
 from ldm.errors import CheckpointError, OutOfMemory, OutputError, UnsafeError, as_known_error
 from ldm.storage import CONFIG_FILE, MODEL_FILE, atomic_path, remove, rename, require_run
@@ -201,6 +201,15 @@ def save_model(folder: Path, state: Mapping[str, Tensor], metadata: Mapping[str,
     texts = {name: json.dumps(value, sort_keys=True) for name, value in described.items()}
     with atomic_path(folder / MODEL_FILE) as temporary:
         save_file(tensors, temporary, metadata=texts)
+
+
+def write_model_folder(
+    folder: Path, config: Mapping[str, Any], state: Mapping[str, Tensor], facts: Mapping[str, Any]
+) -> None:
+    """Write ``config.yaml``, and weights that are bound to it as it will be read."""
+    save_config(config, folder / CONFIG_FILE)
+    bound = decisive(read_saved_config(folder / CONFIG_FILE))
+    save_model(folder, state, {**facts, BOUND: bound})
 
 
 def read_model(path: Path, own: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -11,24 +11,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm.binding import decisive
 from ldm.checkpoint import (
-    BOUND,
     PRIOR,
     read_model,
     require_finite,
     require_free,
     require_same_state,
-    save_model,
+    write_model_folder,
 )
 from ldm.claims import claim
-from ldm.config import read_saved_config, save_config
 from ldm.errors import CheckpointError, ConfigError
 from ldm.importing.files import PublicCheckpoint, read_public_checkpoint
 from ldm.importing.names import LIT_EMA, NETWORK, Fit, Translated, fit_shapes, hints, translate
 from ldm.models.diffusion.noise import KeyedNoise
 from ldm.models.diffusion.schedule import NoiseSchedule
-from ldm.storage import CONFIG_FILE, MODEL_FILE, remove, sha256
+from ldm.storage import MODEL_FILE, remove, sha256
 from ldm.study import Study, build_model, read_study
 
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-8}  # public code keeps its schedule in float32
@@ -145,10 +142,9 @@ def write_imported(
     origin = {"file": source.name, "sha256": sha256(source)}
     with claim(folder, "import", inputs=[source], replace=overwrite):
         remove(folder / MODEL_FILE)  # never an old model beside a new config
-        save_config(config, folder / CONFIG_FILE)
-        bound = decisive(read_saved_config(folder / CONFIG_FILE))
-        metadata = {**model.facts(), BOUND: bound, "imported": origin}
-        save_model(folder, model.state_dict(), metadata)
+        write_model_folder(
+            folder, config, model.state_dict(), {**model.facts(), "imported": origin}
+        )
     return read_model(folder / MODEL_FILE)[1]["sha256"]
 
 
