@@ -117,13 +117,11 @@ class Gallery:
     """What a page shows of the patients of an evaluation, gathered while they are in memory.
 
     Args:
-        budget: bytes that the slice viewer may have; 0: no viewer.
         strips: subject -> axial slice of each volume.
         slices: subject -> index of that slice, and what it has most of.
         viewed: subject -> volumes for the slice viewer; only of the worst subjects.
     """
 
-    budget: int = PAGE_BYTES
     strips: dict[str, Shown] = field(default_factory=dict)
     slices: dict[str, tuple[int, str]] = field(default_factory=dict)
     viewed: dict[str, ViewerPatient] = field(default_factory=dict)
@@ -133,8 +131,7 @@ class Gallery:
         shown = shown_volumes(case, predictions, result.protocol)
         self.slices[case.id] = case.shown_slice()
         self.strips[case.id] = comparison_strip(case, shown, result.copied)
-        if self.budget:
-            self._view(result, case, shown)
+        self._view(result, case, shown)
 
     def read(
         self,
@@ -163,13 +160,13 @@ class Gallery:
     def viewer(self, result: Evaluation) -> Viewer | None:
         """Return the slice viewer, the worst patients first; None without any."""
         ordered = worst_first(list(self.viewed.values()), _judged(result))
-        patients = within_budget(ordered, self.budget)
+        patients = within_budget(ordered, PAGE_BYTES)
         rows = [row for row in result.rows if any(row in p.predictions for p in patients)]
         return Viewer(patients, rows, len(result.subjects) - len(patients)) if patients else None
 
-    def figures(self, result: Evaluation, most: int = MOST_STRIPS) -> list[Figure]:
+    def figures(self, result: Evaluation) -> list[Figure]:
         """Return a figure a patient: inputs, real, and of each row image, error and spread."""
-        shown = sorted(self.strips, key=lambda subject: _quality(result, subject))[:most]
+        shown = sorted(self.strips, key=lambda subject: _quality(result, subject))[:MOST_STRIPS]
         strips = [self.strips[subject] for subject in shown]
         limits = {
             "error": _limit([image for strip in strips for image in strip.errors().values()]),
@@ -203,7 +200,7 @@ class Gallery:
             volumes.spreads,
             {row: _psnr(result, row, case.id) for row in volumes.predictions},
             (*(int(found.mean()) if found.size else 0 for found in columns), max(index, box.start)),
-            voxels=self.budget / BYTES_A_VOXEL / (patients * sheets),
+            voxels=PAGE_BYTES / BYTES_A_VOXEL / (patients * sheets),
         )
         kept = worst_first(list(self.viewed.values()), _judged(result))[:MOST_PATIENTS]
         self.viewed = {patient.id: patient for patient in kept}

@@ -136,7 +136,6 @@ def viewer_patient(
     psnr: Mapping[str, float] | None = None,
     focus: Sequence[int] | None = None,
     voxels: float = math.inf,
-    side: int = LONGEST_SIDE,
 ) -> ViewerPatient:
     """Crop, average and encode the volumes of a patient.
 
@@ -149,11 +148,10 @@ def viewer_patient(
         psnr: row -> PSNR in the brain.
         focus: voxel to open at; None: the middle of the box.
         voxels: the most voxels a volume may have.
-        side: the most voxels along an axis.
     """
     box = bounding_box(mask)
     cropped = tuple(part.stop - part.start for part in box)
-    shape = shown_shape(cropped, spacing, voxels, side)
+    shape = shown_shape(cropped, spacing, voxels, LONGEST_SIDE)
     step = tuple(c / n for c, n in zip(cropped, shape, strict=True))
     origin = tuple(part.start for part in box)
 

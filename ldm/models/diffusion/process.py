@@ -189,11 +189,6 @@ class GaussianProcess:
         alpha, sigma, p, q = self._levels(x_t, t)
         return (q * x_t - sigma * output) / (alpha * q - sigma * p)
 
-    def eps(self, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """Return the noise that a network's output (without variance) stands for."""
-        alpha, sigma, p, q = self._levels(x_t, t)
-        return (alpha * output - p * x_t) / (alpha * q - sigma * p)
-
     def estimate(self, output: Tensor, x_t: Tensor, t: Tensor) -> Estimate:
         """Return what a network's output, with its channels of the variance, stands for."""
         prediction, values = split_output(output, self.variance)
