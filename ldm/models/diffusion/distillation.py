@@ -18,6 +18,7 @@ from ldm.models.diffusion.samplers import ddim
 from ldm.models.diffusion.schedule import Schedule
 from ldm.models.diffusion.wrapper import Conditions
 from ldm.models.draws import Draws
+from ldm.modules.broadcast import per_item
 from ldm.storage import run_folder
 from ldm.study import read_study
 from ldm.util import instantiate_from_config, shows, targets_in
@@ -250,7 +251,7 @@ class Distillation(LatentDiffusion):
             path = [level.t for level in grid[: step + 1]]
             visited = ddim(self.denoiser(given), visited, self.schedule, path)
         own = (draws.uniform() < self.visited).to(x_0.device)
-        return torch.where(own.view(-1, *[1] * (x_0.ndim - 1)), visited, drawn)
+        return torch.where(per_item(own, x_0), visited, drawn)
 
 
 def portable_teacher(config: Config) -> dict[str, Any]:
