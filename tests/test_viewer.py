@@ -20,7 +20,6 @@ from ldm.report.viewer import (
     shown_shape,
     viewer_patient,
     within_budget,
-    worst_first,
 )
 
 SIDES = st.tuples(*[st.integers(1, 7)] * 3)
@@ -108,16 +107,6 @@ def test_limits_cover_the_errors_and_the_spread():
     made = viewer_patient("P1", *volumes, spacing=(1, 1, 1), spreads=spread)
     assert made.limits == pytest.approx({"error": 0.25, "spread": 0.125, "white": 0})
     assert set(decode(made.spreads["unet"], made.shape).ravel()) == {255}
-
-
-def test_worst_patients_come_first_and_those_without_a_score_before_them():
-    found = [
-        patient("good", psnr={"unet": 30.0, "copy T1": 1.0}),
-        patient("bad", psnr={"unet": 20.0, "copy T1": 99.0}),
-        patient("failed", psnr={"unet": math.nan}),
-    ]
-    ordered = worst_first(found, ["unet"])
-    assert [p.id for p in ordered] == ["failed", "bad", "good"]
 
 
 def test_the_budget_holds_and_the_page_says_what_is_left_out():

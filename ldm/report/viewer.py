@@ -109,16 +109,6 @@ class Viewer:
         }
 
 
-def worst_first(patients: Sequence[ViewerPatient], judged: Sequence[str]) -> list[ViewerPatient]:
-    """Order by the mean PSNR of the ``judged`` rows; a patient without a value comes first."""
-
-    def quality(patient: ViewerPatient) -> float:
-        values = [patient.psnr[row] for row in judged if row in patient.psnr]
-        return float(np.mean(values)) if values else -math.inf
-
-    return sorted(patients, key=quality)
-
-
 def within_budget(patients: Sequence[ViewerPatient], budget: int) -> list[ViewerPatient]:
     """As many patients from the start as ``budget`` bytes hold."""
     sizes = np.cumsum([patient.size() for patient in patients])

@@ -188,11 +188,11 @@ def zero_module(module: nn.Module) -> nn.Module:
     return module
 
 
-def fill_zeros(module: nn.Module, std: float = 0.02) -> nn.Module:
+def fill_zeros(module: nn.Module) -> nn.Module:
     """Draw the parameters of ``module`` that are all zero, so that its output shows every layer."""
     for parameter in module.parameters():
         if not parameter.any():
-            nn.init.normal_(parameter, std=std)
+            nn.init.normal_(parameter, std=0.02)
     return module
 
 
