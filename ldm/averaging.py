@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import ldm
-from ldm.binding import decisive, differences, without_params
+from ldm.binding import decisive, differences
 from ldm.checkpoint import (
     LOSSES,
     PRIOR,
@@ -28,6 +28,7 @@ from ldm.data.seen import write_seen
 from ldm.errors import CheckpointError, ConfigError
 from ldm.models.diffusion.ensemble import BACKBONE, MEMBERS
 from ldm.storage import run_folder
+from ldm.util import with_params, without_params
 
 FORM = f"{PRIOR}coefficients"  # 0 where it has found nothing
 # in which trainings of one ensemble may differ: how each was led to its weights, and whom it saw
@@ -171,8 +172,7 @@ def _joined(members: Sequence[Member]) -> tuple[dict[str, Any], dict[str, Tensor
     """Return configuration and weights of the ensemble: of the first, but for its backbone."""
     first, backbones = members[0], [m.config["model"]["params"]["unet_config"] for m in members]
     network = {"target": ENSEMBLE, "params": {"members": backbones}}
-    params = {**first.config["model"]["params"], "unet_config": network}
-    config = {**first.config, "model": {**first.config["model"], "params": params}}
+    model = with_params(first.config["model"], {"unet_config": network})
     weights = {n: w for n, w in first.weights.items() if not n.startswith(BACKBONE)}
     for place, member in enumerate(members):
         start = f"{BACKBONE}{MEMBERS}{place}."
@@ -184,4 +184,4 @@ def _joined(members: Sequence[Member]) -> tuple[dict[str, Any], dict[str, Tensor
     fitted = [m.weights for m in members if m.weights.get(FORM, torch.ones(1)).any()] or [weights]
     for name in [name for name in weights if name.startswith(PRIOR)]:
         weights[name] = torch.stack([own[name] for own in fitted]).mean(dim=0)
-    return {**config, "name": "ensemble"}, weights
+    return {**first.config, "model": model, "name": "ensemble"}, weights

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import ldm
-from ldm.binding import without_params
 from ldm.callbacks.metrics_file import read_curves
 from ldm.checkpoint import (
     load_model,
@@ -22,6 +21,7 @@ from ldm.denoiser import ONNX_FILE, PROGRAM_FILE, denoiser_files
 from ldm.errors import CheckpointError
 from ldm.storage import MODEL_FILE, read_json, remove, run_folder, write_file
 from ldm.study import Study
+from ldm.util import without_params
 
 CARD = "README.md"
 # of data.params: where patients are, who they are, and how their names are read

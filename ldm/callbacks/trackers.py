@@ -23,10 +23,11 @@ from PIL import Image
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
-from ldm.binding import PATIENTS, PLACES, without_params
+from ldm.binding import PATIENTS, PLACES
 from ldm.callbacks.metrics_file import read_curves
 from ldm.errors import ConfigError
 from ldm.storage import read_json, write_csv, write_json
+from ldm.util import without_params
 
 log = logging.getLogger(__name__)
 

@@ -61,8 +61,9 @@ def student_config(
     """
     from ldm.config import load_config
     from ldm.models.diffusion.distillation import portable_teacher
+    from ldm.util import params_of
 
-    params, model = teacher["model"].get("params") or {}, portable_teacher(teacher["model"])
+    params, model = params_of(teacher["model"]), portable_teacher(teacher["model"])
     student: dict[str, Any] = {
         "teacher": str(path),
         "teacher_config": model,

@@ -27,6 +27,7 @@ from ldm.models.diffusion.noise import KeyedNoise
 from ldm.models.diffusion.schedule import NoiseSchedule
 from ldm.storage import MODEL_FILE, remove, sha256
 from ldm.study import Study, build_model, read_study
+from ldm.util import params_of, with_params
 
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-8}  # public code keeps its schedule in float32
 
@@ -135,9 +136,8 @@ def write_imported(
         OutputError: see :func:`ldm.checkpoint.require_free`; OUT-IO.
     """
     require_free(folder, overwrite)
-    if model.prior is None and (config["model"].get("params") or {}).get("prior_config"):
-        params = {**config["model"]["params"], "prior_config": None}
-        config = {**config, "model": {**config["model"], "params": params}}
+    if model.prior is None and params_of(config["model"]).get("prior_config"):
+        config = {**config, "model": with_params(config["model"], {"prior_config": None})}
     config = _of_public(config)
     origin = {"file": source.name, "sha256": sha256(source)}
     with claim(folder, "import", inputs=[source], replace=overwrite):
@@ -153,10 +153,9 @@ def _of_public(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
     What ``auto`` stands for in a training says nothing of one that another program made.
     """
-    params = config["model"].get("params") or {}
-    if params.get("mean_share") != "auto":
+    if params_of(config["model"]).get("mean_share") != "auto":
         return config
-    return {**config, "model": {**config["model"], "params": {**params, "mean_share": 0.0}}}
+    return {**config, "model": with_params(config["model"], {"mean_share": 0.0})}
 
 
 def require_usable(model: Any, study: Study) -> None:

@@ -27,6 +27,7 @@ from ldm.util import (
     require_dims,
     resolve_target,
     shows,
+    with_params,
 )
 
 WHERE = "model.params.unet_config"
@@ -137,11 +138,9 @@ class Segmentation(RunModule):
 
     def portable_params(self) -> dict[str, Any]:
         """Return the loss with its measured weights, so that a resumed run has the same."""
-        given = self.loss_config.get("params") or {}
         if "pos_weight" not in accepted_parameters(type(self.loss))[0]:
             return {}
-        params = {**given, "pos_weight": self.loss.pos_weight}
-        return {"loss_config": {**self.loss_config, "params": params}}
+        return {"loss_config": with_params(self.loss_config, {"pos_weight": self.loss.pos_weight})}
 
     def facts(self) -> dict[str, Any]:
         """Return the regions, in the order of the output channels."""

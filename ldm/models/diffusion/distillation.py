@@ -21,7 +21,7 @@ from ldm.models.draws import Draws
 from ldm.modules.broadcast import per_item
 from ldm.storage import run_folder
 from ldm.study import read_study
-from ldm.util import instantiate_from_config, shows, targets_in
+from ldm.util import instantiate_from_config, params_of, shows, targets_in
 
 SPACING = "trailing"  # what sampling uses where nothing else is asked for
 
@@ -87,7 +87,7 @@ class Teacher:
         Raises:
             CheckpointError: CKPT-MISMATCH for a model without steps, or weights of another.
         """
-        told = self.config.get("params") or {}
+        told = params_of(self.config)
         facts = {name: value for name, value in self.facts.items() if name not in told}
         model = instantiate_from_config(
             self.config, where="model.params.teacher_config", interface=facts
@@ -256,7 +256,7 @@ class Distillation(LatentDiffusion):
 
 def portable_teacher(config: Config) -> dict[str, Any]:
     """Return the model's configuration without the teacher that it may have had itself."""
-    params = {k: v for k, v in (config.get("params") or {}).items() if not k.startswith("teacher")}
+    params = {k: v for k, v in params_of(config).items() if not k.startswith("teacher")}
     return {"target": config["target"], "params": params}
 
 
