@@ -13,7 +13,6 @@ from torch import Tensor
 import ldm
 from ldm.binding import decisive, differences
 from ldm.checkpoint import (
-    BOUND,
     LOSSES,
     PRIOR,
     WEIGHTS,
@@ -21,14 +20,15 @@ from ldm.checkpoint import (
     load_model,
     read_run_config,
     require_free,
-    save_model,
+    write_model_folder,
 )
 from ldm.claims import claim
-from ldm.config import ENSEMBLE, read_saved_config, save_config
+from ldm.config import ENSEMBLE
 from ldm.data.seen import write_seen
 from ldm.errors import CheckpointError, ConfigError
 from ldm.models.diffusion.ensemble import BACKBONE, MEMBERS
-from ldm.storage import CONFIG_FILE, run_folder
+from ldm.storage import run_folder
+from ldm.util import with_params, without_params
 
 FORM = f"{PRIOR}coefficients"  # 0 where it has found nothing
 # in which trainings of one ensemble may differ: how each was led to its weights, and whom it saw
@@ -105,12 +105,10 @@ def ensemble(
         _require_new(member, members[:place])
     config, weights = _joined(members)
     first = members[0].loaded
-    facts = {**first.model.facts(), WEIGHTS: first.weights}
+    facts = {**first.model.facts(), WEIGHTS: first.weights, "dsdiff": ldm.__version__}
     folders = [member.folder for member in members]
     with claim(output, "ensemble", inputs=folders, replace=overwrite):
-        save_config(config, output / CONFIG_FILE)
-        bound = decisive(read_saved_config(output / CONFIG_FILE))
-        save_model(output, weights, {**facts, BOUND: bound, "dsdiff": ldm.__version__})
+        write_model_folder(output, config, weights, facts)
         write_seen(output, {"train": {}}, folders)
     load_model(output, trust)
     return output
@@ -167,19 +165,14 @@ def _mismatch(message: str) -> CheckpointError:
 
 def _without_free(bound: Mapping[str, Any]) -> dict[str, Any]:
     """Return what decides the weights of a run, without what members may differ in."""
-    kept = {}
-    for section, names in FREE.items():
-        params = {n: v for n, v in bound[section]["params"].items() if n not in names}
-        kept[section] = {**bound[section], "params": params}
-    return kept
+    return {section: without_params(bound[section], names) for section, names in FREE.items()}
 
 
 def _joined(members: Sequence[Member]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return configuration and weights of the ensemble: of the first, but for its backbone."""
     first, backbones = members[0], [m.config["model"]["params"]["unet_config"] for m in members]
     network = {"target": ENSEMBLE, "params": {"members": backbones}}
-    params = {**first.config["model"]["params"], "unet_config": network}
-    config = {**first.config, "model": {**first.config["model"], "params": params}}
+    model = with_params(first.config["model"], {"unet_config": network})
     weights = {n: w for n, w in first.weights.items() if not n.startswith(BACKBONE)}
     for place, member in enumerate(members):
         start = f"{BACKBONE}{MEMBERS}{place}."
@@ -191,4 +184,4 @@ def _joined(members: Sequence[Member]) -> tuple[dict[str, Any], dict[str, Tensor
     fitted = [m.weights for m in members if m.weights.get(FORM, torch.ones(1)).any()] or [weights]
     for name in [name for name in weights if name.startswith(PRIOR)]:
         weights[name] = torch.stack([own[name] for own in fitted]).mean(dim=0)
-    return {**config, "name": "ensemble"}, weights
+    return {**first.config, "model": model, "name": "ensemble"}, weights

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import reprlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ldm.errors import CheckpointError
-from ldm.util import current_path, trainer_options
+from ldm.util import current_path, params_of, trainer_options, without_params
 
 # of data.params: where the data are, and who; the weights do not depend on the one, and the other
 # is known by the digests in subjects.json
@@ -41,15 +41,8 @@ def decisive(config: Mapping[str, Any]) -> Decisive:
         config: resolved, with a ``model`` and a ``data`` section.
     """
     left_out = {"model": (DURATION,), "data": (*PLACES, *PATIENTS)}
-    bound = {
-        section: {**config[section], "params": _without(config[section].get("params"), names)}
-        for section, names in left_out.items()
-    }
+    bound = {name: without_params(config[name], names) for name, names in left_out.items()}
     return json.loads(json.dumps(bound))
-
-
-def _without(params: Mapping[str, Any] | None, names: Sequence[str]) -> dict[str, Any]:
-    return {name: value for name, value in (params or {}).items() if name not in names}
 
 
 def require_bound(kept: Decisive | None, now: Decisive, source: str) -> None:
@@ -94,7 +87,7 @@ def rate_notice(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None
     Its fall was laid out for the length that the run was begun with. Changed alone, the length
     leaves the fall as it was; ``decay_steps`` changed, the rate jumps to another curve.
     """
-    old, new = ((c["model"].get("params") or {}) for c in (before, now))
+    old, new = (params_of(c["model"]) for c in (before, now))
     lengths = [_length(config) for config in (before, now)]
     schedule, end = new.get("rate_schedule", "constant"), new.get(DURATION)
     if schedule == "constant" or not end or end < 1:

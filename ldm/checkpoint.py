@@ -26,12 +26,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ldm.binding import PARTS, Decisive, decisive, require_bound
-from ldm.config import read_saved_config, trusted_targets, validate
+from ldm.config import read_saved_config, save_config, trusted_targets, validate
 from ldm.environment import require_safe_libraries
 from ldm.errors import CheckpointError, OutOfMemory, OutputError, UnsafeError, as_known_error
 from ldm.storage import CONFIG_FILE, MODEL_FILE, atomic_path, remove, rename, require_run
 from ldm.study import Study, build_model, read_study
-from ldm.util import refuse_untrusted_targets
+from ldm.util import params_of, refuse_untrusted_targets
 
 log = logging.getLogger(__name__)
 
@@ -203,6 +203,15 @@ def save_model(folder: Path, state: Mapping[str, Tensor], metadata: Mapping[str,
         save_file(tensors, temporary, metadata=texts)
 
 
+def write_model_folder(
+    folder: Path, config: Mapping[str, Any], state: Mapping[str, Tensor], facts: Mapping[str, Any]
+) -> None:
+    """Write ``config.yaml``, and weights that are bound to it as it will be read."""
+    save_config(config, folder / CONFIG_FILE)
+    bound = decisive(read_saved_config(folder / CONFIG_FILE))
+    save_model(folder, state, {**facts, BOUND: bound})
+
+
 def read_model(path: Path, own: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the tensors and the metadata of a model file, its digest verified.
 
@@ -347,7 +356,7 @@ def load_start(model: nn.Module, start: Path, config: Mapping[str, Any]) -> None
     """
     weights, _ = read_weights(start)
     own = model.state_dict()
-    kept = (*_parts_from_files(config.get("params") or {}), PRIOR)
+    kept = (*_parts_from_files(params_of(config)), PRIOR)
     losses = {name for name in own.keys() ^ weights.keys() if name.startswith(LOSSES)}
     stay = {name: own[name] for name in own if name.startswith(kept) or name in losses}
     given = {name: w for name, w in weights.items() if not name.startswith(kept)}
@@ -361,7 +370,7 @@ def _parts_from_files(params: Mapping[str, Any]) -> Iterator[str]:
     nodes = {f"{part}.": params.get(key) for key, part in PARTS.items()}
     nodes |= {f"{LOSSES}{name}.": node for name, node in (params.get("loss_config") or {}).items()}
     for start, node in nodes.items():
-        if ((node or {}).get("params") or {}).get("path"):
+        if params_of(node or {}).get("path"):
             yield start
 
 
@@ -385,7 +394,7 @@ def read_run_config(model: Path, trust: Collection[str] = ()) -> dict[str, Any]:
     source = f"{folder.name}/{CONFIG_FILE}"
     refuse_untrusted_targets(config, trusted_targets(), source, named=trust)
     validate(config)
-    if (config["data"].get("params") or {}).pop("cache", None):  # where to write is the user's
+    if params_of(config["data"]).pop("cache", None):  # where to write is the user's
         log.warning("%s names a cache, which is not used: give data.params.cache=FOLDER", source)
     return config
 

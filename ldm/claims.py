@@ -24,7 +24,7 @@ from ldm.errors import BusyError, OutputError
 TEMPORARY = ".tmp-"
 OWN_TEMPORARY = re.compile(r"\.tmp-(\d+)-[0-9a-f]{8}(\..*)?")
 LOCK = ".lock"
-RUN_FILES = ("model.safetensors", "checkpoints/last.ckpt")  # of a version that kept no list
+OLD_RUN_FILES = ("model.safetensors", "checkpoints/last.ckpt")  # of a version that kept no list
 RUN_OWNERS = ("train", "import")
 SYNTHETIC = ("sample", "brasyn", "segment")  # verbs whose files are no patients
 NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
@@ -100,7 +100,7 @@ class Claim:
             self._refuse_owner(first.removeprefix("dsdiff "))
 
     def _begin(self, adopt: bool) -> None:
-        is_run = any((self.folder / name).exists() for name in RUN_FILES)
+        is_run = any((self.folder / name).exists() for name in OLD_RUN_FILES)
         if is_run and self.verb not in RUN_OWNERS:
             self._refuse_owner(RUN_OWNERS[0])
         self._append(f"dsdiff {self.verb}")

@@ -15,7 +15,13 @@ from typing import Any
 
 from ldm.errors import bad_value
 from ldm.ranges import check_ranges
-from ldm.util import accepted_parameters, check_parameter_names, current_path, resolve_target
+from ldm.util import (
+    accepted_parameters,
+    check_parameter_names,
+    current_path,
+    params_of,
+    resolve_target,
+)
 
 OURS = ("ldm.", "guided_diffusion.", "UNet_DS_Diff.", "torch.optim.")
 
@@ -26,7 +32,7 @@ def validate_node(node: Any, where: str) -> None:
     Raises:
         ConfigError: CONFIG-TARGET, CONFIG-UNKNOWN or CONFIG-VALUE.
     """
-    cls, params = resolve_target(node, where), node.get("params") or {}
+    cls, params = resolve_target(node, where), params_of(node)
     validate_arguments(cls, params, f"{where}.params")
     if current_path(node["target"]).startswith(OURS):  # another class may mean something else
         check_ranges(params, f"{where}.params")

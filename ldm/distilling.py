@@ -12,6 +12,7 @@ from ldm.models.diffusion.distillation import portable_teacher
 from ldm.progress import Progress, silent
 from ldm.storage import run_folder
 from ldm.training import TrainedRun, run_training
+from ldm.util import params_of
 
 DISTILL = "configs/distill.yaml"
 STEPS = 4
@@ -61,7 +62,7 @@ def student_config(
     """
     path = Path(teacher)
     taught: Mapping[str, Any] = read_run_config(run_folder(path), trust)
-    params, model = taught["model"].get("params") or {}, portable_teacher(taught["model"])
+    params, model = params_of(taught["model"]), portable_teacher(taught["model"])
     student: dict[str, Any] = {
         "teacher": str(path),
         "teacher_config": model,

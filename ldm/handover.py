@@ -7,23 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import ldm
-from ldm.binding import decisive
 from ldm.callbacks.metrics_file import read_curves
 from ldm.checkpoint import (
-    BOUND,
     load_model,
     read_model,
     read_run_config,
     require_free,
-    save_model,
+    write_model_folder,
 )
 from ldm.claims import claim
-from ldm.config import read_saved_config, save_config
 from ldm.data.seen import SUBJECTS_FILE
 from ldm.denoiser import ONNX_FILE, PROGRAM_FILE, denoiser_files
 from ldm.errors import CheckpointError
-from ldm.storage import CONFIG_FILE, MODEL_FILE, read_json, remove, run_folder, write_file
+from ldm.storage import MODEL_FILE, read_json, remove, run_folder, write_file
 from ldm.study import Study
+from ldm.util import without_params
 
 CARD = "README.md"
 # of data.params: where patients are, who they are, and how their names are read
@@ -79,9 +77,7 @@ def export(
     with claim(output, "export", inputs=[folder], replace=overwrite):
         for name in {ONNX_FILE, PROGRAM_FILE} - beside.keys():
             remove(output / name)  # never those of older weights beside the new ones
-        save_config(config, output / CONFIG_FILE)
-        bound = decisive(read_saved_config(output / CONFIG_FILE))
-        save_model(output, tensors, {**said, BOUND: bound, "dsdiff": ldm.__version__})
+        write_model_folder(output, config, tensors, {**said, "dsdiff": ldm.__version__})
         write_file(output / CARD, card)
         for name, content in beside.items():
             write_file(output / name, content)
@@ -92,14 +88,7 @@ def export(
 def without_patients(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return what sampling needs of the configuration of a run."""
     left_out = {"model": OF_TRAINING, "data": OF_PATIENTS}
-    kept: dict[str, Any] = {}
-    for section, names in left_out.items():
-        params = config[section].get("params") or {}
-        kept[section] = {
-            "target": config[section]["target"],
-            "params": {name: value for name, value in params.items() if name not in names},
-        }
-    return kept
+    return {section: without_params(config[section], names) for section, names in left_out.items()}
 
 
 def model_card(

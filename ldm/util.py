@@ -93,6 +93,21 @@ def _import_module(name: str) -> ModuleType:
     return importlib.import_module(name)
 
 
+def params_of(node: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the ``params`` of a ``target``, which may be absent or null."""
+    return node.get("params") or {}
+
+
+def with_params(node: Mapping[str, Any], changed: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a ``target`` / ``params`` mapping with some of its ``params`` changed."""
+    return {**node, "params": {**params_of(node), **changed}}
+
+
+def without_params(node: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """Return a ``target`` / ``params`` mapping without some of its ``params``."""
+    return {**node, "params": {n: v for n, v in params_of(node).items() if n not in names}}
+
+
 def accepted_parameters(cls: Callable) -> tuple[dict[str, inspect.Parameter], bool]:
     """Return the named parameters of a constructor, and whether it takes any other keyword too."""
     try:
@@ -190,7 +205,7 @@ def instantiate_from_config(
             constructor refused).
     """
     cls = resolve_target(config, where)
-    params = {**(config.get("params") or {}), **overrides}
+    params = {**params_of(config), **overrides}
     check_parameter_names(cls, params, f"{where}.params")
     named, takes_any = accepted_parameters(cls)
     for name, value in (interface or {}).items():

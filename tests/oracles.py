@@ -18,6 +18,12 @@ def exact_denoiser(data, schedule):
     return lambda x, t: data.x_0(x, schedule.alpha(t[:1]), schedule.sigma(t[:1]))
 
 
+def noise_in(x_t, x_0, t, schedule):
+    """The eps of x_t = alpha x_0 + sigma eps."""
+    alpha, sigma = schedule.at(t, x_t)
+    return (x_t - alpha * x_0) / sigma
+
+
 def toy(x, t):
     """The network of the reference numbers (mathematics.json), x (B, C, H, W), t (B,)."""
     time = t.view(-1, 1, 1, 1)

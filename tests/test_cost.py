@@ -120,7 +120,6 @@ def test_training_memory_by_hand():
     # the input, and the output of ReLU, which ReLU and the second layer share
     assert estimate.activations == (8 * 10 + 8 * 20) * FLOAT
     assert estimate.total == 3 * parameters + 2 * trainable - 20 * FLOAT + estimate.activations
-    assert training_memory_estimate(network, torch.randn(8, 10), ema=False).ema == 0
     assert not any(module.training for module in network.modules())
 
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from oracles import exact_denoiser, gaussian_1d
+from oracles import exact_denoiser, gaussian_1d, noise_in
 from torch import nn
 
 from ldm.checkpoint import save_model
@@ -52,9 +52,7 @@ def test_a_student_on_target_lands_where_the_teacher_does(kind, name, step):
     x_t = torch.linspace(-2, 2, 9, dtype=torch.float64).view(-1, 1)
     t = torch.full((9,), path[0])
     x_0 = student_target(teacher, x_t, schedule, path)
-    output = GaussianProcess(schedule, kind).target(
-        x_0, GaussianProcess(schedule, "x0").eps(x_0, x_t, t), t
-    )
+    output = GaussianProcess(schedule, kind).target(x_0, noise_in(x_t, x_0, t, schedule), t)
 
     def student(x, t):
         return GaussianProcess(schedule, kind).x_0(output, x, t)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from oracles import GaussianData, exact_denoiser
+from oracles import GaussianData, exact_denoiser, noise_in
 
 from ldm.models.diffusion.guidance import THRESHOLDS, dynamic_threshold, guide
 from ldm.models.diffusion.process import GaussianProcess
@@ -44,9 +44,7 @@ def test_guided_outputs_and_guided_x_0_are_the_same(kind):
     def output_of(denoise):
         def output(x, t):
             x_0 = denoise(x, t)
-            return GaussianProcess(LINEAR, kind).target(
-                x_0, GaussianProcess(LINEAR, "x0").eps(x_0, x, t), t
-            )
+            return GaussianProcess(LINEAR, kind).target(x_0, noise_in(x, x_0, t, LINEAR), t)
 
         return output
 

@@ -416,15 +416,13 @@ def test_equal_input_gives_equal_bytes(tmp_path, monkeypatch):
     assert encode_volume(volume.array, volume.geometry, compress=False) == gzip.decompress(first)
 
 
-def test_an_existing_output_is_kept_unless_told_otherwise(tmp_path):
+def test_an_existing_output_is_kept(tmp_path):
     volume = read_volume(write(tmp_path / "a.nii.gz", head_image()))
     before = (tmp_path / "a.nii.gz").read_bytes()
     content = encode_volume(volume.array + 1, volume.geometry)
     with pytest.raises(OutputError, match="OUT-EXISTS"):
         write_volume(tmp_path / "a.nii.gz", content)
     assert (tmp_path / "a.nii.gz").read_bytes() == before
-    write_volume(tmp_path / "a.nii.gz", content, overwrite=True)
-    assert (tmp_path / "a.nii.gz").read_bytes() == content
 
 
 def test_nothing_half_good_is_written(tmp_path):

@@ -78,9 +78,10 @@ def test_a_strip_has_an_error_map_for_every_row_with_the_front_upwards():
     assert strip.aspect == pytest.approx(1.2)
 
 
-def test_worst_patients_come_first_and_the_page_says_so():
+def test_worst_patients_come_first_and_the_page_says_so(monkeypatch):
+    monkeypatch.setattr("ldm.report.gallery.MOST_STRIPS", 2)
     result, gallery = evaluation(good=30.0, failed=math.nan, bad=20.0)
-    figures = gallery.figures(result, most=2)
+    figures = gallery.figures(result)
     assert [f.title for f in figures] == ["Patient failed", "Patient bad"]
     assert figures[0].caption.startswith("Worst first: 1 of 3 by the mean PSNR")
     assert "(1 better ones are not shown)" in figures[1].caption
@@ -89,19 +90,19 @@ def test_worst_patients_come_first_and_the_page_says_so():
     assert shown.rows == ["unet", COPY_T1]
 
 
-def test_the_viewer_keeps_to_its_budget_from_the_worst_on():
+def test_the_viewer_keeps_to_its_budget_from_the_worst_on(monkeypatch):
     result, gallery = evaluation(good=30.0, bad=20.0)
-    gallery.budget = gallery.viewed["bad"].size()
+    monkeypatch.setattr("ldm.report.gallery.PAGE_BYTES", gallery.viewed["bad"].size())
     shown = gallery.viewer(result)
     assert [p.id for p in shown.patients] == ["bad"]
     assert shown.left_out == 1
-    gallery.budget = 0
+    monkeypatch.setattr("ldm.report.gallery.PAGE_BYTES", 0)
     assert gallery.viewer(result) is None
 
 
 def test_rows_without_room_continue_below():
     """Nine rows: seven beside the one column of T1 and real, two in a block below."""
-    one, gallery = case(), Gallery(budget=0)
+    one, gallery = case(), Gallery()
     rows = predictions(one, **{f"row{n}": n / 20 for n in range(9)})
     result = Evaluation(DEFAULT, list(rows), ["P1"])
     for row in rows:

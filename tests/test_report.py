@@ -71,7 +71,7 @@ def hostile_report():
         lead=HOSTILE,
         tables=[table],
         figures=[Figure(HOSTILE, PNG, HOSTILE, HOSTILE)],
-        sections=[Section(HOSTILE, [HOSTILE], HOSTILE)],
+        sections=[Section(HOSTILE, [HOSTILE])],
         protocol={HOSTILE: {HOSTILE: [HOSTILE]}},
         environment={HOSTILE: HOSTILE},
         viewer=small_viewer(HOSTILE, HOSTILE),
@@ -244,7 +244,7 @@ def latex_row(table: Table) -> str:
 
 def test_latex_table_pastes_into_a_paper():
     """Text columns stay text; the one of numbers is aligned by siunitx, with its widest number."""
-    assert latex_table(scores_table(), "scores") == "\n".join(
+    assert latex_table(scores_table()) == "\n".join(
         [
             r"\begin{table}",
             r"\centering",

@@ -13,6 +13,7 @@ from oracles import (
     exact_denoiser,
     gaussian_1d,
     gaussian_2d,
+    noise_in,
     toy_denoiser,
 )
 from scipy.integrate import quad
@@ -219,7 +220,7 @@ def test_euler_follows_the_velocity_of_a_flow():
 
 def both(denoise, x, t, schedule):
     x_0 = denoise(x, t)
-    return x_0, GaussianProcess(schedule, "x0").eps(x_0, x, t)
+    return x_0, noise_in(x, x_0, t, schedule)
 
 
 @pytest.mark.parametrize("h", [1e-3, 0.3, 5.0, 60.0])

@@ -1,4 +1,4 @@
-"""The command line is there at once: help imports no library that computes, on any system."""
+"""The command line is there at once: help imports no library that computes."""
 
 import json
 import subprocess
@@ -17,7 +17,6 @@ COMMANDS = [(), *((verb,) for verb in VERBS), *((v, t) for v, ts in TASKS.items(
 MOST_MODULES = 300  # Python alone has 60, argparse and the packages of a verb double that
 START = """
 import json, sys
-sys.modules.update(dict.fromkeys({hidden}))  # None: an import raises ImportError
 from ldm.cli.main import main
 try:
     main(sys.argv[1:])
@@ -27,10 +26,10 @@ print(json.dumps(sorted(n for n, m in sys.modules.items() if m)), file=sys.stder
 """
 
 
-def started(*command: str, hidden: tuple[str, ...] = ()) -> tuple[str, set[str]]:
+def started(*command: str) -> tuple[str, set[str]]:
     """Return what a command prints, and the modules that it imported, in a process of its own."""
     process = subprocess.run(
-        [sys.executable, "-c", START.format(hidden=hidden), *command],
+        [sys.executable, "-c", START, *command],
         capture_output=True,
         text=True,
         cwd=Path(__file__).parents[1],
@@ -62,15 +61,6 @@ def test_a_mistyped_path_is_named_before_anything_heavy_is_imported(command):
     text, modules = started(*command.split())
     assert "error" in text and "nowhere" in text
     assert modules.isdisjoint({"torch", "pytorch_lightning", "monai", "nibabel"})
-
-
-def test_what_only_unix_has_is_not_needed_to_start():
-    every = "import ldm.config, ldm.storage, ldm.cost.network"
-    verbs = f"for verb in {list(VERBS)}: build_parser(verb)"
-    code = START.format(hidden=("fcntl", "resource")).replace("import main", "import build_parser")
-    code = code.replace("    main(sys.argv[1:])", f"    {every}\n    {verbs}")
-    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert process.returncode == 0, process.stderr
 
 
 def test_torchvision_is_repaired_when_it_is_looked_for():

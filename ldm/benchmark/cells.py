@@ -31,7 +31,7 @@ from ldm.inference.baseline_volumes import write_baseline
 from ldm.progress import PART_OF, Progress, silent
 from ldm.storage import appending, read_json, write_json
 from ldm.study import Study
-from ldm.util import targets_in
+from ldm.util import params_of, targets_in
 
 POLL = 2.0  # seconds between two looks at a lock
 GRACE = 10.0  # seconds in which a child ends by itself: SLURM signals it as well
@@ -138,7 +138,7 @@ class Work:
     @property
     def study(self) -> Study:
         """What is synthesised, and from what."""
-        return Study.read(self.data.get("params") or {})
+        return Study.read(params_of(self.data))
 
     @property
     def patients(self) -> Progress:

@@ -42,7 +42,7 @@ from ldm.progress import Progress, silent
 from ldm.report.gallery import Gallery
 from ldm.report.score_tables import column_key
 from ldm.study import read_study
-from ldm.util import instantiate_from_config
+from ldm.util import instantiate_from_config, params_of, with_params
 
 log = logging.getLogger(__name__)
 
@@ -345,9 +345,8 @@ class Patients:
         place = (training.row, training.space)
         if place not in self.places:
             self.places[place] = self._split(training.config["data"])
-        data = training.config["data"]
-        params = {**data["params"], **self.places[place], "fold": None}
-        return replace(training, config={**training.config, "data": {**data, "params": params}})
+        data = with_params(training.config["data"], {**self.places[place], "fold": None})
+        return replace(training, config={**training.config, "data": data})
 
     def seen_by(self, training: Training) -> Digests:
         """Return the digests of the files of a training's patients, and of what it builds on."""
@@ -357,8 +356,7 @@ class Patients:
         return {**inherited(training.config["model"]), **own}
 
     def _split(self, config: Mapping[str, Any]) -> dict[str, list[str]]:
-        params = config.get("params") or {}
-        key = json.dumps([params.get(name) for name in SPLIT_KEYS])
+        key = json.dumps([params_of(config).get(name) for name in SPLIT_KEYS])
         if key not in self.splits:
             data = instantiate_from_config(config, where="data")
             subjects = data.find_subjects()

@@ -10,7 +10,7 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
-from ldm.inference.baselines import ContrastRegression, design_matrix
+from ldm.inference.baselines import ContrastRegression
 from ldm.models.base import items_of, psnr_in_brain, wanted
 from ldm.study import Study
 from ldm.util import evenly_spread
@@ -64,7 +64,7 @@ def regressed(
     """Return the target (B, 1, *S) that a regression makes of a batch, inside the brain."""
     brain = batch["brain"]
     values = batch["condition"][:, channels].movedim(1, -1)[brain[:, 0]]  # (N, M)
-    fitted = design_matrix(values.float().cpu().numpy(), 2) @ regression.coefficients
+    fitted = regression.of(values.float().cpu().numpy())
     image = torch.zeros_like(batch["target"])
     image[brain] = torch.from_numpy(fitted).to(image).clamp(-1, 1)
     return image

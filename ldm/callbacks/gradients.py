@@ -134,7 +134,5 @@ class TimestepLosses(Callback):
             f"train/loss_t{bucket}": losses[quarters == bucket].mean().item()
             for bucket in quarters.unique().tolist()
         }
-        for (
-            logger
-        ) in trainer.loggers:  # `pl_module.log` would repeat the last value of an absent one
+        for logger in trainer.loggers:  # pl_module.log would repeat the value of an absent one
             logger.log_metrics(means, trainer.global_step - 1)

@@ -27,6 +27,7 @@ from ldm.binding import PATIENTS, PLACES
 from ldm.callbacks.metrics_file import read_curves
 from ldm.errors import ConfigError
 from ldm.storage import read_json, write_csv, write_json
+from ldm.util import without_params
 
 log = logging.getLogger(__name__)
 
@@ -275,12 +276,10 @@ class WideTable(Tracker):
 
 def told_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a tracker is told of a configuration: neither patients nor where they are."""
-    data = config.get("data") or {}
-    params = data.get("params") or {}
-    kept = {name: v for name, v in params.items() if name not in (*PLACES, *PATIENTS)}
+    data = without_params(config.get("data") or {}, (*PLACES, *PATIENTS))
     trainer = (config.get("lightning") or {}).get("trainer")
     told = {name: config.get(name) for name in ("name", "seed", "model")}
-    return {**told, "data": {**data, "params": kept}, "lightning": {"trainer": trainer}}
+    return {**told, "data": data, "lightning": {"trainer": trainer}}
 
 
 def flat(config: Any, path: str = "") -> dict[str, Any]:

@@ -76,8 +76,8 @@ class MemoryEstimate:
         return sum(asdict(self).values())
 
 
-def training_memory_estimate(module: nn.Module, *inputs: Any, ema: bool = True) -> MemoryEstimate:
-    """Memory of a training step with Adam at the batch size of ``inputs``.
+def training_memory_estimate(module: nn.Module, *inputs: Any) -> MemoryEstimate:
+    """Memory of a training step with Adam and EMA at the batch size of ``inputs``.
 
     Activations are the tensors that autograd saves in one forward in training mode, each storage
     counted once, parameters left out. What is held inside gradient checkpointing is not seen: with
@@ -86,7 +86,6 @@ def training_memory_estimate(module: nn.Module, *inputs: Any, ema: bool = True) 
     Args:
         module: the network, on any device.
         inputs: arguments of its forward, batch first.
-        ema: whether an exponential moving average of the parameters is kept.
     """
     parameters = _nbytes(module.parameters())
     trainable = _nbytes(p for p in module.parameters() if p.requires_grad)
@@ -96,7 +95,7 @@ def training_memory_estimate(module: nn.Module, *inputs: Any, ema: bool = True) 
         parameters=parameters,
         gradients=trainable,
         optimizer=ADAM_STATES * trainable,
-        ema=parameters if ema else 0,
+        ema=parameters,
         activations=activations,
     )
 

@@ -35,20 +35,6 @@ SMALL = 1e-6
 LEAST = 1e-3  # of what is brain; 0 is background
 
 
-def _moved(transform: Compose, images: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return the images as a transform leaves them.
-
-    monai keeps a record of each step, with which it could be undone: two fifths of the time, so it
-    is off here.
-    """
-    is_recorded = get_track_meta()
-    set_track_meta(False)
-    try:
-        return {name: torch.as_tensor(a) for name, a in transform(images).items()}
-    finally:
-        set_track_meta(is_recorded)
-
-
 class RandContrastd(RandomizableTransform, MapTransform):
     """Stretches or shrinks the intensities of the brain about their median, all images alike.
 
@@ -120,7 +106,32 @@ class RandCurvesd(RandomizableTransform, MapTransform):
         return changed
 
 
-class SliceAugmentation:
+class _Augmentation:
+    """A random transform of the images and masks of an item, all moved together."""
+
+    transform: Compose
+
+    def set_random_state(self, seed: int) -> None:
+        """Make the next call a function of ``seed``."""
+        self.transform.set_random_state(seed)
+
+    def moved(self, images: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return the images as the transform leaves them, their background 0.
+
+        It is -1 before, and what an affine map brings in from outside is 0: shift for it. monai
+        keeps a record of each step, with which it could be undone: two fifths of the time, so it is
+        off here.
+        """
+        shifted = {n: a - BACKGROUND if n in IMAGES else a.float() for n, a in images.items()}
+        is_recorded = get_track_meta()
+        set_track_meta(False)
+        try:
+            return {name: torch.as_tensor(a) for name, a in self.transform(shifted).items()}
+        finally:
+            set_track_meta(is_recorded)
+
+
+class SliceAugmentation(_Augmentation):
     """Left-right flip, a small rotation, scaling and shift, and a change of contrast.
 
     Args:
@@ -191,19 +202,13 @@ class SliceAugmentation:
             ]
         )
 
-    def set_random_state(self, seed: int) -> None:
-        """Make the next call a function of ``seed``."""
-        self.transform.set_random_state(seed)
-
     def __call__(self, images: dict[str, torch.Tensor]) -> dict[str, Any]:
         """Return the images (C, *S), moved together."""
-        # Background is -1, and what an affine map brings in from outside is 0: shift for it.
-        shifted = {n: a - BACKGROUND if n in IMAGES else a.float() for n, a in images.items()}
-        moved = _moved(self.transform, shifted)
+        moved = self.moved(images)
         return {n: a + BACKGROUND if n in IMAGES else a for n, a in moved.items()}
 
 
-class SegmentationAugmentation:
+class SegmentationAugmentation(_Augmentation):
     """Flips, rotation, elastic deformation, gamma, noise and blur, to train segmenters.
 
     Images and labels move together. Intensities change inside the brain only; gamma and blur act on
@@ -278,14 +283,9 @@ class SegmentationAugmentation:
             ]
         )
 
-    def set_random_state(self, seed: int) -> None:
-        """Make the next call a function of ``seed``."""
-        self.transform.set_random_state(seed)
-
     def __call__(self, images: dict[str, torch.Tensor]) -> dict[str, Any]:
         """Return the images (C, *S), moved together, with -1 outside the brain."""
-        shifted = {n: a - BACKGROUND if n in IMAGES else a.float() for n, a in images.items()}
-        moved = _moved(self.transform, shifted)
+        moved = self.moved(images)
         brain = moved["brain"] > 0.5
         return {
             n: torch.where(brain, (a + BACKGROUND).clamp(-1, 1), BACKGROUND) if n in IMAGES else a

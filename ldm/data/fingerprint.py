@@ -53,13 +53,6 @@ def fingerprint(image: np.ndarray) -> str:
     return base64.b64encode(np.packbits(bits).tobytes()).decode()
 
 
-def difference(first: str, second: str) -> float:
-    """Return the share of bits that differ between two fingerprints; 1 where one is empty."""
-    if not first or not second:
-        return 1.0
-    return float(_differing(_words([first]), _words([second]))[0, 0] / COMPARED.sum())
-
-
 def alike(
     some: Mapping[str, str], others: Mapping[str, str] | None = None
 ) -> list[tuple[str, str, float]]:

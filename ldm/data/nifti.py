@@ -261,13 +261,13 @@ def encode_volume(
     return gzip.compress(content, compresslevel=6, mtime=0) if compress else content
 
 
-def write_volume(path: Path, content: bytes, overwrite: bool = False) -> None:
+def write_volume(path: Path, content: bytes) -> None:
     """Write what :func:`encode_volume` returned: atomically, after reading it back.
 
     Raises:
         OutputError: OUT-EXISTS or OUT-IO.
     """
-    with atomic_path(path, overwrite) as temporary:
+    with atomic_path(path) as temporary:
         require_space(temporary, len(content))
         temporary.write_bytes(content)
         try:

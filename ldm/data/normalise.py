@@ -18,7 +18,7 @@ from scipy.ndimage import gaussian_filter1d
 from ldm.errors import ConfigError, DataError
 from ldm.intensity import BACKGROUND, LOWER, UPPER
 from ldm.study import T1_WEIGHTED
-from ldm.util import instantiate_from_config, nearest
+from ldm.util import instantiate_from_config, nearest, params_of, with_params
 
 BINS = 512  # of the histogram in which white matter is looked for
 
@@ -87,7 +87,7 @@ class IntensityScale:
         if len(points["landmarks"]) != len(points["standard"]):
             raise ValueError("landmarks and standard differ in length")
         numbers_of = (*affine.values(), *points["landmarks"], *points["standard"])
-        rising = all(np.all(np.diff(values) > 0) for values in points.values())
+        rising = all(map(_rises, points.values()))
         if not (np.isfinite(numbers_of).all() and affine["width"] > 0 and rising):
             raise ValueError(f"no scale has {affine}")
         return cls(**affine, **points)
@@ -267,8 +267,8 @@ class HistogramNormaliser(Normaliser):
         self,
         standard: Mapping[str, Sequence[float]] | None = None,
         percentiles: Sequence[float] = (1, 10, 20, 30, 40, 50, 60, 70, 80, 90, 99),
-        lower: float = -4.0,
-        upper: float = 8.0,
+        lower: float = LOWER,
+        upper: float = UPPER,
     ) -> None:
         super().__init__(lower, upper)
         self.percentiles = [float(p) for p in percentiles]
@@ -315,7 +315,7 @@ class HistogramNormaliser(Normaliser):
         self.standard[contrast] = np.mean(profiles, axis=0).round(6).tolist()
 
     def learned_config(self, config: Mapping[str, Any]) -> Mapping[str, Any]:  # noqa: D102
-        return {**config, "params": {**(config.get("params") or {}), "standard": self.standard}}
+        return with_params(config, {"standard": self.standard})
 
 
 class PerContrast(Normaliser):
@@ -371,7 +371,7 @@ class PerContrast(Normaliser):
         self.of(contrast).learn(contrast, profiles)
 
     def learned_config(self, config: Mapping[str, Any]) -> Mapping[str, Any]:  # noqa: D102
-        params = config.get("params") or {}
+        params = params_of(config)
         learned = {name: self.of(name).learned_config(params[name]) for name in params}
         return {**config, "params": learned}
 

@@ -24,6 +24,7 @@ from ldm.data.volume_file import VolumeFile
 from ldm.errors import CheckpointError, DataError
 from ldm.storage import cache_root, read_json, run_folder, write_json
 from ldm.study import KNOWN, LABELS, MASK_FILE
+from ldm.util import params_of
 
 SUBJECTS_FILE = "subjects.json"
 FORMAT = 3  # of a kept digest
@@ -174,9 +175,9 @@ def origins(model: Mapping[str, Any]) -> list[Path]:
     Args:
         model: the ``model`` section of a configuration.
     """
-    params = model.get("params") or {}
+    params = params_of(model)
     parts = (params.get(name) or {} for name in PARTS)
-    paths = [(part.get("params") or {}).get("path") for part in parts]
+    paths = [params_of(part).get("path") for part in parts]
     return [run_folder(Path(path)) for path in (params.get("teacher"), *paths) if path]
 
 

@@ -212,6 +212,7 @@ def smallest_p(n: int, comparisons: int = 1) -> float:
     return min(1.0, comparisons * 2.0 / 2**n) if n else inf
 
 
-def fewest_patients(comparisons: int, p: float = 1 - CONFIDENCE) -> int:
-    """Fewest patients with whom one of so many comparisons can reach a corrected p below ``p``."""
-    return next(n for n in range(1, 1024) if smallest_p(n, comparisons) < p - 1e-12)
+def fewest_patients(comparisons: int) -> int:
+    """Fewest patients with whom one of so many comparisons can reach a corrected p below 0.05."""
+    p = 1 - CONFIDENCE - 1e-12
+    return next(n for n in range(1, 1024) if smallest_p(n, comparisons) < p)

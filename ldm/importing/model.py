@@ -11,26 +11,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm.binding import decisive
 from ldm.checkpoint import (
-    BOUND,
     PRIOR,
     read_model,
     require_finite,
     require_free,
     require_same_state,
-    save_model,
+    write_model_folder,
 )
 from ldm.claims import claim
-from ldm.config import Overrides, read_saved_config, save_config
+from ldm.config import Overrides
 from ldm.errors import CheckpointError, ConfigError
 from ldm.importing.files import PublicCheckpoint, read_public_checkpoint
 from ldm.importing.names import LIT_EMA, NETWORK, Fit, Translated, fit_shapes, hints, translate
 from ldm.importing.research_yaml import read_import_config
 from ldm.models.diffusion.noise import KeyedNoise
 from ldm.models.diffusion.schedule import NoiseSchedule
-from ldm.storage import CONFIG_FILE, MODEL_FILE, remove, sha256
+from ldm.storage import MODEL_FILE, remove, sha256
 from ldm.study import Study, build_model, read_study
+from ldm.util import params_of, with_params
 
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-8}  # public code keeps its schedule in float32
 
@@ -194,17 +193,15 @@ def write_imported(
         OutputError: see :func:`ldm.checkpoint.require_free`; OUT-IO.
     """
     require_free(folder, overwrite)
-    if model.prior is None and (config["model"].get("params") or {}).get("prior_config"):
-        params = {**config["model"]["params"], "prior_config": None}
-        config = {**config, "model": {**config["model"], "params": params}}
+    if model.prior is None and params_of(config["model"]).get("prior_config"):
+        config = {**config, "model": with_params(config["model"], {"prior_config": None})}
     config = _of_public(config)
     origin = {"file": source.name, "sha256": sha256(source)}
     with claim(folder, "import", inputs=[source], replace=overwrite):
         remove(folder / MODEL_FILE)  # never an old model beside a new config
-        save_config(config, folder / CONFIG_FILE)
-        bound = decisive(read_saved_config(folder / CONFIG_FILE))
-        metadata = {**model.facts(), BOUND: bound, "imported": origin}
-        save_model(folder, model.state_dict(), metadata)
+        write_model_folder(
+            folder, config, model.state_dict(), {**model.facts(), "imported": origin}
+        )
     return read_model(folder / MODEL_FILE)[1]["sha256"]
 
 
@@ -213,10 +210,9 @@ def _of_public(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
     What ``auto`` stands for in a training says nothing of one that another program made.
     """
-    params = config["model"].get("params") or {}
-    if params.get("mean_share") != "auto":
+    if params_of(config["model"]).get("mean_share") != "auto":
         return config
-    return {**config, "model": {**config["model"], "params": {**params, "mean_share": 0.0}}}
+    return {**config, "model": with_params(config["model"], {"mean_share": 0.0})}
 
 
 def require_usable(model: Any, study: Study) -> None:

@@ -14,7 +14,7 @@ from ldm.config import Overrides, merge_config, validate
 from ldm.errors import CheckpointError, ConfigError, bad_value
 from ldm.losses.pointwise import POINTWISE_LOSSES
 from ldm.modules.diffusionmodules.model import AutoencoderSettings
-from ldm.util import current_path, image_sides
+from ldm.util import current_path, image_sides, params_of
 
 # Parameters that the research code has and LatentDiffusion here does not: they tell one YAML from
 # the other, so that a misspelt key of a run is still refused.
@@ -115,7 +115,7 @@ def _first_stage(node: Any) -> tuple[dict[str, Any], int]:
         return {"target": "ldm.models.autoencoder.IdentityFirstStage"}, 1
     if kind != "AutoencoderKL":
         raise _unsupported(f"its first stage is {kind}, here it is AutoencoderKL or none (pixels)")
-    params = node.get("params") or {}
+    params = params_of(node)
     ddconfig = params.get("ddconfig") or {}
     channels = ddconfig.get("in_channels")
     if channels != 1:
@@ -134,7 +134,7 @@ def _network(node: Any) -> dict[str, Any]:
     if not isinstance(node, Mapping) or "target" not in node:
         raise ConfigError("CONFIG-MISSING", "the YAML has no model.params.unet_config: give it")
     target = current_path(str(node["target"]))
-    params = {k: v for k, v in (node.get("params") or {}).items() if k not in PASSED_IN}
+    params = {k: v for k, v in params_of(node).items() if k not in PASSED_IN}
     return {"target": target, "params": params}
 
 

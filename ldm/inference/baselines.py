@@ -61,11 +61,15 @@ class ContrastRegression:
         self.coefficients = np.linalg.lstsq(products, moments, rcond=None)[0]  # (K,)
         return self
 
+    def of(self, values: np.ndarray) -> np.ndarray:
+        """Return the target (N,) of contrasts (N, M)."""
+        return design_matrix(values, self.degree) @ self.coefficients
+
     def predict(self, prepared: PreparedSubject) -> np.ndarray:
         """Return the target (S, H, W) in [-1, 1] units of a patient."""
         values = np.moveaxis(prepared.slices, 1, -1)[prepared.brain]
         image = np.full(prepared.brain.shape, BACKGROUND, np.float32)
-        image[prepared.brain] = design_matrix(values, self.degree) @ self.coefficients
+        image[prepared.brain] = self.of(values)
         return np.clip(image, -1, 1)
 
 

@@ -64,7 +64,7 @@ def brasyn(
 
     with claim(output, "brasyn", inputs=[Path(input), Path(model)], writes=[FAILURES]):
         named = [Subject(name, {}) for name in cases]
-        done = write_overlapped(named, read, synthesiser.of, keep, report or _say_nothing)
+        done = write_overlapped(named, read, synthesiser.of, keep, report or (lambda error: None))
         done.write_failures(output)
     return done
 
@@ -102,7 +102,3 @@ def read_case(folder: Path, contrasts: Contrasts) -> tuple[Subject, Layout]:
             folder.name,
         )
     return replace(next(iter(found.values())), id=folder.name), layout
-
-
-def _say_nothing(error: DsdiffError) -> None:
-    """Take an error."""

@@ -400,24 +400,19 @@ def is_written(path: Path, sidecar: Path, described: Mapping[str, Any], overwrit
     Raises:
         OutputError: OUT-EXISTS for any other output, unless it may be overwritten; OUT-INPUT.
     """
-    if _is_whole(path, sidecar, described, overwrite):
-        return True
-    for output in (*stored(path), sidecar, *stored(spread_path(path))):
-        permit(output, overwrite)  # refused before any work
-    if "Synthetic" in described and "sha256" not in read_json(sidecar, torn=True):
-        refuse_acquired(path)
-    return False
-
-
-def _is_whole(path: Path, sidecar: Path, described: Mapping[str, Any], overwrite: bool) -> bool:
     before = read_json(sidecar, torn=True)
     if before.get("sha256") and all(before.get(key) == described[key] for key in described):
         files = {"sha256": path, "std_sha256": spread_path(path)}
-        kept = {name: file for name, file in files.items() if name in before}
-        return all(digest_at(file) == before[name] for name, file in kept.items())
-    if overwrite or not before:  # without a sidecar: see require_remade
-        return False
-    raise _another(path, "is not of this model, input and settings" + _settings(before, described))
+        if all(digest_at(file) == before[name] for name, file in files.items() if name in before):
+            return True
+    elif before and not overwrite:  # without a sidecar: see require_remade
+        differs = _settings(before, described)
+        raise _another(path, f"is not of this model, input and settings{differs}")
+    for output in (*stored(path), sidecar, *stored(spread_path(path))):
+        permit(output, overwrite)  # refused before any work
+    if "Synthetic" in described and "sha256" not in before:
+        refuse_acquired(path)
+    return False
 
 
 def _settings(before: Mapping[str, Any], described: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ldm.errors import one_of
 from ldm.intensity import abnormality, clearest, standard_units
+from ldm.modules.broadcast import per_item
 from ldm.study import ANY, ASKED, Study, native_of
 from ldm.util import instantiate_from_config, own_channels
 
@@ -123,5 +124,5 @@ class EnhancementWeights(nn.Module):
             weights = weights + factor * enhanced * near
         if self.enhanced is not None:
             enhances = batch[ASKED][:, self.enhanced] > 0
-            weights = torch.where(enhances.view(-1, *[1] * (weights.ndim - 1)), weights, 1.0)
+            weights = torch.where(per_item(enhances, weights), weights, 1.0)
         return weights

@@ -15,6 +15,7 @@ from ldm.config import read_saved_config
 from ldm.errors import CheckpointError, ConfigError
 from ldm.modules.diffusionmodules.model import AutoencoderSettings, Decoder, Encoder
 from ldm.storage import CONFIG_FILE, require_run
+from ldm.util import params_of
 
 FIRST_LOGVAR = -6.0  # of the posterior before training
 
@@ -183,12 +184,12 @@ class TrainedFirstStage(AutoencoderKL):
                 "a folder that `dsdiff train configs/first_stage/...` made",
             )
         saved = read_saved_config(require_run(Path(path)) / CONFIG_FILE)
-        params = (saved.get("model") or {}).get("params") or {}
+        params = params_of(saved.get("model") or {})
         described = params.get("autoencoder_config") or {}
         if described.get("target") != "ldm.models.autoencoder.AutoencoderKL":
             raise CheckpointError(
                 "CKPT-MISMATCH", f"{path} holds no trained AutoencoderKL: give a run of one"
             )
-        own = described.get("params") or {}
+        own = params_of(described)
         super().__init__(own.get("ddconfig") or {}, own.get("embed_dim", 0))
         self.load(Path(path))

@@ -12,7 +12,7 @@ from torch import nn
 from ldm.checkpoint import read_run_config, read_weights, require_same_state
 from ldm.models.base import Config, RunModule
 from ldm.study import Study, read_study
-from ldm.util import instantiate_from_config
+from ldm.util import instantiate_from_config, with_params
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ def described_run(path: Path, trust: Sequence[str] = ()) -> tuple[Config, Study]
     config = read_run_config(path if path.is_dir() else path.parent, trust)
     study, model = read_study(config), config["model"]
     told = {name: fact for name, fact in study.facts().items() if fact}  # a segmenter has no target
-    return {**model, "params": {**(model.get("params") or {}), **told}}, study
+    return with_params(model, told), study
 
 
 def frozen_model(config: Config, path: Path | None, where: str) -> RunModule:
@@ -54,9 +54,9 @@ def frozen_model(config: Config, path: Path | None, where: str) -> RunModule:
 
 def without_run(owner: nn.Module, config: Config, model: RunModule) -> Config:
     """Return ``target`` / ``params`` of an owner of ``model_config`` that name no run folder."""
-    params = {**(config.get("params") or {}), **model.portable_params()}
     target = f"{type(owner).__module__}.{type(owner).__qualname__}"
-    return {"target": target, "params": {"model_config": {**config, "params": params}}}
+    portable = with_params(config, model.portable_params())
+    return {"target": target, "params": {"model_config": portable}}
 
 
 def warn_of_held_out(name: str, subjects: Iterable[str], data: Any) -> None:

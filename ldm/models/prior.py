@@ -27,6 +27,7 @@ from ldm.intensity import (
 )
 from ldm.label_scheme import UNKNOWN
 from ldm.models.base import Config
+from ldm.modules.broadcast import per_item
 from ldm.modules.polynomial import polynomial
 from ldm.regions import CAVITY, ENHANCING, OEDEMA
 from ldm.study import ASKED, MAPS, Study, native_of
@@ -203,7 +204,7 @@ class EnhancementPrior(nn.Module):
         changes = presence[:, self.places].all(dim=1)
         if self.enhanced is not None and asked is not None:
             changes = changes & (asked[:, self.enhanced] > 0)
-        inside = brain & changes.view(-1, *[1] * (image.ndim - 1))
+        inside = brain & per_item(changes, image)
         return (image + abnormal * inside * change).clamp(-1, 1)
 
     def maps_of_items(self, condition: Tensor) -> Tensor:
@@ -252,7 +253,7 @@ class EnhancementPrior(nn.Module):
         constant, linear, squares = self.coefficients.split(parts)
         rows, columns = torch.triu_indices(count, count, device=scales.device)
         form = torch.zeros(count, count).to(squares).index_put((rows, columns), squares)
-        slopes = torch.tensordot(form, scales, 1) + linear.view(-1, *[1] * (scales.ndim - 1))
+        slopes = torch.tensordot(form, scales, 1) + per_item(linear, scales)
         return constant + (slopes * scales).sum(dim=0)
 
     def certainty(self, score: Tensor, inside: Tensor, brain: Tensor) -> Tensor:

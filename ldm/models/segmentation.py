@@ -14,6 +14,7 @@ from ldm.losses.segmentation import SegmentationLoss
 from ldm.models.base import Config, RunModule
 from ldm.models.draws import Draws
 from ldm.modules.adapter import CONSTRUCTOR_NAMES, under_every_name
+from ldm.modules.broadcast import where_present
 from ldm.modules.diffusionmodules.util import crop_to, pad_to_multiple
 from ldm.modules.gates import resize
 from ldm.regions import region_masks, region_names
@@ -26,6 +27,7 @@ from ldm.util import (
     require_dims,
     resolve_target,
     shows,
+    with_params,
 )
 
 WHERE = "model.params.unet_config"
@@ -136,11 +138,9 @@ class Segmentation(RunModule):
 
     def portable_params(self) -> dict[str, Any]:
         """Return the loss with its measured weights, so that a resumed run has the same."""
-        given = self.loss_config.get("params") or {}
         if "pos_weight" not in accepted_parameters(type(self.loss))[0]:
             return {}
-        params = {**given, "pos_weight": self.loss.pos_weight}
-        return {"loss_config": {**self.loss_config, "params": params}}
+        return {"loss_config": with_params(self.loss_config, {"pos_weight": self.loss.pos_weight})}
 
     def facts(self) -> dict[str, Any]:
         """Return the regions, in the order of the output channels."""
@@ -154,9 +154,7 @@ class Segmentation(RunModule):
         """Return what the network sees of condition (B, N*M, *S): padded, and an absent contrast,
         by ``presence`` (B, M), is 0 everywhere.
         """
-        mask = presence.repeat(1, condition.shape[1] // presence.shape[1])
-        mask = mask[(..., *[None] * (condition.ndim - 2))]
-        return pad_to_multiple(torch.where(mask, condition, 0.0), self.size_divisor)
+        return pad_to_multiple(where_present(condition, presence), self.size_divisor)
 
     def logits(self, condition: Tensor, presence: Tensor) -> list[Tensor]:
         """Return the logits (B, R, *S), then those of coarser levels brought to the same size."""

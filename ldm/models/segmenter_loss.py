@@ -18,7 +18,7 @@ from ldm.models.base import Config
 from ldm.models.frozen import described_run, frozen_model, warn_of_held_out, without_run
 from ldm.models.segmentation import Segmentation, require_labels
 from ldm.study import Study
-from ldm.util import own_channels
+from ldm.util import own_channels, with_params
 
 WHERE = "model.params.loss_config.segmenter"
 ROBUST = {"target": "ldm.data.normalise.RobustNormaliser"}  # what no normaliser_config means
@@ -120,7 +120,7 @@ class SegmenterLoss(nn.Module):
     def portable_config(self) -> Config:
         """Return the segmenter's configuration in place of its run folder."""
         config = without_run(self, self.model_config, self.model)
-        return {**config, "params": {**config["params"], "weight": self.weight}}
+        return with_params(config, {"weight": self.weight})
 
     def forward(self, prediction: PredictedBatch) -> dict[str, Tensor]:
         """Return the weighted term."""

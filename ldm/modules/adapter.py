@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.errors import ConfigError, bad_value
+from ldm.modules.broadcast import per_channel
 from ldm.modules.diffusionmodules.blocks import TimeEmbedding
 from ldm.modules.diffusionmodules.dit import PATCH_CONV, unpatchify
 from ldm.modules.diffusionmodules.util import check_image
@@ -106,7 +107,7 @@ class ForeignBackbone(nn.Module):
         if self.time_embed is None:
             given["timesteps"] = timesteps
         else:
-            emb = self.time_embed(timesteps).unflatten(1, (-1, *[1] * len(size)))
+            emb = per_channel(self.time_embed(timesteps), x)
             h = torch.cat([h, emb.expand(-1, -1, *size)], dim=1)  # (B, in + TIME_CHANNELS, *S)
         output = _unwrap(self.network(h, **self._translate(given)))
         if self.head is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ldm.modules.diffusionmodules.util import beside
+from ldm.modules.broadcast import per_channel
 
 
 class SE_Attention(nn.Module):  # noqa: N801 - the public name
@@ -27,4 +27,4 @@ class SE_Attention(nn.Module):  # noqa: N801 - the public name
 
     def forward(self, x: Tensor) -> Tensor:
         gate = self.se(x.flatten(2).mean(-1))  # (B, C)
-        return x * beside(gate, x)  # (B, C, *S)
+        return x * per_channel(gate, x)  # (B, C, *S)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
@@ -32,7 +32,6 @@ from ldm.report.viewer import (
     ViewerPatient,
     viewer_patient,
     within_budget,
-    worst_first,
 )
 from ldm.study import BRATS
 
@@ -117,13 +116,11 @@ class Gallery:
     """What a page shows of the patients of an evaluation, gathered while they are in memory.
 
     Args:
-        budget: bytes that the slice viewer may have; 0: no viewer.
         strips: subject -> axial slice of each volume.
         slices: subject -> index of that slice, and what it has most of.
         viewed: subject -> volumes for the slice viewer; only of the worst subjects.
     """
 
-    budget: int = PAGE_BYTES
     strips: dict[str, Shown] = field(default_factory=dict)
     slices: dict[str, tuple[int, str]] = field(default_factory=dict)
     viewed: dict[str, ViewerPatient] = field(default_factory=dict)
@@ -133,8 +130,7 @@ class Gallery:
         shown = shown_volumes(case, predictions, result.protocol)
         self.slices[case.id] = case.shown_slice()
         self.strips[case.id] = comparison_strip(case, shown, result.copied)
-        if self.budget:
-            self._view(result, case, shown)
+        self._view(result, case, shown)
 
     def read(
         self,
@@ -162,14 +158,14 @@ class Gallery:
 
     def viewer(self, result: Evaluation) -> Viewer | None:
         """Return the slice viewer, the worst patients first; None without any."""
-        ordered = worst_first(list(self.viewed.values()), _judged(result))
-        patients = within_budget(ordered, self.budget)
+        ordered = [self.viewed[subject] for subject in _worst_first(result, self.viewed)]
+        patients = within_budget(ordered, PAGE_BYTES)
         rows = [row for row in result.rows if any(row in p.predictions for p in patients)]
         return Viewer(patients, rows, len(result.subjects) - len(patients)) if patients else None
 
-    def figures(self, result: Evaluation, most: int = MOST_STRIPS) -> list[Figure]:
+    def figures(self, result: Evaluation) -> list[Figure]:
         """Return a figure a patient: inputs, real, and of each row image, error and spread."""
-        shown = sorted(self.strips, key=lambda subject: _quality(result, subject))[:most]
+        shown = _worst_first(result, self.strips)[:MOST_STRIPS]
         strips = [self.strips[subject] for subject in shown]
         limits = {
             "error": _limit([image for strip in strips for image in strip.errors().values()]),
@@ -203,10 +199,10 @@ class Gallery:
             volumes.spreads,
             {row: _psnr(result, row, case.id) for row in volumes.predictions},
             (*(int(found.mean()) if found.size else 0 for found in columns), max(index, box.start)),
-            voxels=self.budget / BYTES_A_VOXEL / (patients * sheets),
+            voxels=PAGE_BYTES / BYTES_A_VOXEL / (patients * sheets),
         )
-        kept = worst_first(list(self.viewed.values()), _judged(result))[:MOST_PATIENTS]
-        self.viewed = {patient.id: patient for patient in kept}
+        kept = _worst_first(result, self.viewed)[:MOST_PATIENTS]
+        self.viewed = {subject: self.viewed[subject] for subject in kept}
 
 
 @dataclass
@@ -291,10 +287,16 @@ def _psnr(result: Evaluation, row: str, subject: str) -> float:
     return result.values(row, "brain", "psnr").get(subject, math.nan)
 
 
-def _quality(result: Evaluation, subject: str) -> float:
-    values = np.array([_psnr(result, row, subject) for row in _judged(result)])
-    values = values[~np.isnan(values)]
-    return float(values.mean()) if values.size else -math.inf
+def _worst_first(result: Evaluation, subjects: Iterable[str]) -> list[str]:
+    """Order by the mean PSNR of the judged rows; a patient without a value comes first."""
+    found = [result.values(row, "brain", "psnr") for row in _judged(result)]
+
+    def quality(subject: str) -> float:
+        values = [psnr.get(subject, math.nan) for psnr in found]
+        known = [value for value in values if not math.isnan(value)]
+        return float(np.mean(known)) if known else -math.inf
+
+    return sorted(subjects, key=quality)
 
 
 def _limit(images: Sequence[NDArray]) -> float:

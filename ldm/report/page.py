@@ -84,7 +84,6 @@ class Section:
 
     title: str
     commands: Sequence[str]
-    note: str = ""
 
 
 @dataclass(frozen=True)

@@ -82,10 +82,7 @@ def evaluation_tables(
     found += [group_table(result, group, result.protocol.more) for group in GROUPS]
     found += [interval_table(result)] if len(result.subjects) >= FEWEST else []
     found += comparison_tables(result, *told, reference_row)
-    found += (
-        [seeds_table(result, *told)] if any(len(result.seeds(r)) > 1 for r in result.rows) else []
-    )
-    found += [failure_table(result)] if result.failures else []
+    found += [seeds_table(result, *told), failure_table(result)]
     return [table for table in found if table.rows]
 
 
@@ -99,7 +96,7 @@ def segmentation_tables(result: Evaluation) -> list[Table]:
         Group("Volumes found", ("segmentation",), VOLUMES): protocol.more,
     }
     found = [group_table(result, group, names) for group, names in groups.items()]
-    found += [failure_table(result)] if result.failures else []
+    found.append(failure_table(result))
     return [table for table in found if table.rows]
 
 
@@ -196,11 +193,10 @@ def comparison_tables(
         return []
     region, measure = region or result.main_region(), measure or result.main_measure()
     found, digits = result.comparisons(region, measure, reference_row), MEASURES[measure].digits
-    body: list[list[Cell]] = [
-        [c.row, c.other, c.n, signed(c.difference, digits), bracket(c.low, c.high, digits)]
-        for c in found
-    ]
-    body = [[*cells, *_tests(c)] for cells, c in zip(body, found, strict=True)]
+    body: list[list[Cell]] = []
+    for c in found:
+        difference = signed(c.difference, digits), bracket(c.low, c.high, digits)
+        body.append([c.row, c.other, c.n, *difference, *_tests(c)])
     note = (
         f"{MEASURES[measure].title} in {region}, row minus the other on the same patients. p: "
         f"Wilcoxon signed-rank test, two-sided; Holm over {counted_out(len(found))}. Effect: "

@@ -99,14 +99,11 @@ def _value(cell: Cell) -> float | None:
     return None if isinstance(number, str) or number is None or number != number else number
 
 
-def latex_table(table: Table, label: str = "") -> str:
+def latex_table(table: Table) -> str:
     """A ``table`` of a paper with its caption: booktabs, numbers aligned by siunitx.
 
     Text is escaped, the best values are bold, and an arrow in the head says which way is better.
     Needs ``\\usepackage{booktabs,siunitx}`` and UTF-8 input, as LaTeX has by default since 2018.
-
-    Args:
-        label: of ``\\ref``; empty: made from the title.
     """
     best = table.best()
     formats = [_number_format([row[i] for row in table.rows]) for i in range(len(table.columns))]
@@ -130,7 +127,7 @@ def latex_table(table: Table, label: str = "") -> str:
             r"\sisetup{separate-uncertainty=true, table-align-uncertainty=false, "
             r"detect-weight=true}",
             rf"\caption{{{latex_text('. '.join(filter(None, [table.title, note])))}}}",
-            rf"\label{{tab:{label or slug(table.title)}}}",
+            rf"\label{{tab:{slug(table.title)}}}",
             rf"\begin{{tabular}}{{{' '.join(columns)}}}",
             r"\toprule",
             " & ".join(f"{{{c}}}" if f else c for c, f in zip(head, formats, strict=True)) + r" \\",

@@ -109,16 +109,6 @@ class Viewer:
         }
 
 
-def worst_first(patients: Sequence[ViewerPatient], judged: Sequence[str]) -> list[ViewerPatient]:
-    """Order by the mean PSNR of the ``judged`` rows; a patient without a value comes first."""
-
-    def quality(patient: ViewerPatient) -> float:
-        values = [patient.psnr[row] for row in judged if row in patient.psnr]
-        return float(np.mean(values)) if values else -math.inf
-
-    return sorted(patients, key=quality)
-
-
 def within_budget(patients: Sequence[ViewerPatient], budget: int) -> list[ViewerPatient]:
     """As many patients from the start as ``budget`` bytes hold."""
     sizes = np.cumsum([patient.size() for patient in patients])
@@ -136,7 +126,6 @@ def viewer_patient(
     psnr: Mapping[str, float] | None = None,
     focus: Sequence[int] | None = None,
     voxels: float = math.inf,
-    side: int = LONGEST_SIDE,
 ) -> ViewerPatient:
     """Crop, average and encode the volumes of a patient.
 
@@ -149,11 +138,10 @@ def viewer_patient(
         psnr: row -> PSNR in the brain.
         focus: voxel to open at; None: the middle of the box.
         voxels: the most voxels a volume may have.
-        side: the most voxels along an axis.
     """
     box = bounding_box(mask)
     cropped = tuple(part.stop - part.start for part in box)
-    shape = shown_shape(cropped, spacing, voxels, side)
+    shape = shown_shape(cropped, spacing, voxels, LONGEST_SIDE)
     step = tuple(c / n for c, n in zip(cropped, shape, strict=True))
     origin = tuple(part.start for part in box)
 

@@ -7,7 +7,7 @@ whether an image looks alike to that network, not whether the anatomy is right.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -82,34 +82,32 @@ def frechet_distance(first: NDArray, second: NDArray) -> float:
     return max(0.0, float(gap @ gap + trace))
 
 
-def find_weights(
-    path: str | Path | None = None, nets: Sequence[str] = tuple(LPIPS_NETS)
-) -> tuple[Perceptual | None, str]:
+def find_weights(path: str | Path | None = None) -> tuple[Perceptual | None, str]:
     """Return the network, if its weights lie on disk, and else the reason why there is none.
 
     Args:
         path: file of weights, whose name says which network (``vgg16-397923af.pth``); None looks
             where torch keeps downloads.
-        nets: networks to look for, the first one found is taken.
 
     Raises:
         CheckpointError: CKPT-MISSING, CKPT-MISMATCH for a ``path`` that cannot be used.
     """
-    if (found := Path(path) if path else stored_weights(nets)) is None:
+    if (found := Path(path) if path else stored_weights()) is None:
         return None, to_the_reader(
             "LPIPS and Fréchet distance are n/a: no weights on disk (--lpips-weights FILE, or "
             "torchvision's file where torch keeps its downloads)"
         )
-    net = next((n for n in nets if found.name.startswith(LPIPS_NETS[n].partition("_")[0])), "vgg")
+    starts = {net: file.partition("_")[0] for net, file in LPIPS_NETS.items()}
+    net = next((net for net, start in starts.items() if found.name.startswith(start)), "vgg")
     return Perceptual(found, net), ""
 
 
-def stored_weights(nets: Sequence[str] = tuple(LPIPS_NETS)) -> Path | None:
+def stored_weights() -> Path | None:
     """Return the first file of weights where torch keeps downloads, or None."""
     cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
     home = Path(os.environ.get("TORCH_HOME", f"{cache}/torch")).expanduser()  # without torch
     folder = home / "hub" / "checkpoints"
-    files = (sorted(folder.glob(f"{LPIPS_NETS[net]}-*.pth")) for net in nets)
+    files = (sorted(folder.glob(f"{name}-*.pth")) for name in LPIPS_NETS.values())
     return next((found[0] for found in files if found), None)
 
 

@@ -20,6 +20,7 @@ from ldm.intensity import BACKGROUND, HEALTHY
 from ldm.models.base import Config, wanted
 from ldm.models.diffusion.noise import KeyedNoise
 from ldm.models.frozen import described_run, frozen_model, without_run
+from ldm.modules.broadcast import per_channel, per_item
 from ldm.modules.polynomial import polynomial
 from ldm.study import akin_of
 from ldm.util import evenly_spread, instantiate_from_config, own_channels
@@ -123,11 +124,11 @@ class AkinAnchor(Anchor):
         targets, presence = wanted(batch), batch["presence"]
         images = self.own_slice(batch["condition"])  # (B, M, *S)
         akin = torch.tensor(self.akin, device=images.device)[targets]  # (B,)
-        items, spread = torch.arange(len(images), device=images.device), [1] * (images.ndim - 2)
+        items = torch.arange(len(images), device=images.device)
         is_there = (akin >= 0) & presence[items, akin]
-        outside = ((images == BACKGROUND) | ~presence.view(*presence.shape, *spread)).all(1)
+        outside = ((images == BACKGROUND) | ~per_channel(presence, images)).all(1)
         flat = torch.where(outside, BACKGROUND, HEALTHY)
-        chosen = torch.where(is_there.view(-1, *spread), images[items, akin], flat)
+        chosen = torch.where(per_item(is_there, flat), images[items, akin], flat)
         return encode(chosen[:, None])
 
 
@@ -149,7 +150,7 @@ class RegressionAnchor(Anchor):
 
     def forward(self, condition: Tensor, presence: Tensor) -> Tensor:
         """Return what the coefficients make of the contrasts; an absent one is 0."""
-        absent = ~presence[(..., *[None] * (condition.ndim - 2))]
+        absent = ~per_channel(presence, condition)
         contrasts = self.own_slice(condition).masked_fill(absent, 0.0)
         terms = torch.stack(polynomial(contrasts.unbind(1), self.degree), dim=1)  # (B, K, *S)
         image = torch.einsum("bk...,k->b...", terms, self.coefficients)[:, None]

@@ -18,9 +18,10 @@ from ldm.models.diffusion.samplers import ddim
 from ldm.models.diffusion.schedule import Schedule
 from ldm.models.diffusion.wrapper import Conditions
 from ldm.models.draws import Draws
+from ldm.modules.broadcast import per_item
 from ldm.storage import run_folder
 from ldm.study import read_study
-from ldm.util import instantiate_from_config, shows, targets_in
+from ldm.util import instantiate_from_config, params_of, shows, targets_in
 
 SPACING = "trailing"  # what sampling uses where nothing else is asked for
 
@@ -86,7 +87,7 @@ class Teacher:
         Raises:
             CheckpointError: CKPT-MISMATCH for a model without steps, or weights of another.
         """
-        told = self.config.get("params") or {}
+        told = params_of(self.config)
         facts = {name: value for name, value in self.facts.items() if name not in told}
         model = instantiate_from_config(
             self.config, where="model.params.teacher_config", interface=facts
@@ -250,12 +251,12 @@ class Distillation(LatentDiffusion):
             path = [level.t for level in grid[: step + 1]]
             visited = ddim(self.denoiser(given), visited, self.schedule, path)
         own = (draws.uniform() < self.visited).to(x_0.device)
-        return torch.where(own.view(-1, *[1] * (x_0.ndim - 1)), visited, drawn)
+        return torch.where(per_item(own, x_0), visited, drawn)
 
 
 def portable_teacher(config: Config) -> dict[str, Any]:
     """Return the model's configuration without the teacher that it may have had itself."""
-    params = {k: v for k, v in (config.get("params") or {}).items() if not k.startswith("teacher")}
+    params = {k: v for k, v in params_of(config).items() if not k.startswith("teacher")}
     return {"target": config["target"], "params": params}
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ldm.models.diffusion.path import Denoise
+from ldm.modules.broadcast import per_item
 
 
 def guide(
@@ -62,7 +63,7 @@ def dynamic_threshold(x_0: Tensor, percentile: float = 0.995) -> Tensor:
     sizes = x_0.abs().flatten(1)
     rank = 1 + round(percentile * (sizes.shape[1] - 1))  # torch.quantile takes no large volume
     size = sizes.kthvalue(rank, dim=1).values.clamp(min=1)
-    size = size.view(-1, *[1] * (x_0.ndim - 1))
+    size = per_item(size, x_0)
     return x_0.clamp(-size, size) / size
 
 

@@ -14,6 +14,7 @@ from ldm.models.base import Config
 from ldm.models.diffusion.anchors import build_anchor
 from ldm.models.diffusion.latent_cache import LatentCache
 from ldm.models.frozen import warn_of_held_out
+from ldm.modules.broadcast import where_present
 from ldm.modules.diffusionmodules.util import crop_to, pad_to_multiple
 from ldm.study import ANY, native_of
 from ldm.util import instantiate_from_config
@@ -181,9 +182,7 @@ class LatentSpace:
 
         An absent contrast is 0 everywhere, whatever its channel held; a black image would be -1.
         """
-        repeats = condition.shape[1] // presence.shape[1]
-        mask = presence.repeat(1, repeats)[(..., *[None] * (condition.ndim - 2))]
-        return self.encode(torch.where(mask, condition, 0.0))
+        return self.encode(where_present(condition, presence))
 
     def encode_batch(self, batch: Mapping[str, Any], cached: bool) -> tuple[Tensor, Tensor]:
         """Return the latents of the conditions (B, N*M*C, *s) and of the target (B, C, *s)."""
@@ -196,9 +195,8 @@ class LatentSpace:
         """Return what the network sees of encoded conditions (B, N*M*C, *s), presence (B, M)."""
         if not self.standard_inputs:
             return encoded
-        present = presence.repeat(1, encoded.shape[1] // presence.shape[1])
-        shown = present[(..., *[None] * (encoded.ndim - 2))] & (encoded != BACKGROUND)
-        return torch.where(shown, standard_units(encoded), 0.0)
+        shown = torch.where(encoded != BACKGROUND, standard_units(encoded), 0.0)
+        return where_present(shown, presence)
 
     def anchor_of(self, encoded: Tensor, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Return the anchor's latents (B, C, *s), by its name; nothing where there is none.

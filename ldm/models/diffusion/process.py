@@ -20,6 +20,7 @@ from ldm.models.diffusion.gaussian import (
 )
 from ldm.models.diffusion.schedule import Schedule
 from ldm.models.diffusion.variational_bound import bound_term
+from ldm.modules.broadcast import per_item
 from ldm.util import instantiate_from_config
 
 COSINE: Mapping[str, Any] = {
@@ -170,8 +171,7 @@ class GaussianProcess:
         """
         if not self.knows_mean:
             return x_t
-        is_noise = (t == len(self.schedule) - 1).view(-1, *[1] * (x_t.ndim - 1))
-        return torch.where(is_noise, 0.0, x_t)
+        return torch.where(per_item(t == len(self.schedule) - 1, x_t), 0.0, x_t)
 
     def mean_loss(
         self, estimate: Estimate, noised: Noised, weights: Tensor | float = 1.0
@@ -188,11 +188,6 @@ class GaussianProcess:
         """Return the clean data that a network's output (without variance) stands for."""
         alpha, sigma, p, q = self._levels(x_t, t)
         return (q * x_t - sigma * output) / (alpha * q - sigma * p)
-
-    def eps(self, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """Return the noise that a network's output (without variance) stands for."""
-        alpha, sigma, p, q = self._levels(x_t, t)
-        return (alpha * output - p * x_t) / (alpha * q - sigma * p)
 
     def estimate(self, output: Tensor, x_t: Tensor, t: Tensor) -> Estimate:
         """Return what a network's output, with its channels of the variance, stands for."""

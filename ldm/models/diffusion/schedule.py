@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from ldm.errors import bad_value, one_of
+from ldm.modules.broadcast import per_item
 
 MAX_BETA = 0.999  # Nichol & Dhariwal 2021, section 3.2: keeps the last step invertible
 PARAMS = "model.params.schedule_config.params"  # where the arguments of a schedule stand
@@ -260,7 +261,7 @@ def gather(values: Tensor, t: Tensor, x: Tensor) -> Tensor:
     """
     # cast before the move: not every device holds float64
     table = values.to(torch.promote_types(x.dtype, torch.float32)).to(x.device)
-    return table[t.to(x.device)].reshape(-1, *[1] * (x.ndim - 1))
+    return per_item(table[t.to(x.device)], x)
 
 
 def sampling_timesteps(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ldm.errors import ConfigError, one_of
 from ldm.models.base import Config
+from ldm.modules.broadcast import per_item
 from ldm.modules.condition import AskedVector
 from ldm.modules.diffusionmodules.util import crop_to, pad_to_multiple
 from ldm.study import ASKED
@@ -189,9 +190,7 @@ class DiffusionWrapper(nn.Module):
         """Return conditions without those of the items that ``kept`` (B,) does not name."""
         kept, absent = kept.to(given[IMAGES].device), self.absent(given)
         return {
-            name: torch.where(
-                kept.view(-1, *[1] * (value.ndim - 1)), value, absent.get(name, value)
-            )
+            name: torch.where(per_item(kept, value), value, absent.get(name, value))
             for name, value in given.items()
         }
 

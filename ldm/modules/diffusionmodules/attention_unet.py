@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.errors import bad_value, one_of
+from ldm.modules.broadcast import per_channel
 from ldm.modules.diffusionmodules.blocks import TimeEmbedding
 from ldm.modules.diffusionmodules.util import (
-    beside,
     check_image,
     conv_nd,
     normalization,
@@ -42,7 +42,7 @@ class DoubleConv(nn.Module):
     def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:
         h = F.relu(self.norm1(self.conv1(x)))  # (B, out_channels, *S)
         if emb is not None:
-            h = h + beside(self.emb_layer(F.silu(emb)), x)
+            h = h + per_channel(self.emb_layer(F.silu(emb)), x)
         return F.relu(self.norm2(self.conv2(h)))
 
 

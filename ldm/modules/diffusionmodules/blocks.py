@@ -12,10 +12,10 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ldm.modules.attention import SpatialTransformer
+from ldm.modules.broadcast import per_channel
 from ldm.modules.diffusionmodules.util import (
     Downsample,
     Upsample,
-    beside,
     checkpoint,
     conv_nd,
     from_tokens,
@@ -122,7 +122,7 @@ class ResBlock(nn.Module):
             h = self.out_layers[0](h, *emb.chunk(2, dim=1))
             h = self.out_layers[1:](h)
         else:
-            h = self.out_layers(h + beside(emb, x))
+            h = self.out_layers(h + per_channel(emb, x))
         return self.skip_connection(self.resample(x)) + h
 
 

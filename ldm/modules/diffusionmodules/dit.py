@@ -24,18 +24,6 @@ from ldm.modules.diffusionmodules.util import (
 
 FREQUENCIES = 256  # width of the sinusoids under the time embedding
 INTERPOLATION = {2: "bicubic", 3: "trilinear"}
-WIDTHS = {
-    "S": {"hidden_size": 384, "depth": 12, "num_heads": 6},
-    "B": {"hidden_size": 768, "depth": 12, "num_heads": 12},
-    "L": {"hidden_size": 1024, "depth": 24, "num_heads": 16},
-    "XL": {"hidden_size": 1152, "depth": 28, "num_heads": 16},
-}
-# The published sizes by name: DiT(**SIZES["DiT-S/8"], in_channels=4)
-SIZES = {
-    f"DiT-{name}/{patch}": {**width, "patch_size": patch}
-    for name, width in WIDTHS.items()
-    for patch in (2, 4, 8)
-}
 
 
 def grid_of(size: int | Sequence[int], patch_size: int, dims: int) -> tuple[int, ...]:

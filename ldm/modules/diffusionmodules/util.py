@@ -12,6 +12,7 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from ldm.errors import ConfigError, bad_value
+from ldm.modules.broadcast import per_channel
 
 GROUPS = 32
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by number of axes
@@ -20,11 +21,6 @@ CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by number
 def conv_nd(dims: int, *args: Any, **kwargs: Any) -> nn.Module:
     """Return a 1-, 2- or 3-D convolution; the arguments are those of ``nn.Conv2d``."""
     return getattr(nn, f"Conv{dims}d")(*args, **kwargs)
-
-
-def beside(values: Tensor, x: Tensor) -> Tensor:
-    """Return values (B, C) as (B, C, *[1]), which broadcast over the space of x (B, C, *S)."""
-    return values.unflatten(1, (-1, *[1] * (x.ndim - 2)))
 
 
 def spatial_sums(dy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
@@ -79,7 +75,7 @@ class GroupNormLast(torch.autograd.Function):
         slope = -mean_xhat * rstd**2
         offset = -mean_one * rstd - slope * mean
         factor, slope, offset = (
-            beside(each.to(x.dtype), x) for each in (weight * rstd, slope, offset)
+            per_channel(each.to(x.dtype), x) for each in (weight * rstd, slope, offset)
         )
         dx = torch.addcmul(offset, x, slope).addcmul_(dy, factor)
         return dx, d_weight.sum_to_size(weight.shape), d_bias.sum_to_size(weight.shape), None, None
@@ -102,7 +98,7 @@ class GroupNorm(nn.GroupNorm):
                 weight, bias = weight + weight * scale, bias + bias * scale + shift  # (B, C)
             return GroupNormLast.apply(x, weight, bias, self.num_groups, self.eps)
         y = super().forward(x)
-        return y if scale is None else y * (1 + beside(scale, x)) + beside(shift, x)
+        return y if scale is None else y * (1 + per_channel(scale, x)) + per_channel(shift, x)
 
 
 def normalization(channels: int, eps: float = 1e-5) -> nn.GroupNorm:
@@ -192,11 +188,11 @@ def zero_module(module: nn.Module) -> nn.Module:
     return module
 
 
-def fill_zeros(module: nn.Module, std: float = 0.02) -> nn.Module:
+def fill_zeros(module: nn.Module) -> nn.Module:
     """Draw the parameters of ``module`` that are all zero, so that its output shows every layer."""
     for parameter in module.parameters():
         if not parameter.any():
-            nn.init.normal_(parameter, std=std)
+            nn.init.normal_(parameter, std=0.02)
     return module
 
 
