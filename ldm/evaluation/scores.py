@@ -183,7 +183,7 @@ class Evaluation:
         return self._index.get(row, {})
 
     def values(self, row: str, region: str, measure: str) -> dict[str, float]:
-        """Return subject -> value, the mean over training seeds; NaN does not enter."""
+        """Return subject -> value, the mean over training seeds; NaN where none has one."""
         found = self.found(row).get((region, measure), {})
         return {subject: _mean(list(seeds.values())) for subject, seeds in found.items()}
 
