@@ -55,7 +55,7 @@ def given_subject(
 
     Args:
         subject: its id.
-        given: contrast, or ``brain`` for a mask, -> volume; covariate -> number.
+        given: contrast, or ``brain`` for a mask, -> volume; covariate -> number; None: not there.
         study: what the model takes.
         allow_missing: contrasts that may be absent.
 
@@ -64,6 +64,7 @@ def given_subject(
         DataError: DATA-MISSING, DATA-FORMAT.
     """
     known = (*study.conditions, *study.covariates)
+    given = {name: value for name, value in given.items() if value is not None}
     for name in given:
         if name not in (*known, MASK_FILE):
             raise ConfigError(

@@ -152,7 +152,7 @@ def test_a_wrong_contrast_is_one_sentence(synthesiser, files):
     ):
         synthesiser(**own, t1w=files("t1"))
     with pytest.raises(DataError, match=r"no flair: this model takes t1, t2, flair; give flair="):
-        synthesiser(t1=files("t1"), t2=files("t2"))
+        synthesiser(t1=files("t1"), t2=files("t2"), flair=None)
     with pytest.raises(DataError, match=r"t2 is a ndarray: give a path, a nibabel image or \(arr"):
         synthesiser(**own | {"t2": np.zeros((4, 4, 4))})
     with pytest.raises(DataError, match="cannot read nowhere.nii.gz"):
