@@ -5,7 +5,7 @@ the reader's folder; the lines of the ``text`` block after it must occur in its 
 order, where ``...`` stands for anything within a line.
 
 Each ``dsdiff`` is a process of its own that is forked, for which nothing is imported anew; the
-verbs of the benchmark run within it (workflow/test_demo.py has them in processes of their own).
+verbs of the benchmark run within it (test_python.py has them in processes of their own).
 """
 
 import os
