@@ -11,6 +11,7 @@ import pytest
 from workflow.conftest import SPLIT, TINY
 
 from ldm.checkpoint import newest_checkpoint, read_checkpoint
+from ldm.cli.main import main
 
 REPO = Path(__file__).parents[2]
 STUBS = {  # of SLURM, what the script calls
@@ -31,6 +32,7 @@ class Job:
         slurm = {"SLURM_JOB_ID": "17", "SLURM_NTASKS": "1", "SLURM_JOB_NAME": "dsdiff"}
         slurm |= {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
         slurm |= {"SLURM_NTASKS_PER_NODE": "1", "SLURM_STUB": str(folder)}
+        slurm |= {"OMP_NUM_THREADS": "1"}  # as in the process of the tests: the same sums
         path = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
         environment = {**os.environ, **slurm, "PATH": path, "PYTHONPATH": str(REPO)}
         script = ["bash", str(REPO / "scripts/slurm_train.sbatch"), *arguments]
@@ -60,14 +62,12 @@ def arguments(patients) -> list[str]:
     return [*TINY, f"data.params.root={patients}", *SPLIT, *steps]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def whole(tmp_path_factory, arguments, weights) -> str:
-    """The weights of the job that nothing stopped."""
-    folder = tmp_path_factory.mktemp("whole")
-    job = Job(folder, str(folder / "run"), *arguments)
-    assert job.wait() == 0, job.log.read_text()
-    assert job.queued == []
-    return weights(folder / "run")
+    """The weights of the training that nothing stopped."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    assert main(["train", *arguments, "--output", str(run)]) == 0
+    return weights(run)
 
 
 def stopped(folder: Path, arguments: list[str], number: signal.Signals) -> Job:
@@ -89,6 +89,7 @@ def test_at_its_time_limit_a_job_is_queued_again_and_goes_on_bitwise(
     again = Job(tmp_path, str(tmp_path / "run"), *arguments)
     assert again.wait() == 0, again.log.read_text()
     assert weights(tmp_path / "run") == whole
+    assert again.queued == ["requeue 17"]  # what has ended is not queued again
 
 
 def test_a_job_that_is_cancelled_saves_and_is_not_queued_again(tmp_path, arguments):

@@ -1,12 +1,16 @@
 """``docs/add-a-backbone.md`` as a reader follows it: each file saved, each command run as written.
 
-A block after "Save as `NAME`:" is saved under that name. A ``bash`` block is run by ``bash -e`` in
+A block after "Save as `NAME`:" is saved under that name. The lines of a ``bash`` block are run in
 the reader's folder; the lines of the ``text`` block after it must occur in its output, in their
 order, where ``...`` stands for anything within a line.
+
+Each ``dsdiff`` is a process of its own that is forked, for which nothing is imported anew; the
+verbs of the benchmark run within it (test_python.py has them in processes of their own).
 """
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,12 +18,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from builders import run_inside
+from robustness.forks import Verb
+
+from ldm.benchmark.cells import Work
 
 REPO = Path(__file__).parents[2]
 PAGE = REPO / "docs/add-a-backbone.md"
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SAVE = re.compile(r"[Ss]ave as `([^`]+)`:\s*$")
-CONSOLE_SCRIPT = "import sys\nfrom ldm.cli.main import main\nsys.exit(main())\n"
+DSDIFF = re.compile(r"dsdiff (?P<words>.*?)(?P<rest> \|\| .*)?")
 
 
 def steps(page: str) -> Iterator[tuple[str, str, str]]:
@@ -61,25 +69,43 @@ def clone(tmp_path) -> Path:
 
 @pytest.fixture
 def shell(tmp_path, clone):
-    """``shell(commands)``: the reader's shell, with the ``dsdiff`` that pip would install."""
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "folder").mkdir()
-    script = tmp_path / "bin/dsdiff"
-    script.write_text(f"#!{sys.executable}\n{CONSOLE_SCRIPT}")
-    script.chmod(0o755)
-    path = [str(script.parent), str(Path(sys.executable).parent), os.environ["PATH"]]
-    places = {"PATH": os.pathsep.join(path), "PYTHONPATH": str(clone), "CLONE": str(clone)}
+    """``shell(commands)``: their exit code and output, in the reader's folder."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    places = {"PATH": path, "PYTHONPATH": str(clone), "CLONE": str(clone)}
 
-    def run(commands: str) -> subprocess.CompletedProcess:
-        return subprocess.run(
+    def as_the_reader() -> None:
+        os.chdir(folder)
+        Work._dsdiff = run_inside
+
+    def bash(commands: str) -> tuple[int, str]:
+        done = subprocess.run(
             ["bash", "-e", "-c", commands],
-            cwd=tmp_path / "folder",
+            cwd=folder,
             env=os.environ | places | {"OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             timeout=900,
         )
+        return done.returncode, done.stdout
+
+    def run(commands: str) -> tuple[int, str]:
+        output = ""
+        for line in commands.splitlines():
+            if found := DSDIFF.fullmatch(line):
+                verb = Verb(
+                    *shlex.split(found["words"]), log=tmp_path / "log", before=as_the_reader
+                )
+                code = verb.wait(900)
+                output += verb.text
+                line = f"(exit {code})" + (found["rest"] or "")
+            code, more = bash(line)
+            output += more
+            if code:
+                return code, output
+        return 0, output
 
     return run
 
@@ -89,10 +115,10 @@ def test_the_page_works_as_written(tmp_path, shell):
         if kind == "save":
             (tmp_path / "folder" / first).write_text(second)
             continue
-        done = shell(first)
-        assert done.returncode == 0, f"{first}\n{done.stdout}"
-        missing = missing_line(second, done.stdout)
-        assert missing is None, f"{first}\ndoes not print: {missing}\n{done.stdout}"
+        code, output = shell(first)
+        assert code == 0, f"{first}\n{output}"
+        missing = missing_line(second, output)
+        assert missing is None, f"{first}\ndoes not print: {missing}\n{output}"
 
 
 def test_the_page_shows_what_each_command_prints():

@@ -29,11 +29,13 @@ NOT_HERE = {  # what a command needs that no test machine has -> where its kind 
     "dsdiff benchmark latent.yaml": "workflow/test_latent.py",
     "dsdiff demo": "workflow/test_demo.py",
 }
+RECIPES = "docs/recipes.md"
 HELD_OUT = "Phantom_0003"
 SPLIT = ["data.params.train=[Phantom_0001,Phantom_0002]", f"data.params.val=[{HELD_OUT}]"]
 SIZE = ["data.params.image_size=32", "data.params.batch_size=2", "data.params.val_slices=2"]
 TRAINER = ["max_steps=1", "precision=32", "accelerator=cpu"]
 SHORT = [*SPLIT, *SIZE, *(f"lightning.trainer.{text}" for text in TRAINER)]
+SHORT += ["lightning.callbacks.curve=null"]
 DIFFUSION = ["model.params.sampling_steps=2"]
 SEGMENTER = ["model.params.unet_config.params.channels=[32,32,32]", "model.params.warmup_steps=2"]
 REPLACED = re.compile(
@@ -54,11 +56,15 @@ def is_whole(command: str) -> bool:
 
 
 def told(page: str) -> list[str]:
-    """Every command of a page, and of the tables of recipes, in its order."""
+    """Every command of a page in its order; of the tables of recipes what no other page tells."""
     text = prose(Path(__file__).parents[2] / page)
-    within = [c for c in mentions(text) if "recipes" in page and is_whole(c)]
-    found = [re.sub(r"\s#\s.*|\s\|\|.*", "", c) for c in dict.fromkeys([*commands(text), *within])]
-    return [c for c in found if "..." not in c and not any(part in c for part in NOT_HERE)]
+    within, others = [], set()
+    if page == RECIPES:
+        within = [c for c in mentions(text) if is_whole(c)]
+        others = {command for other in PAGES if other != RECIPES for command in told(other)}
+    found = [re.sub(r"\s+(#\s|\|\|).*", "", c) for c in dict.fromkeys([*commands(text), *within])]
+    found = [c for c in found if "..." not in c and not any(part in c for part in NOT_HERE)]
+    return [c for c in found if c not in others]
 
 
 def small(word: str) -> str:

@@ -103,19 +103,24 @@ def test_scale_factor_is_measured_on_the_averaged_weights(autoencoder):
     assert metadata["train_subjects"] == ["Phantom_0001", "Phantom_0002"]
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, train_autoencoder):
+    """A run of five steps at once."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    assert train_autoencoder(folder, "lightning.trainer.max_steps=5") == 0
+    return folder
+
+
 @pytest.mark.parametrize("cut", [1, 3])
-def test_resumed_equals_uninterrupted(tmp_path, train_autoencoder, cut):
+def test_resumed_equals_uninterrupted(tmp_path, train_autoencoder, whole, cut):
     """Bitwise, whether the discriminator had begun or not."""
-    assert train_autoencoder(tmp_path / "whole", "lightning.trainer.max_steps=5") == 0
-    assert train_autoencoder(tmp_path / "parts", f"lightning.trainer.max_steps={cut}") == 0
-    resume = ["train", "--resume", str(tmp_path / "parts"), "lightning.trainer.max_steps=5"]
-    assert main(resume) == 0
-    (whole, told), (parts, again) = (
-        read_model(tmp_path / n / MODEL_FILE) for n in ("whole", "parts")
-    )
+    parts = tmp_path / "parts"
+    assert train_autoencoder(parts, f"lightning.trainer.max_steps={cut}") == 0
+    assert main(["train", "--resume", str(parts), "lightning.trainer.max_steps=5"]) == 0
+    (one, told), (other, again) = (read_model(run / MODEL_FILE) for run in (whole, parts))
     assert told == again
-    assert all(torch.equal(v, parts[k]) for k, v in whole.items())
-    rows = [(tmp_path / n / "metrics.csv").read_text().splitlines() for n in ("whole", "parts")]
+    assert all(torch.equal(v, other[k]) for k, v in one.items())
+    rows = [(run / "metrics.csv").read_text().splitlines() for run in (whole, parts)]
     assert sorted(rows[0]) == sorted(rows[1])  # metrics stand in the order of their first value
 
 

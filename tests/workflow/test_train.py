@@ -12,12 +12,14 @@ from ldm.cli.main import main
 from ldm.errors import NonFiniteError
 
 
-def test_run_folder_is_complete(run_folder):
+def test_run_folder_is_complete(tmp_path, train):
+    run = tmp_path / "run"
+    assert train(run, "lightning.trainer.max_steps=4", curve=True) == 0
     for name in ("config.yaml", "model.safetensors", "checkpoints/last.ckpt", "cost.json"):
-        assert (run_folder / name).is_file()
-    assert list((run_folder / "samples").glob("step-*.png")) == []  # no validation in four steps
-    assert (run_folder / "loss.svg").read_text().lstrip().startswith("<?xml")
-    with (run_folder / "metrics.csv").open() as file:
+        assert (run / name).is_file()
+    assert list((run / "samples").glob("step-*.png")) == []  # no validation in four steps
+    assert (run / "loss.svg").read_text().lstrip().startswith("<?xml")
+    with (run / "metrics.csv").open() as file:
         steps = [int(r["step"]) for r in csv.DictReader(file) if r["metric"] == "train/loss"]
     assert steps == [0, 1, 2, 3]
 
@@ -27,28 +29,32 @@ def test_checkpoint_holds_only_tensors_and_plain_values(run_folder):
     assert checkpoint["global_step"] == 4
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, train):
+    """A run of six steps at once."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    assert train(folder, "lightning.trainer.max_steps=6") == 0
+    return folder
+
+
 @pytest.mark.parametrize("cut", [1, 3, 5])
-def test_resumed_equals_uninterrupted(tmp_path, train, weights, cut):
+def test_resumed_equals_uninterrupted(tmp_path, train, weights, whole, cut):
     """Six steps at once and ``cut`` + the rest give bitwise equal weights, optimizer and metrics.
 
     A pass over the data is longer than six batches or shorter, whichever: the order is a function
     of seed and position, so no cut point is special.
     """
-    assert train(tmp_path / "whole", "lightning.trainer.max_steps=6") == 0
-    assert train(tmp_path / "parts", f"lightning.trainer.max_steps={cut}") == 0
-    resume = ["train", "--resume", str(tmp_path / "parts"), "lightning.trainer.max_steps=6"]
-    assert main(resume) == 0
-    assert weights(tmp_path / "whole") == weights(tmp_path / "parts")
-    whole, parts = (
-        torch.load(tmp_path / name / "checkpoints/last.ckpt", weights_only=True)
-        for name in ("whole", "parts")
+    parts = tmp_path / "parts"
+    assert train(parts, f"lightning.trainer.max_steps={cut}") == 0
+    assert main(["train", "--resume", str(parts), "lightning.trainer.max_steps=6"]) == 0
+    assert weights(whole) == weights(parts)
+    one, other = (
+        torch.load(run / "checkpoints/last.ckpt", weights_only=True) for run in (whole, parts)
     )
     for key in ("state_dict", "current_model_state"):
-        assert all(torch.equal(v, parts[key][name]) for name, v in whole[key].items())
-    torch.testing.assert_close(whole["optimizer_states"], parts["optimizer_states"], rtol=0, atol=0)
-    assert (tmp_path / "whole/metrics.csv").read_text() == (
-        tmp_path / "parts/metrics.csv"
-    ).read_text()
+        assert all(torch.equal(v, other[key][name]) for name, v in one[key].items())
+    torch.testing.assert_close(one["optimizer_states"], other["optimizer_states"], rtol=0, atol=0)
+    assert (whole / "metrics.csv").read_text() == (parts / "metrics.csv").read_text()
 
 
 def test_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, train, weights, caplog):
