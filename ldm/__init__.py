@@ -1,7 +1,7 @@
 """Latent diffusion with swappable denoising backbones for contrast-enhanced MRI synthesis.
 
-The verbs of ``dsdiff`` as calls, which print nothing and raise the errors of :mod:`ldm.errors`; see
-docs/python.md.
+The verbs of ``dsdiff`` as calls, which print nothing and raise the errors of :mod:`ldm.errors`:
+docs/python.md shows them.
 """
 
 from importlib import import_module
