@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ldm.diagnosis.data import diagnose_data
     from ldm.diagnosis.run import diagnose_run
     from ldm.distilling import distill
+    from ldm.evaluation.segmentation import evaluate_segmentations
     from ldm.handover import export
     from ldm.importing.model import import_model
     from ldm.inference.brasyn import brasyn
@@ -39,6 +40,7 @@ __all__ = [
     "distill",
     "ensemble",
     "evaluate",
+    "evaluate_segmentations",
     "export",
     "import_model",
     "prepare",
@@ -59,6 +61,7 @@ DOOR = {
     "distill": ("ldm.distilling", "distill"),
     "ensemble": ("ldm.averaging", "ensemble"),
     "evaluate": ("ldm.report.evaluation", "evaluate"),
+    "evaluate_segmentations": ("ldm.evaluation.segmentation", "evaluate_segmentations"),
     "export": ("ldm.handover", "export"),
     "import_model": ("ldm.importing.model", "import_model"),
     "prepare": ("ldm.data.preparing", "prepare"),

@@ -189,8 +189,8 @@ def sweep(
     pairs = _pairs(samplers, steps)
     own_layout, found = detect_layout(source, layout, study_of(model, trust).contrasts)
     ids = subjects or held_out(model, sorted(found))
-    for text in (summary(own_layout, found), *([] if ids else [SEEN])) if say else ():
-        say(to_the_reader(text))
+    if say:
+        say("\n".join([summary(own_layout, found), *([] if ids else [to_the_reader(SEEN)])]))
     chosen = select_subjects(found, ids or None)
     inputs = [source, model, *stored_files(found.values())]
     with claim(output, "sweep", inputs=inputs, writes=["sweep.json", "report.html"]):

@@ -89,8 +89,9 @@ def prepare(
         outcomes = _outcomes(list(found.values()), data, output, before)
         rows = [outcome for outcome in outcomes if isinstance(outcome, dict)]
         failures = [outcome for outcome in outcomes if isinstance(outcome, DsdiffError)]
-        for failure in failures if report else ():
-            report(failure)
+        if report:
+            for failure in failures:
+                report(failure)
         if rows:
             write_manifest(manifest, rows)
             _warn_of_leaks(data, {row["id"] for row in rows})
@@ -120,7 +121,7 @@ def data_module(
     """
     files = [config] if isinstance(config, str | Path) else list(config)
     node = load_config(files or [BASE], overrides)["data"]
-    own = {"root": str(root), **({"layout": layout} if layout else {})}
+    own: dict[str, Any] = {"root": str(root), **({"layout": layout} if layout else {})}
     data: ContrastDataModule = instantiate_from_config(node, where="data", **own)
     data.progress = progress
     return data

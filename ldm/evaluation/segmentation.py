@@ -34,8 +34,8 @@ Watch = Callable[[Evaluation, Subject, Layout, np.ndarray, np.ndarray], None]
 
 
 def evaluate_segmentations(
-    prediction: Path,
-    reference: Path,
+    prediction: str | Path,
+    reference: str | Path,
     subjects: Sequence[str] | None = None,
     regions: Sequence[str] | None = None,
     labels: Told = None,
@@ -65,9 +65,9 @@ def evaluate_segmentations(
     Raises:
         DataError: DATA-MISSING; a volume that cannot be read or lies on another grid.
     """
-    layout, real = detect_layout(reference, contrasts=KNOWN.with_labels(labels, "labels"))
+    layout, real = detect_layout(Path(reference), contrasts=KNOWN.with_labels(labels, "labels"))
     own = KNOWN.with_labels(prediction_labels, "prediction labels")
-    own_layout, predicted = find_predictions(prediction, real, LABELS, own)
+    own_layout, predicted = find_predictions(Path(prediction), real, LABELS, own)
     ids = subjects or [i for i, subject in predicted.items() if LABELS in subject.files]
     if not ids:
         expected = own_layout.file_name("ID", LABELS)
