@@ -95,8 +95,9 @@ def labels_inside(array: np.ndarray, subject: Subject) -> np.ndarray:
 def scheme_of(subject: Subject) -> LabelScheme:
     """Return what the labels of a subject mean; a sidecar beside them outweighs the naming."""
     file = subject.files[LABELS]
-    told = file.described().get("scheme")
-    return read_scheme(told, file.sidecar.name) if told else subject.scheme
+    said = file.described()
+    source = "drawn by dsdiff segment predict" if said.get("Segmentation") else file.sidecar.name
+    return read_scheme(said["scheme"], source) if said.get("scheme") else subject.scheme
 
 
 def as_labels(array: np.ndarray, case: str | None = None) -> np.ndarray:

@@ -204,6 +204,11 @@ def test_the_reference_agrees_with_itself(patients):
         assert found == labels and min(found.values()) > 0
 
 
+def test_label_maps_of_a_network_are_named_where_they_are_the_reference(predicted):
+    result = evaluate_segmentations(predicted, predicted, regions=["lesion"], allow_seen=True)
+    assert any("drawn by dsdiff segment predict" in said for said in result.remarks())
+
+
 def test_volumes_are_in_millilitres(patients):
     image = nib.load(patients / "Phantom_0001/Phantom_0001_seg.nii.gz")
     count = (np.asarray(image.dataobj) == 4).sum()
