@@ -94,11 +94,12 @@ def ensemble(
             ensemble, in which runs would count twice; see
             :func:`ldm.checkpoint.load_model`. UnsafeError, OutputError.
     """
-    output, given = Path(output), [runs] if isinstance(runs, str | Path) else list(runs)
+    given = [runs] if isinstance(runs, str | Path) else list(runs)
+    output = Path(output).expanduser()
     require_free(output, overwrite)
     if len(given) < 2:
         raise ConfigError("USAGE", f"an ensemble has two runs or more: {len(given)} given")
-    members = [_member(Path(run), trust) for run in given]
+    members = [_member(Path(run).expanduser(), trust) for run in given]
     for member in members[1:]:
         _require_alike(members[0], member)
     for place, member in enumerate(members):

@@ -26,7 +26,8 @@ OWN_TEMPORARY = re.compile(r"\.tmp-(\d+)-[0-9a-f]{8}(\..*)?")
 LOCK = ".lock"
 OLD_RUN_FILES = ("model.safetensors", "checkpoints/last.ckpt")  # of a version that kept no list
 RUN_OWNERS = ("train", "import")
-SYNTHETIC = ("sample", "brasyn", "segment")  # verbs whose files are no patients
+SYNTHETIC = ("sample", "brasyn", "segment", "sweep")  # verbs whose files are no patients
+NOTES = (".txt", ".md", ".log", ".json", ".csv", ".html", ".pdf", ".png", ".svg")  # hold no volume
 NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
 BEYOND = 1 << 30  # no list is that long
 
@@ -179,7 +180,7 @@ _claims: list[Claim] = []  # of this process, in all its threads; the innermost 
 def is_synthetic(folder: Path) -> bool:
     """Return whether a verb of :data:`SYNTHETIC` has written every file of a folder.
 
-    What is hidden does not count.
+    What is hidden does not count, nor what holds no volume.
     """
     lock = folder / LOCK
     if not lock.is_file():
@@ -188,8 +189,13 @@ def is_synthetic(folder: Path) -> bool:
     if first.removeprefix("dsdiff ") not in SYNTHETIC:
         return False
     own = {name for name, sign in _signs(lines).items() if sign == "+"}
-    there = (p.relative_to(folder) for p in folder.rglob("*") if not p.is_dir())
-    return all(n.as_posix() in own for n in there if not any(p.startswith(".") for p in n.parts))
+    files = (p for p in folder.rglob("*") if p.suffix.lower() not in NOTES and not p.is_dir())
+    shown = (name for p in files if not _is_hidden(name := p.relative_to(folder)))
+    return all(name.as_posix() in own for name in shown)
+
+
+def _is_hidden(name: Path) -> bool:
+    return any(part.startswith(".") for part in name.parts)
 
 
 def refuse_among(folder: Path, subjects: Path, files: Iterable[Path]) -> None:

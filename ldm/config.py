@@ -375,11 +375,17 @@ def _override(config: dict[str, Any], overrides: Overrides) -> dict[str, Any]:
 
 def _words(overrides: Overrides) -> Iterable[str]:
     """Return overrides as ``key=value``, one or several; of a mapping the values are JSON."""
-    if isinstance(overrides, str):
-        return [overrides]
+    if isinstance(overrides, str) or overrides is None:
+        return [overrides] if overrides else []
     if isinstance(overrides, Mapping):
         return [f"{key}={json.dumps(value, default=str)}" for key, value in overrides.items()]
-    return overrides
+    words = list(overrides) if isinstance(overrides, Iterable) else [overrides]
+    for word in words:
+        if not isinstance(word, str):
+            raise ConfigError(
+                "CONFIG-PARSE", f"an override is {word!r}: give 'key=value', or {{key: value}}"
+            )
+    return words
 
 
 def _refuse_resolvers(config: Mapping[str, Any], source: str) -> None:

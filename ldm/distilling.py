@@ -43,7 +43,7 @@ def distill(
     """
     config, folder = student_config(teacher, steps, overrides, trust), run_folder(Path(teacher))
     place = folder.parent / f"{folder.resolve().name}-distilled-{steps}"
-    return run_training(config, Path(output or place), say=say, progress=progress)
+    return run_training(config, Path(output or place).expanduser(), say=say, progress=progress)
 
 
 def student_config(

@@ -63,7 +63,7 @@ def export(
         CheckpointError: see :func:`ldm.checkpoint.load_model`; CKPT-PRIVATE where something of a
             patient would be in the folder. UnsafeError, OutputError.
     """
-    run, output = Path(run), Path(output)
+    run, output = Path(run).expanduser(), Path(output).expanduser()
     require_free(output, overwrite)
     folder, file = run_folder(run), run / MODEL_FILE if run.is_dir() else run
     model, study, digest, _ = load_model(file, trust)

@@ -17,7 +17,7 @@ def local_folder(path: str | Path) -> Path:
     """Return where a model lies; one called ``hub:owner/name`` is downloaded first.
 
     Args:
-        path: a path, which is returned as it is, or ``hub:owner/name``, of the Hugging Face Hub,
+        path: a path, or ``hub:owner/name``, of the Hugging Face Hub,
             with ``@revision`` for a branch, tag or commit.
 
     Raises:
@@ -27,7 +27,7 @@ def local_folder(path: str | Path) -> Path:
     """
     text = str(path)
     if not text.startswith(PREFIX):
-        return Path(path)
+        return Path(path).expanduser()
     named = NAME.fullmatch(text)
     if named is None:
         raise bad_value(f"'{text}' names no model: give hub:owner/name or hub:owner/name@tag")

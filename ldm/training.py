@@ -138,9 +138,9 @@ def train(
             CheckpointError: CKPT-MISMATCH, an override that a resumed run does not take; CKPT-DATA.
     """
     if resume is not None:
-        folder = Path(resume)
-        if config:
-            raise ConfigError("USAGE", f"--resume takes no YAML ({config}): the run has its own")
+        folder = Path(resume).expanduser()
+        if given := config or output:
+            raise ConfigError("USAGE", f"--resume has its own YAML and folder, not {given}")
         checkpoint, before = newest_checkpoint(folder), read_run_config(folder, trust)
         resolved = load_config([before], overrides)
         require_resumable(before, resolved, str(folder))
@@ -160,8 +160,8 @@ def train(
         resolved = load_config(files, overrides)
     else:
         resolved = load_config([read_run_config(Path(str(start)), trust)], overrides)
-    folder = Path(output) if output else RUNS / str(resolved.get("name", "run"))
-    first = None if start is None else Path(start)
+    folder = Path(output).expanduser() if output else RUNS / str(resolved.get("name", "run"))
+    first = None if start is None else Path(start).expanduser()
     return run_training(resolved, folder, start=first, say=say, progress=progress)
 
 

@@ -24,7 +24,7 @@ from ldm.config import (
     validate,
 )
 from ldm.config_arguments import admits, validate_arguments
-from ldm.errors import MAX_LINE, DsdiffError, UnsafeError
+from ldm.errors import MAX_LINE, ConfigError, DsdiffError, UnsafeError
 from ldm.util import (
     get_obj_from_str,
     image_sides,
@@ -600,3 +600,33 @@ def test_a_run_folder_imports_nothing_before_its_classes_are_trusted(tmp_path, m
     monkeypatch.chdir(tmp_path)
     assert refusal(read_run_config, tmp_path).code == "CONFIG-UNKNOWN"
     assert not (tmp_path / "canary").exists()
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["seed=3", "data.params.val=[a,b]"],
+        {"seed": 3, "data.params.val": ["a", "b"]},
+        iter(["seed=3", "data.params.val=[a,b]"]),
+    ],
+)
+def test_overrides_are_words_or_a_mapping(overrides):
+    config = load_config([TINY], overrides)
+    assert (config["seed"], config["data"]["params"]["val"]) == (3, ["a", "b"])
+
+
+def test_one_override_is_a_word_and_a_mapping_holds_any_value():
+    assert load_config([TINY], "name=mine")["name"] == "mine"
+    assert load_config([TINY], None) == load_config([TINY])
+    told = {"data.params.root": Path("a b"), "model.params.prior_config": None}
+    told |= {"model.params.optimizer_config.params.lr": 1e-5}
+    config = load_config([TINY], told)
+    assert config["data"]["params"]["root"] == "a b"
+    assert config["model"]["params"]["prior_config"] is None
+    assert config["model"]["params"]["optimizer_config"]["params"]["lr"] == 1e-5
+
+
+@pytest.mark.parametrize("overrides", [5, [3], [{"seed": 3}]])
+def test_what_is_no_override_is_refused(overrides):
+    with pytest.raises(ConfigError, match="CONFIG-PARSE: an override is"):
+        load_config([TINY], overrides)

@@ -15,6 +15,7 @@ from ldm.data.layouts import (
     detect_layout,
     find_predictions,
     select_subjects,
+    summary,
 )
 from ldm.errors import MAX_LINE, DataError
 from ldm.storage import write_file, write_json
@@ -189,6 +190,8 @@ def test_predictions_among_the_patients_are_none_of_them(tmp_path):
     predictions = written(tmp_path / "predictions", "sample", "p1_t1ce.nii.gz")
     assert found(tmp_path) == {"p1": set(INPUTS)}
     assert found(predictions) == {"p1": {"t1ce"}}  # unless they are what is asked for
+    touch(predictions, "notes.txt")  # holds no volume
+    assert found(tmp_path) == {"p1": set(INPUTS)}
     touch(predictions, "p1_t2.nii.gz")  # a stranger's, which no verb wrote
     assert "DATA-ID" in refusal(tmp_path)
 
@@ -216,3 +219,11 @@ def test_predictions_are_found_by_the_id_that_their_sidecar_states(tmp_path):
     assert {i: s.id for i, s in find_predictions(own, real, "t1ce")[1].items()} == {
         "a_1-b": "a_1-b"
     }
+
+
+def test_label_maps_that_a_network_drew_are_counted_where_subjects_are_found(tmp_path):
+    touch(tmp_path, *(f"p{n}/p{n}_{c}.nii.gz" for n in (1, 2) for c in (*INPUTS, "seg")))
+    assert summary(*detect_layout(tmp_path)).endswith("seg 2")
+    write_json(tmp_path / "p2/p2_seg.json", {"Segmentation": True})
+    told = "seg 2 (1 of them drawn by dsdiff segment predict)"
+    assert summary(*detect_layout(tmp_path)).endswith(told)

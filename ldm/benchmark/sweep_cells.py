@@ -14,7 +14,7 @@ from typing import Any
 from ldm.benchmark.kept_scores import evaluate_once
 from ldm.benchmark.sweep import Cell, Quality, Sweep
 from ldm.checkpoint import study_of
-from ldm.claims import claim
+from ldm.claims import claim, refuse_among
 from ldm.data.layouts import (
     Choice,
     Layout,
@@ -78,13 +78,15 @@ class SweepCells:
         """What is scored: of one contrast."""
         return self.synthesiser.study.making(self.synthesiser.request.target)
 
-    def refuse_models_without_steps(self) -> None:
-        """Refuse a one-step regression, and a model of any contrast that is not told which.
+    def check(self) -> None:
+        """Refuse a one-step regression, a model of any contrast that is not told which, and a
+        subject without the real contrast.
 
         Raises:
-            CheckpointError: CKPT-MISMATCH. ConfigError: CONFIG-VALUE.
+            CheckpointError: CKPT-MISMATCH. ConfigError: CONFIG-VALUE. DataError: DATA-MISSING.
         """
-        self.study  # noqa: B018
+        for subject in self.subjects:
+            subject.require([str(self.study.target)], self.layout)
         path, model = self.synthesiser.trained.path, self.synthesiser.model
         if not model.has_reverse_steps:
             raise CheckpointError(
@@ -182,8 +184,7 @@ def sweep(
         **options: of :class:`ldm.inference.request.Request`; the temperature is 1 unless told.
 
     Raises:
-        ConfigError: a wrong sampler or option. CheckpointError: a model without reverse steps.
-        DataError: no such subject. OutputError: OUT-EXISTS, OUT-OWNER, OUT-IO.
+        ConfigError, CheckpointError (a model without reverse steps), DataError, OutputError.
     """
     model, source, output = Path(model), Path(source).expanduser(), Path(output).expanduser()
     pairs = _pairs(samplers, steps)
@@ -192,13 +193,15 @@ def sweep(
     if say:
         say("\n".join([summary(own_layout, found), *([] if ids else [to_the_reader(SEEN)])]))
     chosen = select_subjects(found, ids or None)
-    inputs = [source, model, *stored_files(found.values())]
+    files = stored_files(found.values())
+    refuse_among(output, source, files)
+    inputs = [source, model, *files]
     with claim(output, "sweep", inputs=inputs, writes=["sweep.json", "report.html"]):
         request = Request().changed(**{"temperature": 1.0, **options})
         synthesiser = Synthesiser(load_for_inference(model, trust, device), request, progress)
         told = (source, own_layout, chosen, output, _digests(chosen))
         work = SweepCells(synthesiser, *told, report or (lambda error: None))
-        work.refuse_models_without_steps()
+        work.check()
         done = Sweep(
             title=synthesiser.trained.folder.resolve().name,
             cells=[work.cell(*pair, f"{n}/{len(pairs)}") for n, pair in enumerate(pairs, 1)],

@@ -9,6 +9,7 @@ import numpy as np
 
 from ldm.data.layouts import Layout, Subject
 from ldm.data.nifti import Geometry
+from ldm.data.volume_file import is_drawn
 from ldm.errors import DataError
 from ldm.label_scheme import TELL, LabelScheme, read_scheme
 from ldm.study import LABELS
@@ -95,9 +96,9 @@ def labels_inside(array: np.ndarray, subject: Subject) -> np.ndarray:
 def scheme_of(subject: Subject) -> LabelScheme:
     """Return what the labels of a subject mean; a sidecar beside them outweighs the naming."""
     file = subject.files[LABELS]
-    said = file.described()
-    source = "drawn by dsdiff segment predict" if said.get("Segmentation") else file.sidecar.name
-    return read_scheme(said["scheme"], source) if said.get("scheme") else subject.scheme
+    told = file.described().get("scheme")
+    source = "drawn by dsdiff segment predict" if is_drawn(file) else file.sidecar.name
+    return read_scheme(told, source) if told else subject.scheme
 
 
 def as_labels(array: np.ndarray, case: str | None = None) -> np.ndarray:

@@ -101,6 +101,11 @@ class VolumeFile:
         return hashlib.sha256("".join(digests).encode()).hexdigest() if others else only
 
 
+def is_drawn(labels: VolumeFile) -> bool:
+    """Return whether a network of this project drew a label map, as its sidecar says."""
+    return labels.described().get("Segmentation") is True
+
+
 def _unreadable(path: Path, error: OSError, case: str | None) -> DataError:
     return DataError(
         "DATA-IO", f"cannot read {path.name}: {error.strerror}; restore the file", case

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ldm.data.brain import MASKS
 from ldm.data.contrasts import scheme_of
 from ldm.data.layouts import (
     Layout,
@@ -19,7 +20,7 @@ from ldm.data.layouts import (
     select_subjects,
 )
 from ldm.data.seen import refuse_seen
-from ldm.errors import DataError, bad_value, one_line
+from ldm.errors import DataError, bad_value, one_line, one_of
 from ldm.evaluation.case import (
     Case,
     Prediction,
@@ -131,6 +132,8 @@ def _empty(
     study: Study,
 ) -> list[Evaluation]:
     """Return an evaluation without scores for each protocol."""
+    if twice := [row for row in rows if rows.count(row) > 1]:
+        raise bad_value(f"two rows are called {twice[0]}, as the copied source is: rename yours")
     asked = [find_protocol(p) if isinstance(p, str) else p for p in protocols]
     return [Evaluation(p, list(rows), [s.id for s in subjects], study=study) for p in asked]
 
@@ -158,10 +161,15 @@ def listed_folders(predictions: Place | Folders) -> dict[str, list[Path]]:
             "where the folders of one name are its training seeds"
         )
     rows = {ROW: predictions} if isinstance(predictions, str | Path) else predictions
-    return {
-        row: [_folder(path) for path in (own if isinstance(own, list | tuple) else [own])]
+    listed = {
+        str(row): [_folder(path) for path in (own if isinstance(own, list | tuple) else [own])]
         for row, own in rows.items()
     }
+    for row, folders in listed.items():
+        if not folders or len({folder.resolve() for folder in folders}) < len(folders):
+            told = ", ".join(map(str, folders)) or "no folder"
+            raise bad_value(f"{row} is {told}: give each a folder, one for each training seed")
+    return listed
 
 
 def _folder(path: Any) -> Path:
@@ -216,6 +224,7 @@ class _Work:
         self, subjects: Sequence[Subject], baseline: bool, watch: Watch | None, progress: Progress
     ) -> Evaluation:
         """Judge every patient; return the first evaluation, which holds the others."""
+        one_of("mask", self.mask, MASKS)
         keep_freed_memory()
         first, *others = self.results
         for subject in progress(subjects, "Evaluating", len(subjects)):
@@ -242,6 +251,7 @@ class _Work:
                 try:
                     if subject.id not in predicted:
                         raise DataError("DATA-MISSING", "there is no prediction", subject.id)
+                    predicted[subject.id].require([str(self.results[0].study.target)], layout)
                     self._check_seen(row, predicted[subject.id])
                     volume = read_prediction(predicted[subject.id], layout, case)
                     self._score(row, seed, case, volume)

@@ -209,9 +209,12 @@ class Evaluation:
             ConfigError: CONFIG-VALUE for a row, region or measure that the evaluation has not.
         """
         one_of("row", row, self.rows)
+        self._require_known(region, measure)
+        return _mean(list(self.values(row, region, measure).values()))
+
+    def _require_known(self, region: str, measure: str) -> None:
         one_of("region", region, self.protocol.regions)
         one_of("measure", measure, self.protocol.names())
-        return _mean(list(self.values(row, region, measure).values()))
 
     def seeds(self, row: str) -> list[int]:
         """Return the training seeds of a row."""
@@ -230,7 +233,12 @@ class Evaluation:
     def comparisons(
         self, region: str, measure: str, reference_row: str | None = None
     ) -> list[Comparison]:
-        """Compare the rows with each other, or with one of them, on the same patients."""
+        """Compare the rows with each other, or with one of them, on the same patients.
+
+        Raises:
+            ConfigError: CONFIG-VALUE for a region or measure that the evaluation has not.
+        """
+        self._require_known(region, measure)
         return compare({r: self.values(r, region, measure) for r in self.rows}, reference_row)
 
     def spread_groups(self, row: str) -> dict[str, Reliability]:

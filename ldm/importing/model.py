@@ -21,7 +21,7 @@ from ldm.checkpoint import (
 )
 from ldm.claims import claim
 from ldm.config import Overrides
-from ldm.errors import CheckpointError, ConfigError
+from ldm.errors import CheckpointError, ConfigError, one_of
 from ldm.importing.files import PublicCheckpoint, read_public_checkpoint
 from ldm.importing.names import LIT_EMA, NETWORK, Fit, Translated, fit_shapes, hints, translate
 from ldm.importing.research_yaml import read_import_config
@@ -119,6 +119,7 @@ def import_model(
         UnsafeError, ConfigError, OutputError: see :func:`import_checkpoint` and
         :func:`write_imported`.
     """
+    one_of("weights", weights, ("auto", "ema", "raw"))
     output = Path(output).expanduser()
     require_free(output, overwrite)
     files = [str(f) for f in ([config] if isinstance(config, str | Path) else config)]

@@ -51,7 +51,7 @@ def brasyn(
         DataError: DATA-MISSING or DATA-EMPTY where there is no case. OutputError: OUT-EXISTS for a
             stranger's file, OUT-IO. CheckpointError, UnsafeError: see :meth:`Synthesiser.load`.
     """
-    cases, output = case_folders(Path(input)), Path(output)
+    cases, output = case_folders(Path(input).expanduser()), Path(output).expanduser()
     synthesiser = Synthesiser.load(model, device=device, trust=trust, progress=progress)
     known = synthesiser.study.contrasts
 

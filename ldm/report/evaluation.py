@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ldm.claims import claim
-from ldm.errors import one_of
+from ldm.errors import bad_value, one_of
 from ldm.evaluation.folder import Folders, Place, evaluate_folders, listed_folders
 from ldm.evaluation.protocol import DEFAULT, DOWNSTREAM, MetricProtocol, find_protocol
 from ldm.evaluation.scores import Evaluation
@@ -24,6 +24,7 @@ from ldm.report.score_tables import (
     segmentation_tables,
 )
 from ldm.report.tables import Table, write_table
+from ldm.storage import remove_own
 
 if TYPE_CHECKING:
     from ldm.report.gallery import Gallery
@@ -84,9 +85,12 @@ def evaluate(
         DataError, CheckpointError: see there. ConfigError: CONFIG-VALUE for a wrong column.
         OutputError: OUT-EXISTS, OUT-INPUT, OUT-OWNER, OUT-IO.
     """
+    output = None if output is None else Path(output).expanduser()
     asked = [find_protocol(p) if isinstance(p, str) else p for p in _listed(protocols)]
     folders, columns = listed_folders(predictions), _listed(columns)
     check_columns(asked[0], columns)
+    if not folders:
+        raise bad_value("predictions is empty: give a folder, or {name: folder}")
     gallery = None if output is None else new_gallery()
     with claim_report(output, [reference, *(path for own in folders.values() for path in own)]):
         result = evaluate_folders(
@@ -106,7 +110,7 @@ def evaluate(
             progress=progress,
         )
         if output is not None and gallery:
-            write_evaluation(result, gallery, Path(output), columns)
+            write_evaluation(result, gallery, output, columns)
     return result
 
 
@@ -160,6 +164,8 @@ def write_evaluation(
     from ldm.environment import environment
     from ldm.report.gallery import spread_figure
 
+    others = [*output.glob("metrics-*"), *output.glob(f"{DOWNSTREAM.name}.*")]
+    remove_own(others)  # of an evaluation before, under other protocols
     result.write(output)
     for name, other in result.others.items():
         other.write(output, name if name == DOWNSTREAM.name else f"metrics-{name}")

@@ -67,6 +67,45 @@ def test_the_mean_of_a_mistyped_name_is_refused(truth, patients, asked, nearest)
         result.mean(*asked)
 
 
+@pytest.mark.parametrize(
+    ("rows", "options", "message"),
+    [
+        ({}, {}, "predictions is empty"),
+        ({"a": []}, {}, "a is no folder"),
+        ({"a": ["truth", "./truth"]}, {}, "a is truth, truth: give each a folder"),
+        ({COPY_T1: "truth"}, {}, "two rows are called copy T1"),
+        (["truth"], {}, "predictions is a list"),
+        ({"a": object()}, {}, "a prediction is a object"),
+        ({"a": "truth"}, {"mask": "banana"}, "mask is 'banana': give one of auto, nonzero, head"),
+        ({"a": "truth"}, {"columns": "brian:psnr"}, "brian"),
+    ],
+)
+def test_rows_and_options_that_say_nothing_are_refused(
+    truth, patients, monkeypatch, rows, options, message
+):
+    monkeypatch.chdir(truth.parent)
+    with pytest.raises(ConfigError, match=message):
+        evaluate(rows, patients, **options)
+
+
+def test_a_prediction_of_another_contrast_is_a_failure_of_the_patient(truth, patients):
+    result = evaluate({"a": truth}, patients, target="t2", subjects=["Phantom_0001"])
+    assert "DATA-MISSING: no t2" in result.failures["a"]["Phantom_0001"]
+
+
+def test_a_page_is_of_one_evaluation(tmp_path, truth, patients):
+    """What an evaluation under more protocols left beside is gone with the next."""
+    told = {"output": tmp_path / "out", "subjects": ["Phantom_0001"]}
+    evaluate({"a": truth}, patients, protocols=["default", "region"], **told)
+    assert (tmp_path / "out/metrics-region.csv").is_file()
+    result = evaluate({"b": truth}, patients, columns=["tumour:psnr"], **told)
+    assert not list((tmp_path / "out").glob("metrics-*"))
+    assert "Synthetic against real T1ce" in (tmp_path / "out/report.html").read_text()
+    assert (
+        f"{result.mean(COPY_T1, 'tumour', 'psnr'):.2f}" in (tmp_path / "out/table.md").read_text()
+    )
+
+
 def test_units_of_the_sidecar_make_gain_and_offset_irrelevant(tmp_path, truth, patients):
     """The truth in other units, which the sidecar states, scores (nearly) perfectly.
 

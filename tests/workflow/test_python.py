@@ -182,6 +182,28 @@ def test_a_wrong_option_is_refused_before_any_work(synthesiser, options, message
         synthesiser.volumes("NOWHERE", **options)
 
 
+def test_no_volume_is_saved_beside_the_folder_of_its_patient(synthesiser, patients, tmp_path):
+    (result,) = synthesiser.volumes(patients, [ID])
+    with pytest.raises(OutputError, match=r"OUT-INPUT: .* further subjects"):
+        result.save(patients)
+    assert result.save(tmp_path / "beside").is_file()
+
+
+def test_home_is_found_in_every_path(tmp_path, monkeypatch, run_folder, patients):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    ldm.export(run_folder, "~/handed")
+    assert Synthesiser.load("~/handed").target == "t1ce"
+    ldm.evaluate(patients, patients, subjects=[ID], output="~/scores")
+    assert not (tmp_path / "~").exists()
+    assert (tmp_path / "scores/report.html").is_file()
+
+
+def test_a_resumed_run_has_a_folder(run_folder, tmp_path):
+    with pytest.raises(ConfigError, match="has its own YAML and folder"):
+        train(resume=run_folder, output=tmp_path)
+
+
 def test_a_model_that_synthesises_nothing_says_what_it_is_for(segmenter_run, run_folder):
     with pytest.raises(CheckpointError, match="which synthesises nothing: next is"):
         Synthesiser.load(segmenter_run)

@@ -19,6 +19,7 @@ from ldm.data.layouts.hdf5 import HDF5
 from ldm.data.layouts.table import PARTS, SubjectTable
 from ldm.data.nifti import volume_stem
 from ldm.data.patients import patient_of, patient_pattern
+from ldm.data.volume_file import is_drawn
 from ldm.errors import ConfigError, DataError, bad_value, to_the_reader
 from ldm.label_scheme import LabelScheme
 from ldm.storage import require_subjects
@@ -198,6 +199,8 @@ def summary(layout: Layout, subjects: Mapping[str, Subject]) -> str:
     parts = Counter(s.split for s in subjects.values() if s.split)
     shown = [c for c in layout.contrasts.names if c in BRATS or counts[c]]
     found = [f"{contrast} {counts[contrast]}" for contrast in (*shown, LABELS)]
+    if drawn := sum(is_drawn(s.files[LABELS]) for s in subjects.values() if LABELS in s.files):
+        found[-1] += f" ({drawn} of them drawn by dsdiff segment predict)"
     split = [f"{part} {parts[part]}" for part in PARTS if parts[part]]
     number = f"{len(subjects)} subject{'s' * (len(subjects) != 1)}"
     return f"{layout.name}: {', '.join([number, *found, *split])}"
