@@ -501,7 +501,7 @@ OUTPUTS = [
         "OI-04",
         "an output exists",
         "5 OUT-EXISTS, kept",
-        ("test_nifti.py::test_an_existing_output_is_kept_unless_told_otherwise",),
+        ("test_nifti.py::test_an_existing_output_is_kept",),
     ),
     Case("OI-05", "an output would be an input", "5 OUT-INPUT, also with `--overwrite`"),
     Case(
