@@ -45,6 +45,7 @@ LEAST = 0.005  # of the brain of a patient: one with less abnormal tissue counts
 SHARES = (0.02, 0.98)  # of a tumour that enhances, which are balanced
 POOLED = 0.5  # of the fit that is to all abnormal tissue, the rest within the tumour of a patient
 FITTED_PATIENTS = 200  # spread evenly over those of the training
+FEWEST_PATIENTS = 10  # else a training keeps the prior of the run that it starts from
 FITTED_VOXELS = 4096  # of each, spread evenly over its abnormal tissue
 RIDGE = 0.03  # of the sum over patients, each of whom has weight 1
 STEEP = 1e-3  # what a steep curve costs, as where a score tells everything
@@ -144,6 +145,7 @@ class EnhancementPrior(nn.Module):
     ) -> None:
         super().__init__()
         self.strength, self.shrink = strength, shrink
+        self.fitted_to = FEWEST_PATIENTS  # patients of the training that has begun
         self.through, self.relative = through, relative
         self.own, places = own_channels(len(conditions), neighbours), list(conditions)
         enhanced = Study(tuple(conditions), target).enhanced
@@ -169,6 +171,11 @@ class EnhancementPrior(nn.Module):
     def changes_nothing(self) -> bool:
         """Whether it has found nothing."""
         return self.is_flat or not self.coefficients.any()
+
+    @property
+    def knows_few(self) -> bool:
+        """Whether it was fitted to so few patients that another one is better."""
+        return self.fitted_to < FEWEST_PATIENTS
 
     def forward(
         self,
@@ -281,6 +288,7 @@ class EnhancementPrior(nn.Module):
             return
         slices = data.train_slices
         chosen = evenly_spread(FITTED_PATIENTS, len(slices.subjects))
+        self.fitted_to = len(chosen)
         if self.through and chosen:
             self.aspect.fill_(float(np.median([slices.subjects[n].aspect for n in chosen])))
         shown = data.progress(chosen, "Fitting the prior", len(chosen))

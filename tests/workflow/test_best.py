@@ -54,7 +54,7 @@ def network(run):
 
 
 def test_a_run_starts_with_the_weights_of_another(tmp_path, train, run_folder):
-    """Its optimizer is new, its prior its own; whom the first has seen, the second has seen too."""
+    """Its optimizer is new; whom the first has seen, the second has seen too."""
     still = options(1, RATE + "1e-30", "data.params.train=[Phantom_0002]")
     assert train(tmp_path / "with_yaml", *still, "--from", str(run_folder)) == 0
     assert torch.equal(network(tmp_path / "with_yaml"), network(run_folder))

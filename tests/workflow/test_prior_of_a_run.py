@@ -85,8 +85,16 @@ def test_slices_of_a_volume_have_what_it_finds_in_the_volume(of_one, patients):
     np.testing.assert_allclose(with_prior, expected[:, 0], atol=1e-4)
 
 
-def test_a_training_that_goes_on_from_it_fits_its_own(of_one, train, tmp_path):
+def test_a_training_on_few_keeps_that_of_the_run_it_starts_from(of_one, train, tmp_path, caplog):
+    """One patient teaches less than those of the run before."""
+    assert train(tmp_path / "on", STEPS, OTHER, "--from", str(of_one)) == 0
+    assert torch.equal(coefficients(tmp_path / "on"), coefficients(of_one))
+    assert f"the prior stays that of {of_one.name}: 1 patients are too few" in caplog.text
+
+
+def test_a_training_on_enough_patients_fits_its_own(of_one, train, tmp_path, monkeypatch):
     """And takes weights of a run that has none."""
+    monkeypatch.setattr("ldm.models.prior.FEWEST_PATIENTS", 1)
     assert train(tmp_path / "on", STEPS, OTHER, "--from", str(of_one)) == 0
     assert train(tmp_path / "new", STEPS, OTHER) == 0
     assert torch.equal(coefficients(tmp_path / "on"), coefficients(tmp_path / "new"))
