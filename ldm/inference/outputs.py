@@ -388,7 +388,7 @@ def as_image(volume: np.ndarray, geometry: Geometry, **options: Any) -> nib.Nift
     """Return a canonical array as the image that :func:`encode_volume` writes, in memory."""
     content = encode_volume(volume, geometry, compress=False, **options)
     image = nib.Nifti1Image.from_bytes(content)
-    return nib.Nifti1Image(np.array(image.dataobj), image.affine, image.header)
+    return nib.Nifti1Image(np.asarray(image.dataobj).copy(), image.affine, image.header)
 
 
 def volume_paths(folder: Path, subject: str, name: str, form: str = "nifti") -> tuple[Path, Path]:
