@@ -28,7 +28,7 @@ from ldm.data.seen import write_seen
 from ldm.errors import CheckpointError, ConfigError
 from ldm.models.diffusion.ensemble import BACKBONE, MEMBERS
 from ldm.storage import run_folder
-from ldm.util import with_params, without_params
+from ldm.util import listed, with_params, without_params
 
 FORM = f"{PRIOR}coefficients"  # 0 where it has found nothing
 # in which trainings of one ensemble may differ: how each was led to its weights, and whom it saw
@@ -94,7 +94,7 @@ def ensemble(
             ensemble, in which runs would count twice; see
             :func:`ldm.checkpoint.load_model`. UnsafeError, OutputError.
     """
-    given = [runs] if isinstance(runs, str | Path) else list(runs)
+    given = listed(runs)
     output = Path(output).expanduser()
     require_free(output, overwrite)
     if len(given) < 2:

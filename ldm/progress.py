@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 Item = TypeVar("Item")
 PART_OF = "DSDIFF_PART_OF"  # in the environment of a process that a benchmark runs
@@ -25,3 +25,7 @@ class Progress(Protocol):
 def silent(items: Iterable[Item], title: str, total: int | None = None, /) -> Iterable[Item]:
     """Show nothing."""
     return items
+
+
+def unheard(told: Any, /) -> None:
+    """Take what nobody asked to hear: a line, or the error of one subject."""

@@ -48,10 +48,10 @@ from ldm.data.seen import (
 )
 from ldm.environment import require_safe_libraries, resolve_precision
 from ldm.errors import ConfigError, OutputError, bad_value
-from ldm.progress import Progress, silent
+from ldm.progress import Progress, silent, unheard
 from ldm.storage import CONFIG_FILE, MODEL_FILE, read_json, run_folder, write_json
 from ldm.study import build_model
-from ldm.util import instantiate_from_config
+from ldm.util import instantiate_from_config, listed
 
 log = logging.getLogger(__name__)
 
@@ -156,8 +156,7 @@ def train(
             "USAGE", "give a YAML such as configs/backbone/unet.yaml, --resume RUN or --from RUN"
         )
     if config:
-        files = [config] if isinstance(config, str | Path) else list(config)
-        resolved = load_config(files, overrides)
+        resolved = load_config(listed(config), overrides)
     else:
         resolved = load_config([read_run_config(Path(str(start)), trust)], overrides)
     folder = Path(output).expanduser() if output else RUNS / str(resolved.get("name", "run"))
@@ -240,7 +239,7 @@ def run_training(
         load_start(model, start, config["model"])
     config = _portable(config, model, data)
     is_bar = progress is not silent and sys.stdout.isatty()
-    shown = [TrainingProgress(say or _say_nothing, is_bar)] if say or is_bar else []
+    shown = [TrainingProgress(say or unheard, is_bar)] if say or is_bar else []
     trainer, stop = build_trainer(config, folder, data, shown)
     is_compiled = bool((config.get("lightning") or {}).get("compile"))
     make_fast(model, trainer.precision, trainer.strategy.root_device.type, is_compiled)
@@ -258,10 +257,6 @@ def run_training(
     resume = f"dsdiff train --resume {shlex.quote(str(folder))}{trust}"
     following = _next_command(model, data, folder) + trust
     return TrainedRun(folder, trainer.global_step, stop.received, following, resume)
-
-
-def _say_nothing(text: str) -> None:
-    """Take a line."""
 
 
 def _next_command(model: Any, data: ContrastDataModule, folder: Path) -> str:
@@ -341,8 +336,8 @@ def _trackers(
     lightning: Mapping[str, Any], folder: Path, config: Mapping[str, Any]
 ) -> list[Tracker]:
     """Return the trackers of ``lightning.logger``; TensorBoard for a run that does not say."""
-    listed = lightning.get("logger")
-    nodes = [{"target": TENSORBOARD}] if listed is None else listed
+    told = lightning.get("logger")
+    nodes = [{"target": TENSORBOARD}] if told is None else told
     found = [
         instantiate_from_config(n, where=f"lightning.logger[{i}]") for i, n in enumerate(nodes)
     ]

@@ -12,7 +12,7 @@ import inspect
 import reprlib
 import sys
 import typing
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from importlib.machinery import PathFinder
 from importlib.util import find_spec
 from pathlib import Path
@@ -364,3 +364,8 @@ def evenly_spread(most: int, total: int) -> list[int]:
     """Return at most so many indices below ``total``, each in the middle of an equal share."""
     count = min(most, total)
     return [int((place + 0.5) * total / count) for place in range(count)]
+
+
+def listed(given: Any) -> list[Any]:
+    """Return one thing, such as a path or a name, or several of them, as a list."""
+    return list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [given]

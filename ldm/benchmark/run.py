@@ -42,7 +42,7 @@ from ldm.progress import Progress, silent
 from ldm.report.gallery import Gallery
 from ldm.report.score_tables import column_key
 from ldm.study import read_study
-from ldm.util import instantiate_from_config, params_of, with_params
+from ldm.util import instantiate_from_config, listed, params_of, with_params
 
 log = logging.getLogger(__name__)
 
@@ -85,8 +85,7 @@ class Benchmark:
         say: Callable[[str], None] | None = None,
         progress: Progress = silent,
     ) -> None:
-        files = [plan] if isinstance(plan, str | Path) else list(plan)
-        self.described = merge_config(files, overrides, (*TOP_LEVEL, *OWN_KEYS))
+        self.described = merge_config(listed(plan), overrides, (*TOP_LEVEL, *OWN_KEYS))
         self.command, self.trusted, self.columns = command, trust, columns
         for column in columns:  # a wrong one is refused before hours of work
             column_key(Evaluation(DEFAULT), column)

@@ -33,21 +33,20 @@ from ldm.errors import (
     to_the_reader,
 )
 from ldm.evaluation.protocol import DEFAULT
-from ldm.inference.request import Request
+from ldm.inference.request import SWEPT_SAMPLERS, SWEPT_STEPS, Request
 from ldm.inference.synthesis import Synthesiser
 from ldm.inference.trained import load_for_inference
 from ldm.inference.volume_writer import VolumeWriter
 from ldm.models.diffusion.samplers import SAMPLERS, get_sampler
-from ldm.progress import Progress, silent
+from ldm.progress import Progress, silent, unheard
 from ldm.storage import read_json, run_folder, write_json
 from ldm.study import Study
+from ldm.util import listed
 
-STEPS = (1, 2, 4, 8, 16, 32)
 SEEN = (
     "No subject is known to be held out: sweeping on all, the training's too; name others with "
     "--subjects"
 )
-USUAL = ("ddim", "dpmpp_2m", "unipc_3", "heun")
 
 
 def held_out(model: Path, ids: Sequence[str]) -> list[str]:
@@ -157,8 +156,8 @@ def sweep(
     model: str | Path,
     source: str | Path,
     output: str | Path,
-    samplers: str | Sequence[str] = USUAL,
-    steps: int | Sequence[int] = STEPS,
+    samplers: str | Sequence[str] = SWEPT_SAMPLERS,
+    steps: int | Sequence[int] = SWEPT_STEPS,
     *,
     subjects: str | Sequence[str] | None = None,
     layout: Choice = None,
@@ -200,7 +199,7 @@ def sweep(
         request = Request().changed(**{"temperature": 1.0, **options})
         synthesiser = Synthesiser(load_for_inference(model, trust, device), request, progress)
         told = (source, own_layout, chosen, output, _digests(chosen))
-        work = SweepCells(synthesiser, *told, report or (lambda error: None))
+        work = SweepCells(synthesiser, *told, report or unheard)
         work.check()
         done = Sweep(
             title=synthesiser.trained.folder.resolve().name,
@@ -222,12 +221,11 @@ def _digests(subjects: Sequence[Subject]) -> dict[str, dict[str, str]]:
 
 def _pairs(samplers: str | Sequence[str], steps: int | Sequence[int]) -> list[tuple[str, int]]:
     """Return sampler and steps of each cell; raises ConfigError for a wrong name."""
-    named = [samplers] if isinstance(samplers, str) else list(samplers)
+    named = listed(samplers)
     names = dict.fromkeys(SAMPLERS if named == ["all"] else named)
     for name in names:
         get_sampler(name)
-    numbers = dict.fromkeys([steps] if isinstance(steps, int) else steps)
-    return [(name, number) for name in names for number in numbers]
+    return [(name, number) for name in names for number in dict.fromkeys(listed(steps))]
 
 
 def _median(values: Any) -> float | None:

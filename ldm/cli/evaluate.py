@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -73,6 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate, print the tables, write the files."""
+    from ldm.cli.terminal import print_found
     from ldm.data.layouts import detect_layout, summary
     from ldm.evaluation.case import judged_study
     from ldm.evaluation.protocol import find_protocol
@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
     with claim_report(args.output, [args.reference, *folders]):
         segmenter = _segmenter(args)
         found = detect_layout(args.reference, args.layout, study.contrasts)
-        print(summary(*found), file=sys.stderr)
+        print_found(summary(*found))
         told = {"study": study, "protocols": protocols, "segmenter": segmenter}
         result = _evaluate(args, rows, compared, told)
     failed = any(r.failures for r in (result, *result.others.values()))

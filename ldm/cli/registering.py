@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 import hashlib
 import shlex
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldm.cli.arguments import configured_data
-from ldm.cli.terminal import print_next, report_written, reporter
+from ldm.cli.terminal import print_found, print_next, report_written, reporter
 from ldm.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -60,7 +59,7 @@ def register(args: argparse.Namespace) -> int:
     data = configured_data(args, args.input)
     wanted = _wanted(args, data)
     layout, found = detect_layout(args.input, data.layout_choice, data.study.contrasts)
-    print(summary(layout, found), file=sys.stderr)
+    print_found(summary(layout, found))
 
     def write(subject: Subject, title: str) -> bool:
         if is_registered(subject, args.output, wanted):

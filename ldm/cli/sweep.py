@@ -12,26 +12,25 @@ from ldm.cli.sample import add_volume_arguments
 from ldm.cli.terminal import print_found, reporter, show_progress
 from ldm.errors import PartialError
 
-STEPS = (1, 2, 4, 8, 16, 32)
-USUAL = ("ddim", "dpmpp_2m", "unipc_3", "heun")
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
+    from ldm.inference.request import SWEPT_SAMPLERS, SWEPT_STEPS
+
     add_volume_arguments(parser)
     parser.add_argument(
         "--steps",
         type=_numbers,
-        default=STEPS,
+        default=SWEPT_STEPS,
         metavar="N,N,...",
-        help=f"of the samplers (default: {','.join(map(str, STEPS))})",
+        help=f"of the samplers (default: {','.join(map(str, SWEPT_STEPS))})",
     )
     parser.add_argument(
         "--sampler",
         type=_names,
-        default=USUAL,
+        default=SWEPT_SAMPLERS,
         metavar="NAME,NAME,...",
-        help=f"all, or {SAMPLERS} (default: {','.join(USUAL)})",
+        help=f"all, or {SAMPLERS} (default: {','.join(SWEPT_SAMPLERS)})",
     )
 
 

@@ -19,7 +19,7 @@ from ldm.data.manifest import Row, examine, read_manifest, state, write_manifest
 from ldm.data.seen import leaks, subject_digests
 from ldm.errors import DsdiffError, OutputError, survived
 from ldm.progress import Progress, silent
-from ldm.util import instantiate_from_config
+from ldm.util import instantiate_from_config, listed
 
 MANIFEST = "manifest.csv"
 READERS = 4  # zlib releases the interpreter lock
@@ -119,8 +119,7 @@ def data_module(
     Raises:
         ConfigError: what is wrong, with its key path.
     """
-    files = [config] if isinstance(config, str | Path) else list(config)
-    node = load_config(files or [BASE], overrides)["data"]
+    node = load_config(listed(config) or [BASE], overrides)["data"]
     own: dict[str, Any] = {"root": str(root), **({"layout": layout} if layout else {})}
     data: ContrastDataModule = instantiate_from_config(node, where="data", **own)
     data.progress = progress

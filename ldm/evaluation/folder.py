@@ -43,6 +43,7 @@ from ldm.evaluation.scores import Evaluation
 from ldm.memory import keep_freed_memory
 from ldm.progress import Progress, silent
 from ldm.study import LABELS, Study
+from ldm.util import listed
 
 if TYPE_CHECKING:
     from ldm.evaluation.metrics.perceptual import Perceptual
@@ -103,13 +104,13 @@ def evaluate_folders(
         DataError: no patients; DATA-MISSING for one that the reference lacks; DATA-SEGMENTER for a
             segmenter that does not look at the target. CheckpointError: of ``lpips_weights``.
     """
-    segmenter, listed = _loaded(segmenter), listed_folders(predictions)
-    told = study or judged_study([path for own in listed.values() for path in own], target)
+    segmenter, given = _loaded(segmenter), listed_folders(predictions)
+    told = study or judged_study([path for own in given.values() for path in own], target)
     study = replace(told, contrasts=told.contrasts.with_labels(labels, "labels"))
     layout, real = detect_layout(Path(reference), layout, study.contrasts)
-    folders = predictions_of(listed, real, study)
+    folders = predictions_of(given, real, study)
     chosen = select_subjects(real, _predicted(folders) if subjects is None else subjects)
-    results = _empty(protocols, [*listed, *([study.copied] if baseline else [])], chosen, study)
+    results = _empty(protocols, [*given, *([study.copied] if baseline else [])], chosen, study)
     work = _Work(layout, mask, folders, results, *_network(results, lpips_weights), allow_seen)
     first = work.run(chosen, baseline, watch, progress)
     if segmenter:
@@ -161,15 +162,12 @@ def listed_folders(predictions: Place | Folders) -> dict[str, list[Path]]:
             "where the folders of one name are its training seeds"
         )
     rows = {ROW: predictions} if isinstance(predictions, str | Path) else predictions
-    listed = {
-        str(row): [_folder(path) for path in (own if isinstance(own, list | tuple) else [own])]
-        for row, own in rows.items()
-    }
-    for row, folders in listed.items():
+    found = {str(row): [_folder(path) for path in listed(own)] for row, own in rows.items()}
+    for row, folders in found.items():
         if not folders or len({folder.resolve() for folder in folders}) < len(folders):
             told = ", ".join(map(str, folders)) or "no folder"
             raise bad_value(f"{row} is {told}: give each a folder, one for each training seed")
-    return listed
+    return found
 
 
 def _folder(path: Any) -> Path:

@@ -29,7 +29,7 @@ from ldm.models.diffusion.noise import KeyedNoise
 from ldm.models.diffusion.schedule import NoiseSchedule
 from ldm.storage import MODEL_FILE, remove, sha256
 from ldm.study import Study, build_model, read_study
-from ldm.util import params_of, with_params
+from ldm.util import listed, params_of, with_params
 
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-8}  # public code keeps its schedule in float32
 
@@ -122,7 +122,7 @@ def import_model(
     one_of("weights", weights, ("auto", "ema", "raw"))
     output = Path(output).expanduser()
     require_free(output, overwrite)
-    files = [str(f) for f in ([config] if isinstance(config, str | Path) else config)]
+    files = [str(file) for file in listed(config)]
     described, unused = read_import_config(files, overrides)
     model, report = import_checkpoint(Path(checkpoint), described, weights)
     digest = write_imported(output, model, described, Path(checkpoint), overwrite)

@@ -13,7 +13,7 @@ from ldm.errors import DataError, DsdiffError
 from ldm.inference.outputs import FAILURES, SyntheticVolume, Written, write_overlapped
 from ldm.inference.synthesis import Synthesiser
 from ldm.inference.trained import Read
-from ldm.progress import Progress, silent
+from ldm.progress import Progress, silent, unheard
 from ldm.study import Contrasts
 
 NAMING = "brats2023"  # of the volumes: t1n, t1c, t2w, t2f
@@ -64,7 +64,7 @@ def brasyn(
 
     with claim(output, "brasyn", inputs=[Path(input), Path(model)], writes=[FAILURES]):
         named = [Subject(name, {}) for name in cases]
-        done = write_overlapped(named, read, synthesiser.of, keep, report or (lambda error: None))
+        done = write_overlapped(named, read, synthesiser.of, keep, report or unheard)
         done.write_failures(output)
     return done
 

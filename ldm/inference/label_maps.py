@@ -27,6 +27,7 @@ from ldm.inference.outputs import Writer, Written, is_written, require_remade, v
 from ldm.inference.parallel import shared_among
 from ldm.inference.segmentation import NetworkSegmenter
 from ldm.plots.overlay import attention_figure, overlay_figure
+from ldm.progress import unheard
 from ldm.storage import write_file, write_json
 from ldm.study import LABELS
 
@@ -200,12 +201,12 @@ def segment(
         watch(own_layout, found)
     files = stored_files(found.values())
     refuse_among(output, source, files)
+    chosen = select_subjects(found, subjects)
     with claim(output, "segment", inputs=[source, model, *files], replace=overwrite):
         segmenter = NetworkSegmenter(model, trust, device, **options)
         own_writer = LabelWriter(segmenter, output, overwrite, pictures)
         with shared_among(own_writer, devices, device) as writer:
-            told = (select_subjects(found, subjects), own_layout, report or (lambda error: None))
-            done = writer.write_all(*told)
+            done = writer.write_all(chosen, own_layout, report or unheard)
         done.write_failures(output)
     return done
 

@@ -19,6 +19,8 @@ RUNTIMES = ("torch", "compile", "onnx")
 SPANS = {"temperature": Range(0), "rescale": Range(0, 1), "eta": Range(0, 1)}
 SPANS |= {"overlap": Range(0, 0.9), "guidance": Range(0), "enhancement": Range(0, 10)}
 SPANS["spread"] = RANGES["spread"]
+SWEPT_STEPS = (1, 2, 4, 8, 16, 32)
+SWEPT_SAMPLERS = ("ddim", "dpmpp_2m", "unipc_3", "heun")
 DRAWING = 3  # one more whenever the same request draws other samples
 SAMPLER_OPTIONS = ("eta", "guidance", "rescale", "enhancement", "spread")
 

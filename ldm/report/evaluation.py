@@ -25,6 +25,7 @@ from ldm.report.score_tables import (
 )
 from ldm.report.tables import Table, write_table
 from ldm.storage import remove_own
+from ldm.util import listed
 
 if TYPE_CHECKING:
     from ldm.report.gallery import Gallery
@@ -86,8 +87,8 @@ def evaluate(
         OutputError: OUT-EXISTS, OUT-INPUT, OUT-OWNER, OUT-IO.
     """
     output = None if output is None else Path(output).expanduser()
-    asked = [find_protocol(p) if isinstance(p, str) else p for p in _listed(protocols)]
-    folders, columns = listed_folders(predictions), _listed(columns)
+    asked = [find_protocol(p) if isinstance(p, str) else p for p in listed(protocols)]
+    folders, columns = listed_folders(predictions), listed(columns)
     check_columns(asked[0], columns)
     if not folders:
         raise bad_value("predictions is empty: give a folder, or {name: folder}")
@@ -112,11 +113,6 @@ def evaluate(
         if output is not None and gallery:
             write_evaluation(result, gallery, output, columns)
     return result
-
-
-def _listed(given: Any) -> Sequence[Any]:
-    """Return one thing, or several, as a list."""
-    return given if isinstance(given, list | tuple) else [given]
 
 
 def new_gallery() -> Gallery:

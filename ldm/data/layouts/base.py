@@ -16,7 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-from ldm.claims import is_synthetic
+from ldm.claims import LOCK, is_synthetic
 from ldm.data.nifti import volume_stem
 from ldm.data.patients import is_examination, patient_of
 from ldm.data.volume_file import VolumeFile
@@ -52,7 +52,8 @@ class Tree:
                 below.clear()
                 continue
             seen.add(real)
-            if not synthetic and Path(folder) != self.root and is_synthetic(Path(folder)):
+            is_other = LOCK in names and Path(folder) != self.root
+            if not synthetic and is_other and is_synthetic(Path(folder)):
                 self.passed_over += 1
                 below.clear()
                 continue
