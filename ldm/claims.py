@@ -40,15 +40,33 @@ class Inputs:
     """
 
     def __init__(self, paths: Iterable[Path]) -> None:
-        self.names, self.identities, self.folders = set(), set(), []
+        self.names, self.identities, self.folders, parents = set(), set(), [], set()
         for path in paths:
             real = Path(path).resolve()
             if real.is_dir():
                 self.folders.append(real)
                 continue
+            parents.add(Path(path).parent)
             self.names.add(str(real).casefold())
             with suppress(OSError):
                 self.identities.add(_identity(real))
+        self.parents = {parent.resolve() for parent in parents}
+
+    def refuse_within(self, folder: Path) -> None:
+        """Refuse to write into a folder of the inputs, unless all of them lie beside each other.
+
+        Read again, what is written there would be further subjects, or further images of one.
+
+        Raises:
+            OutputError: OUT-INPUT.
+        """
+        real = folder.resolve()
+        if real in {*self.folders, *self.parents} and self.parents != {real}:
+            raise OutputError(
+                "OUT-INPUT",
+                f"{folder} holds what is read, and files beside that would be read as further "
+                "subjects: choose another --output",
+            )
 
     def hold(self, path: Path, is_own: bool) -> bool:
         """Return whether ``path`` is an input."""
@@ -93,7 +111,8 @@ class Claim:
         self._path, self._size = self.folder / LOCK, -1
         self._signs: dict[str, str] = {}
         first = next(iter(_read_lines(self._path)), "")
-        if not first:
+        self.is_new = not first
+        if self.is_new:
             self._begin(adopt)
         elif not first.startswith("dsdiff "):
             raise OutputError("OUT-LINK", f"{folder}/{LOCK} is no lock of dsdiff: choose another")
@@ -121,10 +140,13 @@ class Claim:
 
     def written(self) -> set[str]:
         """Return the names, relative to the folder, of what the verb has written."""
+        return {name for name, sign in self._listed().items() if sign == "+"}
+
+    def _listed(self) -> dict[str, str]:
         size = self._path.stat().st_size
         if size != self._size:  # by us, or by another process of a shared claim
             self._signs, self._size = _signs(_read_lines(self._path)[1:]), size
-        return {name for name, sign in self._signs.items() if sign == "+"}
+        return self._signs
 
     def owns(self, name: str) -> bool:
         """Return whether the verb has written the file of this name."""
@@ -150,6 +172,18 @@ class Claim:
                 "OUT-LINK", f"{name.parent} in {self.given} is a link: remove it, none is followed"
             )
         return name.as_posix()
+
+    def withdraw(self, made: bool) -> None:
+        """Leave a folder as it was found, if nothing was written there and nobody shares it.
+
+        Args:
+            made: there was no folder.
+        """
+        with suppress(OSError):
+            if self.is_new and not self._listed() and _lock(self.descriptor, shared=False):
+                self._path.unlink()
+                if made:
+                    self.folder.rmdir()  # which it refuses if there is anything in it
 
     def sweep(self) -> None:
         """Remove what dead processes left in the folder and in those that the verb writes."""
@@ -198,28 +232,6 @@ def _is_hidden(name: Path) -> bool:
     return any(part.startswith(".") for part in name.parts)
 
 
-def refuse_among(folder: Path, subjects: Path, files: Iterable[Path]) -> None:
-    """Refuse to write into the folder of the subjects, where each has a folder of its own.
-
-    Read again, what is written there would be further subjects, of the same ids.
-
-    Args:
-        folder: for the output.
-        subjects: folder of the subjects.
-        files: theirs.
-
-    Raises:
-        OutputError: OUT-INPUT.
-    """
-    root = subjects.resolve()
-    if folder.resolve() == root and any(file.parent.resolve() != root for file in files):
-        raise OutputError(
-            "OUT-INPUT",
-            f"{folder} holds the folders of the subjects, and files beside these would be read as "
-            f"further subjects: choose another --output, such as {folder / 'predictions'}",
-        )
-
-
 @contextmanager
 def claim(
     folder: Path,
@@ -246,9 +258,11 @@ def claim(
         OutputError: OUT-IO, OUT-LINK, OUT-OWNER, OUT-INPUT or OUT-EXISTS.
         BusyError: RUN-BUSY when another live process holds the folder.
     """
-    folder = Path(folder)
+    folder, read = Path(folder), Inputs(inputs)
+    read.refuse_within(folder)
+    made = not folder.exists()
     with _locked(folder, shared) as descriptor:
-        own = Claim(folder, verb, descriptor, Inputs(inputs), replace, adopt)
+        own = Claim(folder, verb, descriptor, read, replace, adopt)
         if not shared:
             own.sweep()
         _claims.append(own)
@@ -258,6 +272,7 @@ def claim(
             yield own
         finally:
             _claims.remove(own)
+            own.withdraw(made)
 
 
 def claimed(folder: Path, verb: str, **options: Any) -> AbstractContextManager[Any]:
@@ -314,21 +329,33 @@ def folder_lock(folder: Path) -> Iterator[None]:
 @contextmanager
 def _locked(folder: Path, shared: bool = False) -> Iterator[int]:
     """Yield the descriptor of the locked lock file of a folder."""
+    while True:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            descriptor = open_own(folder / LOCK)
+        except OSError as error:
+            raise OutputError(
+                "OUT-IO", f"cannot use folder {folder.name}: {error.strerror}; choose another"
+            ) from error
+        try:
+            if not _lock(descriptor, shared):
+                raise BusyError(
+                    "RUN-BUSY",
+                    f"{folder.name} is in use by another process: wait or choose another",
+                )
+            if _is_at(descriptor, folder / LOCK):
+                yield descriptor
+                return
+        finally:
+            os.close(descriptor)
+
+
+def _is_at(descriptor: int, lock: Path) -> bool:
+    """Return whether an open lock is still that of the folder: its owner may have withdrawn."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = open_own(folder / LOCK)
-    except OSError as error:
-        raise OutputError(
-            "OUT-IO", f"cannot use folder {folder.name}: {error.strerror}; choose another"
-        ) from error
-    try:
-        if not _lock(descriptor, shared):
-            raise BusyError(
-                "RUN-BUSY", f"{folder.name} is in use by another process: wait or choose another"
-            )
-        yield descriptor
-    finally:
-        os.close(descriptor)
+        return os.path.samestat(os.fstat(descriptor), lock.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _lock(descriptor: int, shared: bool) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 from ldm.benchmark.kept_scores import evaluate_once
 from ldm.benchmark.sweep import Cell, Quality, Sweep
 from ldm.checkpoint import study_of
-from ldm.claims import claim, refuse_among
+from ldm.claims import claim
 from ldm.data.layouts import (
     Choice,
     Layout,
@@ -193,7 +193,6 @@ def sweep(
         say("\n".join([summary(own_layout, found), *([] if ids else [to_the_reader(SEEN)])]))
     chosen = select_subjects(found, ids or None)
     files = stored_files(found.values())
-    refuse_among(output, source, files)
     inputs = [source, model, *files]
     with claim(output, "sweep", inputs=inputs, writes=["sweep.json", "report.html"]):
         request = Request().changed(**{"temperature": 1.0, **options})

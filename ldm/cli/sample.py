@@ -131,7 +131,7 @@ def _add_noise_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Sample every subject; one that fails does not stop the others."""
     from ldm.checkpoint import study_of
-    from ldm.claims import claim, refuse_among
+    from ldm.claims import claim
     from ldm.data.layouts import select_subjects
     from ldm.data.layouts.base import stored_files
     from ldm.inference.forms import form_named
@@ -148,7 +148,6 @@ def run(args: argparse.Namespace) -> int:
     targets = [args.target] if args.target else study.targets
     form.check([subject.id for subject in subjects], targets)
     files = stored_files(found.values())
-    refuse_among(args.output, args.input, files)
     inputs = [args.input, args.model, *files]
     writes = ["cost.json", FAILURES, *form.about()]
     own = {"inputs": inputs, "writes": writes, "replace": args.overwrite}

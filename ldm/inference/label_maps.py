@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ldm.checkpoint import study_of
-from ldm.claims import claim, refuse_among
+from ldm.claims import claim
 from ldm.data.layouts import (
     Choice,
     Layout,
@@ -200,7 +200,6 @@ def segment(
     if watch:
         watch(own_layout, found)
     files = stored_files(found.values())
-    refuse_among(output, source, files)
     chosen = select_subjects(found, subjects)
     with claim(output, "segment", inputs=[source, model, *files], replace=overwrite):
         segmenter = NetworkSegmenter(model, trust, device, **options)

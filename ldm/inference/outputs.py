@@ -18,7 +18,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from ldm.claims import claimed, permit, refuse_among
+from ldm.claims import Inputs, claimed, permit
 from ldm.data.layouts import Layout, Subject
 from ldm.data.nifti import Geometry, encode_volume
 from ldm.data.synthetic import refuse_acquired
@@ -324,7 +324,7 @@ class SyntheticVolume:
         form_named(form).check([self.id], [self.target])
         root = Path(folder).expanduser()
         if any(file.parent.resolve() == (root / self.id).resolve() for file in self.sources):
-            refuse_among(root, root, self.sources)
+            Inputs([root, *self.sources]).refuse_within(root)
         path, sidecar = volume_paths(root, self.id, self.target, form)
         same = {key: self.described[key] for key in DECISIVE if key in self.described}
         with claimed(root, "sample", replace=overwrite):

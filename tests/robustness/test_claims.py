@@ -12,14 +12,14 @@ import pytest
 
 from ldm import claims
 from ldm.claims import claim
-from ldm.errors import OutputError
+from ldm.errors import DataError, DsdiffError
 from ldm.storage import appending, atomic_folder, atomic_path, remove, rename, write_json
 
 DEAD = 4_000_000  # above the largest process number of Linux, 2**22, is 4_194_304: none has it
 
 
 def refused(code: str, *said: str):
-    return pytest.raises(OutputError, match=f"{code}.*{'.*'.join(said)}")
+    return pytest.raises(DsdiffError, match=f"{code}.*{'.*'.join(said)}")
 
 
 def own(path: Path, text: str = "new", **options) -> None:
@@ -228,6 +228,39 @@ def test_ex_02_what_will_be_in_the_way_is_said_before_any_work(tmp_path):
         claim(tmp_path, "evaluate", writes=["metrics.csv", "metrics.json"]),
     ):
         raise AssertionError("the block is not entered")
+    with claim(tmp_path, "sample"):  # which of the two it is does not stay with the folder
+        own(tmp_path / "S1_t1ce.nii.gz")
+
+
+@pytest.mark.parametrize("there", [True, False])
+@pytest.mark.parametrize("shared", [True, False])
+def test_ex_02_what_wrote_nothing_leaves_nothing(tmp_path, there, shared):
+    folder = tmp_path / "out"
+    if there:
+        folder.mkdir()
+    with refused("DATA-MISSING"), claim(folder, "sample", shared=shared):
+        raise DataError("DATA-MISSING", "no patient")
+    assert [p.name for p in tmp_path.rglob("*")] == (["out"] if there else [])
+    with claim(folder, "train"):  # nor is it the folder of that verb
+        own(folder / "config.yaml")
+    with refused("DATA-MISSING"), claim(folder, "train"):
+        raise DataError("DATA-MISSING", "no patient")
+    assert (folder / "config.yaml").is_file() and (folder / ".lock").is_file()
+
+
+def test_a_lock_that_its_owner_withdrew_is_not_held(tmp_path, monkeypatch):
+    taken, withdrawn = claims.open_own, []
+
+    def opened(path):
+        descriptor = taken(path)
+        if not withdrawn:  # between opening and locking it
+            withdrawn.append(path.unlink())
+        return descriptor
+
+    monkeypatch.setattr(claims, "open_own", opened)
+    with claim(tmp_path, "sample"), refused("RUN-BUSY"), claims.folder_lock(tmp_path):
+        pass
+    assert withdrawn
 
 
 def test_a_generation_is_kept_under_another_name(tmp_path):
