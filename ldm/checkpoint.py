@@ -123,7 +123,8 @@ def verify_archive(path: Path) -> None:
     """
     if not path.is_file():
         raise CheckpointError("CKPT-MISSING", f"there is no checkpoint {path}: check the path")
-    head = path.open("rb").read(64)
+    with path.open("rb") as file:
+        head = file.read(64)
     if not head.startswith(b"PK"):
         raise CheckpointError(
             "CKPT-FORMAT", f"{path.name} is no torch checkpoint: it {_looks_like(head)}"
@@ -358,8 +359,7 @@ def load_start(model: nn.Module, start: Path, config: Mapping[str, Any]) -> None
     kept = (*_parts_from_files(params_of(config)), *_own_prior(model, weights, start.name))
     losses = {name for name in own.keys() ^ weights.keys() if name.startswith(LOSSES)}
     stay = {name: own[name] for name in own if name.startswith(kept) or name in losses}
-    given = {name: w for name, w in weights.items() if not name.startswith(kept)}
-    given = {name: w for name, w in given.items() if name not in losses} | stay
+    given = {n: w for n, w in weights.items() if not n.startswith(kept) and n not in losses} | stay
     require_same_state(own, given, start.name)
     model.load_state_dict(given)
 

@@ -245,12 +245,12 @@ def validate(config: Mapping[str, Any]) -> None:
     if place.is_absolute() or ".." in place.parts:
         raise bad_value(f"name is {place}: give a name, of a folder below runs/")
     check_ranges({"seed": config.get("seed")}, "config")
+    _validate_lightning(config.get("lightning") or {})  # before the model, to which it gives steps
     for section, kind in _section_classes().items():
         if section not in config:
             raise ConfigError("CONFIG-MISSING", f"there is no '{section}' section: give its YAML")
         _require_kind(config[section], section, kind)
         validate_node(config[section], section)
-    _validate_lightning(config.get("lightning") or {})
 
 
 def _section_classes() -> dict[str, type]:
@@ -378,7 +378,9 @@ def _words(overrides: Overrides) -> Iterable[str]:
     if isinstance(overrides, str) or overrides is None:
         return [overrides] if overrides else []
     if isinstance(overrides, Mapping):
-        return [f"{key}={json.dumps(value, default=str)}" for key, value in overrides.items()]
+        return [
+            f"{key}={json.dumps(value, default=_plain_value)}" for key, value in overrides.items()
+        ]
     words = list(overrides) if isinstance(overrides, Iterable) else [overrides]
     for word in words:
         if not isinstance(word, str):
@@ -386,6 +388,11 @@ def _words(overrides: Overrides) -> Iterable[str]:
                 "CONFIG-PARSE", f"an override is {word!r}: give 'key=value', or {{key: value}}"
             )
     return words
+
+
+def _plain_value(value: Any) -> Any:
+    """Return numbers of numpy and torch as JSON has them, all else, such as a path, as text."""
+    return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
 def _refuse_resolvers(config: Mapping[str, Any], source: str) -> None:

@@ -219,12 +219,15 @@ def _digests(subjects: Sequence[Subject]) -> dict[str, dict[str, str]]:
 
 
 def _pairs(samplers: str | Sequence[str], steps: int | Sequence[int]) -> list[tuple[str, int]]:
-    """Return sampler and steps of each cell; raises ConfigError for a wrong name."""
+    """Return sampler and steps of each cell; raises ConfigError for a wrong one."""
     named = listed(samplers)
     names = dict.fromkeys(SAMPLERS if named == ["all"] else named)
     for name in names:
         get_sampler(name)
-    return [(name, number) for name in names for number in dict.fromkeys(listed(steps))]
+    numbers = dict.fromkeys(listed(steps))
+    for number in numbers:
+        Request().changed(steps=number)
+    return [(name, number) for name in names for number in numbers]
 
 
 def _median(values: Any) -> float | None:

@@ -21,6 +21,7 @@ def say(text: str) -> None:
 
 
 SHOWN: dict[str, Any] = {"say": say, "progress": show_progress}
+SEEN = ("samples/", "loss.svg", "metrics.csv", "tensorboard/")  # in a run, by who looks at it
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -97,7 +98,7 @@ def finish(run: TrainedRun) -> int:
         print(f"\nStopped after step {run.steps}; nothing is lost.{how}")
         return 128 + run.stopped_by
     print(f"\nTrained {run.steps} steps: {run.folder}")
-    print("  pictures: samples/  curves: loss.svg, metrics.csv, tensorboard/")
+    print("  to look at:", ", ".join(name for name in SEEN if (run.folder / name).exists()))
     print_next(run.next_command)
     return 0
 

@@ -21,12 +21,14 @@ from ldm.diagnosis.duplicates import equal_files
 from ldm.diagnosis.findings import ERROR, NOTE, WARNING, Finding, by_severity
 from ldm.diagnosis.masks import FEWEST_CASES, SMALL_SHARE, MaskFit, fit_of_masks
 from ldm.diagnosis.subject import SubjectReport, examine_subject
-from ldm.errors import ConfigError, DataError
+from ldm.errors import ConfigError, DataError, bad_value
 from ldm.label_scheme import TELL
 from ldm.losses.segmentation import positive_weight
 from ldm.progress import Progress, silent
 from ldm.study import LABELS
+from ldm.util import instantiate_from_config
 
+DATA = "ldm.data.datamodule.ContrastDataModule"
 MOST_CASES = 24  # subjects whose masks are compared with each other
 STEP = 32  # voxels; an image size that is a multiple of it suits every network
 READERS = 4
@@ -100,9 +102,12 @@ def diagnose_data(
     Args:
         data_params: ``data.params`` of a configuration; None: the defaults, a synthesis of T1ce.
         layout: see :func:`ldm.data.layouts.detect_layout`; None: as told, or recognised.
+
+    Raises:
+        ConfigError: CONFIG-UNKNOWN, CONFIG-VALUE. DataError: see :func:`diagnose`.
     """
     told = {**(data_params or {}), "root": str(root)} | ({"layout": layout} if layout else {})
-    data = ContrastDataModule(**told)
+    data = instantiate_from_config({"target": DATA, "params": told}, where="data")
     data.progress = progress
     return diagnose(data, limit)
 
@@ -117,7 +122,10 @@ def diagnose(data: ContrastDataModule, limit: int | None = None) -> DataDiagnosi
 
     Raises:
         DataError: there is no subject at all, or the split cannot be made.
+        ConfigError: CONFIG-VALUE for a limit below 1.
     """
+    if limit is not None and limit < 1:
+        raise bad_value(f"limit is {limit}: give a number of patients, or None for all")
     found = data.find_subjects()
     learning = _learn(data, found)
     chosen = _spread(list(found.values()), limit)

@@ -142,7 +142,9 @@ def read_facts(folder: Path) -> RunFacts:
     for name in (CONFIG_FILE, METRICS_FILE):
         if not (folder / name).is_file():
             raise CheckpointError(
-                "CKPT-MISSING", f"{folder} has no {name}: give the folder of a run"
+                "CKPT-MISSING",
+                f"{folder} has no {name}: give the folder of a run that has trained for "
+                "lightning.trainer.log_every_n_steps at least",
             )
     curves = {n: Curve.of(*c) for n, c in read_curves(folder).items()}
     parameters, size = _weights(folder / MODEL_FILE)

@@ -192,8 +192,11 @@ class Evaluation:
 
         Patients without a value (NaN, or the region is absent) do not enter the mean, and the row
         says so by ``n < subjects``. An infinite PSNR stays infinite.
+
+        Raises:
+            ConfigError: CONFIG-VALUE for a row that the evaluation has not.
         """
-        found, rows = self.found(row), {}
+        found, rows = self.found(one_of("row", row, self.rows)), {}
         for key in product(self.protocol.regions, self.protocol.names()):
             if key in found:
                 values = self.values(row, *key)

@@ -165,9 +165,11 @@ def segment(
     devices: int = 1,
     device: str = "auto",
     trust: Collection[str] = (),
+    batch_size: int = 8,
+    allow_missing: Sequence[str] = (),
+    nonfinite: str = "refuse",
     watch: Callable[[Layout, Mapping[str, Subject]], None] | None = None,
     report: Callable[[DsdiffError], None] | None = None,
-    **options: Any,
 ) -> Written:
     """Write the label map of each subject of a folder, as ``dsdiff segment predict`` does.
 
@@ -183,10 +185,9 @@ def segment(
         overwrite: replace other outputs of these names.
         pictures: draw the regions on the images.
         devices: processes among which the subjects are shared.
-        device, trust: see :class:`NetworkSegmenter`.
+        device, trust, batch_size, allow_missing, nonfinite: see :class:`NetworkSegmenter`.
         watch: told which subjects were found.
         report: told of each subject that fails.
-        **options: ``batch_size``, ``allow_missing``, ``nonfinite``, see :class:`NetworkSegmenter`.
 
     Returns:
         what was written, was there already, or failed.
@@ -202,7 +203,8 @@ def segment(
     files = stored_files(found.values())
     chosen = select_subjects(found, subjects)
     with claim(output, "segment", inputs=[source, model, *files], replace=overwrite):
-        segmenter = NetworkSegmenter(model, trust, device, **options)
+        told = (trust, device, batch_size, allow_missing, nonfinite)
+        segmenter = NetworkSegmenter(model, *told)
         own_writer = LabelWriter(segmenter, output, overwrite, pictures)
         with shared_among(own_writer, devices, device) as writer:
             done = writer.write_all(chosen, own_layout, report or unheard)

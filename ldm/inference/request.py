@@ -84,7 +84,7 @@ class Request:
                 continue
             span = RANGES["seed"] if name == "seed" else COUNT
             if not isinstance(value, Integral) or int(value) not in span:
-                raise bad_value(f"{name} is {value}: give a whole number, {span}")
+                raise bad_value(f"{name} is {value!r}: give a whole number, {span}")
             object.__setattr__(self, name, int(value))  # of numpy too, for JSON
         for name, span in SPANS.items():
             value = getattr(self, name)

@@ -182,6 +182,34 @@ def test_a_wrong_option_is_refused_before_any_work(synthesiser, options, message
         synthesiser.volumes("NOWHERE", **options)
 
 
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda data, run: ldm.diagnose_data(data, limit=0), "limit is 0: give a number of pat"),
+        (lambda data, run: ldm.diagnose_data(data, {"valu": 1}), "data.params.valu is not a param"),
+        (lambda data, run: ldm.sweep(run, data, "swept", steps=[1, 0]), "steps is 0: give a whole"),
+        (lambda data, run: ldm.evaluate(data, data).summary("mien"), "row is 'mien': give one of"),
+        (
+            lambda data, run: ldm.train(run / "config.yaml", {"lightning.trainer.max_steps": "x"}),
+            "lightning.trainer.max_steps is 'x' (str)",
+        ),
+        (
+            lambda data, run: ldm.train(
+                run / "config.yaml", {"lightning.trainer.max_steps": np.int64(0)}
+            ),
+            "lightning.trainer.max_steps is 0: give a whole number",
+        ),
+    ],
+)
+def test_a_mistake_is_named_as_it_was_typed(
+    call, message, patients, run_folder, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        call(patients, run_folder)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_no_volume_is_saved_beside_the_folder_of_its_patient(synthesiser, patients, tmp_path):
     (result,) = synthesiser.volumes(patients, [ID])
     with pytest.raises(OutputError, match=r"OUT-INPUT: .* further subjects"):

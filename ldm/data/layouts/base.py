@@ -278,9 +278,10 @@ class Layout:
                 )
             other = found.setdefault(subject, {}).setdefault(contrast, file)
             if other != file:
+                names = [f.name if other.name != file.name else str(f) for f in (other, file)]
                 raise DataError(
                     "DATA-AMBIGUOUS",
-                    f"{other.name} and {file.name} are both {contrast}: {self.ambiguous}",
+                    f"{names[0]} and {names[1]} are both {contrast}: {self.ambiguous}",
                     subject,
                 )
         images = {i: files for i, files in found.items() if set(files) != {MASK_FILE}}
