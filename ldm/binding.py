@@ -108,7 +108,7 @@ def rate_notice(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None
 def _length(config: Mapping[str, Any]) -> str:
     """Return in words when a run ends."""
     trainer = trainer_options(config)
-    keys = ("max_steps", "max_epochs", "max_time")
+    keys = ("max_steps", "max_time")
     told = [f"{key}={trainer[key]}" for key in keys if trainer.get(key) not in (None, -1)]
     return f"ends at {', '.join(told)}" if told else "has no end"
 

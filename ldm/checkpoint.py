@@ -29,7 +29,7 @@ from ldm.binding import PARTS, Decisive, decisive, require_bound
 from ldm.config import read_saved_config, save_config, trusted_targets, validate
 from ldm.environment import require_safe_libraries
 from ldm.errors import CheckpointError, OutOfMemory, OutputError, UnsafeError, as_known_error
-from ldm.storage import CONFIG_FILE, MODEL_FILE, atomic_path, remove, rename, require_run
+from ldm.storage import CONFIG_FILE, MODEL_FILE, atomic_path, head_of, remove, rename, require_run
 from ldm.study import Study, build_model, read_study
 from ldm.util import params_of, refuse_untrusted_targets
 
@@ -123,8 +123,7 @@ def verify_archive(path: Path) -> None:
     """
     if not path.is_file():
         raise CheckpointError("CKPT-MISSING", f"there is no checkpoint {path}: check the path")
-    with path.open("rb") as file:
-        head = file.read(64)
+    head = head_of(path)
     if not head.startswith(b"PK"):
         raise CheckpointError(
             "CKPT-FORMAT", f"{path.name} is no torch checkpoint: it {_looks_like(head)}"
@@ -232,7 +231,7 @@ def read_model(path: Path, own: bool = True) -> tuple[dict[str, Tensor], dict[st
             metadata = {k: json.loads(v) for k, v in texts.items()} if ours else {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, ValueError) as error:
-        looks = _looks_like(path.open("rb").read(64))
+        looks = _looks_like(head_of(path))
         raise CheckpointError(
             "CKPT-FORMAT", f"{path.name} cannot be read ({error}): it {looks}"
         ) from error

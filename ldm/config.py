@@ -281,7 +281,7 @@ def _validate_lightning(lightning: Any) -> None:
     trainer = _mapping(lightning.get("trainer") or {}, "lightning.trainer")
     validate_arguments(Trainer, trainer, "lightning.trainer")
     check_trainer(trainer)
-    for key in ("max_steps", "max_epochs", "accumulate_grad_batches"):
+    for key in ("max_steps", "accumulate_grad_batches"):
         value = trainer.get(key)
         if value is not None and value < 1 and (value != -1 or key == "accumulate_grad_batches"):
             raise bad_value(f"lightning.trainer.{key} is {value}: give a whole number >= 1")

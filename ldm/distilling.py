@@ -60,7 +60,7 @@ def student_config(
     Raises:
         ConfigError: what is wrong, with its key path. CheckpointError: CKPT-MISSING.
     """
-    path = Path(teacher)
+    path = Path(teacher).expanduser()
     taught: Mapping[str, Any] = read_run_config(run_folder(path), trust)
     params, model = params_of(taught["model"]), portable_teacher(taught["model"])
     student: dict[str, Any] = {

@@ -376,6 +376,12 @@ def require_regular(path: Path, case: str | None = None) -> os.stat_result:
     return status
 
 
+def head_of(path: Path) -> bytes:
+    """Return the first 64 bytes of a file, by which its kind is known."""
+    with path.open("rb") as stream:
+        return stream.read(64)
+
+
 def sha256(path: Path) -> str:
     """Return the SHA-256 of a file as hexadecimal digits.
 

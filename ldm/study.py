@@ -214,6 +214,9 @@ def akin_of(target: str, conditions: Sequence[str]) -> str | None:
     return native_of(target, conditions) or next(enhanced, None)
 
 
+CONDITIONS, TARGET, SIDE = ("t1", "t2", "flair"), "t1ce", 192  # of a study that does not say
+
+
 @dataclass(frozen=True)
 class Study:
     """Which contrast is made from which, in images of which size: one owner of these facts.
@@ -234,9 +237,9 @@ class Study:
         ConfigError: CONFIG-VALUE.
     """
 
-    conditions: tuple[str, ...] = ("t1", "t2", "flair")
-    target: str | None = "t1ce"
-    image_size: tuple[int, ...] = (192, 192)
+    conditions: tuple[str, ...] = CONDITIONS
+    target: str | None = TARGET
+    image_size: tuple[int, ...] = (SIDE, SIDE)
     neighbours: int = 0
     covariates: tuple[str, ...] = ()
     contrasts: Contrasts = KNOWN
@@ -265,9 +268,9 @@ class Study:
     @classmethod
     def of(
         cls,
-        conditions: Sequence[str] = ("t1", "t2", "flair"),
-        target: str | None = "t1ce",
-        image_size: int | list[int] = 192,
+        conditions: Sequence[str] = CONDITIONS,
+        target: str | None = TARGET,
+        image_size: int | list[int] = SIDE,
         neighbours: int = 0,
         covariates: Sequence[str] = (),
         contrasts: Mapping[str, str | list[str]] | None = None,

@@ -19,7 +19,7 @@ from pytorch_lightning.callbacks import Timer
 
 from ldm.binding import decisive, rate_notice, require_resumable
 from ldm.callbacks.metrics_file import MetricsFile, read_curves
-from ldm.callbacks.progress import TrainingProgress
+from ldm.callbacks.progress import TrainingProgress, images_a_step
 from ldm.callbacks.ranks import RankGuard, is_main_process
 from ldm.callbacks.run import StopOnSignal
 from ldm.callbacks.trackers import Tracker
@@ -51,7 +51,7 @@ from ldm.errors import ConfigError, OutputError, bad_value
 from ldm.progress import Progress, silent, unheard
 from ldm.storage import CONFIG_FILE, MODEL_FILE, read_json, run_folder, write_json
 from ldm.study import build_model
-from ldm.util import instantiate_from_config, listed
+from ldm.util import instantiate_from_config, listed, params_of
 
 log = logging.getLogger(__name__)
 
@@ -151,17 +151,30 @@ def train(
         if kept == {}:
             log.warning("%s holds no %s: the data are taken to be the same", folder, SUBJECTS_FILE)
         return run_training(resolved, folder, checkpoint, kept, say=say, progress=progress)
-    if not config and start is None:
-        raise ConfigError(
-            "USAGE", "give a YAML such as configs/backbone/unet.yaml, --resume RUN or --from RUN"
-        )
-    if config:
-        resolved = load_config(listed(config), overrides)
-    else:
-        resolved = load_config([read_run_config(Path(str(start)), trust)], overrides)
+    resolved = run_config(config, overrides, start, trust)
     folder = Path(output).expanduser() if output else RUNS / str(resolved.get("name", "run"))
     first = None if start is None else Path(start).expanduser()
     return run_training(resolved, folder, start=first, say=say, progress=progress)
+
+
+def run_config(
+    config: str | Path | Sequence[str | Path] | None,
+    overrides: Overrides = (),
+    run: str | Path | None = None,
+    trust: Collection[str] = (),
+) -> dict[str, Any]:
+    """Return the configuration of a training: of YAMLs or, without any, that of a run.
+
+    Raises:
+        ConfigError: USAGE without either; what is wrong, with its key path. CheckpointError.
+    """
+    if config:
+        return load_config(listed(config), overrides)
+    if run is None:
+        raise ConfigError(
+            "USAGE", "give a YAML such as configs/backbone/unet.yaml, --resume RUN or --from RUN"
+        )
+    return load_config([read_run_config(Path(run), trust)], overrides)
 
 
 def _with_found_root(config: dict[str, Any], run: Path) -> dict[str, Any]:
@@ -347,12 +360,13 @@ def _trackers(
 
 
 def _count_in_steps(options: dict[str, Any], data: ContrastDataModule) -> None:
-    """Translate epochs to steps (training runs in one endless pass) and validation to batches."""
-    epochs = options.pop("max_epochs", None)
-    batches = -(-len(data.train_slices) // data.batch_size)
-    accumulate = options.get("accumulate_grad_batches") or 1
-    if epochs is not None and epochs > 0:
-        options["max_steps"] = max(1, epochs * batches // accumulate)
+    """Make a training one endless pass that steps or time end, with validation by batches."""
+    if (epochs := options.pop("max_epochs", None)) not in (None, -1):
+        batches = -(-len(data.train_slices) // data.batch_size)
+        raise bad_value(
+            f"lightning.trainer.max_epochs is {epochs}: a training, and the fall of its rate, are "
+            f"counted in steps: give lightning.trainer.max_steps (an epoch has {batches} batches)"
+        )
     if options.get("max_steps", -1) == -1 and not options.get("max_time"):
         raise bad_value("training has no end: give lightning.trainer.max_steps or max_time")
     options["max_epochs"] = -1
@@ -365,7 +379,7 @@ def _portable(config: Mapping[str, Any], model: Any, data: ContrastDataModule) -
     """Return the configuration to save, with what was learned from the training subjects."""
     portable = dict(config)
     for section, part in (("model", model), ("data", data)):
-        params = {**config[section].get("params", {}), **part.portable_params()}
+        params = {**params_of(config[section]), **part.portable_params()}
         params.pop("cache", None)  # no run folder says where to write
         if params.get("mean_share") == "auto":  # which another version may take for something else
             params["mean_share"] = model.process.mean_share
@@ -403,7 +417,7 @@ def _write_cost(
             "seconds": round(timer.time_elapsed(), 3),  # of all processes of a resumed run
             "energy_joules": None if is_resumed else meter.joules(),
             "energy_reason": lost or meter.reason,
-            "batch_size": data.batch_size,
+            "images_a_step": images_a_step(trainer),
             "precision": trainer.precision,
             "device": device.type,
             "peak_memory_bytes": peak_memory(device),

@@ -1,6 +1,6 @@
 """A whole volume by ``dsdiff sample`` and by a plain MONAI script with the same weights.
 
-``python scripts/bench_sampling.py PATIENTS [--subject ID] [--config YAML] [--steps 1 4]`` trains
+``python scripts/bench_sampling.py PATIENTS [--subject ID] [--config YAML] [--calls 1 4]`` trains
 the backbone for one step (speed does not depend on what it has learned), maps its weights into
 MONAI's network, and times, in turns, from the files of one patient to the file of its volume. For
 one call in 32 bit the same slices must come out alike, so that the work is provably the same; the

@@ -1,11 +1,13 @@
-"""The layers whose gradients are logged are found in any network, from its first batch."""
+"""The layers whose gradients are logged are found in any network; losses are logged by timestep."""
+
+from types import SimpleNamespace
 
 import parity
 import pytest
 import torch
 from torch import nn
 
-from ldm.callbacks.gradients import PLACES, layers_by_depth, watch_order
+from ldm.callbacks.gradients import PLACES, TimestepLosses, layers_by_depth, watch_order
 from ldm.config import config_root, load_config
 from ldm.study import build_model
 
@@ -63,3 +65,20 @@ def test_order_is_that_of_execution_not_of_registration():
 
 def test_a_network_of_one_layer_has_one_place_four_times():
     assert set(places(nn.Sequential(nn.Conv1d(2, 2, 1)), torch.zeros(1, 2, 5)).values()) == {"0"}
+
+
+def test_of_batches_that_are_accumulated_one_loss_a_step_is_logged():
+    logged = []
+    logger = SimpleNamespace(log_metrics=lambda values, step: logged.append((step, values)))
+    model = SimpleNamespace(schedule=range(8), last_fit=None)
+    losses, step = TimestepLosses(), 0
+    for batch in range(8):  # two of them make a step, which the callback is told after it
+        step += batch % 2
+        model.last_fit = (torch.tensor([0, 7]), torch.tensor([float(batch), 2.0]))
+        losses.on_train_batch_end(
+            SimpleNamespace(global_step=step, log_every_n_steps=2, loggers=[logger]), model
+        )
+    assert logged == [
+        (1, {"train/loss_t0": 3.0, "train/loss_t3": 2.0}),
+        (3, {"train/loss_t0": 7.0, "train/loss_t3": 2.0}),
+    ]

@@ -17,6 +17,7 @@ from ldm.data.layouts import (
     select_subjects,
     summary,
 )
+from ldm.data.layouts.table import volume_at
 from ldm.errors import MAX_LINE, DataError
 from ldm.storage import write_file, write_json
 
@@ -144,6 +145,8 @@ def test_the_home_folder_may_be_written_short(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     touch(tmp_path / "data", "p_t1.nii")
     assert found(Path("~/data")) == {"p": {"t1"}}
+    for cell in ("~/data/p_t1.nii", "~/series"):  # of a table, the latter a folder of DICOM
+        assert volume_at(cell, Path("/elsewhere")).path == tmp_path / cell.removeprefix("~/")
 
 
 def test_a_missing_contrast_names_the_expected_file(tmp_path):

@@ -112,7 +112,8 @@ def test_non_finite_voxels_are_counted_and_located_as_stored(tmp_path, bad):
     assert f"bad=2/{array.size} first=(3, 4, 5)" in error.message
     kept = read_volume(path, nonfinite="zero").array[::-1]
     assert kept[3, 4, 5] == kept[8, 2, 1] == 0
-    assert np.array_equal(kept[array == array], array[array == array]) or np.isinf(bad)
+    good = np.isfinite(array)
+    assert np.array_equal(kept[good], array[good])
 
 
 @pytest.mark.parametrize("shape", [(5, 6, 7, 2), (5, 6, 7, 1, 3), (5, 6)])
@@ -169,6 +170,20 @@ def test_sform_wins_over_a_different_qform_and_says_so(tmp_path, caplog):
     image.to_filename(tmp_path / "a.nii")
     np.testing.assert_allclose(read_volume(tmp_path / "a.nii").geometry.affine, RAS, atol=1e-5)
     assert "sform and qform lie 9 mm apart" in caplog.text
+
+
+@pytest.mark.parametrize(("unit", "metre"), [("meter", 1), ("mm", 1e3), ("micron", 1e6)])
+def test_how_far_the_forms_lie_apart_is_told_in_mm(tmp_path, caplog, unit, metre):
+    image = nib.Nifti1Image(head_image(), np.diag([1e-3 * metre] * 3 + [1]))
+    image.header.set_xyzt_units(unit)
+    for gap, is_told in ((9e-3, True), (1e-4, False)):
+        moved = image.affine + gap * metre * np.eye(4, k=3)
+        image.set_qform(moved, 1)
+        image.set_sform(image.affine, 2)
+        image.to_filename(tmp_path / "a.nii")
+        caplog.clear()
+        read_volume(tmp_path / "a.nii")
+        assert ("sform and qform lie 9 mm apart" in caplog.text) == is_told
 
 
 def test_sheared_axes_are_kept_with_a_warning(tmp_path, caplog):

@@ -7,6 +7,7 @@ is waited for. The locks lie in a folder of their own, beside the work.
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -195,8 +196,9 @@ class Work:
         options += trust(cell.training)
         start = ["sample", cell.training.run, "--input", self.reference]
         start += ["--precision", "32"]  # on every machine, unless the row says otherwise
-        if isinstance(self.layout, str):
-            start += ["--layout", self.layout]
+        if self.layout is not None:
+            told = self.layout if isinstance(self.layout, str) else json.dumps(self.layout)
+            start += ["--layout", told]
         subjects = ["--subjects", *sorted(self.held_out)]
         self._say(cell, f"sampling {len(self.held_out)} patients")
         code, reason = self._dsdiff(

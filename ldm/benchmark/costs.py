@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from statistics import median
+from typing import Any
 
 from ldm.benchmark.plan import GridCell, Training
 from ldm.benchmark.results import RowCost
@@ -10,7 +12,6 @@ from ldm.callbacks.metrics_file import read_curves
 from ldm.cost.network import count_flops, count_parameters, training_flops
 from ldm.storage import read_json, write_json
 from ldm.study import build_model
-from ldm.util import trainer_options
 
 
 def cell_cost(cell: GridCell) -> RowCost:
@@ -19,9 +20,8 @@ def cell_cost(cell: GridCell) -> RowCost:
     network = network_cost(training)
     sampling = read_json(cell.folder / "timing" / "cost.json")
     sampling = sampling or read_json(cell.prediction / "cost.json")
-    timings = sampling.get("subjects") or []
-    options = trainer_options(training.config)
-    images = (run.get("batch_size") or 0) * (options.get("accumulate_grad_batches") or 1)
+    slice_seconds, volume_seconds = median_seconds(sampling)
+    images = run.get("images_a_step") or run.get("batch_size") or 0  # as an older version wrote
     steps = run.get("steps")
     return RowCost(
         parameters=network["parameters"],
@@ -30,8 +30,8 @@ def cell_cost(cell: GridCell) -> RowCost:
         train_steps=steps,
         train_seconds=run.get("seconds"),
         train_flops=steps and training_flops(network["flops"], images, steps),
-        slice_seconds=median(t["seconds"] / t["slices"] for t in timings) if timings else None,
-        volume_seconds=median(t["seconds"] for t in timings) if timings else None,
+        slice_seconds=slice_seconds,
+        volume_seconds=volume_seconds,
         train_memory=run.get("peak_memory_bytes"),
         sample_memory=sampling.get("peak_memory_bytes"),
         train_batch=images or None,
@@ -42,6 +42,15 @@ def cell_cost(cell: GridCell) -> RowCost:
         device=run.get("device") or sampling.get("device", "cpu"),
         precision=f"{run.get('precision', '-')} / {sampling.get('precision', '-')}",
     )
+
+
+def median_seconds(cost: Mapping[str, Any]) -> tuple[float, float] | tuple[None, None]:
+    """Return the seconds of a slice and of a volume by the ``cost.json`` of a sampling."""
+    timings = cost.get("subjects") or []
+    if not timings:
+        return None, None
+    a_slice = median(t["seconds"] / t["slices"] for t in timings)
+    return a_slice, median(t["seconds"] for t in timings)
 
 
 def network_cost(training: Training) -> dict[str, int]:

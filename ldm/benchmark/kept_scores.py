@@ -10,7 +10,7 @@ from ldm.data.layouts import detect_layout, select_subjects
 from ldm.evaluation.downstream import downstream_scores
 from ldm.evaluation.folder import evaluate_folders, predictions_of
 from ldm.evaluation.metrics.perceptual import stored_weights
-from ldm.evaluation.protocol import DEFAULT, DOWNSTREAM, MetricProtocol
+from ldm.evaluation.protocol import DEFAULT, DOWNSTREAM
 from ldm.evaluation.scores import FORMAT, Evaluation
 from ldm.storage import kept, strict_json, volume_digests
 from ldm.study import Study
@@ -26,7 +26,6 @@ def evaluate_once(
     references: References,
     path: Path,
     study: Study,
-    protocol: MetricProtocol = DEFAULT,
     mask: str = "auto",
     **options: Any,
 ) -> Evaluation:
@@ -39,7 +38,7 @@ def evaluate_once(
         path: JSON file that keeps all scores and notes; every number comes back as it was, bit by
             bit. One of an older format is made again.
         study: what was synthesised, and from what.
-        protocol, mask, options: see :func:`ldm.evaluation.folder.evaluate_folders`.
+        mask, options: see :func:`ldm.evaluation.folder.evaluate_folders`.
 
     Raises:
         DataError: see :func:`ldm.evaluation.folder.evaluate_folders`.
@@ -52,16 +51,16 @@ def evaluate_once(
         "inputs": list(study.conditions),
         "scheme": str(study.contrasts.scheme),
         "weights": getattr(stored_weights(), "name", None),
-        "protocol": protocol.to_dict(),
+        "protocol": DEFAULT.to_dict(),
         "format": FORMAT,
     }
 
     def made() -> dict[str, Any]:
-        told = {"study": study, "subjects": sorted(references), "protocols": [protocol], **options}
+        told = {"study": study, "subjects": sorted(references), "protocols": [DEFAULT], **options}
         rows = {ROW: prediction} if prediction else {}
         return evaluate_folders(rows, reference, baseline=not rows, mask=mask, **told).to_dict()
 
-    return Evaluation.from_dict(protocol, kept(path, strict_json(described), made), study)
+    return Evaluation.from_dict(DEFAULT, kept(path, strict_json(described), made), study)
 
 
 def judge_once(

@@ -17,6 +17,8 @@ from ldm.checkpoint import read_run_config
 from ldm.config import load_config
 from ldm.cost.network import count_flops, training_flops
 from ldm.errors import ConfigError, bad_value
+from ldm.inference.request import Request
+from ldm.models.diffusion.samplers import get_sampler
 from ldm.storage import CONFIG_FILE
 from ldm.study import BATCH_SIZE, build_model, read_study
 from ldm.util import nearest, resolve_target, trainer_options
@@ -30,6 +32,7 @@ BASELINES = {"copy": "copy", "linear": "linear", "quadratic": "quadratic"}
 BASELINES |= {"nearest": "nearest patient"}
 BUDGETS = ("steps", "seconds", "flops")
 PLAIN_LISTS = ("allow_missing",)  # options of a list that is one value
+BESIDE = ("device", "devices")  # options of dsdiff sample that decide no voxel
 SEPARATOR = " · "
 
 
@@ -131,7 +134,7 @@ def read_budget(plan: Mapping[str, Any]) -> Budget | None:
             "{flops: 1.0e15}; another is turned off as budget.steps=null"
         )
     trainer = trainer_options(plan)
-    for key in ("max_steps", "max_time", "max_epochs"):
+    for key in ("max_steps", "max_time"):
         if trainer.get(key) is not None:
             raise bad_value(
                 f"budget.{kind} and lightning.trainer.{key} both set the length of training: "
@@ -141,13 +144,15 @@ def read_budget(plan: Mapping[str, Any]) -> Budget | None:
 
 
 def step_flops(config: Mapping[str, Any]) -> int:
-    """Return the FLOPs of one optimizer step of a configuration."""
+    """Return the FLOPs of one optimizer step of a configuration, on all its devices."""
     study = read_study(config)
     model = build_model(config, study)
     trainer = trainer_options(config)
     forward = count_flops(model.network, *model.network_inputs())
+    devices, accumulated = trainer.get("devices"), trainer.get("accumulate_grad_batches") or 1
+    processes = max(1, devices) if isinstance(devices, int) else 1
     batch_size = study.data.get("batch_size", BATCH_SIZE)
-    return training_flops(forward, batch_size * (trainer.get("accumulate_grad_batches") or 1), 1)
+    return training_flops(forward, batch_size * accumulated * processes, 1)
 
 
 def plan_cells(
@@ -319,6 +324,11 @@ def sampling_settings(described: Mapping[str, Any]) -> tuple[list[dict[str, Any]
     settings = [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
     if not settings:
         raise bad_value("sampling: a list is empty: give one value at least")
+    for setting in settings:
+        asked = {name: v for name, v in setting.items() if v is not None and name not in BESIDE}
+        asked |= {"precision": str(asked.get("precision", "32"))}  # YAML takes it for a number
+        if name := Request().changed(**asked).sampler:
+            get_sampler(name)
     return settings, [name for name, values in axes.items() if len(values) > 1]
 
 

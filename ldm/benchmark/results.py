@@ -14,7 +14,7 @@ from ldm.cost.network import peak_memory_label
 from ldm.environment import environment
 from ldm.errors import PartialError
 from ldm.evaluation.measures import MEASURES
-from ldm.evaluation.scores import FORMAT, Evaluation, Score
+from ldm.evaluation.scores import FORMAT, Evaluation, Score, SummaryRow
 from ldm.plots.figures import loss_figure, scatter_figure
 from ldm.regions import region_title
 from ldm.report.gallery import Gallery, spread_figure
@@ -235,7 +235,7 @@ class BenchmarkResult:
 
     def _quality_cells(self, row: str) -> list[Cell]:
         """Return what the summary shows of a row, or why there is nothing."""
-        found = self.result.summary(row)
+        found = _scored(self.result, row)
         if not found:
             reason = f"FAILED: {self.failures.get(row, 'no score')}"
             return [
@@ -278,14 +278,14 @@ class BenchmarkResult:
         return columns
 
     def _dice(self, region: str, row: str) -> Cell:
-        return mean_cell(self.downstream.summary(row).get((region, "dice")))
+        return mean_cell(_scored(self.downstream, row).get((region, "dice")))
 
     def _quality(self, row: str) -> list[dict[str, Any]]:
         """Return the summary of a row in numbers, with the spread over its seeds."""
         several = len(self.result.seeds(row)) > 1
         return [
             s._asdict() | ({"seed_sd": self.result.over_seeds(row, *key).sd} if several else {})
-            for key, s in self.result.summary(row).items()
+            for key, s in _scored(self.result, row).items()
         ]
 
     def cost_table(self) -> Table:
@@ -364,3 +364,8 @@ class BenchmarkResult:
                 Figure("Training loss", image, caption, "Training loss over steps", False)
             )
         return [*figures, *self.gallery.figures(self.result)]
+
+
+def _scored(result: Evaluation, row: str) -> Mapping[tuple[str, str], SummaryRow]:
+    """Return the statistics of a row, none of one that failed."""
+    return result.summary(row) if row in result.rows else {}

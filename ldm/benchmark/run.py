@@ -89,14 +89,15 @@ class Benchmark:
         self.command, self.trusted, self.columns = command, trust, columns
         for column in columns:  # a wrong one is refused before hours of work
             column_key(Evaluation(DEFAULT), column)
-        cells = plan_cells(self.described, Path(output), trust)
+        place = Path(output).expanduser()
+        cells = plan_cells(self.described, place, trust)
         patients = Patients()
         fixed = {t.folder: patients.fix(t) for t in trainings_of(cells) if not t.is_given}
         self.cells: Sequence[GridCell] = [
             replace(c, training=fixed.get(c.training.folder, c.training)) if c.training else c
             for c in cells
         ]
-        self.work = self._work(Path(output), fixed, say, progress)
+        self.work = self._work(place, fixed, say, progress)
         self._refuse_leaks(patients)
 
     def _work(
@@ -129,6 +130,7 @@ class Benchmark:
             timing=timing,
             layout=data.layout_choice,
             mask=data.preparation.mask,
+            is_quiet=say is None,
             say=say,
             progress=progress,
         )
@@ -152,7 +154,8 @@ class Benchmark:
                     training.row,
                 )
         if self.described.get("segmenter"):
-            _check_segmenter(Path(self.described["segmenter"]), self.work, self.trusted)
+            folder = Path(self.described["segmenter"]).expanduser()
+            _check_segmenter(folder, self.work, self.trusted)
 
     @property
     def trainings(self) -> list[Training]:
@@ -199,7 +202,7 @@ class Benchmark:
         """
         gpus = visible_gpus()
         jobs = jobs or max(1, len(gpus))
-        self.work.is_quiet = self.work.say is None or jobs > 1
+        self.work.is_quiet |= jobs > 1
         self._run(self.cells, jobs, gpus)
         return self.collect()
 
@@ -297,7 +300,7 @@ class Benchmark:
         folders = {row: [c.prediction for c in cells] for row, cells in done.items()}
         path = work.output / "downstream_kept.json"
         return judge_once(
-            Path(segmenter),
+            Path(segmenter).expanduser(),
             folders,
             work.reference,
             work.held_out,

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
+from ldm.benchmark.costs import median_seconds
 from ldm.benchmark.kept_scores import evaluate_once
 from ldm.benchmark.sweep import Cell, Quality, Sweep
 from ldm.checkpoint import study_of
@@ -24,6 +24,7 @@ from ldm.data.layouts import (
     summary,
 )
 from ldm.data.layouts.base import stored_files
+from ldm.data.seen import subject_digests
 from ldm.errors import (
     CheckpointError,
     ConfigError,
@@ -33,6 +34,7 @@ from ldm.errors import (
     to_the_reader,
 )
 from ldm.evaluation.protocol import DEFAULT
+from ldm.hub import local_folder
 from ldm.inference.request import SWEPT_SAMPLERS, SWEPT_STEPS, Request
 from ldm.inference.synthesis import Synthesiser
 from ldm.inference.trained import load_for_inference
@@ -108,15 +110,8 @@ class SweepCells:
             known = survived(error, OutputError)
             self.report(known)
             return Cell(name, steps, synthesiser.calls, problem=f"FAILED: {known}")
-        timings = read_json(folder / "cost.json").get("subjects") or []
-        return Cell(
-            name,
-            steps,
-            synthesiser.calls,
-            quality=quality,
-            slice_seconds=_median(t["seconds"] / t["slices"] for t in timings),
-            volume_seconds=_median(t["seconds"] for t in timings),
-        )
+        seconds = median_seconds(read_json(folder / "cost.json"))
+        return Cell(name, steps, synthesiser.calls, "", quality, *seconds)
 
     def baseline(self) -> Quality:
         """Return the scores of the source contrast copied as the target."""
@@ -185,7 +180,8 @@ def sweep(
     Raises:
         ConfigError, CheckpointError (a model without reverse steps), DataError, OutputError.
     """
-    model, source, output = Path(model), Path(source).expanduser(), Path(output).expanduser()
+    model, source = local_folder(model), Path(source).expanduser()
+    output = Path(output).expanduser()
     pairs = _pairs(samplers, steps)
     own_layout, found = detect_layout(source, layout, study_of(model, trust).contrasts)
     ids = subjects or held_out(model, sorted(found))
@@ -197,7 +193,7 @@ def sweep(
     with claim(output, "sweep", inputs=inputs, writes=["sweep.json", "report.html"]):
         request = Request().changed(**{"temperature": 1.0, **options})
         synthesiser = Synthesiser(load_for_inference(model, trust, device), request, progress)
-        told = (source, own_layout, chosen, output, _digests(chosen))
+        told = (source, own_layout, chosen, output, subject_digests(chosen))
         work = SweepCells(synthesiser, *told, report or unheard)
         work.check()
         done = Sweep(
@@ -213,11 +209,6 @@ def sweep(
     return done
 
 
-def _digests(subjects: Sequence[Subject]) -> dict[str, dict[str, str]]:
-    """Return the digests of all files of each subject."""
-    return {s.id: {contrast: s.sha256(contrast) for contrast in s.files} for s in subjects}
-
-
 def _pairs(samplers: str | Sequence[str], steps: int | Sequence[int]) -> list[tuple[str, int]]:
     """Return sampler and steps of each cell; raises ConfigError for a wrong one."""
     named = listed(samplers)
@@ -228,8 +219,3 @@ def _pairs(samplers: str | Sequence[str], steps: int | Sequence[int]) -> list[tu
     for number in numbers:
         Request().changed(steps=number)
     return [(name, number) for name in names for number in numbers]
-
-
-def _median(values: Any) -> float | None:
-    listed = list(values)
-    return median(listed) if listed else None

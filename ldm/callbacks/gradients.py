@@ -121,13 +121,16 @@ class TimestepLosses(Callback):
     ``t0`` is the quarter with least noise. A quarter without an item in the batch is not logged.
     """
 
+    last_step = 0  # that was logged
+
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any
     ) -> None:
         """Log the quarters of the last batch in the steps that are logged."""
-        last = getattr(pl_module, "last_fit", None)
-        if last is None or trainer.global_step % trainer.log_every_n_steps:
-            return
+        last, step = getattr(pl_module, "last_fit", None), trainer.global_step
+        if last is None or step == self.last_step or step % trainer.log_every_n_steps:
+            return  # of batches that are accumulated, the one that made the step is logged
+        self.last_step = step
         quarters = (last[0] * BUCKETS // len(pl_module.schedule)).cpu()
         losses = last[1].cpu()
         means = {

@@ -86,12 +86,14 @@ class RunCheckpoint(Checkpoint):
             return
         value = float(one_logged(trainer.callback_metrics, self.best_by))
         sign = -1 if self.best_by.endswith(SMALLER_IS_BETTER) else 1
-        if self.best is None or sign * value > sign * self.best:
-            if failure := self.save_weights(trainer, {"best": {self.best_by: value}}):
-                raise failure
-            self.best, self.worse = value, 0
-        else:
+        if self.best is not None and sign * value <= sign * self.best:
             self.worse += 1
+        else:
+            failure = self.save_weights(trainer, {"best": {self.best_by: value}})
+            if failure := self._heard(trainer, failure, again=True):
+                log.warning("the weights of the best validation so far are not saved: %s", failure)
+            else:
+                self.best, self.worse = value, 0
         if self.patience is not None and self.worse >= self.patience:
             trainer.should_stop = True
 
@@ -107,8 +109,7 @@ class RunCheckpoint(Checkpoint):
         """
         if self.saved_step >= 0 or self.best is not None:
             return
-        if failure := trainer.strategy.broadcast(self.save_weights(trainer, {})):
-            raise failure
+        self._heard(trainer, self.save_weights(trainer, {}), again=False)
 
     def save(self, trainer: pl.Trainer, again: bool = False) -> None:
         """Write both files of the current step; not the model where a better one is kept.
@@ -124,11 +125,7 @@ class RunCheckpoint(Checkpoint):
         trainer.save_checkpoint(Path(trainer.default_root_dir) / CHECKPOINTS[0])
         if files.failure is None and self.best is None:
             files.failure = self.save_weights(trainer, {})
-        failure = trainer.strategy.broadcast(files.failure)
-        self.failures = self.failures + 1 if failure else 0
-        if failure and (not again or self.failures == MOST_FAILURES):
-            raise failure
-        if failure:
+        if failure := self._heard(trainer, files.failure, again):
             wait = max(1, self.every_n_steps // 10)
             log.warning(
                 "step %d is not saved: %s; the save before is whole, tried again in %d steps",
@@ -139,6 +136,16 @@ class RunCheckpoint(Checkpoint):
         else:
             self.saved_step, wait = step, self.every_n_steps
         self.next_step = step + wait
+
+    def _heard(
+        self, trainer: pl.Trainer, failure: OutputError | None, again: bool
+    ) -> OutputError | None:
+        """Return, in all processes, why a save of the first one failed, or raise it."""
+        failure = trainer.strategy.broadcast(failure)
+        self.failures = self.failures + 1 if failure else 0
+        if failure and (not again or self.failures == MOST_FAILURES):
+            raise failure
+        return failure
 
     def save_weights(self, trainer: pl.Trainer, described: dict[str, Any]) -> OutputError | None:
         """Write ``model.safetensors``, the averaged weights; return why that failed."""

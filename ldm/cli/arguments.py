@@ -35,7 +35,8 @@ def add_layout_argument(parser: argparse.ArgumentParser) -> None:
         "--layout",
         metavar="NAME",
         help="of the files (default: recognised): brats2021, brats2023, brats2013, bids, "
-        "nnunet, flat, decathlon, hdf5, dicom, or my_module.MyLayout",
+        "nnunet, flat, decathlon, hdf5, dicom, my_module.MyLayout, or "
+        '\'{"target": CLASS, "params": {...}}\'',
     )
 
 
@@ -117,6 +118,8 @@ def add_run_arguments(parser: argparse.ArgumentParser, default: str) -> None:
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare where and on what a trained model is run."""
+    from ldm.inference.request import NONFINITE, Request
+
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, ...")
     parser.add_argument(
         "--allow-missing",
@@ -126,9 +129,12 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         help="go on where this contrast is absent (a model trained with condition_dropout)",
     )
     parser.add_argument(
-        "--nonfinite", choices=("refuse", "zero"), default="refuse", help="NaN or Inf in an input"
+        "--nonfinite", choices=NONFINITE, default=Request.nonfinite, help="NaN or Inf in an input"
     )
     parser.add_argument(
-        "--batch-size", type=int, default=8, help="slices, or windows of a volume, at once (8)"
+        "--batch-size",
+        type=int,
+        default=Request.batch_size,
+        help="slices, or windows of a volume, at once (default: %(default)s)",
     )
     add_trust_argument(parser)

@@ -32,13 +32,21 @@ def run(args: argparse.Namespace) -> int:
     from ldm.cli.terminal import training_command
     from ldm.errors import bad_value
     from ldm.phantom import write_phantoms
+    from ldm.storage import atomic_folder
 
-    if args.subjects < int(HELD_OUT[-1][-4:]) + 1:
-        raise bad_value(f"--subjects is {args.subjects}: give 8 or more")
+    fewest = int(HELD_OUT[-1][-4:]) + 1
+    if args.subjects < fewest:
+        raise bad_value(f"--subjects is {args.subjects}: give {fewest} or more")
     patients = args.output / "patients"
+    if patients.is_dir() and len(there := list(patients.iterdir())) != args.subjects:
+        raise bad_value(
+            f"--subjects is {args.subjects}, and {patients} holds {len(there)}: give another "
+            "--output, or as many"
+        )
     if not patients.is_dir():
         print(f"1. {args.subjects} synthetic patients: {patients}")
-        write_phantoms(patients, args.subjects, size=args.size)
+        with atomic_folder(patients) as unfinished:
+            write_phantoms(unfinished, args.subjects, size=args.size)
     print("2. A small diffusion model, its mean and a sample, and one-step regression")
     overrides = [f"data.params.root={patients}", f"data.params.test=[{','.join(HELD_OUT)}]"]
     told = ("configs/demo.yaml", [*overrides, *args.config], args.output / "benchmark")

@@ -23,7 +23,8 @@ PICTURE = "registration.png"
 def add_register_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what says how contrasts are brought to one grid."""
     group = parser.add_argument_group("registration (needs dsdiff[register])")
-    group.add_argument(
+    either = group.add_mutually_exclusive_group()
+    either.add_argument(
         "--register",
         action="store_true",
         help="bring the contrasts of each subject to one grid first: write them, registered and "
@@ -39,7 +40,7 @@ def add_register_arguments(parser: argparse.ArgumentParser) -> None:
         help="hd-bet or mri_synthstrip, where it is installed and no file of the subject says "
         "where the brain is",
     )
-    group.add_argument(
+    either.add_argument(
         "--unregister",
         type=Path,
         metavar="REGISTERED",

@@ -52,12 +52,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train; return the exit code."""
-    from ldm.config import load_config
-    from ldm.training import train
+    from ldm.training import run_config, train
 
     files, overrides = split_words(args.config)
-    if args.dry_run and files and not args.resume:
-        return describe(load_config(files, overrides))
+    if args.dry_run and not (files and args.resume):  # which are refused together
+        return describe(run_config(files, overrides, args.resume or args.start, args.trust))
     if files and not args.resume:
         _refuse_research_yaml(files)
     given = {

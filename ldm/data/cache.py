@@ -94,7 +94,7 @@ def cached_subject(
         DataError: the subject cannot be read. OutputError: OUT-IO, the cache cannot be written.
     """
     root = root or cache_root()
-    key = _entry_key(subject, conditions, target, preparation)
+    key = _entry_key(subject, conditions, target, preparation, truth)
     folder = root / f"{subject.id[:32]}-{key}"  # the id is for people, and may be long
     if folder.is_dir() and not _is_whole(folder):
         log.warning("the cache entry %s is damaged: it is made again", folder.name)
@@ -118,7 +118,11 @@ def cached_subject(
 
 
 def _entry_key(
-    subject: Subject, conditions: list[str], target: str | None, preparation: Preparation
+    subject: Subject,
+    conditions: list[str],
+    target: str | None,
+    preparation: Preparation,
+    truth: Sequence[str],
 ) -> str:
     used = [c for c in (*conditions, target, LABELS, MASK_FILE) if c in subject.files]
     described: dict[str, Any] = {
@@ -126,6 +130,7 @@ def _entry_key(
         "files": {c: subject.files[c].state(subject.id) for c in used},
         "conditions": conditions,
         "target": target,
+        "acquired": sorted(truth),
         "preparation": preparation.to_dict(),
         "labels": str(scheme_of(subject)) if LABELS in subject.files else None,
     }

@@ -12,8 +12,7 @@ import gzip
 import io
 import logging
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -34,6 +33,7 @@ from ldm.data.nifti_header import (
     checked_affine,
     corner_distance,
     gap_of_forms,
+    quiet_header,
     read_header,
     spatial_shape,
 )
@@ -271,24 +271,12 @@ def write_volume(path: Path, content: bytes) -> None:
         require_space(temporary, len(content))
         temporary.write_bytes(content)
         try:
-            with _quietly():  # what there is to say was said about the input
+            with quiet_header():  # what there is to say was said about the input
                 read_volume(temporary)
         except DataError as error:
             raise OutputError(
                 "OUT-IO", f"{path.name} cannot be read back ({error.code}): is the disk sound?"
             ) from error
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Keep back the warnings about a file."""
-    logger = logging.getLogger("ldm.data")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
 
 
 def _read_bytes(path: Path, case: str | None) -> tuple[nib.Nifti1Header, bytes]:

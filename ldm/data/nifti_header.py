@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -13,12 +15,24 @@ import numpy as np
 from ldm.errors import DataError
 
 log = logging.getLogger(__name__)
+_unheard = threading.local()  # another thread may read a file of which there is something to say
+log.addFilter(lambda record: not getattr(_unheard, "here", False))
 
 MAX_OFFSET = 1 << 20  # header extensions are smaller
 READABLE = {np.dtype(t) for t in ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8")}
 FORM_TOLERANCE = 0.5  # mm between sform and qform
 UNITS = {1: 1000.0, 3: 0.001}  # code of xyzt_units -> mm (metres, micrometres); else mm, as in ITK
 SPATIAL_UNIT = 0x07  # bits of xyzt_units
+
+
+@contextmanager
+def quiet_header() -> Iterator[None]:
+    """Keep back what there is to say of the headers that this thread reads."""
+    _unheard.here = True
+    try:
+        yield
+    finally:
+        _unheard.here = False
 
 
 def read_header(stream: BinaryIO, path: Path, case: str | None) -> nib.Nifti1Header:
@@ -109,20 +123,25 @@ def checked_affine(
             case,
         )
     affines = [_valid_form(get, name, header, path, case) for name, get in stated]
+    unit = unit_of(header)
     if (gap := gap_of_forms(header, shape)) > FORM_TOLERANCE:
         log.warning("%s: sform and qform lie %.3g mm apart; sform is used", path.name, gap)
     cosines = affines[0][:3, :3] / np.linalg.norm(affines[0][:3, :3], axis=0)
     if np.abs(cosines.T @ cosines - np.eye(3)).max() > 1e-3:
         log.warning("%s: the axes are not at right angles; ITK refuses such files", path.name)
-    unit = UNITS.get(int(header["xyzt_units"]) & SPATIAL_UNIT, 1.0)
     return np.diag([unit, unit, unit, 1.0]) @ affines[0]
 
 
 def gap_of_forms(header: nib.Nifti1Header, shape: Sequence[int]) -> float:
-    """Return how far apart, in units of the header, sform and qform put a corner; 0 of one form."""
+    """Return how far apart, in mm, sform and qform put a corner; 0 of one form."""
     if min(header["sform_code"], header["qform_code"]) <= 0:
         return 0.0
-    return corner_distance(header.get_sform(), header.get_qform(), shape)
+    return unit_of(header) * corner_distance(header.get_sform(), header.get_qform(), shape)
+
+
+def unit_of(header: nib.Nifti1Header) -> float:
+    """Return the mm of a unit of the header."""
+    return UNITS.get(int(header["xyzt_units"]) & SPATIAL_UNIT, 1.0)
 
 
 def _valid_form(

@@ -26,9 +26,8 @@ from ldm.label_scheme import TELL
 from ldm.losses.segmentation import positive_weight
 from ldm.progress import Progress, silent
 from ldm.study import LABELS
-from ldm.util import instantiate_from_config
+from ldm.util import check_parameter_names, evenly_spread
 
-DATA = "ldm.data.datamodule.ContrastDataModule"
 MOST_CASES = 24  # subjects whose masks are compared with each other
 STEP = 32  # voxels; an image size that is a multiple of it suits every network
 READERS = 4
@@ -107,7 +106,8 @@ def diagnose_data(
         ConfigError: CONFIG-UNKNOWN, CONFIG-VALUE. DataError: see :func:`diagnose`.
     """
     told = {**(data_params or {}), "root": str(root)} | ({"layout": layout} if layout else {})
-    data = instantiate_from_config({"target": DATA, "params": told}, where="data")
+    check_parameter_names(ContrastDataModule, told, "data.params")
+    data = ContrastDataModule(**told)
     data.progress = progress
     return diagnose(data, limit)
 
@@ -213,9 +213,7 @@ def _told(sides: list[int]) -> str:
 
 
 def _spread(subjects: list[Subject], most: int | None) -> list[Subject]:
-    if most is None or len(subjects) <= most:
-        return subjects
-    return [subjects[i] for i in np.linspace(0, len(subjects) - 1, most).round().astype(int)]
+    return [subjects[i] for i in evenly_spread(most or len(subjects), len(subjects))]
 
 
 def _duplicates(

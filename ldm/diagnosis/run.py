@@ -103,7 +103,7 @@ def diagnose_run(
     Raises:
         CheckpointError: CKPT-MISSING for a folder that holds no run, or one without metrics.
     """
-    facts = read_facts(Path(folder))
+    facts = read_facts(Path(folder).expanduser())
     diagnosis = RunDiagnosis(facts)
     if with_data:
         try:

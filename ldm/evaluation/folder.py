@@ -111,7 +111,7 @@ def evaluate_folders(
     folders = predictions_of(given, real, study)
     chosen = select_subjects(real, _predicted(folders) if subjects is None else subjects)
     results = _empty(protocols, [*given, *([study.copied] if baseline else [])], chosen, study)
-    work = _Work(layout, mask, folders, results, *_network(results, lpips_weights), allow_seen)
+    work = _Work(layout, mask, folders, results, _network(results, lpips_weights), allow_seen)
     first = work.run(chosen, baseline, watch, progress)
     if segmenter:
         options = (layout, study, baseline, allow_seen, progress)
@@ -186,17 +186,17 @@ def _loaded(segmenter: Segmenter | Place | None) -> Segmenter | None:
     return NetworkSegmenter(segmenter)
 
 
-def _network(results: Sequence[Evaluation], weights: Place | None) -> tuple[Perceptual | None]:
+def _network(results: Sequence[Evaluation], weights: Place | None) -> Perceptual | None:
     """Return the network of the perceptual measures, or note why there is none."""
     asked = [r for r in results if set(NETWORK) & set(r.protocol.names())]
     if not asked:
-        return (None,)
+        return None
     from ldm.evaluation.metrics.perceptual import find_weights
 
     perceptual, reason = find_weights(weights)
     for result in asked if reason else ():
         result.notes["lpips"] = reason
-    return (perceptual,)
+    return perceptual
 
 
 @dataclass

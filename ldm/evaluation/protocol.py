@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ldm.errors import bad_value
+from ldm.errors import one_of
 from ldm.evaluation.case import Case, Prediction, to_unit
 from ldm.evaluation.images import Sliced, stacked
 from ldm.evaluation.measures import MEASURES, Level, of_level
@@ -199,10 +199,7 @@ def find_protocol(name: str) -> MetricProtocol:
     Raises:
         ConfigError: CONFIG-VALUE for a name that does not exist.
     """
-    if name not in PROTOCOLS:
-        known = ", ".join(PROTOCOLS)
-        raise bad_value(f"protocol '{name}' is not known; expected {known}")
-    return PROTOCOLS[name]
+    return PROTOCOLS[one_of("protocol", name, PROTOCOLS)]
 
 
 def evaluate_case(

@@ -239,9 +239,11 @@ class Evaluation:
         """Compare the rows with each other, or with one of them, on the same patients.
 
         Raises:
-            ConfigError: CONFIG-VALUE for a region or measure that the evaluation has not.
+            ConfigError: CONFIG-VALUE for a region, measure or row that the evaluation has not.
         """
         self._require_known(region, measure)
+        if reference_row is not None:
+            one_of("reference_row", reference_row, self.rows)
         return compare({r: self.values(r, region, measure) for r in self.rows}, reference_row)
 
     def spread_groups(self, row: str) -> dict[str, Reliability]:

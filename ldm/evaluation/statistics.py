@@ -126,14 +126,10 @@ def compare(
         scores: row -> subject -> value. Patients without a value in both rows (NaN, absent) are
             left out of a pair.
         reference_row: compare every other row with this one; None: each row with each.
-
-    Raises:
-        KeyError: ``reference_row`` is not among the rows.
     """
     if reference_row is None:
         pairs = list(combinations(scores, 2))
     else:
-        scores[reference_row]
         pairs = [(row, reference_row) for row in scores if row != reference_row]
     found = [_compare(*pair, scores) for pair in pairs]
     corrected = holm([comparison.p for comparison in found])

@@ -23,6 +23,7 @@ from torch.serialization import safe_globals
 
 from ldm.checkpoint import verify_archive
 from ldm.errors import CheckpointError, UnsafeError
+from ldm.storage import head_of
 
 # Keys under which checkpoints keep the weights, and their moving average; the first one counts.
 RAW_KEYS = ("state_dict", "model", "module", "model_state_dict")
@@ -94,7 +95,7 @@ def read_public_checkpoint(path: Path) -> PublicCheckpoint:
         CheckpointError: CKPT-MISSING, CKPT-FORMAT (nothing of the kind, or no weights inside) or
             CKPT-CORRUPT. UnsafeError: UNSAFE-PICKLE, UNSAFE-ARCHIVE.
     """
-    head = path.open("rb").read(64) if path.is_file() else b""
+    head = head_of(path) if path.is_file() else b""
     if head[8:9] == b"{":
         content = _read_safetensors(path)
     else:

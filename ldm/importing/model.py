@@ -124,8 +124,9 @@ def import_model(
     require_free(output, overwrite)
     files = [str(file) for file in listed(config)]
     described, unused = read_import_config(files, overrides)
-    model, report = import_checkpoint(Path(checkpoint), described, weights)
-    digest = write_imported(output, model, described, Path(checkpoint), overwrite)
+    source = Path(checkpoint).expanduser()
+    model, report = import_checkpoint(source, described, weights)
+    digest = write_imported(output, model, described, source, overwrite)
     return Imported(output, model, described, report, unused, digest)
 
 

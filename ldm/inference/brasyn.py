@@ -10,6 +10,7 @@ from ldm.claims import claim
 from ldm.data.layouts import Layout, Subject, detect_layout
 from ldm.data.nifti import write_volume
 from ldm.errors import DataError, DsdiffError
+from ldm.hub import local_folder
 from ldm.inference.outputs import FAILURES, SyntheticVolume, Written, write_overlapped
 from ldm.inference.synthesis import Synthesiser
 from ldm.inference.trained import Read
@@ -51,7 +52,8 @@ def brasyn(
         DataError: DATA-MISSING or DATA-EMPTY where there is no case. OutputError: OUT-EXISTS for a
             stranger's file, OUT-IO. CheckpointError, UnsafeError: see :meth:`Synthesiser.load`.
     """
-    cases, output = case_folders(Path(input).expanduser()), Path(output).expanduser()
+    source, output = Path(input).expanduser(), Path(output).expanduser()
+    cases = case_folders(source)
     synthesiser = Synthesiser.load(model, device=device, trust=trust, progress=progress)
     known = synthesiser.study.contrasts
 
@@ -62,7 +64,7 @@ def brasyn(
         name = f"{made.id}-{known.expected(made.target, NAMING)}.nii.gz"
         write_volume(output / name, made.content)
 
-    with claim(output, "brasyn", inputs=[Path(input), Path(model)], writes=[FAILURES]):
+    with claim(output, "brasyn", inputs=[source, local_folder(model)], writes=[FAILURES]):
         named = [Subject(name, {}) for name in cases]
         done = write_overlapped(named, read, synthesiser.of, keep, report or unheard)
         done.write_failures(output)

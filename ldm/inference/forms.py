@@ -30,7 +30,7 @@ acquired. They are {WARNING}, and no truth to train on or to compare with: the N
 JSON files beside them say so too.
 
 - `desc-{SYNTHETIC}`: the synthetic contrast, in the units of the input that its JSON file names.
-  The entity `ce-gad` says which contrast it stands for; no agent was given.
+  The entity `ce-gad` of a name says which contrast it stands for; no agent was given.
 - `desc-{SPREAD}`: the standard deviation over the samples that were averaged.
 - `failures.csv`: subjects that could not be sampled, where there are any, and why.
 

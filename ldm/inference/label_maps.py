@@ -23,8 +23,10 @@ from ldm.data.layouts.base import stored_files
 from ldm.data.nifti import encode_volume, write_volume
 from ldm.data.prepare import PreparedSubject
 from ldm.errors import DsdiffError
+from ldm.hub import local_folder
 from ldm.inference.outputs import Writer, Written, is_written, require_remade, volume_paths
 from ldm.inference.parallel import shared_among
+from ldm.inference.request import Request
 from ldm.inference.segmentation import NetworkSegmenter
 from ldm.plots.overlay import attention_figure, overlay_figure
 from ldm.progress import unheard
@@ -165,9 +167,9 @@ def segment(
     devices: int = 1,
     device: str = "auto",
     trust: Collection[str] = (),
-    batch_size: int = 8,
+    batch_size: int = Request.batch_size,
     allow_missing: Sequence[str] = (),
-    nonfinite: str = "refuse",
+    nonfinite: str = Request.nonfinite,
     watch: Callable[[Layout, Mapping[str, Subject]], None] | None = None,
     report: Callable[[DsdiffError], None] | None = None,
 ) -> Written:
@@ -196,7 +198,8 @@ def segment(
         DataError: there is no such subject. OutputError: OUT-EXISTS, OUT-INPUT, OUT-OWNER, OUT-IO.
         CheckpointError: CKPT-MISSING, CKPT-MISMATCH. ConfigError: CONFIG-VALUE.
     """
-    model, source, output = Path(model), Path(source).expanduser(), Path(output).expanduser()
+    model, source = local_folder(model), Path(source).expanduser()
+    output = Path(output).expanduser()
     own_layout, found = detect_layout(source, layout, study_of(model, trust).contrasts)
     if watch:
         watch(own_layout, found)

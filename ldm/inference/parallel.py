@@ -83,8 +83,8 @@ class SharedWriter:
         except BrokenProcessPool as error:
             raise WorkerError(
                 "WORKER",
-                "a process that works on subjects was killed (no memory?): run the same command "
-                "again, with fewer --devices",
+                "a process that works on subjects was killed (no memory?), or could not start, as "
+                "it says above: run the same command again, with fewer --devices",
             ) from error
 
 

@@ -15,6 +15,7 @@ log = logging.getLogger(__name__)
 
 NOISES = ("slice", "smooth", "patient")  # of :func:`ldm.models.diffusion.noise.slice_noise`
 PRECISIONS = ("auto", "32", "bf16")
+NONFINITE = ("refuse", "zero")
 RUNTIMES = ("torch", "compile", "onnx")
 SPANS = {"temperature": Range(0), "rescale": Range(0, 1), "eta": Range(0, 1)}
 SPANS |= {"overlap": Range(0, 0.9), "guidance": Range(0), "enhancement": Range(0, 10)}
@@ -96,7 +97,7 @@ class Request:
         missing = self.allow_missing
         listed = (missing,) if isinstance(missing, str) else tuple(missing)
         object.__setattr__(self, "allow_missing", listed)
-        known = {"precision": PRECISIONS, "noise": NOISES, "nonfinite": ("refuse", "zero")}
+        known = {"precision": PRECISIONS, "noise": NOISES, "nonfinite": NONFINITE}
         known["runtime"] = RUNTIMES
         for name, values in known.items():
             one_of(name, getattr(self, name), values)

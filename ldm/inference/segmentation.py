@@ -22,6 +22,7 @@ from ldm.data.volume_file import VolumeFile
 from ldm.errors import CheckpointError, DataError, NonFiniteError, bad_value
 from ldm.inference.given import GivenLayout, VolumeLike, given_subject
 from ldm.inference.outputs import as_image
+from ldm.inference.request import Request
 from ldm.inference.trained import load_for_inference
 from ldm.inference.windows import Windows
 from ldm.label_scheme import SCHEMES, LabelScheme
@@ -74,9 +75,9 @@ class NetworkSegmenter:
         path: str | Path,
         trust: Collection[str] = (),
         device: str = "auto",
-        batch_size: int = 8,
+        batch_size: int = Request.batch_size,
         allow_missing: Sequence[str] = (),
-        nonfinite: str = "refuse",
+        nonfinite: str = Request.nonfinite,
     ) -> None:
         if batch_size < 1:
             raise bad_value(f"batch_size is {batch_size}: give a whole number >= 1")

@@ -130,7 +130,7 @@ class AutoencoderKL(nn.Module):
         self.scale_factor: float | None = None
         self.trained, self.train_subjects = False, []
         if ckpt_path is not None:
-            self.load(Path(ckpt_path), ignore_keys)
+            self.load(Path(ckpt_path).expanduser(), ignore_keys)
 
     def load(self, path: Path, ignore_keys: Sequence[str] = ()) -> None:
         """Take the weights of a file or run folder, and what was measured on them."""
@@ -192,4 +192,4 @@ class TrainedFirstStage(AutoencoderKL):
             )
         own = params_of(described)
         super().__init__(own.get("ddconfig") or {}, own.get("embed_dim", 0))
-        self.load(Path(path))
+        self.load(Path(path).expanduser())

@@ -138,7 +138,7 @@ class RunModule(pl.LightningModule):
         return losses["loss"]
 
     def log_validation(self, loss: Tensor, images: Tensor, batch: Mapping[str, Any]) -> None:
-        """Log the loss, and the quality of images (B, 1, H, W) as the target, inside the brain."""
+        """Log the loss, and the quality of images (B, 1, *S) as the target, inside the brain."""
         metrics = {
             "val/loss": loss,
             "val/psnr": psnr_in_brain(images, batch),

@@ -27,7 +27,7 @@ def described_run(path: Path, trust: Sequence[str] = ()) -> tuple[Config, Study]
     Raises:
         CheckpointError, UnsafeError, ConfigError: see :func:`ldm.checkpoint.read_run_config`.
     """
-    config = read_run_config(path if path.is_dir() else path.parent, trust)
+    config = read_run_config(path, trust)
     study, model = read_study(config), config["model"]
     told = {name: fact for name, fact in study.facts().items() if fact}  # a segmenter has no target
     return with_params(model, told), study

@@ -211,7 +211,7 @@ class Segmentation(RunModule):
             self.log("val/dice", dice.nanmean())
 
     @torch.no_grad()
-    def probabilities(self, condition: Tensor, presence: Tensor, batch_size: int = 8) -> Tensor:
+    def probabilities(self, condition: Tensor, presence: Tensor, batch_size: int) -> Tensor:
         """Return the probability (B, R, *S) of each region, in windows where S is larger than one.
 
         Args:

@@ -63,7 +63,7 @@ class SegmenterLoss(nn.Module):
                 f"with data.params.conditions=[{','.join((*conditions, str(target)))}]",
             )
         self.weight, self.loss = weight, BCEDiceLoss(pos_weight=1.0)
-        self.folder, self.trust = Path(path) if path else None, trust
+        self.folder, self.trust = Path(path).expanduser() if path else None, trust
         self.model_config = model_config or described_run(self.folder, trust)[0]
         self.model = frozen_model(self.model_config, self.folder, f"{WHERE}.params.model_config")
         self._require(conditions, target)

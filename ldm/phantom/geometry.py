@@ -48,11 +48,9 @@ def warped(
     return points + amplitude * np.stack([SmoothField(rng, scale)(points) for _ in range(3)])
 
 
-def sheet_distance(
-    field: Callable[[np.ndarray], np.ndarray], points: np.ndarray, step: float = 0.5
-) -> np.ndarray:
+def sheet_distance(field: Callable[[np.ndarray], np.ndarray], points: np.ndarray) -> np.ndarray:
     """Estimate the distance (N,) in mm to the zero-level surface of ``field``: |f| / |grad f|."""
-    value = field(points)
+    value, step = field(points), 0.5  # mm
     slope = np.zeros_like(value)
     for axis in np.eye(3, dtype=np.float32)[:, :, None] * step:
         slope += ((field(points + axis) - value) / step) ** 2

@@ -224,7 +224,7 @@ def cannot_decide(found: Sequence[Comparison]) -> str:
 
 
 def counted_out(comparisons: int) -> str:
-    """Their number in words."""
+    """Return their number with its noun."""
     return f"{comparisons} comparison{'s' * (comparisons != 1)}"
 
 
@@ -233,7 +233,7 @@ def paper_table(result: Evaluation, columns: Sequence[str] = ()) -> Table:
 
     Args:
         columns: ``MEASURE`` or ``REGION:MEASURE``; where the region is not told it is the first
-            of the measure's own, or the brain. None: :data:`COLUMNS`, or where the protocol has
+            of the measure's own, or the brain. Empty: :data:`COLUMNS`, or where the protocol has
             none of them all that was measured.
 
     Raises:

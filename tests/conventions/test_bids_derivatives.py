@@ -1,8 +1,11 @@
 """BIDS with derivatives: tissue is no tumour, and another space holds no candidates."""
 
+import json
+
 import pytest
 
 from ldm.data.layouts import detect_layout
+from ldm.errors import ConfigError
 
 RAW = [f"sub-01/anat/sub-01_{s}.nii.gz" for s in ("T1w", "ce-gad_T1w", "T2w", "FLAIR")]
 
@@ -98,10 +101,13 @@ def test_the_folder_of_a_pipeline_is_read_in_the_space_of_the_images(tmp_path):
     }
     choice = {"target": "ldm.data.layouts.BIDS", "params": {"select": {"space": "MNI"}}}
     (root / "sub-01/anat/sub-01_desc-preproc_T1w.nii.gz").unlink()
-    assert found(root, choice) == {
-        "t1": "sub-01_space-MNI_desc-preproc_T1w.nii.gz",
-        "brain": "sub-01_space-MNI_desc-brain_mask.nii.gz",
-    }
+    for told in (choice, json.dumps(choice)):  # as --layout takes it
+        assert found(root, told) == {
+            "t1": "sub-01_space-MNI_desc-preproc_T1w.nii.gz",
+            "brain": "sub-01_space-MNI_desc-brain_mask.nii.gz",
+        }
+    with pytest.raises(ConfigError, match='layout is {"target": give'):
+        found(root, '{"target"')
 
 
 def test_the_user_names_a_mask(tmp_path):

@@ -411,6 +411,22 @@ def test_only_the_benchmark_says_how_to_go_on(tmp_path, capsys, monkeypatch, par
     assert ("To continue" in said, resume in said) == (not part, not part)
 
 
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("sampling.stesp=5", "'stesp' is no option of sampling (nearest: 'steps'"),
+        ("sampling.sampler=ddmi", "ddmi"),
+        ("sampling.temperature=[0,-1]", "temperature is -1"),
+    ],
+)
+def test_a_wrong_option_of_sampling_is_refused_before_any_training(
+    tmp_path, plan, capsys, option, said
+):
+    assert benchmark(plan, tmp_path / "out", option) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_verbs_run_in_processes_of_their_own(tmp_path, monkeypatch):
     """Their exit code, their last line and the GPU they are given."""
     work = Work(tmp_path, tmp_path, {}, [], {}, is_quiet=True)

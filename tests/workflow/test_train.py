@@ -24,6 +24,16 @@ def test_run_folder_is_complete(tmp_path, train):
     assert steps == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize("way", ["--from", "--resume"])
+def test_a_dry_run_of_a_run_trains_nothing(run_folder, tmp_path, monkeypatch, capsys, way):
+    monkeypatch.chdir(tmp_path)
+    before = sorted(run_folder.rglob("*"))
+    assert main(["train", way, str(run_folder), "model.params.spread=0.5", "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "spread: 0.5" in said and "backbone            UNetModel" in said
+    assert (list(tmp_path.iterdir()), sorted(run_folder.rglob("*"))) == ([], before)
+
+
 def test_checkpoint_holds_only_tensors_and_plain_values(run_folder):
     checkpoint = torch.load(run_folder / "checkpoints/last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -46,13 +47,15 @@ Choice = str | Mapping[str, Any] | Layout | None
 
 
 def build_layout(choice: Choice) -> Layout | None:
-    """Return the layout that a name, ``module.Class`` or ``{target, params}`` means.
+    """Return the layout that a name, ``module.Class`` or ``{target, params}``, also as JSON, means.
 
     Raises:
         ConfigError: CONFIG-VALUE (no such name), CONFIG-TARGET (no such class, or no layout).
     """
     if choice is None or isinstance(choice, Layout):
         return choice
+    if isinstance(choice, str) and choice.startswith("{"):
+        choice = _read_choice(choice)
     if isinstance(choice, str) and "." not in choice:
         if cls := LAYOUTS.get(choice.lower()):
             return cls()
@@ -69,6 +72,15 @@ def build_layout(choice: Choice) -> Layout | None:
             "docs/data.md",
         )
     return instantiate_from_config(config, where="data.params.layout")
+
+
+def _read_choice(text: str) -> Mapping[str, Any]:
+    try:
+        return {**json.loads(text)}
+    except (ValueError, TypeError, RecursionError) as error:
+        raise bad_value(
+            f'layout is {text}: give {{"target": "module.Class", "params": {{...}}}} ({error})'
+        ) from error
 
 
 def detect_layout(

@@ -51,7 +51,7 @@ def volume_at(cell: str, folder: Path) -> VolumeFile:
         return HDF5Stack(path, int(channel) if channel and channel.isdigit() else "mask")
     if volume_stem(text) is not None:
         return VolumeFile(path, int(channel) if channel else None)
-    return DicomSeries(folder / cell)
+    return DicomSeries(folder / Path(cell).expanduser())
 
 
 class SubjectTable(Layout):

@@ -207,7 +207,7 @@ class ModelAnchor(Anchor):
                 "which model is the anchor? Give model.params.anchor_config.params.path=RUN, a "
                 "run of `dsdiff train` with the same conditions",
             )
-        folder = path and Path(path)
+        folder = path and Path(path).expanduser()
         self.model_config = model_config or self._described(folder, trust)
         where = "model.params.anchor_config.params.model_config"
         self.model = frozen_model(self.model_config, folder, where)

@@ -111,7 +111,7 @@ def normalization(channels: int, eps: float = 1e-5) -> nn.GroupNorm:
         raise ConfigError(
             "CONFIG-SHAPE",
             f"{channels} channels cannot be normalised in {GROUPS} groups: "
-            f"choose model_channels * channel_mult as a multiple of {GROUPS}",
+            f"give numbers of channels (model_channels, channel_mult, ...) that {GROUPS} divides",
         )
     return GroupNorm(GROUPS, channels, eps=eps)
 
