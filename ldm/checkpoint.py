@@ -343,9 +343,9 @@ def load_model(path: Path, trust: Collection[str] = ()) -> Loaded:
 def load_start(model: nn.Module, start: Path, config: Mapping[str, Any]) -> None:
     """Start a new training with the weights of another run.
 
-    A part that its configuration reads from a file of its own keeps what is in it, the prior what
-    was fitted to the new patients unless they are few, and a loss that only one of the two runs has
-    is no reason to refuse: the network is what is handed on.
+    A part that its configuration reads from a file of its own keeps what is in it, the prior is
+    that of the patients of both, and a loss that only one of the two runs has is no reason to
+    refuse: the network is what is handed on.
 
     Args:
         start: run folder, or model file.
@@ -355,23 +355,14 @@ def load_start(model: nn.Module, start: Path, config: Mapping[str, Any]) -> None
         CheckpointError: see :func:`read_weights`; CKPT-MISMATCH.
     """
     (weights, _), own = read_weights(start), model.state_dict()
-    kept = (*_parts_from_files(params_of(config)), *_own_prior(model, weights, start.name))
+    kept = (*_parts_from_files(params_of(config)), PRIOR)
     losses = {name for name in own.keys() ^ weights.keys() if name.startswith(LOSSES)}
     stay = {name: own[name] for name in own if name.startswith(kept) or name in losses}
     given = {n: w for n, w in weights.items() if not n.startswith(kept) and n not in losses} | stay
     require_same_state(own, given, start.name)
     model.load_state_dict(given)
-
-
-def _own_prior(model: Any, weights: Mapping[str, Tensor], start: str) -> list[str]:
-    """Return how a prior that stays begins: none of few patients, if the start has found one."""
-    own = {name for name in model.state_dict() if name.startswith(PRIOR)}
-    is_of_few = own <= weights.keys() and getattr(model.prior, "knows_few", False)
-    if not is_of_few or not weights[f"{PRIOR}coefficients"].any():
-        return [PRIOR]
-    few = model.prior.fitted_to
-    log.warning("the prior stays that of %s: %d patients are too few to fit one", start, few)
-    return []
+    if join := getattr(getattr(model, "prior", None), "join", None):
+        join({n.removeprefix(PRIOR): w for n, w in weights.items() if n.startswith(PRIOR)})
 
 
 def _parts_from_files(params: Mapping[str, Any]) -> Iterator[str]:

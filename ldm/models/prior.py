@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,11 +25,19 @@ from ldm.intensity import (
     clearest,
     standard_units,
 )
-from ldm.label_scheme import UNKNOWN
 from ldm.models.base import Config
+from ldm.models.prior_regression import (
+    LEAST,
+    TINY,
+    AbnormalTissue,
+    Moments,
+    curve,
+    line,
+    moments_of,
+    taught,
+)
 from ldm.modules.broadcast import per_item
 from ldm.modules.polynomial import polynomial
-from ldm.regions import CAVITY, ENHANCING, OEDEMA
 from ldm.study import ASKED, MAPS, Study, native_of
 from ldm.util import evenly_spread, instantiate_from_config, own_channels
 
@@ -41,65 +49,8 @@ LARGEST_SHARE = 0.3  # share of the brain above which something else is taken fo
 ABNORMAL = 0.3  # how bright the surroundings of a voxel are that is abnormal for certain
 CLIP = 4.0  # z of a contrast that counts
 CERTAIN = 3.0  # z of enhancement, where no label tells, that counts as much as a label
-LEAST = 0.005  # of the brain of a patient: one with less abnormal tissue counts less than others
-SHARES = (0.02, 0.98)  # of a tumour that enhances, which are balanced
-POOLED = 0.5  # of the fit that is to all abnormal tissue, the rest within the tumour of a patient
 FITTED_PATIENTS = 200  # spread evenly over those of the training
-FEWEST_PATIENTS = 10  # else a training keeps the prior of the run that it starts from
 FITTED_VOXELS = 4096  # of each, spread evenly over its abnormal tissue
-RIDGE = 0.03  # of the sum over patients, each of whom has weight 1
-STEEP = 1e-3  # what a steep curve costs, as where a score tells everything
-TINY = 1e-6
-
-
-class AbnormalTissue(NamedTuple):
-    """Voxels of the abnormal tissue of a patient, to which a regression is fitted, float64.
-
-    Args:
-        terms: (K, V) of the quadratic form.
-        enhancing: (V,) from 0 to 1: what labels say, else how much the truth shows.
-        tumour: (V,) 1 or 0: whether it is tumour that was not taken out.
-        count: number of voxels of such tissue, of which these are some.
-        brain: number of voxels of brain.
-    """
-
-    terms: Tensor
-    enhancing: Tensor
-    tumour: Tensor
-    count: int
-    brain: int
-
-    def alike(self, weights: Tensor) -> Tensor:
-        """Return weights (V,) with which patients count alike, but for one with little tissue."""
-        voxels = self.count / max(1, len(weights)) * weights.sum()
-        return (
-            weights / weights.sum().clamp(min=TINY) * (voxels / (LEAST * self.brain)).clamp(max=1)
-        )
-
-    @property
-    def weights(self) -> Tensor:
-        """(V,) those of all abnormal tissue."""
-        return self.alike(torch.ones_like(self.tumour))
-
-    @property
-    def pooled(self) -> tuple[Tensor, Tensor]:
-        """The second moments (K, K) of the terms, and those (K,) with what enhances."""
-        weighted = self.terms * self.weights
-        return weighted @ self.terms.T, weighted @ self.enhancing
-
-    @property
-    def within(self) -> tuple[Tensor, Tensor]:
-        """The same about their means in the tumour.
-
-        What enhances and what does not have half of the weight each, so that they say what tells
-        the one from the other, not how much of it there is.
-        """
-        share = (self.tumour @ self.enhancing / self.tumour.sum().clamp(min=1)).clamp(*SHARES)
-        balance = torch.lerp(0.5 / (1 - share), 0.5 / share, self.enhancing)
-        weights = self.alike(self.tumour * balance)
-        mean = self.terms @ weights / weights.sum().clamp(min=TINY)
-        weighted = (self.terms - mean[:, None]) * weights
-        return weighted @ (self.terms - mean[:, None]).T, weighted @ self.enhancing
 
 
 class EnhancementPrior(nn.Module):
@@ -130,6 +81,8 @@ class EnhancementPrior(nn.Module):
         through: whether the Gaussians reach through the slices around each, by their distance; else
             they lie in its plane, and in patches of volumes take voxels for cubes.
         relative: whether p is that curve; else the score itself, from 0 to 1, after a line.
+        pools: whether what it takes from patients stays with the weights (sums over them), so that
+            a training that starts from its run adds its own patients to those.
     """
 
     def __init__(
@@ -142,10 +95,10 @@ class EnhancementPrior(nn.Module):
         shrink: float = 0.5,
         through: bool = False,
         relative: bool = False,
+        pools: bool = False,
     ) -> None:
         super().__init__()
         self.strength, self.shrink = strength, shrink
-        self.fitted_to = FEWEST_PATIENTS  # patients of the training that has begun
         self.through, self.relative = through, relative
         self.own, places = own_channels(len(conditions), neighbours), list(conditions)
         enhanced = Study(tuple(conditions), target).enhanced
@@ -166,16 +119,16 @@ class EnhancementPrior(nn.Module):
         if relative:  # of the curve; of the score in the abnormal tissue of a patient as a rule
             self.register_buffer("intercept_and_slope", torch.zeros(2))
             self.register_buffer("deviation", torch.ones(()))
+        self.pools = pools
+        if pools:
+            self.register_buffer("products", torch.zeros(terms, terms))
+            self.register_buffer("moments", torch.zeros(terms))
+            self.register_buffer("patients", torch.zeros(()))
 
     @property
     def changes_nothing(self) -> bool:
         """Whether it has found nothing."""
         return self.is_flat or not self.coefficients.any()
-
-    @property
-    def knows_few(self) -> bool:
-        """Whether it was fitted to so few patients that another one is better."""
-        return self.fitted_to < FEWEST_PATIENTS
 
     def forward(
         self,
@@ -288,7 +241,6 @@ class EnhancementPrior(nn.Module):
             return
         slices = data.train_slices
         chosen = evenly_spread(FITTED_PATIENTS, len(slices.subjects))
-        self.fitted_to = len(chosen)
         if self.through and chosen:
             self.aspect.fill_(float(np.median([slices.subjects[n].aspect for n in chosen])))
         shown = data.progress(chosen, "Fitting the prior", len(chosen))
@@ -332,7 +284,10 @@ class EnhancementPrior(nn.Module):
 
     def fit_to(self, patients: Sequence[AbnormalTissue]) -> bool:
         """Take the coefficients from patients; return whether they tell what enhances."""
-        direction = direction_of(patients)
+        found = moments_of(patients)
+        if self.pools:
+            self.keep(found)
+        direction = found.direction()
         if not direction.any():
             return False
         scores = [direction @ patient.terms for patient in patients]
@@ -357,55 +312,30 @@ class EnhancementPrior(nn.Module):
         self.coefficients.copy_(direction)
         return True
 
+    def keep(self, found: Moments) -> None:
+        """Store the moments that the coefficients are of."""
+        for name, value in found._asdict().items():
+            getattr(self, name).copy_(value)
 
-def taught(labels: Tensor | None, shown: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what enhances (V,), from 0 to 1, and what is tumour (V,), at places of a volume.
+    def join(self, other: Mapping[str, Tensor]) -> None:
+        """Add the patients of another run to those that it was fitted to.
 
-    Args:
-        labels: (S, H, W), or None. Those that tell neither an enhancing part nor oedema, or of
-            which nobody says what they mean, teach nothing.
-        shown: (V,) how much the truth enhances.
-    """
-    known = labels is not None and not (labels == UNKNOWN).any()
-    if labels is None or not known or not ((labels == ENHANCING) | (labels == OEDEMA)).any():
-        return shown, torch.ones_like(shown)
-    told = labels.flatten()[places]
-    return told == ENHANCING, (told > 0) & (told != CAVITY)
+        The coefficients are those of one regression on all of them. The curve, and the deviation
+        of others, which are in units of a patient, are means over the patients.
 
-
-def direction_of(patients: Sequence[AbnormalTissue]) -> Tensor:
-    """Return the coefficients (K,) of the score, by ridge regression; 0 where nothing enhances."""
-
-    def total(name: str) -> tuple[Tensor, Tensor]:
-        products, moments = zip(*(getattr(patient, name) for patient in patients), strict=True)
-        return sum(products), sum(moments)  # type: ignore[return-value]
-
-    (pooled, told), (within, moments) = total("pooled"), total("within")
-    products, moments = (torch.lerp(w, p, POOLED) for p, w in ((pooled, within), (told, moments)))
-    ridge = RIDGE * len(patients) * torch.eye(len(moments), dtype=moments.dtype)
-    return torch.linalg.solve(products + ridge, moments)
-
-
-def line(score: np.ndarray, told: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
-    """Return intercept and slope of the line of least squares (N,) that tells what enhances."""
-    score = score - (mean := np.average(score, weights=weights))
-    slope = np.average(score * told, weights=weights) / np.average(score**2, weights=weights)
-    return np.average(told, weights=weights) - slope * mean, slope
-
-
-def curve(score: np.ndarray, told: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
-    """Return intercept and slope of the logistic curve (N,) that makes it likeliest."""
-    from scipy.optimize import minimize
-    from scipy.special import expit
-
-    def unlikely(line: np.ndarray) -> tuple[float, np.ndarray]:
-        logit = line[0] + line[1] * score
-        excess = weights * (expit(logit) - told)
-        steep = STEEP * weights.sum() * line[1]  # where a score separates, the curve has no end
-        value = (weights * (np.logaddexp(0, logit) - told * logit)).sum() + steep * line[1] / 2
-        return value, np.array([excess.sum(), excess @ score + steep])
-
-    return tuple(minimize(unlikely, np.zeros(2), jac=True).x)
+        Args:
+            other: the weights of a prior of this kind, by their names in it.
+        """
+        if not self.pools or other.keys() != self.state_dict().keys():
+            return
+        share = float(self.patients / (self.patients + other["patients"]).clamp(min=1))
+        for name in ("intercept_and_slope", "deviation") if self.relative else ():
+            getattr(self, name).copy_(torch.lerp(other[name], getattr(self, name), share))
+        named = Moments._fields
+        pooled = Moments(*(getattr(self, name) + other[name] for name in named))
+        self.keep(pooled)
+        if self.patients:
+            self.coefficients.copy_(pooled.direction())
 
 
 def maps_of(prior: nn.Module | None, slices: np.ndarray, aspect: float) -> np.ndarray | None:

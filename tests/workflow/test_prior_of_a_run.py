@@ -17,7 +17,7 @@ from ldm.util import instantiate_from_config
 
 CONDITIONS = ("t1", "t2", "flair")
 STEPS = "lightning.trainer.max_steps=2"
-OTHER = "data.params.train=[Phantom_0002]"
+ONE, OTHER = "data.params.train=[Phantom_0001]", "data.params.train=[Phantom_0002]"
 
 
 def shipped(size):
@@ -35,7 +35,7 @@ def coefficients(run):
 def of_one(train, tmp_path_factory):
     """A run on one patient."""
     folder = tmp_path_factory.mktemp("prior") / "run"
-    assert train(folder, STEPS, "data.params.train=[Phantom_0001]") == 0
+    assert train(folder, STEPS, ONE) == 0
     return folder
 
 
@@ -45,7 +45,7 @@ def test_a_run_fits_it_to_whom_it_trains_on(of_one, patients):
         "data.params.image_size=32",
         "data.params.val=null",
     ]
-    told = [*overrides, "data.params.train=[Phantom_0001]"]
+    told = [*overrides, ONE]
     config = load_config(["configs/backbone/unet_tiny.yaml"], told)
     data = instantiate_from_config(config["data"], where="data")
     data.setup("fit")
@@ -85,22 +85,35 @@ def test_slices_of_a_volume_have_what_it_finds_in_the_volume(of_one, patients):
     np.testing.assert_allclose(with_prior, expected[:, 0], atol=1e-4)
 
 
-def test_a_training_on_few_keeps_that_of_the_run_it_starts_from(of_one, train, tmp_path, caplog):
-    """One patient teaches less than those of the run before."""
+def test_a_training_adds_its_patients_to_those_of_the_run_it_starts_from(of_one, train, tmp_path):
+    """Its regression is that of a training on all of them at once."""
+    both = "data.params.train=[Phantom_0001,Phantom_0002]"
+    assert train(tmp_path / "both", STEPS, both) == 0
     assert train(tmp_path / "on", STEPS, OTHER, "--from", str(of_one)) == 0
-    assert torch.equal(coefficients(tmp_path / "on"), coefficients(of_one))
-    assert f"the prior stays that of {of_one.name}: 1 patients are too few" in caplog.text
+    found, expected = coefficients(tmp_path / "on"), coefficients(tmp_path / "both")
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
+    assert (found - coefficients(of_one)).abs().max() > 1e-3
+    assert load_model(tmp_path / "on").model.prior.patients == 2
 
 
-def test_a_training_on_enough_patients_fits_its_own(of_one, train, tmp_path, monkeypatch):
-    """And takes weights of a run that has none."""
-    monkeypatch.setattr("ldm.models.prior.FEWEST_PATIENTS", 1)
-    assert train(tmp_path / "on", STEPS, OTHER, "--from", str(of_one)) == 0
+@pytest.mark.parametrize(
+    "other", ["prior_config=null", "prior_config.params.pools=false"], ids=["none", "unpooled"]
+)
+def test_from_a_run_that_hands_none_on_it_is_that_of_the_new_patients(train, tmp_path, other):
+    assert train(tmp_path / "start", STEPS, ONE, f"model.params.{other}") == 0
+    assert train(tmp_path / "on", STEPS, OTHER, "--from", str(tmp_path / "start")) == 0
     assert train(tmp_path / "new", STEPS, OTHER) == 0
     assert torch.equal(coefficients(tmp_path / "on"), coefficients(tmp_path / "new"))
-    assert train(tmp_path / "none", STEPS, OTHER, "model.params.prior_config=null") == 0
-    assert train(tmp_path / "with", STEPS, OTHER, "--from", str(tmp_path / "none")) == 0
-    assert torch.equal(coefficients(tmp_path / "with"), coefficients(tmp_path / "new"))
+
+
+def test_new_patients_in_whom_nothing_is_found_leave_it_as_it_was(
+    of_one, train, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(EnhancementPrior, "fit", lambda self, data: None)
+    assert train(tmp_path / "on", STEPS, OTHER, "--from", str(of_one)) == 0
+    priors = [load_model(run).model.prior.state_dict() for run in (tmp_path / "on", of_one)]
+    for name, value in priors[0].items():
+        torch.testing.assert_close(value, priors[1][name])
 
 
 def test_a_student_has_that_of_its_teacher(of_one, patients, tmp_path):
