@@ -1,15 +1,13 @@
-"""Checkpoints: what a run resumes from, and the slim model that sampling needs.
+"""Checkpoints: what a run resumes from, and how a model is built with the weights of one.
 
 A training checkpoint is a ``torch.save`` file of tensors and plain values, loaded with
 ``weights_only`` always, its ZIP checksums verified first, because ``torch.load`` does not look at
-them. Two generations are kept. A model is ``model.safetensors`` (EMA weights, with a digest of the
-tensors in its metadata) beside ``config.yaml``.
+them. Two generations are kept. The slim model that sampling needs is :mod:`ldm.model_file` beside
+``config.yaml``.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import pickle
 import struct
@@ -21,21 +19,27 @@ from typing import Any, NamedTuple
 
 import torch
 from pytorch_lightning.plugins.io import CheckpointIO
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ldm.binding import PARTS, Decisive, decisive, require_bound
-from ldm.config import read_saved_config, save_config, trusted_targets, validate
+from ldm.config import foreign_targets, read_saved_config, save_config, trusted_targets, validate
 from ldm.environment import require_safe_libraries
 from ldm.errors import CheckpointError, OutOfMemory, OutputError, UnsafeError, as_known_error
+from ldm.model_file import (
+    FORMAT_VERSION,
+    looks_like,
+    read_model,
+    require_finite,
+    require_known_format,
+    save_model,
+    tensor_digest,
+)
 from ldm.storage import CONFIG_FILE, MODEL_FILE, atomic_path, head_of, remove, rename, require_run
 from ldm.study import Study, build_model, read_study
 from ldm.util import params_of, refuse_untrusted_targets
 
 log = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1
 # what zipfile and torch raise for damaged bytes, wherever the damage is
 UNREADABLE = (zipfile.BadZipFile, OSError, EOFError, RuntimeError, ValueError, LookupError)
 UNREADABLE += (TypeError, AttributeError, ArithmeticError, struct.error, zlib.error)
@@ -126,7 +130,7 @@ def verify_archive(path: Path) -> None:
     head = head_of(path)
     if not head.startswith(b"PK"):
         raise CheckpointError(
-            "CKPT-FORMAT", f"{path.name} is no torch checkpoint: it {_looks_like(head)}"
+            "CKPT-FORMAT", f"{path.name} is no torch checkpoint: it {looks_like(head)}"
         )
     try:
         with zipfile.ZipFile(path) as archive:
@@ -194,15 +198,6 @@ def newest_checkpoint(run: Path) -> Path:
     raise CheckpointError("CKPT-CORRUPT", f"no checkpoint of {run} is intact: restore a copy")
 
 
-def save_model(folder: Path, state: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-    """Write ``model.safetensors``: weights with their digest and plain metadata, atomically."""
-    tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-    described = {"format": FORMAT_VERSION, "sha256": tensor_digest(tensors), **metadata}
-    texts = {name: json.dumps(value, sort_keys=True) for name, value in described.items()}
-    with atomic_path(folder / MODEL_FILE) as temporary:
-        save_file(tensors, temporary, metadata=texts)
-
-
 def write_model_folder(
     folder: Path, config: Mapping[str, Any], state: Mapping[str, Tensor], facts: Mapping[str, Any]
 ) -> None:
@@ -212,50 +207,10 @@ def write_model_folder(
     save_model(folder, state, {**facts, BOUND: bound})
 
 
-def read_model(path: Path, own: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the tensors and the metadata of a model file, its digest verified.
-
-    Args:
-        own: the file must be one of this project's; others have no digest and no metadata.
-
-    Raises:
-        CheckpointError: CKPT-MISSING, CKPT-FORMAT, CKPT-CORRUPT, CKPT-VERSION or CKPT-NONFINITE.
-    """
-    require_safe_libraries()
-    if not path.is_file():
-        raise CheckpointError("CKPT-MISSING", f"there is no {path}: give a run folder or a model")
-    try:
-        with safe_open(path, framework="pt") as file:
-            texts = file.metadata() or {}
-            ours = own or "sha256" in texts
-            metadata = {k: json.loads(v) for k, v in texts.items()} if ours else {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, ValueError) as error:
-        looks = _looks_like(head_of(path))
-        raise CheckpointError(
-            "CKPT-FORMAT", f"{path.name} cannot be read ({error}): it {looks}"
-        ) from error
-    require_known_format(metadata.get("format", 0), path.name)
-    if ours and metadata.get("sha256") != tensor_digest(tensors):
-        raise CheckpointError("CKPT-CORRUPT", f"{path.name} is damaged: its digest differs")
-    require_finite(tensors, path.name)
-    return tensors, metadata
-
-
 def _processes() -> int:
     """Return how many processes train together."""
     shared = torch.distributed.is_available() and torch.distributed.is_initialized()
     return torch.distributed.get_world_size() if shared else 1
-
-
-def require_known_format(version: int, source: str) -> None:
-    """Refuse a file of a later version of this package.
-
-    Raises:
-        CheckpointError: CKPT-VERSION.
-    """
-    if version > FORMAT_VERSION:
-        raise CheckpointError("CKPT-VERSION", f"{source} has format {version}: update this package")
 
 
 def require_free(folder: Path, overwrite: bool) -> None:
@@ -271,17 +226,6 @@ def require_free(folder: Path, overwrite: bool) -> None:
         raise OutputError(
             "OUT-EXISTS", f"{folder}/{existing[0]} exists: choose another --output, or --overwrite"
         )
-
-
-def require_finite(tensors: Mapping[str, Tensor], source: str) -> None:
-    """Refuse weights that hold NaN or infinity.
-
-    Raises:
-        CheckpointError: CKPT-NONFINITE.
-    """
-    for name, value in tensors.items():
-        if not torch.isfinite(value).all():
-            raise CheckpointError("CKPT-NONFINITE", f"{source}: {name} holds NaN or infinity")
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -301,13 +245,15 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 class Loaded(NamedTuple):
     """A model in eval mode, the study it was trained for, and of its weights the digest and kind.
 
-    ``weights`` is ``ema`` or ``last``; None where the file does not say.
+    ``weights`` is ``ema`` or ``last``; None where the file does not say. ``is_foreign``: a class of
+    somebody else is in it.
     """
 
     model: Any
     study: Study
     digest: str
     weights: str | None
+    is_foreign: bool
 
 
 def load_model(path: Path, trust: Collection[str] = ()) -> Loaded:
@@ -337,7 +283,8 @@ def load_model(path: Path, trust: Collection[str] = ()) -> Loaded:
             )
     model.load_state_dict(tensors)
     model.eval().requires_grad_(False)
-    return Loaded(model, study, tensor_digest(tensors), metadata.get(WEIGHTS))
+    is_foreign = bool(foreign_targets(config["model"]))
+    return Loaded(model, study, tensor_digest(tensors), metadata.get(WEIGHTS), is_foreign)
 
 
 def load_start(model: nn.Module, start: Path, config: Mapping[str, Any]) -> None:
@@ -414,27 +361,3 @@ def require_same_state(own: Mapping[str, Tensor], given: Mapping[str, Tensor], s
             f"{len(keys)} {kind} ({', '.join(keys[:2])})" for kind, keys in problems.items() if keys
         )
         raise CheckpointError("CKPT-MISMATCH", f"{source} does not fit the model: {text}")
-
-
-def tensor_digest(tensors: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 over names, types, shapes and bytes of tensors."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        value = tensors[name].contiguous()
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _looks_like(head: bytes) -> str:
-    if not head:
-        return "is empty"
-    if head.lstrip()[:1] == b"<":
-        return "looks like an HTML page: the download failed"
-    if head.startswith(b"version https://git-lfs"):
-        return "is a Git LFS pointer: fetch the file itself"
-    if head[8:9] == b"{":
-        return "looks like a safetensors file"
-    if head.startswith(b"PK"):
-        return "looks like a torch checkpoint"
-    return "has an unknown format"

@@ -23,6 +23,7 @@ from ldm.util import (
     resolve_target,
 )
 
+QUOTED = """, in quotes where YAML takes it for a number, as "['12']\""""
 OURS = ("ldm.", "guided_diffusion.", "UNet_DS_Diff.", "torch.optim.")
 
 
@@ -51,9 +52,11 @@ def validate_arguments(cls: type, params: Mapping[str, Any], path: str) -> None:
         # Foreign annotations lie (`x: int = None`): a value of the default's type is right too.
         as_default = name in named and type(value) is type(named[name].default)
         if name in hints and not as_default and admits(hints[name], value) is False:
+            expected = inspect.formatannotation(hints[name])
+            hint = QUOTED if "str]" in expected and isinstance(value, list) else ""
             raise bad_value(
                 f"{path}.{name} is {reprlib.repr(value)} ({type(value).__name__}): "
-                f"expected {inspect.formatannotation(hints[name])}"
+                f"expected {expected}{hint}"
             )
         for nested_path, nested in _nested_nodes(value, f"{path}.{name}"):
             validate_node(nested, nested_path)

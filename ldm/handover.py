@@ -11,7 +11,6 @@ from ldm.callbacks.metrics_file import read_curves
 from ldm.checkpoint import (
     WEIGHTS,
     load_model,
-    read_model,
     read_run_config,
     require_free,
     write_model_folder,
@@ -20,6 +19,7 @@ from ldm.claims import claim
 from ldm.data.seen import SUBJECTS_FILE
 from ldm.denoiser import ONNX_FILE, PROGRAM_FILE, denoiser_files
 from ldm.errors import CheckpointError
+from ldm.model_file import read_model
 from ldm.storage import MODEL_FILE, read_json, remove, run_folder, write_file
 from ldm.study import Study
 from ldm.util import without_params

@@ -8,9 +8,9 @@ import torch
 from oracles import exact_denoiser, gaussian_1d, noise_in
 from torch import nn
 
-from ldm.checkpoint import save_model
 from ldm.config import save_config
 from ldm.errors import CheckpointError, ConfigError
+from ldm.model_file import save_model
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.models.diffusion.distillation import Distillation, step_path, student_target
 from ldm.models.diffusion.gaussian import PARAMETERISATIONS

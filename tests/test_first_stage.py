@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from test_autoencoder import DDCONFIG
 from test_latent_diffusion import batch, noise, plain, probe
 
-from ldm.checkpoint import save_model
 from ldm.errors import CheckpointError, ConfigError
+from ldm.model_file import save_model
 from ldm.models.autoencoder import AutoencoderKL
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.models.diffusion.regression import OneStepRegression

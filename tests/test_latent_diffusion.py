@@ -573,8 +573,8 @@ def test_a_flow_starts_at_the_mean_of_a_trained_run(tmp_path, first):
 
     The second needs no run folder any more, and a network that returns 0 gives the first's mean.
     """
-    from ldm.checkpoint import save_model
     from ldm.config import save_config
+    from ldm.model_file import save_model
 
     mean = plain(probe(weight=0.5, channel=1), first, subtract="t1", mean_share=1.0)
     params = {"unet_config": probe(channel=1), "subtract": "t1", "gain": 1.0, "sparsity": 0.0}

@@ -6,7 +6,7 @@ import pytest
 
 from ldm.data.layouts import Layout, Subject
 from ldm.errors import DataError, NonFiniteError, OutputError
-from ldm.inference.outputs import Writer
+from ldm.inference.writing import Writer
 
 SUBJECTS = [Subject(name, {}) for name in "abcde"]
 

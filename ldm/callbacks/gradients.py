@@ -85,7 +85,7 @@ def watch_order(network: nn.Module, order: dict[str, nn.Module]) -> list[Removab
     return [
         module.register_forward_hook(watcher(name))
         for name, module in network.named_modules()
-        if _has_weights(module)
+        if _has_weights(module) and not isinstance(module, torch.jit.ScriptModule)  # takes none
     ]
 
 

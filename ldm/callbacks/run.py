@@ -14,8 +14,9 @@ import torch
 from pytorch_lightning.callbacks import Callback, Checkpoint
 
 from ldm.callbacks.ema import averaged_module
-from ldm.checkpoint import BOUND, CHECKPOINTS, EMA_WEIGHTS, LAST, WEIGHTS, save_model
+from ldm.checkpoint import BOUND, CHECKPOINTS, EMA_WEIGHTS, LAST, WEIGHTS
 from ldm.errors import NonFiniteError, OutputError, bad_value, one_of
+from ldm.model_file import save_model
 from ldm.models.base import cases_of
 
 log = logging.getLogger(__name__)

@@ -55,7 +55,7 @@ def register(args: argparse.Namespace) -> int:
     from ldm.data.examination import is_registered, register_subject, write_registered
     from ldm.data.layouts import detect_layout, summary
     from ldm.data.layouts.base import stored_files
-    from ldm.inference.outputs import write_each
+    from ldm.inference.writing import write_each
 
     data = configured_data(args, args.input)
     wanted = _wanted(args, data)

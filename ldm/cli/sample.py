@@ -135,10 +135,11 @@ def run(args: argparse.Namespace) -> int:
     from ldm.data.layouts import select_subjects
     from ldm.data.layouts.base import stored_files
     from ldm.inference.forms import form_named
-    from ldm.inference.outputs import FAILURES, write_about
+    from ldm.inference.outputs import write_about
     from ldm.inference.parallel import shared_among
     from ldm.inference.space import require_room
     from ldm.inference.volume_writer import VolumeWriter
+    from ldm.inference.writing import FAILURES
     from ldm.storage import write_json
 
     request(args)  # a wrong one is refused before the folder is listed

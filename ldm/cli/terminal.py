@@ -12,7 +12,7 @@ from ldm.cli.main import report_error
 from ldm.errors import DsdiffError, PartialError
 
 if TYPE_CHECKING:
-    from ldm.inference.outputs import Written
+    from ldm.inference.writing import Written
     from ldm.progress import Item
 
 

@@ -7,7 +7,7 @@ synthesised; it is no brain extraction. A mask file beside the contrasts takes p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import reduce
 
 import numpy as np
@@ -19,6 +19,7 @@ from ldm.study import MASK_FILE
 MASKS = ("auto", "nonzero", "head")
 DARK = 0.1  # of the 99th percentile: air, in every contrast, is darker
 STANDARDISED = 0.05  # of the range: noise and interpolation go less far below 0
+ALIKE = 0.6  # of the voxels that another contrast shows: one with fewer is of something else
 AIR_SHARE = 0.2  # of the voxels that are not 0: from here on they are a whole head in noisy air
 
 
@@ -70,6 +71,18 @@ def brain_mask(inputs: Sequence[np.ndarray], case: str | None = None) -> np.ndar
             "DATA-CONSTANT", "every input contrast is 0 everywhere: check the files", case
         )
     return brain
+
+
+def uneven(inputs: Mapping[str, np.ndarray]) -> str:
+    """Return in words that a contrast shows much less than another; "" where all show the same."""
+    shown = {c: int((array != (background(array) or 0)).sum()) for c, array in inputs.items()}
+    least, most = min(shown, key=shown.__getitem__), max(shown, key=shown.__getitem__)
+    if shown[least] >= ALIKE * shown[most]:
+        return ""
+    return (
+        f"{least} shows {shown[least] / shown[most]:.0%} of what {most} does: is one of them "
+        "stripped and the other a whole head, or cut off?"
+    )
 
 
 def background(array: np.ndarray) -> float | None:

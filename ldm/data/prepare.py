@@ -6,6 +6,7 @@ recorded, so that :meth:`PreparedSubject.to_volume` undoes them (``docs/preproce
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from nibabel.orientations import aff2axcodes
 
-from ldm.data.brain import MASKS, subject_brain
+from ldm.data.brain import MASKS, subject_brain, uneven
 from ldm.data.contrasts import labels_inside, load_contrasts
 from ldm.data.layouts import Layout, Subject
 from ldm.data.nifti import Geometry
@@ -30,6 +31,8 @@ from ldm.data.resample import ORDERS, Resampling
 from ldm.errors import DataError, bad_value, one_of
 from ldm.study import LABELS, MASK_FILE, Study
 from ldm.util import taken
+
+log = logging.getLogger(__name__)
 
 MAX_VOXELS = 1 << 28  # of a resampled brain: 512 x 512 x 1024
 AXES = {"sagittal": 0, "coronal": 1, "axial": 2}  # index of the slice axis in RAS+
@@ -262,8 +265,10 @@ def load_subject(
         truth=[*truth, *([target] if target else [])],
     )
     mask_file, seg = (arrays.pop(name, None) for name in (MASK_FILE, LABELS))
-    inputs = [arrays[c] for c in conditions if c in arrays]
-    brain, rule = subject_brain(inputs, mask_file, mask, subject.id)
+    inputs = {c: arrays[c] for c in conditions if c in arrays}
+    brain, rule = subject_brain(list(inputs.values()), mask_file, mask, subject.id)
+    if rule == "nonzero" and (said := uneven(inputs)):
+        log.warning("%s: %s", subject.id, said)
     labels = None if seg is None else labels_inside(seg, subject)
     return LoadedSubject(arrays, brain, rule, labels, geometry)
 

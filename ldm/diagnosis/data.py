@@ -31,7 +31,7 @@ from ldm.util import check_parameter_names, evenly_spread
 MOST_CASES = 24  # subjects whose masks are compared with each other
 STEP = 32  # voxels; an image size that is a multiple of it suits every network
 READERS = 4
-COUNTED = re.compile(r"(.*\d.*)[_.-]\d{1,2}")  # an id with a number behind that of a patient
+COUNTED = re.compile(r"(.+)[_.-]\d{1,2}")  # an id with a number behind that of a patient
 
 
 @dataclass
@@ -173,7 +173,10 @@ def _numbered(subjects: Mapping[str, Subject]) -> list[Finding]:
     for subject in subjects.values():
         if subject.examined is None and (match := COUNTED.fullmatch(subject.id)):
             counted.setdefault(match[1], []).append(subject.id)
-    for ids in counted.values():
+    are_visits = 2 * len(counted) > sum(map(len, counted.values()))  # few of each: no groups
+    for stem, ids in counted.items():
+        if not (are_visits or re.search(r"\d", stem)):
+            continue
         if len({subjects[i].patient for i in ids}) > 1:
             message = (
                 f"{ids[0]} and {ids[1]} count as two patients: if they are examinations of one, "

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from ldm.data.datamodule import ContrastDataModule
 
 # Share of the voxels: a brain that large has its skull, or a background that is not 0.
+LARGEST_SHARE = 0.6  # of the brain that a tumour takes
 WHOLE_VOLUME = 0.95
 MOST_FLAT = 0.05  # of the slices; the outermost differ between contrasts of real patients
 
@@ -291,6 +292,9 @@ def _examine_mask(
             f"{report.share:.2%} of the voxels are foreground: pos_weight "
             f"{positive_weight(report.share):.1f} follows",
         )
+    if (covered := float((mask[brain] > 0).mean())) > LARGEST_SHARE:
+        message = f"the labels cover {covered:.0%} of the brain: is that a mask of the brain?"
+        report.add(WARNING, "labels", message + " Name the file of the labels in a CSV")
     if report.share and (outside := float((mask[~brain] > 0).sum() / (mask > 0).sum())) > 0.01:
         report.add(WARNING, "outside", f"{outside:.0%} of the mask lies outside the brain")
 

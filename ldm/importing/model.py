@@ -11,20 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm.checkpoint import (
-    PRIOR,
-    read_model,
-    require_finite,
-    require_free,
-    require_same_state,
-    write_model_folder,
-)
+from ldm.checkpoint import PRIOR, require_free, require_same_state, write_model_folder
 from ldm.claims import claim
 from ldm.config import Overrides
 from ldm.errors import CheckpointError, ConfigError, one_of
 from ldm.importing.files import PublicCheckpoint, read_public_checkpoint
 from ldm.importing.names import LIT_EMA, NETWORK, Fit, Translated, fit_shapes, hints, translate
 from ldm.importing.research_yaml import read_import_config
+from ldm.model_file import read_model, require_finite
 from ldm.models.diffusion.noise import KeyedNoise
 from ldm.models.diffusion.schedule import NoiseSchedule
 from ldm.storage import MODEL_FILE, remove, sha256

@@ -11,9 +11,10 @@ from ldm.data.layouts import Layout, Subject, detect_layout
 from ldm.data.nifti import write_volume
 from ldm.errors import DataError, DsdiffError
 from ldm.hub import local_folder
-from ldm.inference.outputs import FAILURES, SyntheticVolume, Written, write_overlapped
+from ldm.inference.outputs import SyntheticVolume
 from ldm.inference.synthesis import Synthesiser
 from ldm.inference.trained import Read
+from ldm.inference.writing import FAILURES, Written, write_overlapped
 from ldm.progress import Progress, silent, unheard
 from ldm.study import Contrasts
 

@@ -24,10 +24,11 @@ from ldm.data.nifti import encode_volume, write_volume
 from ldm.data.prepare import PreparedSubject
 from ldm.errors import DsdiffError
 from ldm.hub import local_folder
-from ldm.inference.outputs import Writer, Written, is_written, require_remade, volume_paths
+from ldm.inference.outputs import is_written, require_remade, volume_paths
 from ldm.inference.parallel import shared_among
 from ldm.inference.request import Request
 from ldm.inference.segmentation import NetworkSegmenter
+from ldm.inference.writing import Writer, Written
 from ldm.plots.overlay import attention_figure, overlay_figure
 from ldm.progress import unheard
 from ldm.storage import write_file, write_json

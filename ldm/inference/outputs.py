@@ -1,4 +1,4 @@
-"""Outputs, a subject at a time: a failure does not stop the others, nothing is overwritten.
+"""The files of a subject that a model made, of which no other is ever overwritten.
 
 The sidecar of a volume is written before it: it says what the volume will be, so that a run that
 was killed between the two knows its own work from a stranger's.
@@ -6,12 +6,8 @@ was killed between the two knows its own work from a stranger's.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,223 +15,13 @@ import nibabel as nib
 import numpy as np
 
 from ldm.claims import Inputs, claimed, permit
-from ldm.data.layouts import Layout, Subject
 from ldm.data.nifti import Geometry, encode_volume
 from ldm.data.synthetic import refuse_acquired
-from ldm.errors import DsdiffError, OutputError, WorkerError, survived
+from ldm.errors import OutputError
 from ldm.inference.forms import Image, digest_at, digest_of, form_named, spread_path, stored
-from ldm.storage import read_json, remove, write_csv, write_file, write_json
+from ldm.storage import read_json, remove, write_file, write_json
 
-FAILURES = "failures.csv"
 DECISIVE = ("Synthetic", "inputs", "request", "covariates")  # of a sidecar: what decides the voxels
-
-
-@dataclass
-class Written:
-    """How many outputs were written or were there already, and what went wrong."""
-
-    new: int = 0
-    old: int = 0
-    failures: list[DsdiffError] = field(default_factory=list)
-
-    def count(
-        self, outcome: bool | DsdiffError | None, report: Callable[[DsdiffError], None]
-    ) -> None:
-        """Take in that an output was written (True), was there already, or what went wrong."""
-        if isinstance(outcome, DsdiffError):
-            report(outcome)
-            self.failures.append(outcome)
-        elif outcome:
-            self.new += 1
-        else:
-            self.old += 1
-
-    def write_failures(self, folder: Path) -> None:
-        """Write ``failures.csv``, a line a subject that failed; remove it where none did.
-
-        Raises:
-            OutputError: OUT-EXISTS for a stranger's file, OUT-IO.
-        """
-        path = folder / FAILURES
-        if self.failures:
-            rows = [(error.case, error.code, error.message) for error in self.failures]
-            write_csv(path, ("subject", "code", "message"), rows)
-        else:
-            remove(path)
-
-
-class Writer(ABC):
-    """Writes the output of one subject after another: reads it, makes the output, keeps it."""
-
-    @abstractmethod
-    def is_written(self, subject: Subject) -> bool:
-        """Return whether the output of a subject, as asked for, is there."""
-
-    @abstractmethod
-    def read(self, subject: Subject, layout: Layout) -> Any:
-        """Return what the output of a subject is made of."""
-
-    @abstractmethod
-    def make(self, read: Any, title: str) -> Any:
-        """Return the output of what was read: the part that a network works on."""
-
-    def packed(self, made: Any) -> Any:
-        """Return an output as it is sent to another process."""
-        return made
-
-    @abstractmethod
-    def keep(self, made: Any) -> None:
-        """Write an output."""
-
-    @abstractmethod
-    def on_a_device(self) -> Callable[[str], Writer]:
-        """Return what makes this writer in another process, on a device."""
-
-    def write(self, subject: Subject, layout: Layout, title: str) -> bool:
-        """Write the output of a subject; return False where it is there already.
-
-        Raises:
-            DataError, NonFiniteError: nothing can be made of the subject.
-            OutputError: OUT-EXISTS, OUT-IO.
-        """
-        if self.is_written(subject):
-            return False
-        self.keep(self.make(self.read(subject, layout), title))
-        return True
-
-    def write_all(
-        self, subjects: Sequence[Subject], layout: Layout, report: Callable[[DsdiffError], None]
-    ) -> Written:
-        """Write the output of each that is not there; see :func:`write_overlapped`.
-
-        Raises:
-            OutputError: the outputs cannot be written, or exist.
-        """
-
-        def read(subject: Subject) -> Any:
-            return None if self.is_written(subject) else self.read(subject, layout)
-
-        return write_overlapped(subjects, read, self.make, self.keep, report)
-
-
-def write_overlapped(
-    subjects: Sequence[Subject],
-    read: Callable[[Subject], Any],
-    make: Callable[[Any, str], Any],
-    keep: Callable[[Any], None],
-    report: Callable[[DsdiffError], None],
-) -> Written:
-    """Call ``keep(make(read(subject), title))`` for each; one that fails is told to ``report``.
-
-    While the network makes one, the next is read and the one before is kept.
-
-    Args:
-        read: returns None where there is nothing to do.
-
-    Raises:
-        OutputError: the outputs cannot be written, or exist.
-    """
-    done = Written()
-
-    def make_of(found: Any, title: str) -> Any:
-        return found if _is_settled(found) else attempt(make, found, title)
-
-    def keep_of(made: Any) -> Any:
-        return made if _is_settled(made) else attempt(keep, made) or True  # None is "there already"
-
-    with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(1) as behind:
-        found = _ahead(ahead, partial(attempt, read), subjects)
-        made = map(make_of, found, titles_of(subjects))
-        for outcome in _behind(behind, keep_of, made):
-            done.count(outcome, report)
-    return done
-
-
-def _is_settled(outcome: Any) -> bool:
-    """Return whether a subject needs no more work: None where its output is there, or an error."""
-    return outcome is None or isinstance(outcome, DsdiffError)
-
-
-def _ahead(
-    pool: ThreadPoolExecutor, do: Callable[[Any], Any], items: Iterable[Any]
-) -> Iterator[Any]:
-    """Yield ``do(item)`` of each; while one is worked on, the next is done in a thread."""
-    before: Future[Any] | None = None
-    for item in items:
-        now = pool.submit(do, item)
-        if before is not None:
-            yield before.result()
-        before = now
-    if before is not None:
-        yield before.result()
-
-
-def _behind(
-    pool: ThreadPoolExecutor, do: Callable[[Any], Any], items: Iterable[Any]
-) -> Iterator[Any]:
-    """Yield ``do(item)`` of each, done in a thread while the next item is made.
-
-    After an error nothing more is begun.
-    """
-    before: Future[Any] | None = None
-    for item in items:
-        if before is not None:
-            yield before.result()
-        before = pool.submit(do, item)
-    if before is not None:
-        yield before.result()
-
-
-def attempt(do: Callable[..., Any], *args: Any) -> Any:
-    """Return what ``do(*args)`` returns, or the known error that only this subject has.
-
-    Raises:
-        OutputError: the outputs cannot be written, or exist. WorkerError: a process was killed.
-    """
-    try:
-        return do(*args)
-    except Exception as error:
-        return survived(error, OutputError, WorkerError)
-
-
-def titles_of(subjects: Sequence[Subject]) -> list[str]:
-    """Return what the progress on each is called: its id, and its place among all."""
-    return [f"{subject.id} ({n}/{len(subjects)})" for n, subject in enumerate(subjects, 1)]
-
-
-def write_each(
-    subjects: Sequence[Subject],
-    write: Callable[[Subject, str], bool],
-    report: Callable[[DsdiffError], None],
-    at_once: int = 1,
-) -> Written:
-    """Call ``write(subject, title)`` for each; one that fails is told to ``report``.
-
-    Args:
-        write: returns False where there was nothing to do.
-        at_once: threads that call ``write``.
-
-    Raises:
-        OutputError: the outputs cannot be written, or exist. WorkerError: a process was killed.
-    """
-    done, tried = Written(), partial(attempt, write)
-    with _mapping(at_once) as mapped:
-        for outcome in mapped(tried, subjects, titles_of(subjects)):
-            done.count(outcome, report)
-    return done
-
-
-@contextmanager
-def _mapping(threads: int) -> Iterator[Callable[..., Iterable[Any]]]:
-    """Yield ``map``, or one that works in threads; after an error nothing more is begun."""
-    if threads == 1:
-        yield map
-        return
-    pool = ThreadPoolExecutor(threads)
-    try:
-        yield pool.map
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import torch
 from ldm.data.layouts import Layout, Subject
 from ldm.environment import pick_device
 from ldm.errors import DsdiffError, WorkerError, bad_value
-from ldm.inference.outputs import Writer, Written, write_each
+from ldm.inference.writing import Writer, Written, write_each
 
 
 class SharedWriter:
@@ -60,7 +60,7 @@ class SharedWriter:
     def write_all(
         self, subjects: Sequence[Subject], layout: Layout, report: Callable[[DsdiffError], None]
     ) -> Written:
-        """Write the output of each, see :meth:`ldm.inference.outputs.Writer.write_all`.
+        """Write the output of each, see :meth:`ldm.inference.writing.Writer.write_all`.
 
         Raises:
             OutputError. WorkerError: WORKER, a process was killed.

@@ -46,7 +46,6 @@ from ldm.inference.windows import Windows
 from ldm.models.diffusion.noise import Key, KeyedNoise, slice_noise
 from ldm.models.diffusion.spread import mean_and_deviation
 from ldm.models.prior import maps_of
-from ldm.modules.diffusionmodules.util import to_channels_last
 from ldm.progress import Progress, silent
 from ldm.study import ASKED, MAPS
 
@@ -89,7 +88,7 @@ class Synthesiser:
         self._ask(replace(request, precision=precision))  # refused before any work
         is_fast = self.request.precision != "32"
         self.first_call = FirstCall(model.model) if is_fast else None
-        to_channels_last(model.model.to(DTYPES[self.request.precision]))
+        trained.compute_in(DTYPES[self.request.precision])
         if request.runtime == "compile":
             compile_network(model.model, trained.device.type, "--runtime compile", graphs=True)
         if request.runtime == "onnx":  # the session is called in place of the network

@@ -28,6 +28,7 @@ from ldm.environment import pick_device
 from ldm.errors import CheckpointError
 from ldm.hub import local_folder
 from ldm.memory import keep_freed_memory
+from ldm.modules.diffusionmodules.util import to_channels_last
 from ldm.storage import run_folder
 from ldm.study import MASK_FILE, Study
 
@@ -58,6 +59,7 @@ class TrainedModel:
         preparation: how a subject becomes its slices.
         device: where it runs.
         trust: see :func:`load_for_inference`.
+        is_foreign: see :class:`ldm.checkpoint.Loaded`.
     """
 
     path: Path
@@ -68,11 +70,23 @@ class TrainedModel:
     device: torch.device
     weights: str | None = None
     trust: tuple[str, ...] = ()
+    is_foreign: bool = False
 
     @property
     def folder(self) -> Path:
         """The run folder."""
         return run_folder(self.path)
+
+    def compute_in(self, dtype: torch.dtype) -> None:
+        """Let the network of a synthesis compute in another type than 32 bit.
+
+        That of somebody else by autocast, as in training: it may go through 32 bit in between.
+        """
+        network = self.model.model
+        if self.is_foreign and dtype != torch.float32:
+            network.forward = torch.autocast(self.device.type, dtype)(network.forward)
+            dtype = torch.float32
+        to_channels_last(network.to(dtype))
 
     def require_missing_allowed(self, contrasts: Sequence[str]) -> None:
         """Refuse to leave out contrasts that the model always saw.
@@ -177,9 +191,9 @@ def load_for_inference(
         CheckpointError, UnsafeError: see :func:`ldm.checkpoint.load_model`.
     """
     path, place = local_folder(path), torch.device(pick_device(device))
-    model, study, digest, weights = load_model(path, trust)
+    model, study, digest, weights, is_foreign = load_model(path, trust)
     preparation = Preparation.read(study)
     if place.type == "cpu":
         keep_freed_memory()
-    told = (study, preparation, place, weights, tuple(trust))
+    told = (study, preparation, place, weights, tuple(trust), is_foreign)
     return TrainedModel(path, model.to(place), digest, *told)

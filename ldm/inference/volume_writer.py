@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from ldm.data.layouts import Layout, Subject
-from ldm.inference.outputs import SyntheticVolume, Writer, is_written, volume_paths
+from ldm.inference.outputs import SyntheticVolume, is_written, volume_paths
 from ldm.inference.request import Request
 from ldm.inference.synthesis import Synthesiser
 from ldm.inference.trained import Read, load_for_inference
+from ldm.inference.writing import Writer
 
 Made = tuple[SyntheticVolume, list[dict[str, Any]]]  # and what it cost
 

@@ -112,7 +112,7 @@ def test_time_points_of_one_name_are_told_apart_by_their_patient(tmp_path):
 
 def test_folders_of_one_name_are_told_apart_by_the_folder_above(tmp_path):
     names = [f"{place}/t1.nii.gz" for place in ("site A/p1", "site B/p1", "site B/p2")]
-    assert set(found(tmp_path, *names)) == {"site A_p1", "site B_p1", "p2"}
+    assert set(found(tmp_path, *names)) == {"site A_p1", "site B_p1", "site B_p2"}
 
 
 def test_each_contrast_may_have_a_folder_of_its_own(tmp_path):

@@ -15,11 +15,10 @@ from ldm.checkpoint import (
     AtomicCheckpointIO,
     newest_checkpoint,
     read_checkpoint,
-    read_model,
-    save_model,
     verify_archive,
 )
 from ldm.errors import CheckpointError, DsdiffError, OutputError, UnsafeError
+from ldm.model_file import read_model, save_model
 
 LAST, PREVIOUS = CHECKPOINTS
 CANARY = "canary"

@@ -88,7 +88,7 @@ def weights():
     """``weights(run)``: the digest of a run's EMA weights."""
 
     def digest(run: Path) -> str:
-        from ldm.checkpoint import read_model
+        from ldm.model_file import read_model
         from ldm.storage import MODEL_FILE
 
         return read_model(run / MODEL_FILE)[1]["sha256"]

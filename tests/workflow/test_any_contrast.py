@@ -20,10 +20,11 @@ from workflow.conftest import SPLIT
 
 from ldm.benchmark.cells import Work
 from ldm.benchmark.results import BenchmarkResult
-from ldm.checkpoint import load_model, read_model, read_run_config, study_of
+from ldm.checkpoint import load_model, read_run_config, study_of
 from ldm.cli.main import main
 from ldm.data.layouts import detect_layout
 from ldm.inference.synthesis import Synthesiser
+from ldm.model_file import read_model
 from ldm.phantom import write_phantoms
 from ldm.storage import MODEL_FILE
 

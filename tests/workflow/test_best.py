@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from ldm.callbacks.metrics_file import read_curves
-from ldm.checkpoint import load_model, read_model
+from ldm.checkpoint import load_model
 from ldm.cli.main import main
 from ldm.data.seen import read_seen
+from ldm.model_file import read_model
 
 EVERY_STEP = ["lightning.trainer.val_check_interval=1", "lightning.trainer.max_steps={}"]
 EVERY_STEP += ["lightning.callbacks.samples=null", "lightning.callbacks.curve=null"]

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from ldm.checkpoint import read_model
 from ldm.cli.main import main
 from ldm.errors import ConfigError
+from ldm.model_file import read_model
 from ldm.storage import MODEL_FILE
 
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from ldm.checkpoint import load_model, read_model
+from ldm.checkpoint import load_model
 from ldm.cli.main import main
 from ldm.data.seen import read_seen
+from ldm.model_file import read_model
 
 FEW = ["model.params.substeps=2", "lightning.trainer.val_check_interval=2"]
 

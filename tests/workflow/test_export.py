@@ -8,11 +8,11 @@ import types
 import pytest
 
 import ldm
-from ldm.checkpoint import read_model
 from ldm.cli.main import main
 from ldm.denoiser import ONNX_FILE, PROGRAM_FILE
 from ldm.errors import CheckpointError, ConfigError
 from ldm.handover import require_private
+from ldm.model_file import read_model
 from ldm.storage import CONFIG_FILE, MODEL_FILE
 
 

@@ -6,9 +6,9 @@ import shutil
 import pytest
 import torch
 
-from ldm.checkpoint import read_model
 from ldm.cli.main import main
 from ldm.config import read_saved_config
+from ldm.model_file import read_model
 from ldm.storage import MODEL_FILE, sha256
 
 

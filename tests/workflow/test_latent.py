@@ -10,8 +10,9 @@ import torch
 import yaml
 from workflow.conftest import trainer
 
-from ldm.checkpoint import load_model, read_model, read_run_config
+from ldm.checkpoint import load_model, read_run_config
 from ldm.cli.main import main
+from ldm.model_file import read_model
 from ldm.models.first_stage import all_images
 from ldm.storage import MODEL_FILE
 from ldm.study import build_model

@@ -13,13 +13,14 @@ import torch
 from builders import read_scores
 
 from ldm import evaluate
-from ldm.checkpoint import load_model, read_model, read_run_config
+from ldm.checkpoint import load_model, read_run_config
 from ldm.cli.main import main
 from ldm.data.contrasts import load_contrasts, load_labels
 from ldm.data.layouts import detect_layout
 from ldm.errors import ConfigError, DataError
 from ldm.evaluation.segmentation import evaluate_segmentations
 from ldm.inference.segmentation import CommandSegmenter, NetworkSegmenter, Segmented
+from ldm.model_file import read_model
 from ldm.storage import MODEL_FILE
 
 REAL, COPY_T1 = "real T1ce", "copy T1"

@@ -7,8 +7,8 @@ import nibabel as nib
 import pytest
 
 import ldm
-from ldm.checkpoint import read_model
 from ldm.cli.main import main
+from ldm.model_file import read_model
 from ldm.storage import MODEL_FILE
 
 

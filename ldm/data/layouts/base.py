@@ -213,16 +213,13 @@ def named_folders(folders: Iterable[Path], root: Path) -> dict[Path, str]:
     """Return the id of the subject of each folder: its name.
 
     Where the name comes again, or is one of an examination (``week-044``), the name of the folder
-    above goes before it.
+    above goes before it, and before those of all others that lie there.
     """
     places = set(folders)
     names = Counter(place.name for place in places)
-
-    def named(place: Path) -> str:
-        again = names[place.name] > 1 or is_examination(place.name)
-        return f"{place.parent.name}_{place.name}" if again else place.name
-
-    return {p: p.name if root in (p, p.parent) else named(p) for p in places}
+    unclear = (p for p in places if names[p.name] > 1 or is_examination(p.name))
+    above = {place.parent for place in unclear} - {root, root.parent}
+    return {p: f"{p.parent.name}_{p.name}" if p.parent in above else p.name for p in places}
 
 
 class Layout:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from ldm.data.layouts.base import Entry, Layout, Tree
@@ -12,6 +13,8 @@ from ldm.data.nifti import volume_stem
 from ldm.data.volume_file import VolumeFile
 from ldm.label_scheme import NOT_TOLD, SCHEMES, LabelScheme
 from ldm.study import LABELS, MASK_FILE
+
+log = logging.getLogger(__name__)
 
 CORRECTED = re.compile("corrected", re.IGNORECASE)  # by hand: it outweighs what it corrects
 STRIPPED = re.compile("[_. -]brain$", re.IGNORECASE)
@@ -172,12 +175,19 @@ def _folder_of(path: Path) -> Path:
     return path.parent.parent if path.parent.name.startswith("VSD.") else path.parent
 
 
+def _extended(subject: str, known: Collection[str]) -> str | None:
+    """Return the known id that an id extends, as ID_final does ID; None: there is none."""
+    starts = (subject[: found.start()] for found in re.finditer("[-_. ]", subject))
+    return next((start for start in starts if start in known), None)
+
+
 def _gathered(exact: Iterable[Entry], words: Iterable[Entry]) -> Iterator[Entry]:
     """Yield entries with every mask at the images that it is of.
 
     A mask that was found by words and is of no subject with an image is passed over
     (``ID_brain_parenchyma_segmentation``), unless there are masks only, or it is the one label map
-    of a folder that is named as its subject (one was published as ``W39_1998.09.19_Segm.nii``).
+    of a folder that is named as its subject (one was published as ``W39_1998.09.19_Segm.nii``). So
+    is ``ID_final_seg`` where ID has images, and ID_final has none.
     """
     entries = [*exact, *words]
     places: dict[str, set[Path]] = defaultdict(set)
@@ -190,10 +200,14 @@ def _gathered(exact: Iterable[Entry], words: Iterable[Entry]) -> Iterator[Entry]
         own = places.get(entry.subject, set())
         if entry.contrast in MASKS and own and entry.owner not in own:
             yield entry._replace(owner=min(own))
-        elif entry.contrast not in MASKS or own or not places or entry in exact:
+        elif entry.contrast not in MASKS or own or not places:
             yield entry
-        else:
+        elif entry not in exact:
             astray[entry.owner].append(entry)
+        elif of := _extended(entry.subject, places):
+            log.warning("%s is passed over: no image of this id, but of %s", entry.file.name, of)
+        else:
+            yield entry
     for folder, found in astray.items():
         strangers = (entry for entry in found if not entry.subject.startswith(folder.name))
         maps = [entry for entry in strangers if entry.contrast == LABELS]

@@ -7,6 +7,9 @@ from pathlib import Path
 
 from ldm.data.layouts.base import Entry, Layout, Tree, named_folders
 from ldm.data.nifti import volume_stem
+from ldm.study import LABELS
+
+MASK = "mask"  # of the tumour, or of the brain
 
 
 class Flat(Layout):
@@ -14,8 +17,9 @@ class Flat(Layout):
 
     Words of the field in any case are read too (``T1Gd``, ``FLAIR``). The name of a contrast may
     stand for ``ce``, and ``mask`` for ``seg``; ``brain`` is a mask of the brain. A ``mask`` beside
-    a ``seg`` may be either, and is passed over. Folders of time points (``week-044``), and any
-    whose name comes again, are called by the folder above too: ``Patient-001_week-044``.
+    other labels (``seg``, ``tumor``) may be either, and is passed over. Folders of time points
+    (``week-044``), any whose name comes again, and those beside them, are called by the folder
+    above too: ``Patient-001_week-044``.
     """
 
     name = "folder per patient"
@@ -31,11 +35,12 @@ class Flat(Layout):
     def find(self, tree: Tree) -> Iterator[Entry]:  # noqa: D102
         found = [(e, volume_stem(e.file.path.name)) for e in super().find(tree)]
         endings = self.contrasts.endings("flat")
-        exact = {(entry.owner, entry.contrast) for entry, stem in found if stem in endings}
-        labelled = {entry.owner for entry, stem in found if stem == "seg"}
+        sure = [(entry, stem) for entry, stem in found if stem != MASK]
+        exact = {(entry.owner, entry.contrast) for entry, stem in sure if stem in endings}
+        labelled = {entry.owner for entry, _ in sure if entry.contrast == LABELS}
         ids = named_folders((entry.owner for entry, _ in found), tree.root)
         for entry, stem in found:
             spelt = stem not in endings and (entry.owner, entry.contrast) in exact
-            if spelt or (stem == "mask" and entry.owner in labelled):
+            if spelt or (stem == MASK and entry.owner in labelled):
                 continue
             yield entry._replace(subject=ids[entry.owner])

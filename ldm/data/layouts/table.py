@@ -6,6 +6,7 @@ import csv
 import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -129,6 +130,8 @@ def numbered_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
     separator = max(",;\t", key=head.count)
     lines = csv.reader(text.splitlines(), delimiter=separator)
     columns = [name.strip().lower() for name in next(lines, [])]
+    if twice := [name for name, count in Counter(filter(None, columns)).items() if count > 1]:
+        raise DataError("DATA-LAYOUT", f"{path.name} has two columns {twice[0]}: rename one")
     return [
         (
             lines.line_num,

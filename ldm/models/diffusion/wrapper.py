@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from ldm.errors import ConfigError, one_of
 from ldm.models.base import Config
@@ -49,7 +51,38 @@ def build_backbone(unet_config: Config, facts: Mapping[str, Any], where: str) ->
     known_as = ["dims", *(own for own, fact in renamed.items() if fact == "dims")]
     require_dims(cls, facts.get("dims", 2), known_as, where)
     told = {**facts, **{own: facts[fact] for own, fact in renamed.items()}}
-    return instantiate_from_config(unet_config, where=where, interface=told)
+    network = instantiate_from_config(unet_config, where=where, interface=told)
+    _require_usable(network, where)
+    return network
+
+
+def _require_usable(network: nn.Module, where: str) -> None:
+    """Refuse what would fail at the first call, or when a training is saved.
+
+    Raises:
+        ConfigError: CONFIG-TARGET.
+    """
+    name = type(network).__name__
+    try:
+        signature(network.forward).bind(None, None)
+    except ValueError:  # one that is written in C, or compiled, does not tell
+        pass
+    except TypeError as error:
+        raise ConfigError(
+            "CONFIG-TARGET",
+            f"{where}: {name}.forward: {error}; a backbone is called as forward(x, timesteps), and "
+            "with context or y if it is told more: give these defaults (docs/add-a-backbone.md)",
+        ) from error
+    for key, value in network.state_dict().items():
+        wrong = ""
+        if not isinstance(value, Tensor):
+            wrong = f"is a {type(value).__name__}, and a model file holds tensors: make it a buffer"
+        elif is_lazy(value):
+            wrong = "has no size before the first call: give its layer the number of channels"
+        elif 0 in value.stride() and value.numel():
+            wrong = "has one value for several places (expand): add .clone()"
+        if wrong:
+            raise ConfigError("CONFIG-TARGET", f"{where}: {key} of {name} {wrong}")
 
 
 class DiffusionWrapper(nn.Module):
@@ -199,7 +232,7 @@ class DiffusionWrapper(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the image that the backbone takes, and ``context`` or ``y``, in its dtype."""
         x = torch.cat([x_t, condition], dim=1) if self.concatenates else x_t
-        dtype = next(self.diffusion_model.parameters()).dtype
+        dtype = next(self.diffusion_model.parameters(), x).dtype
         encoded, given = {}, {IMAGES: condition, **(others or {})}
         if self.encoded_as:
             encoded[self.encoded_as] = self.cond_stage_model(given[self.reads]).to(dtype)
