@@ -54,6 +54,19 @@ def head_folder(tmp_path_factory) -> tuple[Path, np.ndarray]:
     return root, head
 
 
+@pytest.mark.parametrize("odd", INPUTS)
+def test_one_contrast_of_a_whole_head_among_stripped_ones_is_pointed_out(tmp_path, caplog, odd):
+    """Its skull would be synthesised, and taken for brain by every score."""
+    heads, brain = whole_head(noise=0)[0], make_patient(SIZE, 0).anatomy.brain
+    stripped = {c: np.where(brain, heads[c], 0) for c in INPUTS}
+    for name, images in (("mixed", stripped | {odd: heads[odd]}), ("stripped", stripped)):
+        write_subject(tmp_path / name, images=images, contrasts=INPUTS)
+        prepare(tmp_path / name, target=None)
+        said = f"of what {odd} does: is one of them stripped" in caplog.text
+        assert said == (name == "mixed")
+        caplog.clear()
+
+
 @pytest.mark.parametrize("contrasts", [INPUTS, ("t1",), ("t2",), ("flair",)])
 @pytest.mark.parametrize("noise", [0.02, 0.06])
 def test_noisy_air_makes_a_whole_head_and_the_mask_leaves_it_out(noise, contrasts):

@@ -19,7 +19,7 @@ from ldm.study import MASK_FILE
 MASKS = ("auto", "nonzero", "head")
 DARK = 0.1  # of the 99th percentile: air, in every contrast, is darker
 STANDARDISED = 0.05  # of the range: noise and interpolation go less far below 0
-ALIKE = 0.6  # of the voxels that another contrast shows: one with fewer is of something else
+ALIKE = 0.85  # of the voxels that another contrast shows: one with fewer is of something else
 AIR_SHARE = 0.2  # of the voxels that are not 0: from here on they are a whole head in noisy air
 
 

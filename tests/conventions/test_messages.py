@@ -10,9 +10,10 @@ from builders import RAS, edit_header, head_image, write_nifti, write_subject
 from layout_writers import Head, write_series
 
 from ldm.cli.main import main
+from ldm.config import load_config
 from ldm.data.layouts import detect_layout
 from ldm.data.nifti import encode_volume, read_volume, write_volume
-from ldm.errors import DataError
+from ldm.errors import ConfigError, DataError
 
 HEAD = "id,t1,t1ce,t2,flair,seg"
 
@@ -68,6 +69,18 @@ def test_a_table_is_read_by_whatever_separates_its_columns(patient, separator):
     assert set(detect_layout(table(patient, rows[1], head=rows[0]))[1]["p"].files) == {
         *("t1", "t1ce", "t2", "flair")
     }
+
+
+@pytest.mark.parametrize("head", ["id,t1,T1,flair,t1ce", "id,t1,t2,t1 ,t1ce"])
+def test_two_columns_of_one_contrast_are_refused(patient, head):
+    with pytest.raises(DataError, match=r"DATA-LAYOUT: .* has two columns t1: rename one"):
+        detect_layout(table(patient, f"p,{cells()}", head=head))
+
+
+def test_ids_that_yaml_takes_for_numbers_are_to_be_quoted(tmp_path):
+    told = [f"data.params.root={tmp_path}", "data.params.val=[12]"]
+    with pytest.raises(ConfigError, match=r"val is \[12\] .* in quotes .* as \"\['12'\]\""):
+        load_config(["configs/backbone/unet_tiny.yaml"], told)
 
 
 def test_the_yaml_of_the_research_code_leads_to_import(tmp_path, monkeypatch, capsys):

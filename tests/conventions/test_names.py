@@ -115,6 +115,31 @@ def test_folders_of_one_name_are_told_apart_by_the_folder_above(tmp_path):
     assert set(found(tmp_path, *names)) == {"site A_p1", "site B_p1", "site B_p2"}
 
 
+def test_visits_of_a_patient_are_called_alike(tmp_path):
+    """Whatever other patients have: a number says nothing without the folder above."""
+    visits = ("PatA/1", "PatA/2", "PatB/1", "PatC/1")
+    assert set(found(tmp_path, *(f"{visit}/t1.nii.gz" for visit in visits))) == {
+        *("PatA_1", "PatA_2", "PatB_1", "PatC_1")
+    }
+
+
+@pytest.mark.parametrize("name", ["seg", "tumor", "segmentation", "GT", "labels"])
+def test_a_mask_beside_labels_is_no_label_map(tmp_path, name):
+    files = found(tmp_path, *(f"P/{stem}.nii.gz" for stem in (*FOUR, "mask", name)))
+    assert files["P"]["seg"] == f"{name}.nii.gz"
+    alone = found(tmp_path / "alone", *(f"P/{stem}.nii.gz" for stem in (*FOUR, "mask")))
+    assert alone["P"]["seg"] == "mask.nii.gz"
+
+
+def test_labels_of_a_longer_id_are_of_nobody(tmp_path, caplog):
+    """Of whom, is not for us to guess: there may be labels of the patient beside them."""
+    files = found(tmp_path, *(f"P/P_{c}.nii.gz" for c in FOUR), "P/P_final_seg.nii.gz")
+    assert files == {"P": {c: f"P_{c}.nii.gz" for c in FOUR}}
+    assert "P_final_seg.nii.gz is passed over: no image of this id, but of P" in caplog.text
+    only = found(tmp_path / "labels", "P_seg.nii.gz", "P_final_seg.nii.gz")
+    assert set(only) == {"P", "P_final"}
+
+
 def test_each_contrast_may_have_a_folder_of_its_own(tmp_path):
     names = {"t1": "T1", "t1ce": "T1Gd", "t2": "T2", "flair": "FLAIR", "seg": "labels"}
     paths = [f"{name}/{i}_{name}.nii.gz" for name in names.values() for i in ("P1", "P2")]

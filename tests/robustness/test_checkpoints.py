@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from ldm import checkpoint as files
 from ldm.checkpoint import (
@@ -17,6 +18,7 @@ from ldm.checkpoint import (
     read_checkpoint,
     verify_archive,
 )
+from ldm.claims import claim
 from ldm.errors import CheckpointError, DsdiffError, OutputError, UnsafeError
 from ldm.model_file import read_model, save_model
 
@@ -309,6 +311,19 @@ def test_ck_13_a_save_that_fails_keeps_both_generations(run, monkeypatch):
         assert isinstance(writer.failure, OutputError)
         assert {name: (run / name).read_bytes() for name in CHECKPOINTS} == before
     assert not list(run.rglob(".tmp-*"))
+
+
+def test_ck_12_a_full_disk_while_the_model_is_written(tmp_path, monkeypatch):
+    """Which safetensors reports in words of its own."""
+    save_model(tmp_path, state(1)["state_dict"], {})
+    before = (tmp_path / "model.safetensors").read_bytes()
+    full = SafetensorError("I/O error: No space left on device (os error 28)")
+    monkeypatch.setattr("ldm.model_file.save_file", lambda *a, **k: (_ for _ in ()).throw(full))
+    refused = pytest.raises(OutputError, match="OUT-IO: cannot write model.safetensors: .*space")
+    with claim(tmp_path, "train", replace=True), refused:
+        save_model(tmp_path, state(2)["state_dict"], {})
+    assert not list(tmp_path.glob(".tmp-*"))
+    assert (tmp_path / "model.safetensors").read_bytes() == before
 
 
 def test_ck_16_neither_the_umask_nor_the_folder_for_temporary_files_matters(tmp_path, monkeypatch):
