@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from nibabel.orientations import aff2axcodes
 
+from ldm.data.brain import uneven
 from ldm.data.contrasts import load_contrasts, scheme_of
 from ldm.data.fingerprint import fingerprint
 from ldm.data.layouts import Subject
@@ -27,6 +28,7 @@ from ldm.diagnosis.masks import (
     scheme_problem,
 )
 from ldm.errors import DataError
+from ldm.evaluation.metrics.similarity import nmi
 from ldm.label_scheme import LabelScheme
 from ldm.losses.segmentation import positive_weight
 from ldm.study import BRATS, LABELS, MASK_FILE
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
 # Share of the voxels: a brain that large has its skull, or a background that is not 0.
 LARGEST_SHARE = 0.6  # of the brain that a tumour takes
+MIRRORED = 1.15  # times as much as is shared with another contrast
 WHOLE_VOLUME = 0.95
 MOST_FLAT = 0.05  # of the slices; the outermost differ between contrasts of real patients
 
@@ -143,6 +146,10 @@ def examine_subject(
         if keep_case and report.share and LABELS in study.needed:
             told = (volumes[LABELS].array, brain, prepared.box)
             report.case = mask_case(list(images.values()), *told)
+    _examine_sides(images, brain, prepared.box, report)
+    shown = {name: images[name] for name in data.conditions if name in images}
+    if prepared.mask == "nonzero" and (said := uneven(shown)):
+        report.add(WARNING, "stripping", said)
     _examine_registration(volumes, list(images), brain, report)
     first = next(iter(images))
     report.anatomy = first, fingerprint(images[first])
@@ -310,6 +317,27 @@ def _examine_scheme(
     problem = scheme_problem(mask, report.scheme, enhanced.array if enhanced else None)
     if problem:
         report.add(ERROR if is_learned else WARNING, "labels", problem)
+
+
+def _examine_sides(
+    images: Mapping[str, np.ndarray],
+    brain: np.ndarray,
+    box: tuple[slice, ...],
+    report: SubjectReport,
+) -> None:
+    """Note a contrast that shows what T1 shows better where left and right are changed.
+
+    No header tells of it. In 120 pairs of contrasts of gliomas and MS, what they share is 1.3 to 9
+    times more as they are than mirrored.
+    """
+    first, inside = "t1" if "t1" in images else next(iter(images)), brain[box] & brain[box][::-1]
+    reference = images[first][box]
+    for name in [name for name in images if name != first]:
+        own = images[name][box]
+        shared, mirrored = (nmi(v, reference, inside) - 1 for v in (own, own[::-1]))
+        if mirrored > MIRRORED * shared:
+            message = f"{name} fits {first} better when mirrored left to right: is one of them?"
+            report.add(WARNING, "mirrored", message)
 
 
 def _examine_registration(

@@ -95,6 +95,22 @@ def test_subjects_without_any_contrast_are_not_fit(folder, capsys):
     assert "something breaks a training" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("contrast", ["t2", "flair"])
+def test_a_contrast_that_is_mirrored_under_its_header_is_found(folder, contrast):
+    """As some conversions leave it: the affine says nothing of it."""
+    edit(folder, IDS[0], contrast, lambda array: array[::-1].copy())
+    assert ("warning", "mirrored", IDS[0]) in found(folder)
+    edit(folder, IDS[0], contrast, lambda array: array[::-1].copy())
+    assert found(folder) == set()
+
+
+def test_labels_that_cover_the_brain_are_pointed_out(folder):
+    """A mask of the brain that is called as the labels."""
+    brain = nib.load(file_of(folder, IDS[0], "t1")).get_fdata() != 0
+    edit(folder, IDS[0], "seg", lambda array: brain.astype(np.uint8))
+    assert ("warning", "labels", IDS[0]) in found(folder, data_params=SEGMENTATION)
+
+
 @pytest.mark.parametrize("how", ["from -1 to 1", "z-score", "percent"])
 def test_what_is_called_fit_is_prepared_whatever_the_background(how, folder, tmp_path, capsys):
     """Volumes whose background is -1, or some negative number, with the cure of mask=head too."""
