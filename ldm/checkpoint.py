@@ -34,7 +34,16 @@ from ldm.model_file import (
     save_model,
     tensor_digest,
 )
-from ldm.storage import CONFIG_FILE, MODEL_FILE, atomic_path, head_of, remove, rename, require_run
+from ldm.storage import (
+    CONFIG_FILE,
+    MODEL_FILE,
+    atomic_path,
+    head_of,
+    remove,
+    rename,
+    require_run,
+    run_folder,
+)
 from ldm.study import Study, build_model, read_study
 from ldm.util import params_of, refuse_untrusted_targets
 
@@ -296,20 +305,44 @@ def load_start(model: nn.Module, start: Path, config: Mapping[str, Any]) -> None
 
     Args:
         start: run folder, or model file.
-        config: the ``model`` section of the new run.
+        config: of the new run.
 
     Raises:
         CheckpointError: see :func:`read_weights`; CKPT-MISMATCH.
     """
+    is_alike = _asks_alike(start, read_study(config))
     (weights, _), own = read_weights(start), model.state_dict()
-    kept = (*_parts_from_files(params_of(config)), PRIOR)
+    kept = (*_parts_from_files(params_of(config["model"])), PRIOR)
     losses = {name for name in own.keys() ^ weights.keys() if name.startswith(LOSSES)}
     stay = {name: own[name] for name in own if name.startswith(kept) or name in losses}
     given = {n: w for n, w in weights.items() if not n.startswith(kept) and n not in losses} | stay
     require_same_state(own, given, start.name)
     model.load_state_dict(given)
-    if join := getattr(getattr(model, "prior", None), "join", None):
+    if is_alike and (join := getattr(getattr(model, "prior", None), "join", None)):
         join({n.removeprefix(PRIOR): w for n, w in weights.items() if n.startswith(PRIOR)})
+
+
+def _asks_alike(start: Path, study: Study) -> bool:
+    """Return whether a run made the same contrast of the same others; it is refused to mix them up.
+
+    Raises:
+        CheckpointError: CKPT-MISMATCH for the same conditions in another order.
+    """
+    file = run_folder(start) / CONFIG_FILE
+    if not file.is_file():  # weights alone
+        return False
+    before = read_study(read_saved_config(file))
+    if before.conditions == study.conditions:
+        return before.target == study.target
+    if sorted(before.conditions) == sorted(study.conditions):
+        known = ",".join(before.conditions)
+        raise CheckpointError(
+            "CKPT-MISMATCH",
+            f"{start.name} has read the same contrasts in another order: give "
+            f"data.params.conditions=[{known}]",
+        )
+    log.warning("%s has read other contrasts: %s", start.name, ", ".join(before.conditions))
+    return False
 
 
 def _parts_from_files(params: Mapping[str, Any]) -> Iterator[str]:
@@ -317,7 +350,7 @@ def _parts_from_files(params: Mapping[str, Any]) -> Iterator[str]:
     nodes = {f"{part}.": params.get(key) for key, part in PARTS.items()}
     nodes |= {f"{LOSSES}{name}.": node for name, node in (params.get("loss_config") or {}).items()}
     for start, node in nodes.items():
-        if params_of(node or {}).get("path"):
+        if isinstance(node, Mapping) and params_of(node).get("path"):
             yield start
 
 

@@ -67,14 +67,16 @@ def export(
     run, output = Path(run).expanduser(), Path(output).expanduser()
     require_free(output, overwrite)
     folder, file = run_folder(run), run / MODEL_FILE if run.is_dir() else run
-    model, study, digest, _ = load_model(file, trust)
+    loaded = load_model(file, trust)
+    model = loaded.model
     tensors, metadata = read_model(file)
     config = without_patients(read_run_config(folder, trust))
     known, cost = read_json(folder / SUBJECTS_FILE), read_json(folder / "cost.json")
-    card = model_card(config, study, metadata, _facts_of_training(folder, known, cost), licence)
+    facts = _facts_of_training(folder, known, cost)
+    card = model_card(config, loaded.study, metadata, facts, licence)
     said = {name: metadata[name] for name in (*model.facts(), *KEPT) if name in metadata}
     require_private((config, said), set(_secrets(known)) | set(_secrets(cost)))
-    beside = denoiser_files(model, digest) if onnx else {}
+    beside = denoiser_files(model, loaded.digest) if onnx else {}
     with claim(output, "export", inputs=[folder], replace=overwrite):
         for name in {ONNX_FILE, PROGRAM_FILE} - beside.keys():
             remove(output / name)  # never those of older weights beside the new ones

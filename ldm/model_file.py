@@ -82,6 +82,15 @@ def read_model(path: Path, own: bool = True) -> tuple[dict[str, Tensor], dict[st
     return tensors, metadata
 
 
+def told_digest(path: Path) -> str | None:
+    """Return the digest that a model file tells of itself; None where it tells none."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get("sha256")
+    except (SafetensorError, OSError):
+        return None
+
+
 def require_known_format(version: int, source: str) -> None:
     """Refuse a file of a later version of this package.
 

@@ -139,7 +139,7 @@ def train(
     """
     if resume is not None:
         folder = Path(resume).expanduser()
-        if given := config or output:
+        if given := config or output or start:
             raise ConfigError("USAGE", f"--resume has its own YAML and folder, not {given}")
         checkpoint, before = newest_checkpoint(folder), read_run_config(folder, trust)
         resolved = load_config([before], overrides)
@@ -249,7 +249,7 @@ def run_training(
             model.network_calls(model.sampling_steps, model.sampler)
     require_same_patients(kept or {}, known)
     if start is not None:
-        load_start(model, start, config["model"])
+        load_start(model, start, config)
     config = _portable(config, model, data)
     is_bar = progress is not silent and sys.stdout.isatty()
     shown = [TrainingProgress(say or unheard, is_bar)] if say or is_bar else []

@@ -132,6 +132,21 @@ def test_a_dangling_link_and_a_folder_are_listed_so_that_reading_says_why(tmp_pa
             files[contrast].read()
 
 
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch, caplog):
+    write_subject(tmp_path, "p")
+    write_subject(tmp_path, "q")
+    real = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("q"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert set(found(tmp_path)) == {"p"}
+    assert f"what lies in {tmp_path}/q is left out: Permission denied" in caplog.text
+
+
 def test_nothing_found_says_what_was_expected(tmp_path):
     touch(tmp_path, "image.nii.gz")
     line = refusal(tmp_path)

@@ -29,8 +29,9 @@ from ldm.data.seen import Digests, read_seen, refuse_leaks
 from ldm.errors import BusyError, OutputError, PartialError, survived
 from ldm.evaluation.scores import Evaluation
 from ldm.inference.baseline_volumes import write_baseline
+from ldm.model_file import told_digest
 from ldm.progress import PART_OF, Progress, silent
-from ldm.storage import appending, read_json, write_json
+from ldm.storage import MODEL_FILE, appending, read_json, write_json
 from ldm.study import Study
 from ldm.util import params_of, targets_in
 
@@ -103,6 +104,8 @@ class Work:
         described = {"sampling": dict(cell.sampling), "subjects": sorted(self.held_out)}
         if cell.baseline:
             described |= {"baseline": cell.baseline, "train": list(self.train)}
+        if cell.training and cell.training.is_given:  # whatever lies in that folder by then
+            described |= {"model": told_digest(cell.training.run / MODEL_FILE)}
         return described
 
     def run(self, cell: GridCell, wait: bool = True, gpu: str | None = None) -> None:
@@ -364,6 +367,6 @@ def trust(training: Training) -> list[str]:
 
 
 def _option(key: str, value: Any) -> list[Any]:
-    if value is None:
+    if value in (None, []):
         return []
     return [f"--{key.replace('_', '-')}", *(value if isinstance(value, list) else [value])]

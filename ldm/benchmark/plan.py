@@ -21,7 +21,7 @@ from ldm.inference.request import Request
 from ldm.models.diffusion.samplers import get_sampler
 from ldm.storage import CONFIG_FILE
 from ldm.study import BATCH_SIZE, build_model, read_study
-from ldm.util import nearest, resolve_target, trainer_options
+from ldm.util import listed, nearest, resolve_target, trainer_options
 
 OWN_KEYS = ("rows", "spaces", "seeds", "regression_of", "baselines")
 OWN_KEYS += ("budget", "sampling", "timing", "segmenter")
@@ -220,7 +220,7 @@ def plan_trainings(
         if plan.get("regression_of") == name:
             variants[f"{name}-one-step"] = [REGRESSION]
         for (own, extra), (space, first_stage) in product(variants.items(), spaces.items()):
-            parts = [row["config"]] if isinstance(row["config"], str) else list(row["config"])
+            parts = listed(row["config"])
             if first_stage is not None:
                 path = {"first_stage_config": {"params": {"path": str(first_stage)}}}
                 parts += [LATENT, {"model": {"params": path}}]
@@ -249,6 +249,9 @@ def _check_row(name: Any, row: Any) -> None:
             "CONFIG-UNKNOWN",
             f"rows.{name} is {row}: give config and overrides, or run (a folder trained before)",
         )
+    parts = [row["run"]] if "run" in row else listed(row["config"])
+    if not all(isinstance(part, str) for part in parts):
+        raise bad_value(f"rows.{name} is {row}: give the path of a YAML, or of a run")
     if not name or "/" in name or name.startswith("."):
         raise bad_value(f"rows.{name}: the name becomes a folder: leave out '/'")
 
@@ -315,7 +318,13 @@ def read_baselines(plan: Mapping[str, Any]) -> list[str]:
 
 
 def sampling_settings(described: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[str]]:
-    """Return each combination of the options whose value is a list, and the names of these."""
+    """Return each combination of the options whose value is a list, and the names of these.
+
+    Raises:
+        ConfigError: CONFIG-UNKNOWN, CONFIG-VALUE.
+    """
+    if not isinstance(described, Mapping):
+        raise bad_value(f"sampling is {described!r}: give options, as {{steps: 2}}")
     ordered = dict(sorted(described.items(), key=lambda i: (i[0] != "sampler", i[0] != "steps")))
     axes = {
         name: value if isinstance(value, list) and name not in PLAIN_LISTS else [value]
@@ -328,7 +337,7 @@ def sampling_settings(described: Mapping[str, Any]) -> tuple[list[dict[str, Any]
         asked = {name: v for name, v in setting.items() if v is not None and name not in BESIDE}
         asked |= {"precision": str(asked.get("precision", "32"))}  # YAML takes it for a number
         if name := Request().changed(**asked).sampler:
-            get_sampler(name)
+            get_sampler(str(name))
     return settings, [name for name, values in axes.items() if len(values) > 1]
 
 

@@ -33,7 +33,7 @@ from ldm.data.seen import (
     subject_digests,
     tells_all,
 )
-from ldm.errors import DataError, bad_value
+from ldm.errors import DataError, OutputError, bad_value
 from ldm.evaluation.downstream import require_target
 from ldm.evaluation.protocol import DEFAULT
 from ldm.evaluation.scores import Evaluation
@@ -41,6 +41,7 @@ from ldm.inference.segmentation import NetworkSegmenter
 from ldm.progress import Progress, silent
 from ldm.report.gallery import Gallery
 from ldm.report.score_tables import column_key
+from ldm.storage import read_json
 from ldm.study import read_study
 from ldm.util import instantiate_from_config, listed, params_of, with_params
 
@@ -152,6 +153,14 @@ class Benchmark:
                 log.warning(
                     "%s: does not say whom it was trained on, so it may know tested patients",
                     training.row,
+                )
+        for cell in self.cells:  # what was sampled of a run that has other weights by now
+            sampled = read_json(cell.folder / "cell.json").get("request", {}).get("model")
+            if sampled and sampled != self.work.request(cell).get("model"):
+                place = self.work.output
+                raise OutputError(
+                    "OUT-EXISTS",
+                    f"{cell.row}: {place} has the scores of another model: choose another --output",
                 )
         if self.described.get("segmenter"):
             folder = Path(self.described["segmenter"]).expanduser()

@@ -97,7 +97,8 @@ def finish(run: TrainedRun) -> int:
         print(f"\nStopped after step {run.steps}; nothing is lost.{how}")
         return 128 + run.stopped_by
     print(f"\nTrained {run.steps} steps: {run.folder}")
-    print("  to look at:", ", ".join(name for name in SEEN if (run.folder / name).exists()))
+    if seen := ", ".join(name for name in SEEN if (run.folder / name).exists()):
+        print(f"  to look at: {seen}")
     print_next(run.next_command)
     return 0
 

@@ -26,7 +26,7 @@ class FirstCall:
 
     def __init__(self, network: nn.Module) -> None:
         self.difference: float | None = None
-        self._plain: nn.Module | None = copy.deepcopy(network).float().eval()
+        self._plain: nn.Module | None = copy.deepcopy(network).eval()
         self._hook = network.register_forward_hook(self._compare, with_kwargs=True)
 
     def _compare(

@@ -78,15 +78,17 @@ class TrainedModel:
         return run_folder(self.path)
 
     def compute_in(self, dtype: torch.dtype) -> None:
-        """Let the network of a synthesis compute in another type than 32 bit.
+        """Let the network of a synthesis compute in a type.
 
-        That of somebody else by autocast, as in training: it may go through 32 bit in between.
+        That of somebody else keeps its weights and goes by autocast, as in training: it may compute
+        in 32 or 64 bit in between.
         """
         network = self.model.model
-        if self.is_foreign and dtype != torch.float32:
+        if not self.is_foreign:
+            network.to(dtype)
+        elif dtype != torch.float32:
             network.forward = torch.autocast(self.device.type, dtype)(network.forward)
-            dtype = torch.float32
-        to_channels_last(network.to(dtype))
+        to_channels_last(network)
 
     def require_missing_allowed(self, contrasts: Sequence[str]) -> None:
         """Refuse to leave out contrasts that the model always saw.
@@ -191,9 +193,18 @@ def load_for_inference(
         CheckpointError, UnsafeError: see :func:`ldm.checkpoint.load_model`.
     """
     path, place = local_folder(path), torch.device(pick_device(device))
-    model, study, digest, weights, is_foreign = load_model(path, trust)
-    preparation = Preparation.read(study)
+    loaded = load_model(path, trust)
+    preparation = Preparation.read(loaded.study)
     if place.type == "cpu":
         keep_freed_memory()
-    told = (study, preparation, place, weights, tuple(trust), is_foreign)
-    return TrainedModel(path, model.to(place), digest, *told)
+    return TrainedModel(
+        path,
+        loaded.model.to(place),
+        loaded.digest,
+        loaded.study,
+        preparation,
+        place,
+        loaded.weights,
+        tuple(trust),
+        loaded.is_foreign,
+    )

@@ -427,6 +427,43 @@ def test_a_wrong_option_of_sampling_is_refused_before_any_training(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("sampling=3", "sampling is 3: give options"),
+        ("sampling.sampler=[[ddim]]", "sampler"),
+        ("rows.unet.config=5", "rows.unet is"),
+        ("rows.unet={run: 5}", "rows.unet is"),
+    ],
+)
+def test_a_plan_of_another_form_is_named(tmp_path, plan, capsys, option, said):
+    assert benchmark(plan, tmp_path / "out", option, "--plan") == 2
+    assert said in capsys.readouterr().err
+
+
+def test_scores_of_a_given_run_are_not_kept_for_other_weights(
+    tmp_path, patients, run_folder, monkeypatch, capsys
+):
+    """Trained on, or another run of that name: neither is sampled anew beside the old volumes."""
+    monkeypatch.setattr(Work, "_dsdiff", run_inside)
+    monkeypatch.setattr(BenchmarkResult, "figures", lambda self: [])
+    run, path = tmp_path / "run", tmp_path / "plan.yaml"
+    shutil.copytree(run_folder, run)
+    data = {"params": {"root": str(patients), "test": ["Phantom_0003"], "val": None}}
+    described = {"rows": {"x": {"run": str(run)}}, "baselines": [], "timing": 0, "data": data}
+    path.write_text(json.dumps(described | {"sampling": {"steps": 1}}))
+    assert benchmark(path, tmp_path / "out") == 0
+    scores = table(tmp_path / "out")
+    assert benchmark(path, tmp_path / "out") == 0
+    assert table(tmp_path / "out") == scores
+    assert main(["train", "--resume", str(run), "lightning.trainer.max_steps=6"]) == 0
+    capsys.readouterr()
+    assert benchmark(path, tmp_path / "out") == 5
+    assert "has the scores of another model" in capsys.readouterr().err
+    assert table(tmp_path / "out") == scores
+    assert benchmark(path, tmp_path / "new") == 0
+
+
 def test_verbs_run_in_processes_of_their_own(tmp_path, monkeypatch):
     """Their exit code, their last line and the GPU they are given."""
     work = Work(tmp_path, tmp_path, {}, [], {}, is_quiet=True)

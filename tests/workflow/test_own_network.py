@@ -98,6 +98,20 @@ class OpenAI(Plain):
         return self.leave(torch.relu(self.norm(self.middle(self.enter(x)))))
 
 
+class Double(Plain):
+    """One layer of 64 bit, which autocast is not to touch."""
+
+    def __init__(self, in_channels, out_channels):
+        super().__init__(in_channels, out_channels)
+        self.exact = nn.Conv2d(8, 8, 1).double()
+
+    def forward(self, x, timesteps, context=None, y=None):
+        h = self.middle(self.enter(x))
+        with torch.autocast(x.device.type, enabled=False):
+            h = self.exact(h.double()).to(h.dtype)
+        return self.leave(torch.relu(h))
+
+
 class Expanded(Plain):
     def __init__(self, in_channels, out_channels):
         super().__init__(in_channels, out_channels)
@@ -144,7 +158,7 @@ def own(tmp_path_factory):
 
 @pytest.mark.parametrize(
     "name",
-    ["TiedWeight", "TiedModule", "PartsOfOneBuffer", "Scripted", "Sinusoidal", "OpenAI"],
+    ["TiedWeight", "TiedModule", "PartsOfOneBuffer", "Scripted", "Sinusoidal", "OpenAI", "Double"],
 )
 def test_it_trains_is_resumed_and_samples_in_either_precision(own, patients, tmp_path, name):
     """What is tied stays tied; in bf16 the image is that of 32 bit but for rounding."""

@@ -106,6 +106,20 @@ def test_from_a_run_that_hands_none_on_it_is_that_of_the_new_patients(train, tmp
     assert torch.equal(coefficients(tmp_path / "on"), coefficients(tmp_path / "new"))
 
 
+def test_a_run_of_its_contrasts_in_another_order_is_refused(of_one, train, tmp_path, capsys):
+    """Its first layer, and the sums of its prior, would take T1 for T2."""
+    turned = "data.params.conditions=[t2,t1,flair]"
+    assert train(tmp_path / "on", STEPS, turned, "--from", str(of_one)) == 4
+    assert "in another order: give data.params.conditions=[t1,t2,flair]" in capsys.readouterr().err
+
+
+def test_of_a_run_that_made_another_contrast_the_prior_is_left(of_one, train, tmp_path, caplog):
+    other = ["data.params.conditions=[t1,t2,t1ce]", "data.params.target=flair"]
+    assert train(tmp_path / "on", STEPS, *other, "--from", str(of_one)) == 0
+    assert "has read other contrasts: t1, t2, flair" in caplog.text
+    assert load_model(tmp_path / "on").model.prior.patients <= 1
+
+
 def test_new_patients_in_whom_nothing_is_found_leave_it_as_it_was(
     of_one, train, tmp_path, monkeypatch
 ):

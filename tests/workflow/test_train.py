@@ -34,6 +34,16 @@ def test_a_dry_run_of_a_run_trains_nothing(run_folder, tmp_path, monkeypatch, ca
     assert (list(tmp_path.iterdir()), sorted(run_folder.rglob("*"))) == ([], before)
 
 
+def test_a_segmentation_is_a_start_of_its_kind_alone(segmenter_run, run_folder, tmp_path, capsys):
+    """Its loss is one node, where that of a synthesis has names."""
+    more = ["lightning.trainer.max_steps=1", "--output", str(tmp_path / "on")]
+    assert main(["train", "--from", str(segmenter_run), *more]) == 0
+    more[-1] = str(tmp_path / "other")
+    config = str(segmenter_run / "config.yaml")
+    assert main(["train", config, "--from", str(run_folder), *more]) == 4
+    assert "CKPT-MISMATCH" in capsys.readouterr().err
+
+
 def test_checkpoint_holds_only_tensors_and_plain_values(run_folder):
     checkpoint = torch.load(run_folder / "checkpoints/last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == 4

@@ -6,6 +6,7 @@ layout maps exact names to them; nothing is matched by substring.
 
 from __future__ import annotations
 
+import logging
 import os
 import unicodedata
 from collections import Counter, defaultdict
@@ -24,6 +25,8 @@ from ldm.errors import DataError
 from ldm.label_scheme import USUAL, LabelScheme
 from ldm.study import KNOWN, LABELS, MASK_FILE, Contrasts
 from ldm.util import nearest
+
+log = logging.getLogger(__name__)
 
 DIGEST = "sha256_"  # and a contrast: column of a table that states the digest of the file
 MAX_ID_BYTES = 200  # leaves room for an ending within the 255 bytes of a file name
@@ -47,7 +50,7 @@ class Tree:
 
     def _walk(self, synthetic: bool) -> Iterator[Path]:
         seen: set[str] = set()
-        for folder, below, names in os.walk(self.root, followlinks=True):
+        for folder, below, names in os.walk(self.root, onerror=_left_out, followlinks=True):
             if (real := os.path.realpath(folder)) in seen:
                 below.clear()
                 continue
@@ -207,6 +210,10 @@ class Entry(NamedTuple):
     contrast: str
     file: VolumeFile
     owner: Path
+
+
+def _left_out(error: OSError) -> None:
+    log.warning("what lies in %s is left out: %s", error.filename, error.strerror)
 
 
 def named_folders(folders: Iterable[Path], root: Path) -> dict[Path, str]:
