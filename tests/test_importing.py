@@ -245,7 +245,7 @@ def test_research_yaml_and_its_latent_diffusion_checkpoint(tmp_path):
     assert report.schedule_confirmed
     assert {"loss", "condition encoder", "schedule"} == set(report.ignored)
     digest = write_imported(tmp_path / "model", model, config, path)
-    loaded, _, stored, _ = load_model(tmp_path / "model", [FIRST_STAGE["target"]])
+    loaded, _, stored, *_ = load_model(tmp_path / "model", [FIRST_STAGE["target"]])
     assert stored == digest
     torch.testing.assert_close(
         dict(loaded.state_dict()), dict(original.state_dict()), rtol=0, atol=0

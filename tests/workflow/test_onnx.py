@@ -115,7 +115,7 @@ def test_onnx_samples_the_volumes_of_torch(exported, patients, tmp_path):
 
 
 def test_a_file_of_other_weights_or_for_other_images_is_refused(exported, run_folder, tmp_path):
-    model, _, digest, _ = load_model(exported)
+    model, _, digest, *_ = load_model(exported)
     with pytest.raises(CheckpointError, match="CKPT-MISMATCH: denoiser.onnx is not of the weights"):
         OnnxDenoiser(exported / ONNX_FILE, "another")
     with pytest.raises(CheckpointError, match="CKPT-MISSING: .* --onnx"):
