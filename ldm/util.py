@@ -223,7 +223,9 @@ def instantiate_from_config(
     try:
         made = cls(**params)
     except (TypeError, ValueError, LookupError, AssertionError) as error:
-        raise bad_value(f"{where}: {cls.__name__} refused: {error}") from error
+        unnamed = "; of **kwargs none is passed in: name in_channels, ... in its __init__"
+        hint = unnamed if takes_any and interface else ""
+        raise bad_value(f"{where}: {cls.__name__} refused: {error}{hint}") from error
     if lacks := [need for need in needs if not hasattr(made, need)]:
         raise ConfigError(
             "CONFIG-TARGET",

@@ -56,7 +56,8 @@ def run(args: argparse.Namespace) -> int:
 
     files, overrides = split_words(args.config)
     if args.dry_run and not (files and args.resume):  # which are refused together
-        return describe(run_config(files, overrides, args.resume or args.start, args.trust))
+        config = run_config(files, overrides, args.resume or args.start, args.trust)
+        return describe(config, args.start)
     if files and not args.resume:
         _refuse_research_yaml(files)
     given = {
@@ -103,11 +104,16 @@ def finish(run: TrainedRun) -> int:
     return 0
 
 
-def describe(config: Mapping[str, Any]) -> int:
-    """Print the resolved configuration and what the network costs."""
+def describe(config: Mapping[str, Any], start: Path | None = None) -> int:
+    """Print the resolved configuration and what the network costs; refuse a start that cannot be.
+
+    Args:
+        start: run whose weights the training would start with.
+    """
     import torch
     from omegaconf import OmegaConf
 
+    from ldm.checkpoint import load_start
     from ldm.cost.network import count_flops, count_parameters, training_memory_estimate
     from ldm.environment import resolve_precision
     from ldm.study import build_model
@@ -115,6 +121,8 @@ def describe(config: Mapping[str, Any]) -> int:
 
     data = instantiate_from_config(config["data"], where="data")
     model = build_model(config)
+    if start is not None:
+        load_start(model, start, config)
     network, inputs = model.network, model.network_inputs()
     flops = count_flops(network, *inputs)
     memory = training_memory_estimate(network, *model.network_inputs(data.batch_size))

@@ -112,6 +112,11 @@ class Double(Plain):
         return self.leave(torch.relu(h))
 
 
+class Unnamed(Plain):
+    def __init__(self, **kwargs):
+        super().__init__(kwargs["in_channels"], kwargs["out_channels"])
+
+
 class Expanded(Plain):
     def __init__(self, in_channels, out_channels):
         super().__init__(in_channels, out_channels)
@@ -177,6 +182,13 @@ def test_it_trains_is_resumed_and_samples_in_either_precision(own, patients, tmp
     brain = volumes["32"] != 0
     error = abs(volumes["bf16"] - volumes["32"])[brain].mean()
     assert error < 0.05 * volumes["32"][brain].std()
+
+
+def test_what_is_told_by_name_alone_is_said(own, patients):
+    with pytest.raises(
+        ConfigError, match=r"refused: 'in_channels'; of \*\*kwargs none is passed in"
+    ):
+        ldm.train(own("Unnamed"), f"data.params.root={patients}")
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,12 @@ def test_run_folder_is_complete(tmp_path, train):
     assert steps == [0, 1, 2, 3]
 
 
+def test_a_dry_run_says_that_a_start_does_not_fit(run_folder, capsys):
+    told = ["train", "--from", str(run_folder), "data.params.neighbours=1", "--dry-run"]
+    assert main(told) == 4
+    assert "CKPT-MISMATCH" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("way", ["--from", "--resume"])
 def test_a_dry_run_of_a_run_trains_nothing(run_folder, tmp_path, monkeypatch, capsys, way):
     monkeypatch.chdir(tmp_path)
