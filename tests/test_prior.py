@@ -14,6 +14,7 @@ from test_objectives import from_z
 from ldm.errors import ConfigError
 from ldm.models.diffusion.regression import OneStepRegression
 from ldm.models.prior import EnhancementPrior
+from ldm.models.prior_regression import AbnormalTissue
 from ldm.progress import silent
 
 NAMES = ("t1", "t2", "flair")
@@ -106,6 +107,28 @@ def test_it_is_a_ridge_regression_half_of_it_within_each_tumour_and_then_a_line(
     expected[0] += intercept
     found = fitted(patients).coefficients
     np.testing.assert_allclose(found, expected, atol=0.02 * abs(expected).max())
+
+
+@pytest.mark.parametrize("turned", [False, True], ids=["the new ones", "those of the start"])
+def test_patients_in_whom_nothing_enhances_leave_the_curve_of_the_others(turned):
+    """They count in the regression, and have no curve of which there is a mean."""
+    rng = np.random.default_rng(0)
+
+    def fitted(enhances: bool) -> EnhancementPrior:
+        prior = EnhancementPrior(("t1", "t2", "flair"), relative=True, pools=True)
+        terms = torch.from_numpy(rng.normal(size=(28, 500)))
+        terms[0] = 1.0
+        enhancing = (terms[1] > 0.5).double() * enhances
+        tissue = AbnormalTissue(terms, enhancing, torch.ones(500).double(), 500, 5000)
+        assert prior.fit_to([tissue]) == enhances
+        return prior
+
+    found, nothing = fitted(True), fitted(False)
+    curve = found.intercept_and_slope.clone()
+    joined, other = (found, nothing) if turned else (nothing, found)
+    joined.join({name: value.clone() for name, value in other.state_dict().items()})
+    assert joined.patients == 2 and joined.coefficients.any()
+    torch.testing.assert_close(joined.intercept_and_slope, curve)
 
 
 def test_or_a_logistic_curve_of_the_score_over_its_deviation_in_the_patient():

@@ -82,7 +82,7 @@ class EnhancementPrior(nn.Module):
             they lie in its plane, and in patches of volumes take voxels for cubes.
         relative: whether p is that curve; else the score itself, from 0 to 1, after a line.
         pools: whether what it takes from patients stays with the weights (sums over them), so that
-            a training that starts from its run adds its own patients to those.
+            a training that starts from its run adds its own patients to those; of a curve alone.
     """
 
     def __init__(
@@ -321,20 +321,25 @@ class EnhancementPrior(nn.Module):
         """Add the patients of another run to those that it was fitted to.
 
         The coefficients are those of one regression on all of them. The curve, and the deviation
-        of others, which are in units of a patient, are means over the patients.
+        of others, which are in units of a patient, are means over the patients, but for those in
+        whom none was found.
 
         Args:
             other: the weights of a prior of this kind, by their names in it.
         """
-        if not self.pools or other.keys() != self.state_dict().keys():
+        own = self.state_dict()
+        is_curve = self.pools and self.relative  # a line is in coefficients that no sum tells
+        if not is_curve or other.keys() != own.keys():
             return
-        share = float(self.patients / (self.patients + other["patients"]).clamp(min=1))
-        for name in ("intercept_and_slope", "deviation") if self.relative else ():
-            getattr(self, name).copy_(torch.lerp(other[name], getattr(self, name), share))
-        named = Moments._fields
-        pooled = Moments(*(getattr(self, name) + other[name] for name in named))
+        before, new = (
+            float(prior["patients"]) if prior["coefficients"].any() else 0.0
+            for prior in (other, own)
+        )
+        pooled = Moments(*(own[name] + other[name] for name in Moments._fields))
         self.keep(pooled)
-        if self.patients:
+        if before or new:
+            for name in ("intercept_and_slope", "deviation"):
+                own[name].copy_(torch.lerp(other[name], own[name], new / (before + new)))
             self.coefficients.copy_(pooled.direction())
 
 
