@@ -188,8 +188,7 @@ def sweep(
     if say:
         say("\n".join([summary(own_layout, found), *([] if ids else [to_the_reader(SEEN)])]))
     chosen = select_subjects(found, ids or None)
-    files = stored_files(found.values())
-    inputs = [source, model, *files]
+    inputs = [source, model, *stored_files(found.values())]
     with claim(output, "sweep", inputs=inputs, writes=["sweep.json", "report.html"]):
         request = Request().changed(**{"temperature": 1.0, **options})
         synthesiser = Synthesiser(load_for_inference(model, trust, device), request, progress)

@@ -148,8 +148,7 @@ def run(args: argparse.Namespace) -> int:
     subjects = select_subjects(found, args.subjects)
     targets = [args.target] if args.target else study.targets
     form.check([subject.id for subject in subjects], targets)
-    files = stored_files(found.values())
-    inputs = [args.input, args.model, *files]
+    inputs = [args.input, args.model, *stored_files(found.values())]
     writes = ["cost.json", FAILURES, *form.about()]
     own = {"inputs": inputs, "writes": writes, "replace": args.overwrite}
     with claim(args.output, "sample", **own):

@@ -65,7 +65,7 @@ def brain_mask(inputs: Sequence[np.ndarray], case: str | None = None) -> np.ndar
     """
     if not inputs:
         raise DataError("DATA-MISSING", "no input contrast exists: one is needed at least", case)
-    brain = reduce(np.logical_or, (array != (background(array) or 0) for array in inputs))
+    brain = reduce(np.logical_or, map(_shown, inputs))
     if not brain.any():
         raise DataError(
             "DATA-CONSTANT", "every input contrast is 0 everywhere: check the files", case
@@ -75,7 +75,7 @@ def brain_mask(inputs: Sequence[np.ndarray], case: str | None = None) -> np.ndar
 
 def uneven(inputs: Mapping[str, np.ndarray]) -> str:
     """Return in words that a contrast shows much less than another; "" where all show the same."""
-    shown = {c: int((array != (background(array) or 0)).sum()) for c, array in inputs.items()}
+    shown = {name: int(_shown(array).sum()) for name, array in inputs.items()}
     least, most = min(shown, key=shown.__getitem__), max(shown, key=shown.__getitem__)
     if shown[least] >= ALIKE * shown[most]:
         return ""
@@ -83,6 +83,11 @@ def uneven(inputs: Mapping[str, np.ndarray]) -> str:
         f"{least} shows {shown[least] / shown[most]:.0%} of what {most} does: is one of them "
         "stripped and the other a whole head, or cut off?"
     )
+
+
+def _shown(array: np.ndarray) -> np.ndarray:
+    """Return where a contrast is not its background."""
+    return array != (background(array) or 0)
 
 
 def background(array: np.ndarray) -> float | None:

@@ -123,12 +123,12 @@ def checked_affine(
             case,
         )
     affines = [_valid_form(get, name, header, path, case) for name, get in stated]
-    unit = unit_of(header)
     if (gap := gap_of_forms(header, shape)) > FORM_TOLERANCE:
         log.warning("%s: sform and qform lie %.3g mm apart; sform is used", path.name, gap)
     cosines = affines[0][:3, :3] / np.linalg.norm(affines[0][:3, :3], axis=0)
     if np.abs(cosines.T @ cosines - np.eye(3)).max() > 1e-3:
         log.warning("%s: the axes are not at right angles; ITK refuses such files", path.name)
+    unit = unit_of(header)
     return np.diag([unit, unit, unit, 1.0]) @ affines[0]
 
 

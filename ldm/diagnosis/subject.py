@@ -36,9 +36,9 @@ from ldm.study import BRATS, LABELS, MASK_FILE
 if TYPE_CHECKING:
     from ldm.data.datamodule import ContrastDataModule
 
-# Share of the voxels: a brain that large has its skull, or a background that is not 0.
 LARGEST_SHARE = 0.6  # of the brain that a tumour takes
 MIRRORED = 1.15  # times as much as is shared with another contrast
+# Share of the voxels: a brain that large has its skull, or a background that is not 0.
 WHOLE_VOLUME = 0.95
 MOST_FLAT = 0.05  # of the slices; the outermost differ between contrasts of real patients
 

@@ -204,9 +204,9 @@ def segment(
     own_layout, found = detect_layout(source, layout, study_of(model, trust).contrasts)
     if watch:
         watch(own_layout, found)
-    files = stored_files(found.values())
     chosen = select_subjects(found, subjects)
-    with claim(output, "segment", inputs=[source, model, *files], replace=overwrite):
+    inputs = [source, model, *stored_files(found.values())]
+    with claim(output, "segment", inputs=inputs, replace=overwrite):
         told = (trust, device, batch_size, allow_missing, nonfinite)
         segmenter = NetworkSegmenter(model, *told)
         own_writer = LabelWriter(segmenter, output, overwrite, pictures)
