@@ -78,6 +78,9 @@ def test_of_batches_that_are_accumulated_one_loss_a_step_is_logged():
         losses.on_train_batch_end(
             SimpleNamespace(global_step=step, log_every_n_steps=2, loggers=[logger]), model
         )
+    model.last_fit = (torch.tensor([]), torch.tensor([]))  # all of a small batch was for the mean
+    trainer = SimpleNamespace(global_step=6, log_every_n_steps=2, loggers=[logger])
+    losses.on_train_batch_end(trainer, model)
     assert logged == [
         (1, {"train/loss_t0": 3.0, "train/loss_t3": 2.0}),
         (3, {"train/loss_t0": 7.0, "train/loss_t3": 2.0}),

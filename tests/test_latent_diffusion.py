@@ -507,6 +507,16 @@ def test_a_share_of_each_batch_learns_the_mean():
     torch.testing.assert_close(losses["loss"], torch.cat([of_means, model.last_fit[1]]).mean())
 
 
+def test_every_rank_tells_its_losses_to_the_others(monkeypatch):
+    """Also one whose items all learn the mean: the others wait for it."""
+    for share, told in ((0.75, 1), (1, 0)):
+        model = process(parameterization="v", schedule_config=FLOW, mean_share=share)
+        seen = []
+        monkeypatch.setattr(model.timesteps, "update", lambda *of, seen=seen: seen.append(of))
+        model.train().batch_loss(batch(items=4))
+        assert [len(values) for values in seen[0]] == [told, told]
+
+
 def test_eps_has_no_mean_to_learn():
     with pytest.raises(ConfigError, match="mean_share is 0.5 with parameterization 'eps'"):
         process(parameterization="eps", mean_share=0.5)

@@ -161,7 +161,26 @@ def test_the_home_folder_may_be_written_short(tmp_path, monkeypatch):
     touch(tmp_path / "data", "p_t1.nii")
     assert found(Path("~/data")) == {"p": {"t1"}}
     for cell in ("~/data/p_t1.nii", "~/series"):  # of a table, the latter a folder of DICOM
-        assert volume_at(cell, Path("/elsewhere")).path == tmp_path / cell.removeprefix("~/")
+        assert volume_at(cell, Path("/elsewhere"), "t1").path == tmp_path / cell.removeprefix("~/")
+
+
+@pytest.mark.parametrize(
+    ("contrast", "cell", "message"),
+    [
+        ("t1", "p.h5", r"column t1 has p\.h5: expected p\.h5#0"),
+        ("t1", "p.nii.gz#mask", r"column t1 has p\.nii\.gz#mask: expected p\.nii\.gz"),
+    ],
+)
+def test_a_cell_names_a_channel_that_its_file_has(contrast, cell, message):
+    with pytest.raises(DataError, match=message) as caught:
+        volume_at(cell, Path("/elsewhere"), contrast)
+    assert caught.value.code == "DATA-LAYOUT"
+    assert volume_at("p.H5", Path("/elsewhere"), "seg").channel == "mask"
+
+
+def test_a_row_that_ends_early_has_empty_cells(tmp_path):
+    (tmp_path / "t.csv").write_text("t1,t1ce,id\na.nii.gz,b.nii.gz,A\nc.nii.gz\n")
+    assert "line 3 has no id" in refusal(tmp_path / "t.csv")
 
 
 def test_a_missing_contrast_names_the_expected_file(tmp_path):

@@ -18,6 +18,7 @@ from ldm.data.nifti import Volume, encode_volume, read_volume
 from ldm.data.outline import Outline
 from ldm.data.registration import Reference, from_itk, itk_rigid, moved, resampled, world
 from ldm.phantom import write_phantoms
+from ldm.storage import sha256
 
 itk = pytest.importorskip("SimpleITK")
 
@@ -291,6 +292,22 @@ def test_contrasts_come_back_to_one_grid(registered, volumes):
     assert set(np.unique(labels[0].dataobj)) <= {0, 1, 2, 4}
 
 
+def test_labels_and_masks_are_rounded_not_cut(scanned, tmp_path):
+    """As tools store them: 1.992 for 2, by a slope, and shares of voxels for a mask."""
+    patients = tmp_path / "patients"
+    shutil.copytree(scanned, patients)
+    path, mask = (patients / ID / f"{ID}_{name}.nii.gz" for name in ("seg", "brain"))
+    image = nib.load(path)
+    labels = np.asarray(image.dataobj)
+    nib.save(nib.Nifti1Image((labels * 0.998).astype(np.float32), image.affine), path)
+    nib.save(nib.Nifti1Image(np.full(labels.shape, 0.9, np.float32), image.affine), mask)
+    registered = tmp_path / "registered"
+    assert main(["prepare", str(patients), "--register", "--output", str(registered)]) == 0
+    found = np.asarray(nib.load(registered / ID / path.name).dataobj)
+    assert found.dtype == np.uint8 and set(np.unique(found)) == set(np.unique(labels))
+    assert np.asarray(nib.load(registered / ID / mask.name).dataobj).all()
+
+
 def test_what_is_registered_is_prepared_and_has_a_picture(registered, tmp_path):
     assert (registered / ID / "registration.png").read_bytes().startswith(b"\x89PNG")
     everything = ["--config", "data.params.train=1.0", "data.params.val=0"]
@@ -309,7 +326,11 @@ def test_a_volume_goes_back_to_the_grid_of_a_contrast(registered, scanned, volum
     """FLAIR as registered, put back, is FLAIR as it came, but for two interpolations."""
     (tmp_path / "samples").mkdir()
     shutil.copy(registered / ID / f"{ID}_flair.nii.gz", tmp_path / "samples" / f"{ID}_t1ce.nii.gz")
-    (tmp_path / "samples" / f"{ID}_t1ce.json").write_text('{"Synthetic": true, "sha256": "0"}')
+    (tmp_path / "samples" / f"{ID}_t1ce.json").write_text(
+        '{"Synthetic": true, "sha256": "0", "std_sha256": "0"}'
+    )
+    spread = tmp_path / "samples" / f"{ID}_t1ce_std.nii.gz"
+    shutil.copy(registered / ID / f"{ID}_flair.nii.gz", spread)
     arguments = ["prepare", str(tmp_path / "samples"), "--unregister", str(registered)]
     arguments += ["--to", "flair", "--output", str(tmp_path / "back")]
     assert main(arguments) == 0
@@ -321,7 +342,9 @@ def test_a_volume_goes_back_to_the_grid_of_a_contrast(registered, scanned, volum
     assert inside.sum() > 0.97 * brain_of(volumes["flair"]).sum()
     assert np.corrcoef(back.array[inside], own.array[inside])[0, 1] > 0.9
     sidecar = json.loads((tmp_path / "back" / f"{ID}_t1ce.json").read_text())
-    assert sidecar["Synthetic"] is True and sidecar["sha256"] != "0"
+    assert sidecar["Synthetic"] is True
+    assert sidecar["sha256"] == sha256(tmp_path / "back" / f"{ID}_t1ce.nii.gz")
+    assert sidecar["std_sha256"] == sha256(tmp_path / "back" / spread.name)
 
 
 def test_a_program_of_the_user_finds_the_brain(scanned, tmp_path, monkeypatch):

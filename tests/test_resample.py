@@ -91,6 +91,17 @@ def test_labels_are_the_nearest_and_never_mixed():
     assert plan.labels(labels > 0).dtype == bool
 
 
+@pytest.mark.parametrize("interpolation", ORDERS)
+def test_a_mask_comes_back_as_shares_of_voxels(interpolation):
+    """One half and more of a voxel is inside, so a region keeps its volume."""
+    plan = Resampling.plan((40, 40, 40), (1, 1, 1), (2, 2, 2), interpolation)
+    mask, everywhere = np.zeros(plan.grid, bool), np.ones(plan.grid, bool)
+    mask[6:14, 6:14, 6:14] = True
+    shares = plan.back(mask, everywhere)
+    np.testing.assert_array_equal(shares, plan.back(mask.astype(np.float32), everywhere))
+    assert (shares >= 0.5).sum() == pytest.approx(8 * mask.sum(), rel=0.02)
+
+
 def test_nothing_is_brighter_than_the_grid_or_darker():
     edge = np.zeros((12, 4, 4), np.float32)
     edge[6:] = 1

@@ -130,6 +130,8 @@ class TimestepLosses(Callback):
         last, step = getattr(pl_module, "last_fit", None), trainer.global_step
         if last is None or step == self.last_step or step % trainer.log_every_n_steps:
             return  # of batches that are accumulated, the one that made the step is logged
+        if not len(last[0]):
+            return  # all of a small batch was for the mean
         self.last_step = step
         quarters = (last[0] * BUCKETS // len(pl_module.schedule)).cpu()
         losses = last[1].cpu()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import signal
 import threading
 from collections.abc import Mapping
@@ -87,7 +88,7 @@ class RunCheckpoint(Checkpoint):
             return
         value = float(one_logged(trainer.callback_metrics, self.best_by))
         sign = -1 if self.best_by.endswith(SMALLER_IS_BETTER) else 1
-        if self.best is not None and sign * value <= sign * self.best:
+        if not sign * value > (-math.inf if self.best is None else sign * self.best):  # NaN too
             self.worse += 1
         else:
             failure = self.save_weights(trainer, {"best": {self.best_by: value}})

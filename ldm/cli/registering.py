@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -110,12 +109,11 @@ def _moves(registered: Registered, to: str) -> str:
 
 def unregister(args: argparse.Namespace) -> int:
     """Bring volumes back to the grids that their subjects came from."""
-    import numpy as np
-
     from ldm.claims import claim
     from ldm.data.examination import TRANSFORMS, put_back
     from ldm.data.nifti import encode_volume, read_volume, write_volume
     from ldm.data.synthetic import statement
+    from ldm.inference.outputs import digests_of
     from ldm.storage import read_json, write_json
 
     known = {path.parent.name: path.parent for path in args.unregister.glob(f"*/{TRANSFORMS}")}
@@ -132,17 +130,21 @@ def unregister(args: argparse.Namespace) -> int:
             are_labels = path.name.endswith("_seg.nii.gz")
             volume = read_volume(path, subject)
             back = put_back(volume, known[subject], args.to, are_labels)
-            sidecar = path.with_name(path.name.replace(".nii.gz", ".json"))
-            said, kind = read_json(sidecar), np.uint8 if are_labels else np.float32
+            said = read_json(_sidecar(path))
             is_synthetic = volume.geometry.is_synthetic or said.get("Synthetic")
             mark = statement(said) if is_synthetic else None
-            content = encode_volume(back.array, back.geometry, dtype=kind, synthetic=mark)
+            content = encode_volume(back.array, back.geometry, synthetic=mark)
             write_volume(args.output / path.name, content)
-            if said:
-                digest = {"sha256": hashlib.sha256(content).hexdigest()}
-                write_json(args.output / sidecar.name, {**said, **digest})
+        for path in paths:  # when all files that they describe are there
+            if said := read_json(_sidecar(path)):
+                written = args.output / path.name
+                write_json(_sidecar(written), {**said, **digests_of(written, said)})
     print(f"written={len(paths)}: {args.output}")
     return 0
+
+
+def _sidecar(path: Path) -> Path:
+    return path.with_name(path.name.replace(".nii.gz", ".json"))
 
 
 def _subject_of(path: Path, known: Mapping[str, Path]) -> str | None:

@@ -41,7 +41,8 @@ class SteadyStream:
 
     def _go_quiet(self) -> None:
         with suppress(OSError, ValueError):  # what is still in the buffer is written to nowhere
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+            with Path(os.devnull).open("wb") as nowhere:
+                os.dup2(nowhere.fileno(), self._stream.fileno())
             self._stream.flush()
 
     def __getattr__(self, name: str) -> Any:

@@ -44,7 +44,7 @@ def subject_brain(
     """
     nonzero = brain_mask(inputs, case)
     if rule == "auto" and mask_file is not None:
-        if not (brain := mask_file > 0.5).any():
+        if not (brain := as_mask(mask_file)).any():
             raise DataError(
                 "DATA-CONSTANT", f"the mask file {MASK_FILE} is empty: repair or remove it", case
             )
@@ -55,6 +55,11 @@ def subject_brain(
     if rule == "head" or _is_whole_head(sizes, nonzero):
         return _head(sizes), "head"
     return nonzero, "nonzero"
+
+
+def as_mask(array: np.ndarray) -> np.ndarray:
+    """Return a mask file as bool, which may hold shares: where it is inside rather than not."""
+    return array > 0.5
 
 
 def brain_mask(inputs: Sequence[np.ndarray], case: str | None = None) -> np.ndarray:

@@ -18,8 +18,8 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from ldm.data.brain import background, subject_brain
-from ldm.data.contrasts import scheme_of
+from ldm.data.brain import as_mask, background, subject_brain
+from ldm.data.contrasts import as_labels, scheme_of
 from ldm.data.layouts import BraTS2021, Layout, Subject
 from ldm.data.manifest import state
 from ldm.data.nifti import Geometry, Volume, encode_volume, read_volume, write_volume
@@ -141,9 +141,10 @@ def register_subject(subject: Subject, layout: Layout, wanted: Wanted) -> Regist
     for name in (n for n in (LABELS, MASK_FILE) if n in volumes):
         owner = _owner(volumes[name].geometry, images, wanted.to)
         matrices[name] = matrices[owner]
-        arrays[name] = resampled(volumes[name], grid, matrices[owner], "nearest")
+        moved = resampled(volumes[name], grid, matrices[owner], "nearest")
+        arrays[name] = as_labels(moved, subject.id) if name == LABELS else as_mask(moved)
     if wanted.tool and MASK_FILE not in arrays:
-        arrays[MASK_FILE] = stripped(arrays[wanted.to], grid, wanted.tool, subject.id)
+        arrays[MASK_FILE] = as_mask(stripped(arrays[wanted.to], grid, wanted.tool, subject.id))
     sources = {name: volume.geometry for name, volume in volumes.items()}
     return Registered(subject.id, arrays, grid, sources, alignments, matrices)
 
@@ -247,10 +248,9 @@ def write_registered(
     """
     layout, place = BraTS2021(), folder / subject.id
     for name, array in registered.arrays.items():
-        kind = np.uint8 if name in (LABELS, MASK_FILE) else np.float32
         source = registered.sources.get(name)
         mark = statement({"target": name}) if source and source.is_synthetic else None
-        content = encode_volume(array, registered.geometry, dtype=kind, synthetic=mark)
+        content = encode_volume(array, registered.geometry, synthetic=mark)
         write_volume(place / layout.file_name(subject.id, name), content)
     if LABELS in registered.arrays and (scheme := scheme_of(subject)).source:
         write_json(place / f"{subject.id}_{LABELS}.json", {"scheme": str(scheme)})
@@ -280,7 +280,7 @@ def put_back(volume: Volume, place: Path, contrast: str | None, are_labels: bool
         are_labels: the nearest voxel's value counts.
 
     Raises:
-        DataError: DATA-MISSING, the subject has no such contrast.
+        DataError: DATA-MISSING, the subject has no such contrast; DATA-LABEL.
     """
     told = read_json(place / TRANSFORMS)
     contrast, sources = contrast or told["to"], told["sources"]
@@ -292,5 +292,6 @@ def put_back(volume: Volume, place: Path, contrast: str | None, are_labels: bool
     grid = grid_geometry(source["shape"], np.array(source["affine"]))
     matrix = np.linalg.inv(source["matrix"])
     if are_labels:
-        return Volume(resampled(volume, grid, matrix, "nearest"), grid)
+        moved = resampled(volume, grid, matrix, "nearest")
+        return Volume(as_labels(moved, place.name), grid)
     return Volume(onto(volume, grid, matrix), grid)

@@ -33,7 +33,7 @@ Row = dict[str, str]
 
 
 def examine(subject: Subject, layout: Layout, folder: Path, study: Study) -> Row:
-    """Read the volumes of a subject; return its row, less split, patient and brain.
+    """Read the volumes of a subject; return its row, less split, brain and what is said of it.
 
     Args:
         study: what the subject is for. Its contrasts are read, and those of BraTS beside them where
@@ -50,21 +50,20 @@ def examine(subject: Subject, layout: Layout, folder: Path, study: Study) -> Row
     return {
         "id": subject.id,
         **{name: file.cell(folder) for name, file in subject.files.items()},
-        "site": subject.site or "",
         "shape": "x".join(map(str, geometry.shape)),
         "spacing": "x".join(f"{mm:.4g}" for mm in spacing),
         "orientation": "".join(nib.aff2axcodes(geometry.affine)),
         "labels": " ".join(map(str, labels[labels > 0])),
-        "scheme": _scheme(subject),
         "state": state(subject),
         **{f"{DIGEST}{name}": subject.sha256(name) for name in subject.files},
     }
 
 
-def _scheme(subject: Subject) -> str:
-    """Return what labels mean, where anything says it."""
+def said_of(subject: Subject) -> Row:
+    """Return what no volume tells: patient, site, and what labels mean where anything says it."""
     scheme = scheme_of(subject) if LABELS in subject.files else USUAL
-    return str(scheme) if scheme.source or not scheme.parts else ""
+    told = str(scheme) if scheme.source or not scheme.parts else ""
+    return {"patient": subject.patient, "site": subject.site or "", "scheme": told}
 
 
 def files_in(rows: Iterable[Row]) -> list[str]:

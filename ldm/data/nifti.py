@@ -229,10 +229,11 @@ def encode_volume(
     array: np.ndarray,
     geometry: Geometry,
     compress: bool = True,
-    dtype: type = np.float32,
     synthetic: Mapping[str, Any] | None = None,
 ) -> bytes:
-    """Return the NIfTI file of a canonical array, as ``dtype``, with the geometry of an input.
+    """Return the NIfTI file of a canonical array with the geometry of an input.
+
+    Labels and masks (uint8, bool) are written as they are, all else as float32.
 
     The header is new: orientation, voxel sizes and units are the input's, nothing else is copied,
     so no name of a patient travels. Equal input gives equal bytes.
@@ -248,6 +249,7 @@ def encode_volume(
         raise NonFiniteError(
             "OUT-NONFINITE", f"{bad} of {array.size} voxels are NaN or Inf: nothing was written"
         )
+    dtype = np.uint8 if array.dtype in (np.uint8, np.bool_) else np.float32
     data = np.asarray(geometry.from_canonical(array), dtype=dtype)
     header, source = nib.Nifti1Header(), geometry.header
     header.set_data_dtype(dtype)

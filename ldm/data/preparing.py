@@ -15,7 +15,7 @@ from ldm.config import Overrides, load_config
 from ldm.data.datamodule import ContrastDataModule
 from ldm.data.layouts import Choice, Subject
 from ldm.data.layouts.base import stored_files
-from ldm.data.manifest import Row, examine, read_manifest, state, write_manifest
+from ldm.data.manifest import Row, examine, read_manifest, said_of, state, write_manifest
 from ldm.data.seen import leaks, subject_digests
 from ldm.errors import DsdiffError, OutputError, survived
 from ldm.progress import Progress, silent
@@ -152,9 +152,9 @@ def _row(subject: Subject, data: ContrastDataModule, folder: Path, row: Row) -> 
         row = examine(subject, data.layout, folder, data.study)
     brain = int(data.decode(subject).open("brain").sum())
     part = next((p for p, ids in data.split.items() if subject.id in ids), "")
-    told: dict[str, Any] = {n: subject.columns.get(n, "") for n in data.study.covariates}
-    told |= {"patient": subject.patient, "split": part, "brain_voxels": str(brain)}
-    return {**row, **told}
+    covariates = {n: subject.columns.get(n, "") for n in data.study.covariates}
+    found = {"split": part, "brain_voxels": str(brain)}
+    return {**row, **covariates, **found, **said_of(subject)}
 
 
 def _warn_of_leaks(data: ContrastDataModule, usable: set[str]) -> None:

@@ -75,6 +75,7 @@ class Resampling:
         The spline adds nothing brighter or darker than the volume.
         """
         steps = tuple(1 / step for step in self.steps)
+        volume = volume.astype(np.result_type(volume, np.float32), copy=False)  # shares of a mask
         values = _interpolate(volume[nearest_inside(mask)], self.shape, steps, self.order)
         return np.clip(values, volume[mask].min(), volume[mask].max())
 

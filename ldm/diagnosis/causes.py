@@ -269,7 +269,9 @@ def overfitted(run: RunFacts) -> Cause | None:
         run.curves.get(VALIDATION),
         run.setting("data.params.augmentation_config"),
     )
-    rise = validation.values[-1] / validation.values.min() - 1 if validation else 0.0
+    lowest = validation.values.min() if validation else 0.0
+    # a likelihood may be below 0, where a share of it says nothing
+    rise = validation.values[-1] / lowest - 1 if validation and lowest > 0 else 0.0
     rises = bool(validation and len(validation.values) > 3 and rise > OVERFITTED)
     small = 0 < run.train_subjects < FEW_SUBJECTS and run.parameters > LARGE_NETWORK
     if not rises and not small:

@@ -252,9 +252,9 @@ class _Work:
                     predicted[subject.id].require([str(self.results[0].study.target)], layout)
                     self._check_seen(row, predicted[subject.id])
                     volume = read_prediction(predicted[subject.id], layout, case)
-                    self._score(row, seed, case, volume)
                     self._check_units(row, case, volume, predicted[subject.id])
                     self._check_same(row, subject, predicted[subject.id])
+                    self._score(row, seed, case, volume)
                 except DataError as error:
                     told = f"seed {seed}: " if len(found) > 1 else ""
                     self._fail(row, subject.id, told + _reason(error))
@@ -307,11 +307,18 @@ class _Work:
             self.results[0].same.append(row)
 
     def _score(self, row: str, seed: int, case: Case, predicted: Prediction) -> None:
-        """Add the scores of one prediction."""
-        for place, result in enumerate(self.results):
+        """Add the scores of one prediction: of all protocols, or of none.
+
+        Raises:
+            DataError: it cannot be compared.
+        """
+        found = []
+        for result in self.results:
             protocol = result.protocol
             assert isinstance(protocol, MetricProtocol)
             scores = evaluate_case(case, predicted, protocol, self.perceptual)
+            found.append((result, protocol, scores))
+        for place, (result, protocol, scores) in enumerate(found):
             result.add(row, case.id, scores, seed)
             if self.perceptual and protocol.names(levels=["slices_of_row"]):
                 features = slice_features(case, predicted, protocol, self.perceptual)

@@ -115,7 +115,7 @@ class LabelWriter(Writer):
         prepared, layout, described = read
         masks = self.segmenter.masks(prepared)
         found = self.segmenter.labels(prepared, masks, layout)
-        content = encode_volume(found.labels, found.geometry, dtype=np.uint8)
+        content = encode_volume(found.labels, found.geometry)
         values = [int(v) for v in np.unique(found.labels)]
         described = described | {"sha256": hashlib.sha256(content).hexdigest(), "labels": values}
         described["scheme"] = str(self.segmenter.scheme(layout))

@@ -170,9 +170,11 @@ def write_about(folder: Path, form: str) -> None:
             write_file(path, text)
 
 
-def as_image(volume: np.ndarray, geometry: Geometry, **options: Any) -> nib.Nifti1Image:
+def as_image(
+    volume: np.ndarray, geometry: Geometry, synthetic: Mapping[str, Any] | None = None
+) -> nib.Nifti1Image:
     """Return a canonical array as the image that :func:`encode_volume` writes, in memory."""
-    content = encode_volume(volume, geometry, compress=False, **options)
+    content = encode_volume(volume, geometry, compress=False, synthetic=synthetic)
     image = nib.Nifti1Image.from_bytes(content)
     return nib.Nifti1Image(np.asarray(image.dataobj).copy(), image.affine, image.header)
 
@@ -180,6 +182,12 @@ def as_image(volume: np.ndarray, geometry: Geometry, **options: Any) -> nib.Nift
 def volume_paths(folder: Path, subject: str, name: str, form: str = "nifti") -> tuple[Path, Path]:
     """Return where a volume called ``name`` and its sidecar lie."""
     return form_named(form).paths(folder, subject, name)
+
+
+def digests_of(path: Path, described: Mapping[str, Any]) -> dict[str, str | None]:
+    """Return the digests of a volume's files as they are, by the names in what describes them."""
+    files = {"sha256": path, "std_sha256": spread_path(path)}
+    return {name: digest_at(file) for name, file in files.items() if name in described}
 
 
 def is_written(path: Path, sidecar: Path, described: Mapping[str, Any], overwrite: bool) -> bool:
@@ -190,8 +198,7 @@ def is_written(path: Path, sidecar: Path, described: Mapping[str, Any], overwrit
     """
     before = read_json(sidecar, torn=True)
     if before.get("sha256") and all(before.get(key) == described[key] for key in described):
-        files = {"sha256": path, "std_sha256": spread_path(path)}
-        if all(digest_at(file) == before[name] for name, file in files.items() if name in before):
+        if before == before | digests_of(path, before):
             return True
     elif before and not overwrite:  # without a sidecar: see require_remade
         differs = _settings(before, described)

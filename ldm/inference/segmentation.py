@@ -40,7 +40,7 @@ class Segmented:
     @property
     def image(self) -> nib.Nifti1Image:
         """The labels in memory, with the orientation and affine of the input."""
-        return as_image(self.labels, self.geometry, dtype=np.uint8)
+        return as_image(self.labels, self.geometry)
 
 
 class Segmenter(Protocol):

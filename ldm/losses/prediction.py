@@ -78,7 +78,7 @@ class Expectile(nn.Module):
     ``(1 + asymmetry) / 2`` in place of the mean.
 
     Args:
-        asymmetry: from -1 to 1.
+        asymmetry: between -1 and 1.
     """
 
     def __init__(self, asymmetry: float = 0.5) -> None:

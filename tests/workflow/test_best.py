@@ -1,11 +1,14 @@
 """The best validation, early stopping, and a run that starts with the weights of another."""
 
 import json
+import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from ldm.callbacks.metrics_file import read_curves
+from ldm.callbacks.run import RunCheckpoint
 from ldm.checkpoint import load_model
 from ldm.cli.main import main
 from ldm.data.seen import read_seen
@@ -42,6 +45,19 @@ def test_training_ends_where_nothing_gets_better(tmp_path, train):
     patience = "lightning.callbacks.checkpoint.params.patience=2"
     assert train(run, *options(9, BEST + "val/psnr", still, patience)) == 0
     assert json.loads((run / "cost.json").read_text())["steps"] == 3  # the best, and two like it
+
+
+def test_a_validation_that_is_no_number_is_not_the_best(monkeypatch):
+    kept = RunCheckpoint(best_by="val/psnr", patience=3)
+    saved, trainer = [], SimpleNamespace(should_stop=False, callback_metrics={})
+    trainer.strategy = SimpleNamespace(broadcast=lambda failure: failure)
+    monkeypatch.setattr(kept, "save_weights", lambda trainer, facts: saved.append(facts["best"]))
+    for value in (math.nan, 20.0, math.nan, 10.0):
+        trainer.callback_metrics = {"val/psnr": value}
+        kept.on_validation_end(trainer, None)
+    assert saved == [{"val/psnr": 20.0}] and kept.worse == 2
+    kept.on_validation_end(trainer, None)
+    assert trainer.should_stop
 
 
 def test_what_is_not_logged_is_no_measure(tmp_path, train, capsys):

@@ -98,6 +98,13 @@ def test_a_second_run_reads_only_what_changed(tmp_path, patients, monkeypatch, c
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
+def test_a_second_run_states_what_labels_mean_now(tmp_path, patients):
+    """What no file holds is taken anew, though no volume is read again."""
+    for scheme, enhancing in (("brats2017", "enhancing 4"), ("brats2023", "enhancing 3")):
+        assert prepare(patients, tmp_path, *SPLIT, f"data.params.labels={scheme}") == 0
+        assert all(row["scheme"].endswith(enhancing) for row in rows_of(tmp_path).values())
+
+
 def test_a_subject_that_fails_stops_no_other(tmp_path, capsys):
     for number in range(3):
         write_subject(tmp_path / "data", f"p{number}", seed=number)

@@ -41,18 +41,31 @@ PARTS = ("train", "val", "test")
 FORMULA = ("=", "+", "-", "@")  # a spreadsheet runs a cell that starts so, unless a ' is before it
 
 
-def volume_at(cell: str, folder: Path) -> VolumeFile:
-    """Return the volume that a cell names: a path, relative to ``folder``, with ``#channel``."""
+def volume_at(cell: str, folder: Path, contrast: str) -> VolumeFile:
+    """Return the volume that a cell names: a path, relative to ``folder``, with ``#channel``.
+
+    Raises:
+        DataError: DATA-LAYOUT, the channel is missing or none of this kind of file.
+    """
     marked = CELL.fullmatch(cell)
     text, channel = marked.groups() if marked else (cell, None)
     if "\\" in text and not (folder / text).exists():
         text = cell = text.replace("\\", "/")  # as Windows writes it
     path = folder / Path(text).expanduser()
-    if text.endswith(ENDINGS):
-        return HDF5Stack(path, int(channel) if channel and channel.isdigit() else "mask")
+    if text.lower().endswith(ENDINGS):
+        channel = channel or ("mask" if contrast in (LABELS, MASK_FILE) else None)
+        if channel is None:
+            raise _bad_channel(cell, contrast, f"{text}#0 for the first channel of its image")
+        return HDF5Stack(path, channel if channel == "mask" else int(channel))
     if volume_stem(text) is not None:
+        if channel == "mask":
+            raise _bad_channel(cell, contrast, f"{text}, or {text}#0 of a file of several volumes")
         return VolumeFile(path, int(channel) if channel else None)
     return DicomSeries(folder / Path(cell).expanduser())
+
+
+def _bad_channel(cell: str, contrast: str, expected: str) -> DataError:
+    return DataError("DATA-LAYOUT", f"column {contrast} has {cell}: expected {expected}")
 
 
 class SubjectTable(Layout):
@@ -135,7 +148,10 @@ def numbered_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
     return [
         (
             lines.line_num,
-            {name: _without_guard(cell.strip()) for name, cell in zip(columns, line, strict=False)},
+            {
+                name: _without_guard(cell.strip())
+                for name, cell in zip(columns, [*line, *[""] * len(columns)], strict=False)
+            },
         )
         for line in lines
         if any(cell.strip() for cell in line)
@@ -176,7 +192,7 @@ def _entries(
             cell = row.get(column, "")
             if cell.lower() not in ABSENT:
                 _refuse_drive(cell, number, path, row["id"])
-                yield Entry(row["id"], contrast, volume_at(cell, path.parent), owner)
+                yield Entry(row["id"], contrast, volume_at(cell, path.parent, contrast), owner)
 
 
 def _refuse_drive(cell: str, number: int, path: Path, subject: str) -> None:

@@ -217,7 +217,7 @@ class LatentDiffusion(RunModule):
         estimate = self.process.estimate(output, noised.x_t, noised.t)
         weights = self.voxel_weights(batch, x_0.shape[2:], means)
         losses = self.process.loss(estimate, noised, weights)["loss"]
-        if self.training and means < len(x_0):
+        if self.training:  # also without an item that is no mean: every rank waits for all others
             self.last_fit = t[means:], losses[means:].detach()
             self.timesteps.update(*self.last_fit)
         of_means = self.process.mean_loss(estimate, noised, weights)[:means]
