@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm.errors import CheckpointError, ConfigError, DataError
+from ldm.errors import CheckpointError, DataError
+from ldm.extras import optional_module
 
 ONNX_FILE, PROGRAM_FILE = "denoiser.onnx", "denoiser.pt2"
 TOLERANCE = 1e-4  # largest difference from torch, of outputs of about 1
 WEIGHTS = "dsdiff_weights"  # in the metadata of an ONNX file: the digest of what it was made of
 OF_SOURCE = ("stack_trace", "source_fn_stack", "torch_fn")  # of a node: places on this machine
 MOST = 63  # images at once in a program: networks of diffusers take 64 and more another way
-NEEDS = "pip install 'dsdiff[onnx]'"
 
 
 class Denoiser(nn.Module):
@@ -93,13 +93,10 @@ def onnx_bytes(model: Any, program: torch.export.ExportedProgram, digest: str) -
     """Return a program as an ONNX file that names the weights, and nothing of this machine.
 
     Raises:
-        ConfigError: CONFIG-MISSING without the packages. CheckpointError: CKPT-UNSUPPORTED.
+        ConfigError: CONFIG-EXTRA without the packages. CheckpointError: CKPT-UNSUPPORTED.
     """
-    try:
-        import onnx
-        import onnxscript  # noqa: F401 - of the exporter
-    except ImportError as error:
-        raise ConfigError("CONFIG-MISSING", f"--onnx needs {error.name}: {NEEDS}") from error
+    onnx: Any = optional_module("onnx", "--onnx")
+    optional_module("onnxscript", "--onnx")  # the exporter's
     try:
         exported = torch.onnx.export(program, args=(), dynamo=True, verbose=False)
     except Exception as error:
@@ -165,17 +162,14 @@ class OnnxDenoiser:
         device: ``cuda`` where onnxruntime shall use a GPU, if it can.
 
     Raises:
-        ConfigError: CONFIG-MISSING without onnxruntime. CheckpointError: CKPT-MISSING without the
+        ConfigError: CONFIG-EXTRA without onnxruntime. CheckpointError: CKPT-MISSING without the
             file, CKPT-CORRUPT, CKPT-MISMATCH for one of other weights.
     """
 
     def __init__(
         self, file: Path | bytes, digest: str, others: Sequence[str] = (), device: str = "cpu"
     ) -> None:
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise ConfigError("CONFIG-MISSING", f"ONNX needs onnxruntime: {NEEDS}") from error
+        onnxruntime: Any = optional_module("onnxruntime", "ONNX")
         if isinstance(file, Path) and not file.is_file():
             raise CheckpointError(
                 "CKPT-MISSING",

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
-from ldm.errors import CheckpointError, ConfigError, bad_value
+from ldm.errors import CheckpointError, bad_value
+from ldm.extras import optional_module
 from ldm.storage import CONFIG_FILE, MODEL_FILE
 
 PREFIX = "hub:"
@@ -21,7 +23,7 @@ def local_folder(path: str | Path) -> Path:
             with ``@revision`` for a branch, tag or commit.
 
     Raises:
-        ConfigError: CONFIG-VALUE for another name after ``hub:``, CONFIG-MISSING without
+        ConfigError: CONFIG-VALUE for another name after ``hub:``, CONFIG-EXTRA without
             ``huggingface_hub``. CheckpointError: CKPT-MISSING where there is no such model, or no
             connection.
     """
@@ -31,15 +33,9 @@ def local_folder(path: str | Path) -> Path:
     named = NAME.fullmatch(text)
     if named is None:
         raise bad_value(f"'{text}' names no model: give hub:owner/name or hub:owner/name@tag")
+    download: Any = optional_module("huggingface_hub", text).snapshot_download
     try:
-        from huggingface_hub import snapshot_download
-    except ImportError as error:
-        raise ConfigError(
-            "CONFIG-MISSING",
-            f"{text} is on a hub, which needs a package: pip install 'dsdiff[hub]'",
-        ) from error
-    try:
-        folder = snapshot_download(named["name"], revision=named["revision"], allow_patterns=FILES)
+        folder = download(named["name"], revision=named["revision"], allow_patterns=FILES)
     except (OSError, ValueError) as error:  # what the hub answers, or that it does not
         raise CheckpointError(
             "CKPT-MISSING",

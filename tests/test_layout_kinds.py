@@ -1,9 +1,9 @@
 """Each layout's own rules, and how one is chosen (reading: workflow/test_all_layouts)."""
 
-import builtins
 import json
 import logging
 import os
+import sys
 
 import h5py
 import numpy as np
@@ -278,14 +278,8 @@ def test_channels_of_hdf5_are_as_told(tmp_path):
 
 def test_without_the_extra_one_sentence_says_what_to_install(tmp_path, monkeypatch):
     write_slices(tmp_path, image=np.zeros((4, 5, 4)))
-    real = builtins.__import__
-
-    def without(name, *args, **options):
-        if name in ("h5py", "dicom2nifti", "pydicom"):
-            raise ImportError(name=name)
-        return real(name, *args, **options)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    for module in ("h5py", "dicom2nifti", "pydicom"):
+        monkeypatch.setitem(sys.modules, module, None)
     assert "DATA-EXTRA" in refusal(tmp_path)
     assert "pip install 'dsdiff[hdf5]'" in refusal(tmp_path)
     touch(tmp_path / "dicom", "p/series/1.dcm")

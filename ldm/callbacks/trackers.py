@@ -8,7 +8,6 @@ told of the configuration names no patient and no folder of patients.
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import logging
 import os
@@ -25,7 +24,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from ldm.binding import PATIENTS, PLACES
 from ldm.callbacks.metrics_file import read_curves
-from ldm.errors import ConfigError
+from ldm.extras import optional_module
 from ldm.storage import read_json, write_csv, write_json
 from ldm.util import without_params
 
@@ -42,7 +41,7 @@ class Tracker(Logger):
     """
 
     name, version = "tracker", ""
-    needs: tuple[str, str] | None = None  # module, and the extra of this package that has it
+    needs: str | None = None  # module that is not always installed
 
     def __init__(self, pictures: bool = True) -> None:
         super().__init__()
@@ -57,13 +56,8 @@ class Tracker(Logger):
             ConfigError: CONFIG-EXTRA, its package is not installed.
         """
         self.folder, self.config = folder, told_of(config)
-        if self.needs and importlib.util.find_spec(self.needs[0]) is None:
-            module, extra = self.needs
-            raise ConfigError(
-                "CONFIG-EXTRA",
-                f"lightning.logger names {type(self).__name__}, which needs {module}: "
-                f"pip install 'dsdiff[{extra}]', or take it out of the list",
-            )
+        if self.needs:
+            optional_module(self.needs, f"{type(self).__name__} of lightning.logger")
 
     def begin(self) -> None:
         """Open the run."""
@@ -158,7 +152,7 @@ class WandB(Tracker):
     """
 
     name = "wandb"
-    needs = "wandb", "wandb"
+    needs = "wandb"
 
     def __init__(
         self,
@@ -216,7 +210,7 @@ class MLflow(Tracker):
     """
 
     name = "mlflow"
-    needs = "mlflow", "mlflow"
+    needs = "mlflow"
 
     def __init__(
         self, tracking_uri: str | None = None, experiment: str = "dsdiff", pictures: bool = True

@@ -23,6 +23,7 @@ import ldm
 from ldm.data.nifti import Geometry
 from ldm.data.synthetic import WARNING
 from ldm.errors import DataError, NonFiniteError
+from ldm.extras import optional_module
 
 MOST = 2**16 - 1  # the largest stored value
 SLOPE_DIGITS = 5  # so that its multiples, too, fit into the 16 characters of a decimal string
@@ -66,18 +67,8 @@ class SeriesFacts:
 
 
 def dicom_library() -> Any:
-    """Return pydicom.
-
-    Raises:
-        DataError: DATA-EXTRA.
-    """
-    try:
-        import pydicom
-    except ImportError as error:
-        raise DataError(
-            "DATA-EXTRA", "DICOM needs pydicom, which is missing: pip install 'dsdiff[dicom]'"
-        ) from error
-    return pydicom
+    """Return pydicom; raises DataError, DATA-EXTRA."""
+    return optional_module("pydicom", "DICOM", reads_data=True)
 
 
 def encode_series(volume: np.ndarray, geometry: Geometry, facts: SeriesFacts) -> dict[str, bytes]:

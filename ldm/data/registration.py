@@ -22,11 +22,10 @@ from scipy.spatial.transform import Rotation
 
 from ldm.data.nifti import Geometry, Volume
 from ldm.data.outline import Outline
-from ldm.errors import ConfigError
+from ldm.extras import optional_module
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # the world of ITK, from that of NIfTI
 TURN = Rotation.from_euler("xyz", (17, 23, 31), degrees=True).as_matrix()
-NEEDS_SIMPLEITK = "pip install 'dsdiff[register]'"
 BINS = 32
 FEWEST = 500  # points of the reference below which nothing is said
 # Beyond what 46 registered patients show, see docs/diagnose.md:
@@ -295,10 +294,4 @@ def _itk_image(itk: Any, array: np.ndarray, affine: np.ndarray) -> Any:
 
 
 def _simple_itk() -> Any:
-    try:
-        import SimpleITK
-    except ImportError as error:
-        raise ConfigError(
-            "CONFIG-EXTRA", f"registration needs SimpleITK, which is missing: {NEEDS_SIMPLEITK}"
-        ) from error
-    return SimpleITK
+    return optional_module("SimpleITK", "registration")

@@ -16,12 +16,12 @@ import numpy as np
 from ldm.data.datamodule import ContrastDataModule
 from ldm.data.fingerprint import alike
 from ldm.data.layouts import Choice, Layout, Subject
-from ldm.data.registration import NEEDS_SIMPLEITK
 from ldm.diagnosis.duplicates import equal_files
 from ldm.diagnosis.findings import ERROR, NOTE, WARNING, Finding, by_severity
 from ldm.diagnosis.masks import FEWEST_CASES, SMALL_SHARE, MaskFit, fit_of_masks
 from ldm.diagnosis.subject import SubjectReport, examine_subject
 from ldm.errors import ConfigError, DataError, bad_value
+from ldm.extras import how_to_install
 from ldm.label_scheme import TELL
 from ldm.losses.segmentation import positive_weight
 from ldm.progress import Progress, silent
@@ -164,7 +164,7 @@ def _can_register() -> list[Finding]:
     """Return that registration is not judged, where its library is missing."""
     if find_spec("SimpleITK"):
         return []
-    return [Finding(NOTE, "extra", f"registration is not judged: {NEEDS_SIMPLEITK}")]
+    return [Finding(NOTE, "extra", f"registration is not judged: {how_to_install('SimpleITK')}")]
 
 
 def _numbered(subjects: Mapping[str, Subject]) -> list[Finding]:

@@ -106,7 +106,7 @@ def test_a_model_of_a_hub_is_downloaded_only_when_it_is_asked_for(exported, hub,
             ldm.Synthesiser.load(wrong)
     assert len(hub) == 2
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(ConfigError, match=r"CONFIG-MISSING: .*pip install 'dsdiff\[hub\]'"):
+    with pytest.raises(ConfigError, match=r"CONFIG-EXTRA: .*pip install 'dsdiff\[hub\]'"):
         ldm.Synthesiser.load("hub:owner/name")
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import nibabel as nib
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
-from ldm.data.dicom_series import says_synthetic
+from ldm.data.dicom_series import dicom_library, says_synthetic
 from ldm.data.layouts.base import Entry, Layout, Tree, named_folders
 from ldm.data.layouts.series import read_series
 from ldm.data.nifti import Volume, read_volume, volume_stem
@@ -24,6 +24,7 @@ from ldm.data.patients import patient_of
 from ldm.data.synthetic import mark, statement
 from ldm.data.volume_file import VolumeFile
 from ldm.errors import DataError
+from ldm.extras import optional_module
 from ldm.storage import atomic_path, cache_root, require_regular, sha256
 from ldm.study import LABELS
 
@@ -65,7 +66,7 @@ class DicomSeries(VolumeFile):
             raise DataError(error.code, told, case) from error
 
     def _convert(self, output: Path, case: str | None) -> None:
-        dicom2nifti, _ = _libraries(case)
+        dicom2nifti: Any = optional_module("dicom2nifti", "DICOM", reads_data=True)
         for path in self.path.rglob("*"):  # the library opens all of them
             if not path.is_dir():
                 require_regular(path, case)
@@ -189,7 +190,7 @@ def _first(paths: list[Path]) -> Path | None:
 
 def _header(path: Path, *tags: str) -> Any:
     """Return some tags of a DICOM file; None where it is none."""
-    _, pydicom = _libraries()
+    pydicom = dicom_library()
     try:
         return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(tags))
     except (OSError, pydicom.errors.InvalidDicomError):
@@ -205,17 +206,3 @@ def _described(path: Path) -> str | None:
     if series.doubt:
         log.warning("series %s: %s", path.parent.name, series.doubt)
     return series.contrast
-
-
-def _libraries(case: str | None = None) -> tuple[Any, Any]:
-    try:
-        import dicom2nifti
-        import pydicom
-    except ImportError as error:
-        raise DataError(
-            "DATA-EXTRA",
-            f"DICOM files need {error.name}, which is missing: pip install 'dsdiff[dicom]', or "
-            "convert them with dcm2niix",
-            case,
-        ) from error
-    return dicom2nifti, pydicom

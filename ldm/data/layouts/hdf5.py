@@ -23,6 +23,7 @@ from ldm.data.layouts.base import Entry, Layout, Tree
 from ldm.data.nifti import MAX_VOLUME_BYTES, Geometry, Volume, finite_values
 from ldm.data.volume_file import VolumeFile
 from ldm.errors import DataError
+from ldm.extras import optional_module
 from ldm.label_scheme import SCHEMES
 from ldm.storage import require_regular, sha256
 from ldm.study import BRATS, LABELS
@@ -77,7 +78,7 @@ class HDF5Stack(VolumeFile):
 
     def _read_one(self, path: Path, axes: int, case: str | None) -> np.ndarray:
         """Return the channel in one file: (X, Y) of a slice, (X, Y, Z) of a volume."""
-        h5py = _h5py(case)
+        h5py = _h5py()
         try:
             require_regular(path, case)
             with h5py.File(path, "r") as file:
@@ -184,11 +185,5 @@ class HDF5(Layout):
                 yield LABELS, "mask"
 
 
-def _h5py(case: str | None = None) -> Any:
-    try:
-        import h5py
-    except ImportError as error:
-        raise DataError(
-            "DATA-EXTRA", "HDF5 files need h5py, which is missing: pip install 'dsdiff[hdf5]'", case
-        ) from error
-    return h5py
+def _h5py() -> Any:
+    return optional_module("h5py", "HDF5", reads_data=True)
