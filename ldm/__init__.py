@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from ldm.diagnosis.data import diagnose_data
     from ldm.diagnosis.run import diagnose_run
     from ldm.distilling import distill
-    from ldm.evaluation.segmentation import evaluate_segmentations
     from ldm.handover import export
     from ldm.importing.model import import_model
     from ldm.inference.brasyn import brasyn
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from ldm.inference.synthesis import Synthesiser
     from ldm.phantom import write_phantoms
     from ldm.report.evaluation import evaluate
+    from ldm.report.segmentation import evaluate_segmentations
     from ldm.training import train
 
 __version__ = "0.1.0"
@@ -61,7 +61,7 @@ DOOR = {
     "distill": ("ldm.distilling", "distill"),
     "ensemble": ("ldm.averaging", "ensemble"),
     "evaluate": ("ldm.report.evaluation", "evaluate"),
-    "evaluate_segmentations": ("ldm.evaluation.segmentation", "evaluate_segmentations"),
+    "evaluate_segmentations": ("ldm.report.segmentation", "evaluate_segmentations"),
     "export": ("ldm.handover", "export"),
     "import_model": ("ldm.importing.model", "import_model"),
     "prepare": ("ldm.data.preparing", "prepare"),

@@ -94,6 +94,11 @@ class DsdiffError(Exception):
         """What was seen, what was expected and what to do next."""
         return to_the_reader(self.args[1])
 
+    @property
+    def reason(self) -> str:
+        """Code and message in one line, where the patient is named beside it."""
+        return one_line(f"{self.code}: {self.message}")
+
     def __str__(self) -> str:
         subject = f" case={self.case}" if self.case else ""
         return one_line(f"{self.code}{subject}: {self.message}")

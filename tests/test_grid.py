@@ -119,6 +119,13 @@ def test_budget_of_flops_pays_for_whole_steps():
             {"budget": {"steps": 2}, "lightning": {"trainer": {"max_steps": 9}}},
             "budget.steps and lightning.trainer.max_steps both",
         ),
+        (
+            {
+                "budget": {"steps": 2},
+                "rows": {"a": {"config": TINY, "overrides": ["lightning.trainer.max_steps=9"]}},
+            },
+            "rows.a.overrides set lightning.trainer.max_steps",
+        ),
         ({"seeds": []}, "give whole numbers"),
         ({"seeds": 3}, "give whole numbers"),
         ({"sampling": {"steps": []}}, "a list is empty"),

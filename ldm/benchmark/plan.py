@@ -228,7 +228,9 @@ def plan_trainings(
             overrides = row.get("overrides") or []
             if budget:
                 config = load_config([*parts, {"seed": seeds[0]}], overrides)
-                parts.append({"lightning": {"trainer": budget.trainer(config)}})
+                held = budget.trainer(config)
+                parts.append({"lightning": {"trainer": held}})
+                _require_held(name, held, load_config([*parts, {"seed": seeds[0]}], overrides))
             for seed in seeds:
                 config = load_config([*parts, {"seed": seed}], overrides)
                 place = own if first_stage is None else f"{own}-{space}"
@@ -240,6 +242,16 @@ def plan_trainings(
     if twice:
         raise bad_value(f"two rows would share {twice[0]}: rename one")
     return found
+
+
+def _require_held(name: str, held: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """Refuse a row whose own overrides set the length of its training beside the budget."""
+    trainer = trainer_options(config)
+    if own := [key for key, value in held.items() if trainer.get(key) != value]:
+        raise bad_value(
+            f"rows.{name}.overrides set lightning.trainer.{own[0]}, and the budget the length of "
+            "every training: leave out the one or the other"
+        )
 
 
 def _check_row(name: Any, row: Any) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from ldm.cli import train
 from ldm.cli.arguments import (
     add_devices_argument,
+    add_layout_argument,
     add_model_arguments,
     add_subject_arguments,
 )
@@ -18,7 +19,6 @@ from ldm.cli.main import DEBUG
 from ldm.cli.terminal import print_found, print_next, report_written, reporter
 from ldm.errors import PartialError
 
-SCORES = ("segmentation.csv", "segmentation.json", "report.html")
 PREDICT = ("subjects", "layout", "overwrite", "devices", "device", "trust", "batch_size")
 PREDICT += ("allow_missing", "nonfinite")
 TASKS = {
@@ -69,6 +69,7 @@ def _add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
         "--reference", type=Path, required=True, metavar="FOLDER", help="the subjects with seg"
     )
     parser.add_argument("--subjects", nargs="+", metavar="ID", help="only these")
+    add_layout_argument(parser)
     add_label_argument(parser, "--labels", "those of the reference")
     add_label_argument(parser, "--prediction-labels", "those of the prediction")
     add_seen_argument(parser)
@@ -114,61 +115,32 @@ def predict(args: argparse.Namespace) -> int:
 
 
 def evaluate(args: argparse.Namespace) -> int:
-    """Evaluate, and own the folder of the files."""
-    from ldm.claims import claim
-
-    if not args.output:
-        return _evaluate(args)
-    inputs = [args.prediction, args.reference]
-    with claim(args.output, "segment evaluate", inputs=inputs, writes=SCORES):
-        return _evaluate(args)
-
-
-def _evaluate(args: argparse.Namespace) -> int:
-    """Evaluate, print the table, write the files."""
+    """Evaluate, print the tables, write the files."""
     from rich.console import Console
 
     from ldm.cli.evaluate import print_table
     from ldm.cli.terminal import show_progress
-    from ldm.evaluation.segmentation import evaluate_segmentations
     from ldm.regions import region_names
-    from ldm.report.gallery import OverlayGallery
     from ldm.report.score_tables import segmentation_tables
+    from ldm.report.segmentation import SEGMENTATION_FILES, evaluate_segmentations
 
-    regions = region_names(args.regions) if args.regions else None
-    gallery = OverlayGallery()
     result = evaluate_segmentations(
         args.prediction,
         args.reference,
-        args.subjects,
-        regions,
-        args.labels,
-        args.prediction_labels,
-        args.allow_seen,
-        gallery.add,
-        show_progress,
+        output=args.output,
+        subjects=args.subjects,
+        regions=region_names(args.regions) if args.regions else None,
+        layout=args.layout,
+        labels=args.labels,
+        prediction_labels=args.prediction_labels,
+        allow_seen=args.allow_seen,
+        command=args.typed,
+        progress=show_progress,
     )
-    tables, console = segmentation_tables(result), Console()
-    for table in tables:
+    console = Console()
+    for table in segmentation_tables(result):
         print_table(console, table)
     console.print(" ".join(result.remarks()), style="dim")
     if args.output:
-        result.write(args.output, "segmentation")
-        _write_report(result, tables, gallery, args)
-        print(f"Written: {args.output}/segmentation.csv, segmentation.json, report.html")
+        print(f"Written: {args.output}/{', '.join(SEGMENTATION_FILES)}")
     return PartialError.exit_code if result.failures else 0
-
-
-def _write_report(result: Any, tables: Any, gallery: Any, args: argparse.Namespace) -> None:
-    from ldm.environment import environment
-    from ldm.report.page import Report, Section, shareable, write_all
-
-    report = Report(
-        title="Segmentation against the reference",
-        lead=" ".join(["Mean ± standard deviation over patients.", *result.remarks()]),
-        tables=tables,
-        figures=gallery.figures(),
-        sections=[Section("Command", [shareable(args.typed)])],
-        environment=environment(),
-    )
-    write_all(report, args.output)

@@ -156,7 +156,7 @@ def _learn(data: ContrastDataModule, found: Mapping[str, Subject]) -> list[Findi
     try:
         data.learn_normaliser(found)
     except DataError as error:
-        return [Finding(ERROR, "unfit", f"{error.code}: {error.message}", error.case)]
+        return [Finding(ERROR, "unfit", error.reason, error.case)]
     return []
 
 

@@ -170,7 +170,7 @@ def _readable(
             arrays, geometry = load_contrasts(subject, data.layout, [name])
         except DataError as error:
             is_read = name in (*data.study.needed, LABELS, MASK_FILE)
-            message = f"{name}: {error.code}: {error.message}"
+            message = f"{name}: {error.reason}"
             report.add(ERROR if is_read else WARNING, "unreadable", message)
             continue
         volumes[name] = Volume(arrays[name], geometry)
@@ -226,7 +226,7 @@ def _prepared(
     except DataError as error:
         if not any(f.severity == ERROR for f in report.findings):
             kind = "empty" if error.code == "DATA-CONSTANT" else "unfit"
-            report.add(ERROR, kind, f"{error.code}: {error.message}")
+            report.add(ERROR, kind, error.reason)
         return None
     return prepared
 

@@ -20,7 +20,7 @@ from ldm.data.layouts import (
     select_subjects,
 )
 from ldm.data.seen import refuse_seen
-from ldm.errors import DataError, bad_value, one_line, one_of
+from ldm.errors import DataError, bad_value, one_of
 from ldm.evaluation.case import (
     Case,
     Prediction,
@@ -239,7 +239,7 @@ class _Work:
             case = load_case(subject, self.layout, self.results[0].study, self.mask)
         except DataError as error:
             for row in self.folders:
-                self._fail(row, subject.id, f"the real patient: {_reason(error)}")
+                self._fail(row, subject.id, f"the real patient: {error.reason}")
             return None
         for result in self.results if case.seg is not None else ():
             result.note_labels("reference", scheme_of(subject))
@@ -257,7 +257,7 @@ class _Work:
                     self._score(row, seed, case, volume)
                 except DataError as error:
                     told = f"seed {seed}: " if len(found) > 1 else ""
-                    self._fail(row, subject.id, told + _reason(error))
+                    self._fail(row, subject.id, told + error.reason)
                 else:
                     volumes.setdefault(row, volume)
         try:
@@ -265,7 +265,7 @@ class _Work:
                 volumes[self.copied] = copy
                 self._score(self.copied, 0, case, copy)
         except DataError as error:
-            self._fail(self.copied, subject.id, _reason(error))
+            self._fail(self.copied, subject.id, error.reason)
         return case, volumes
 
     def finish(self) -> None:
@@ -331,7 +331,3 @@ class _Work:
                 groups = reliability(*volumes, case.brain, *told)
                 unit = Reliability(*(values / (high - low) for values in groups))
                 result.reliability[row, seed, case.id] = unit
-
-
-def _reason(error: DataError) -> str:
-    return one_line(f"{error.code}: {error.message}")

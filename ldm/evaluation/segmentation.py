@@ -27,17 +27,20 @@ from ldm.evaluation.views import Masks
 from ldm.progress import Progress, silent
 from ldm.regions import REGION_SETS, region_masks
 from ldm.study import KNOWN, LABELS
+from ldm.util import listed
 
 ROW = "prediction"
 Told = str | Mapping[str, Any] | None
 Watch = Callable[[Evaluation, Subject, Layout, np.ndarray, np.ndarray], None]
 
 
-def evaluate_segmentations(
+def compare_segmentations(
     prediction: str | Path,
     reference: str | Path,
+    *,
     subjects: Sequence[str] | None = None,
     regions: Sequence[str] | None = None,
+    layout: Any = None,
     labels: Told = None,
     prediction_labels: Told = None,
     allow_seen: bool = False,
@@ -46,70 +49,88 @@ def evaluate_segmentations(
 ) -> Evaluation:
     """Compare label maps with the reference labels of the same patients.
 
-    A patient whom the segmenter was trained on, as the sidecar of the label map says, is a failure.
+    A patient whose files cannot be used, or whom the segmenter was trained on, as the sidecar of
+    the label map says, is a failure.
 
     Args:
         prediction, reference: folders in any known layout.
         subjects: None: all that are predicted.
         regions: None: the tumour regions where any reference has another label than 1, else one
             lesion mask.
+        layout: of the reference; None: recognised.
         labels: what the labels of the reference mean, see :func:`ldm.label_scheme.read_scheme`;
             None: as the data set says.
-        prediction_labels: the same of the predictions; None: as their sidecars say, else their
-            naming; ``ID.nii.gz`` as in the reference.
+        prediction_labels: the same of the predictions; None: by sidecars, else by their naming.
         allow_seen: judge the patients of the training too.
-        watch: called with the evaluation, each real patient, its layout, and the labels (X, Y, Z)
-            of the reference and of the prediction.
+        watch: called with the evaluation, each real patient, its layout, and both labels (X, Y, Z).
         progress: shows how many patients are done.
 
     Raises:
-        DataError: DATA-MISSING; a volume that cannot be read or lies on another grid.
+        DataError: DATA-LAYOUT, DATA-MISSING.
     """
-    layout, real = detect_layout(Path(reference), contrasts=KNOWN.with_labels(labels, "labels"))
+    prediction, reference = (Path(place).expanduser() for place in (prediction, reference))
+    layout, real = detect_layout(reference, layout, KNOWN.with_labels(labels, "labels"))
     own = KNOWN.with_labels(prediction_labels, "prediction labels")
-    own_layout, predicted = find_predictions(Path(prediction), real, LABELS, own)
-    ids = subjects or [i for i, subject in predicted.items() if LABELS in subject.files]
+    own_layout, predicted = find_predictions(prediction, real, LABELS, own)
+    labelled = [i for i, subject in predicted.items() if LABELS in subject.files]
+    ids = listed(subjects) if subjects else labelled
     if not ids:
         expected = own_layout.file_name("ID", LABELS)
         raise DataError("DATA-MISSING", f"{prediction} holds no segmentation such as {expected}")
     chosen = select_subjects(real, ids)
     select_subjects(predicted, ids)
-    protocol = replace(SEGMENTATION, regions=tuple(regions or regions_of(chosen, layout)))
+    protocol = replace(SEGMENTATION, regions=tuple(listed(regions or regions_of(chosen, layout))))
     result = Evaluation(protocol, [ROW], [subject.id for subject in chosen])
     for subject in progress(chosen, "Evaluating", len(chosen)):
-        own_subject = predicted[subject.id]
-        own_subject.require([LABELS], own_layout)
-        if _is_refused(own_subject, result, allow_seen):
-            continue
-        true, geometry = read_labels(subject, layout)
-        found = load_labels(own_subject, own_layout, geometry)
-        for whose, side in (("reference", subject), (ROW, own_subject)):
-            result.note_labels(whose, scheme_of(side))
-        scores = score_regions(found, geometry, protocol.regions, protocol, true)
-        result.add(ROW, subject.id, scores)
-        if watch:
-            watch(result, subject, layout, true, found)
+        pair = (subject, layout), (predicted[subject.id], own_layout)
+        try:
+            _compare(*pair, result, allow_seen, watch)
+        except DataError as error:
+            result.fail(ROW, subject.id, error.reason)
     return result
 
 
-def _is_refused(predicted: Subject, result: Evaluation, allow_seen: bool) -> bool:
-    """Return whether the segmenter was trained on the patient; note what its sidecar says."""
+def _compare(
+    real: tuple[Subject, Layout],
+    predicted: tuple[Subject, Layout],
+    result: Evaluation,
+    allow_seen: bool,
+    watch: Watch | None,
+) -> None:
+    """Add the scores of one patient; raises DataError."""
+    subject, layout = real
+    _check_seen(*predicted, result, allow_seen)
+    true, geometry = read_labels(subject, layout)
+    found = load_labels(*predicted, geometry)
+    scores = score_regions(found, geometry, result.protocol.regions, result.protocol, true)
+    if watch:
+        watch(result, subject, layout, true, found)
+    result.add(ROW, subject.id, scores)
+    result.note_labels("reference", scheme_of(subject))
+    result.note_labels(ROW, scheme_of(predicted[0]))
+
+
+def _check_seen(predicted: Subject, layout: Layout, result: Evaluation, allow_seen: bool) -> None:
+    """Note what a sidecar says of the segmenter; raises DataError for a patient of its training."""
+    predicted.require([LABELS], layout)
     file = predicted.files[LABELS]
     if file.described().get("seen", False) is None:
         result.note_untold(ROW)
-    try:
-        if not allow_seen:
-            refuse_seen(file, predicted.id)
-    except DataError as error:
-        result.fail(ROW, predicted.id, f"{error.code}: {error.message}")
-        return True
-    return False
+    if not allow_seen:
+        refuse_seen(file, predicted.id)
 
 
 def regions_of(subjects: Sequence[Subject], layout: Layout) -> tuple[str, ...]:
     """Return the tumour regions where any patient has a label above 1, else one lesion mask."""
-    tumour = any(read_labels(subject, layout)[0].max() > 1 for subject in subjects)
+    tumour = any(_has_parts(subject, layout) for subject in subjects)
     return REGION_SETS["tumour" if tumour else "lesion"]
+
+
+def _has_parts(subject: Subject, layout: Layout) -> bool:
+    try:
+        return bool(read_labels(subject, layout)[0].max() > 1)
+    except DataError:  # is told where the patient is compared
+        return False
 
 
 def score_regions(

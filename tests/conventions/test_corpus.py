@@ -12,9 +12,9 @@ from layout_writers import Head
 import ldm
 from ldm.data.contrasts import scheme_of
 from ldm.data.layouts import detect_layout
-from ldm.evaluation.segmentation import evaluate_segmentations
 from ldm.label_scheme import UNKNOWN
 from ldm.phantom import make_patient
+from ldm.report.segmentation import evaluate_segmentations
 from ldm.study import KNOWN
 
 every = pytest.mark.parametrize("name", CONVENTIONS)

@@ -17,10 +17,10 @@ from ldm.checkpoint import load_model, read_run_config
 from ldm.cli.main import main
 from ldm.data.contrasts import load_contrasts, load_labels
 from ldm.data.layouts import detect_layout
-from ldm.errors import ConfigError, DataError
-from ldm.evaluation.segmentation import evaluate_segmentations
+from ldm.errors import ConfigError, DataError, OutputError
 from ldm.inference.segmentation import CommandSegmenter, NetworkSegmenter, Segmented
 from ldm.model_file import read_model
+from ldm.report.segmentation import evaluate_segmentations
 from ldm.storage import MODEL_FILE
 
 REAL, COPY_T1 = "real T1ce", "copy T1"
@@ -213,7 +213,7 @@ def test_label_maps_of_a_network_are_named_where_they_are_the_reference(predicte
 def test_volumes_are_in_millilitres(patients):
     image = nib.load(patients / "Phantom_0001/Phantom_0001_seg.nii.gz")
     count = (np.asarray(image.dataobj) == 4).sum()
-    volume = evaluate_segmentations(patients, patients, ["Phantom_0001"])
+    volume = evaluate_segmentations(patients, patients, subjects=["Phantom_0001"])
     expected = count * np.prod(image.header.get_zooms()) / 1000
     assert volume.mean("prediction", "et", "volume_ml") == pytest.approx(expected, rel=1e-5)
 
@@ -237,6 +237,23 @@ def test_tables_files_and_terminal_say_the_same(tmp_path, predicted, patients, c
     lesion = evaluate_segmentations(predicted, patients, regions=["lesion"], allow_seen=True)
     whole = lesion.values("prediction", "lesion", "dice")  # the whole tumour is any label
     assert list(whole.values()) == pytest.approx(dice)
+
+
+def test_a_map_that_cannot_be_read_ends_no_other(tmp_path, patients):
+    """The page and the scores are written in Python as on the command line."""
+    made, page = tmp_path / "made", tmp_path / "scores"
+    made.mkdir()
+    for patient in ("Phantom_0001", "Phantom_0002"):
+        shutil.copy(patients / f"{patient}/{patient}_seg.nii.gz", made)
+    (made / "Phantom_0001_seg.nii.gz").write_bytes(b"cut off")
+    result = evaluate_segmentations(made, patients, output=page, layout="brats2021")
+    assert result.failures["prediction"]["Phantom_0001"].startswith("DATA-")
+    assert result.mean("prediction", "wt", "dice") == 1
+    assert "Phantom_0001" in (page / "report.html").read_text()
+    folders = ["--prediction", str(made), "--reference", str(patients), "--layout", "brats2021"]
+    assert main(["segment", "evaluate", *folders, "--output", str(page)]) == 9
+    with pytest.raises(OutputError, match="OUT-INPUT"):
+        evaluate_segmentations(made, patients, output=patients)
 
 
 def test_a_folder_without_label_maps_is_refused(tmp_path, patients):
