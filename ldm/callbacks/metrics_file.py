@@ -40,15 +40,19 @@ class MetricsFile(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Append one line for each metric."""
+        rows = [(step, name, f"{value:.9g}") for name, value in metrics.items() if name != "epoch"]
         if not self.is_begun:
-            self._begin(step)
+            self._begin(step, is_validation=all(name.startswith("val/") for _, name, _ in rows))
         with appending(self.path) as file:
-            csv.writer(file).writerows(
-                (step, name, f"{value:.9g}") for name, value in metrics.items() if name != "epoch"
-            )
+            csv.writer(file).writerows(rows)
 
-    def _begin(self, step: int) -> None:
-        kept = [row for row in _rows(self.path) if row[0] < step]
+    def _begin(self, step: int, is_validation: bool) -> None:
+        """Drop what is written again: of a step that was trained but not validated, that alone."""
+        kept = [
+            row
+            for row in _rows(self.path)
+            if row[0] < step or (is_validation and row[0] == step and not row[1].startswith("val/"))
+        ]
         with (
             atomic_path(self.path) as temporary,
             temporary.open("w", encoding="utf-8", newline="") as file,

@@ -33,7 +33,8 @@ class RunCheckpoint(Checkpoint):
     """Saves ``checkpoints/last.ckpt`` and ``model.safetensors`` in the run folder.
 
     A save that fails is told and tried again after a tenth of the interval; the third failure in a
-    row, or one at the end of the training, ends it. The generations before stay until then.
+    row, or one at the end of the training, ends it. The generations before stay until then. A run
+    that was stopped between a step and its validation begins with that validation.
 
     Args:
         every_n_steps: optimizer steps between saves; the end of training always saves.
@@ -57,24 +58,36 @@ class RunCheckpoint(Checkpoint):
         self.failures = 0
         self.best: float | None = None
         self.worse = 0  # validations since the best
+        self.validated: int | None = 0  # batches before the last one; None: an old file
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run compares with."""
-        return {"best": self.best, "worse": self.worse}
+        return {"best": self.best, "worse": self.worse, "validated": self.validated}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore it."""
         self.best, self.worse = state_dict.get("best"), state_dict.get("worse", 0)
+        self.validated = state_dict.get("validated")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Remember where a resumed run stands."""
+        """Remember where a resumed run stands, and validate where it was stopped before it did."""
         self.saved_step = trainer.global_step
         self.next_step = self.saved_step + self.every_n_steps
+        every, drawn = trainer.val_check_batch, batches_drawn(trainer)
+        is_due = isinstance(every, int) and drawn > 0 and drawn % every == 0
+        if is_due and trainer.enable_validation and self.validated not in (None, drawn):
+            loop = trainer.fit_loop.epoch_loop.val_loop
+            trainer.validating, loop.restarting = True, False  # as the loop of training does it
+            loop.run()
+            trainer.training = True
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any
     ) -> None:
-        """Save when the interval is over."""
+        """Save when the interval is over; the last step when it is validated, if it will be."""
+        is_last = trainer.should_stop or 0 <= trainer.max_steps <= trainer.global_step
+        if is_last and trainer.limit_val_batches:
+            return
         if trainer.global_step >= self.next_step and trainer.global_step != self.saved_step:
             self.save(trainer, again=True)
 
@@ -84,6 +97,7 @@ class RunCheckpoint(Checkpoint):
         Raises:
             ConfigError: CONFIG-VALUE for a quantity that validation does not log.
         """
+        self.validated = batches_drawn(trainer)
         if self.best_by is None:
             return
         value = float(one_logged(trainer.callback_metrics, self.best_by))
@@ -161,6 +175,11 @@ class RunCheckpoint(Checkpoint):
             except OutputError as error:
                 return error
         return None
+
+
+def batches_drawn(trainer: pl.Trainer) -> int:
+    """Return how many batches the training has drawn, those before it was resumed too."""
+    return trainer.fit_loop.epoch_loop.batch_progress.total.ready
 
 
 def one_logged(metrics: Mapping[str, Any], name: str) -> Any:

@@ -75,8 +75,12 @@ def configured_data(args: argparse.Namespace, root: Path) -> ContrastDataModule:
     return data_module(root, *split_words(args.config), layout=args.layout, progress=show_progress)
 
 
-def add_subject_arguments(parser: argparse.ArgumentParser, written: str) -> None:
-    """Declare a trained model, the subjects it is run on, and where ``written`` goes."""
+def add_subject_arguments(parser: argparse.ArgumentParser, written: str, whom: str = "all") -> None:
+    """Declare a trained model, the subjects it is run on, and where ``written`` goes.
+
+    Args:
+        whom: it is run on where nobody is named.
+    """
     parser.add_argument(
         "model",
         type=Path,
@@ -88,7 +92,7 @@ def add_subject_arguments(parser: argparse.ArgumentParser, written: str) -> None
     parser.add_argument(
         "--output", type=Path, required=True, metavar="FOLDER", help=f"for the {written}"
     )
-    parser.add_argument("--subjects", nargs="+", metavar="ID", help="only these (default: all)")
+    parser.add_argument("--subjects", nargs="+", metavar="ID", help=f"only these (default: {whom})")
 
 
 def add_devices_argument(parser: argparse.ArgumentParser) -> None:

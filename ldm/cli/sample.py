@@ -53,11 +53,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_volume_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments of every verb that samples volumes."""
+def add_volume_arguments(
+    parser: argparse.ArgumentParser,
+    written: str = "synthetic volumes",
+    whom: str = "all",
+    temperature: str = "the model's, and 1 with --samples",
+) -> None:
+    """Declare the arguments of every verb that samples volumes; what differs is their defaults."""
     from ldm.inference.request import PRECISIONS, RUNTIMES
 
-    add_subject_arguments(parser, "synthetic volumes")
+    add_subject_arguments(parser, written, whom)
     parser.add_argument(
         "--target",
         metavar="CONTRAST",
@@ -78,7 +83,7 @@ def add_volume_arguments(parser: argparse.ArgumentParser) -> None:
         help="factor of what the prior of the model adds to abnormal tissue (default: 1; 0: the "
         "network alone)",
     )
-    _add_noise_arguments(parser)
+    _add_noise_arguments(parser, temperature)
     parser.add_argument(
         "--overlap",
         type=float,
@@ -100,7 +105,7 @@ def add_volume_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
 
 
-def _add_noise_arguments(parser: argparse.ArgumentParser) -> None:
+def _add_noise_arguments(parser: argparse.ArgumentParser, temperature: str) -> None:
     """Declare what is drawn, and how many times."""
     from ldm.inference.request import NOISES
 
@@ -121,7 +126,7 @@ def _add_noise_arguments(parser: argparse.ArgumentParser) -> None:
         "--temperature",
         type=float,
         help="of the noise: 1 samples from the model, 0 gives one image close to the conditional "
-        "mean (default: the model's, and 1 with --samples)",
+        f"mean (default: {temperature})",
     )
     parser.add_argument(
         "--samples", type=int, default=1, help="average this many and write their deviation too"

@@ -17,7 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     from ldm.inference.request import SWEPT_SAMPLERS, SWEPT_STEPS
 
-    add_volume_arguments(parser)
+    written = "volumes, table, plot and report"
+    add_volume_arguments(parser, written, "those that the run has not seen", temperature="1")
     parser.add_argument(
         "--steps",
         type=_numbers,

@@ -10,9 +10,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from ldm.callbacks.metrics_file import read_curves
 from ldm.callbacks.run import MOST_SKIPPED, GradientGuard
 from ldm.cli.main import main
 from ldm.errors import NonFiniteError, OutputError
+from ldm.model_file import read_model
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.storage import MODEL_FILE
 
@@ -110,6 +112,46 @@ def test_tr_02_ctrl_c_answers_at_once_and_saves_before_any_validation(
     assert main(["train", "--resume", str(tmp_path / "run")]) == 0
     assert train(tmp_path / "whole", STEPS) == 0
     assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+
+
+VALIDATED = [
+    "lightning.trainer.max_steps=6",
+    "lightning.trainer.val_check_interval=2",
+    "lightning.callbacks.checkpoint.params.every_n_steps=2",
+    "lightning.callbacks.checkpoint.params.best_by=val/loss",
+    "model.params.optimizer_config.params.lr=3.0e-2",
+    "model.params.warmup_steps=1",
+]
+
+
+@pytest.mark.parametrize("how", ["Ctrl-C", "kill", "kill in the last"])
+def test_tr_02_a_validation_that_was_cut_off_is_made_up_for(
+    tmp_path, train, weights, monkeypatch, how
+):
+    """It decides which weights are the best, and when a training ends."""
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    if how == "Ctrl-C":
+        at_step(monkeypatch, 3, lambda: os.kill(os.getpid(), signal.SIGINT))
+        assert train(run, *VALIDATED) == 130
+    else:
+        plain, cut = LatentDiffusion.validation_step, 4 if how == "kill" else 6
+
+        def killed(self, *given):
+            return os._exit(9) if self.global_step == cut else plain(self, *given)
+
+        monkeypatch.setattr(LatentDiffusion, "validation_step", killed)
+        if not (child := os.fork()):
+            train(run, *VALIDATED)
+            os._exit(0)  # it was not killed
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    monkeypatch.undo()
+    assert steps_of(run) == 4
+    assert main(["train", "--resume", str(run)]) == 0
+    assert train(whole, *VALIDATED) == 0
+    assert read_curves(run)["val/loss"] == read_curves(whole)["val/loss"]
+    known = [read_model(folder / MODEL_FILE)[1] for folder in (run, whole)]
+    assert known[0]["best"] == known[1]["best"] and known[0]["step"] == known[1]["step"]
+    assert weights(run) == weights(whole)
 
 
 def test_tr_02_a_second_ctrl_c_says_what_is_lost(tmp_path, train, monkeypatch, caplog):

@@ -51,6 +51,7 @@ def test_a_validation_that_is_no_number_is_not_the_best(monkeypatch):
     kept = RunCheckpoint(best_by="val/psnr", patience=3)
     saved, trainer = [], SimpleNamespace(should_stop=False, callback_metrics={})
     trainer.strategy = SimpleNamespace(broadcast=lambda failure: failure)
+    monkeypatch.setattr("ldm.callbacks.run.batches_drawn", lambda trainer: 1)
     monkeypatch.setattr(kept, "save_weights", lambda trainer, facts: saved.append(facts["best"]))
     for value in (math.nan, 20.0, math.nan, 10.0):
         trainer.callback_metrics = {"val/psnr": value}

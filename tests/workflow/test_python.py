@@ -92,7 +92,7 @@ def test_scores_are_a_data_frame(tmp_path, patients, sampled):
 
 def test_the_readme_works_as_written(tmp_path, monkeypatch, run_folder, patients, files):
     shutil.copytree(run_folder, tmp_path / "runs/mine")
-    (tmp_path / "PATIENTS").symlink_to(patients)
+    (tmp_path / "NEW_PATIENTS").symlink_to(patients)
     (tmp_path / "p1").mkdir()
     for contrast in ("t1", "t2", "flair"):
         shutil.copy(files(contrast), tmp_path / f"p1/{contrast}.nii.gz")
