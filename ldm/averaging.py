@@ -109,8 +109,8 @@ def ensemble(
     facts = {**first.model.facts(), WEIGHTS: first.weights, "dsdiff": ldm.__version__}
     folders = [member.folder for member in members]
     with claim(output, "ensemble", inputs=folders, replace=overwrite):
-        write_model_folder(output, config, weights, facts)
         write_seen(output, {"train": {}}, folders)
+        write_model_folder(output, config, weights, facts)
     load_model(output, trust)
     return output
 

@@ -39,6 +39,7 @@ from ldm.storage import (
     MODEL_FILE,
     atomic_path,
     head_of,
+    refused_write,
     remove,
     rename,
     require_run,
@@ -94,9 +95,7 @@ class AtomicCheckpointIO(CheckpointIO):
                 if path.exists():
                     rename(path, path.with_name("previous.ckpt"))
         except RuntimeError as error:  # how torch reports a full disk
-            raise OutputError(
-                "OUT-IO", f"cannot write {path.name}: {error}; free space, then --resume"
-            ) from error
+            raise refused_write(path, error) from error
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
@@ -210,7 +209,10 @@ def newest_checkpoint(run: Path) -> Path:
 def write_model_folder(
     folder: Path, config: Mapping[str, Any], state: Mapping[str, Tensor], facts: Mapping[str, Any]
 ) -> None:
-    """Write ``config.yaml``, and weights that are bound to it as it will be read."""
+    """Write ``config.yaml``, and weights that are bound to it as it will be read.
+
+    Whatever else a verb writes there comes before, see :func:`require_free`.
+    """
     save_config(config, folder / CONFIG_FILE)
     bound = decisive(read_saved_config(folder / CONFIG_FILE))
     save_model(folder, state, {**facts, BOUND: bound})
@@ -223,17 +225,18 @@ def _processes() -> int:
 
 
 def require_free(folder: Path, overwrite: bool) -> None:
-    """Refuse a folder that holds a run or a model.
+    """Refuse a folder that holds a run or a model; what stands beside, the claim refuses.
+
+    The weights are what a verb writes last: without them it was interrupted, and goes on.
 
     Raises:
         OutputError: OUT-EXISTS.
     """
     if any((folder / name).exists() for name in CHECKPOINTS):
         raise OutputError("OUT-EXISTS", f"{folder} holds a training run: choose another --output")
-    existing = [name for name in (MODEL_FILE, CONFIG_FILE) if (folder / name).exists()]
-    if existing and not overwrite:
+    if (folder / MODEL_FILE).exists() and not overwrite:
         raise OutputError(
-            "OUT-EXISTS", f"{folder}/{existing[0]} exists: choose another --output, or --overwrite"
+            "OUT-EXISTS", f"{folder}/{MODEL_FILE} exists: choose another --output, or --overwrite"
         )
 
 

@@ -71,7 +71,7 @@ def find_config(path: str | Path, relative_to: Path | None = None) -> Path:
     Looked up in the folder of the file that names it (``relative_to``), in the working directory,
     then among the shipped files, so that ``configs/backbone/unet.yaml`` works from anywhere.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     shipped = Path(*path.parts[1:]) if path.parts[:1] == ("configs",) else path
     for folder, name in ((relative_to, path), (Path(), path), (config_root(), shipped)):
         if folder is not None and (folder / name).is_file():

@@ -80,10 +80,9 @@ def export(
     with claim(output, "export", inputs=[folder], replace=overwrite):
         for name in {ONNX_FILE, PROGRAM_FILE} - beside.keys():
             remove(output / name)  # never those of older weights beside the new ones
-        write_model_folder(output, config, tensors, {**said, "dsdiff": ldm.__version__})
-        write_file(output / CARD, card)
-        for name, content in beside.items():
+        for name, content in {CARD: card, **beside}.items():
             write_file(output / name, content)
+        write_model_folder(output, config, tensors, {**said, "dsdiff": ldm.__version__})
     load_model(output, trust)
     return output
 

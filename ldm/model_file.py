@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ldm.environment import require_safe_libraries
-from ldm.errors import CheckpointError, OutputError
-from ldm.storage import MODEL_FILE, atomic_path, head_of
+from ldm.errors import CheckpointError
+from ldm.storage import MODEL_FILE, atomic_path, head_of, refused_write
 
 FORMAT_VERSION = 1
 
@@ -36,9 +36,7 @@ def save_model(folder: Path, state: Mapping[str, Tensor], metadata: Mapping[str,
         with atomic_path(folder / MODEL_FILE) as temporary:
             save_file(tensors, temporary, metadata=texts)
     except SafetensorError as error:  # how it reports a full disk
-        raise OutputError(
-            "OUT-IO", f"cannot write {MODEL_FILE}: {error}; free space, then --resume"
-        ) from error
+        raise refused_write(folder / MODEL_FILE, error) from error
 
 
 def _apart(state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:

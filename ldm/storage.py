@@ -37,6 +37,15 @@ def cache_root() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dsdiff"
 
 
+def refused_write(path: Path, error: Exception) -> OutputError:
+    """Return why a library could not write a file, which has words of its own for a full disk."""
+    return OutputError(
+        "OUT-IO",
+        f"cannot write {path.name}, as on a full disk ({error}): free space, then give the same "
+        "command again",
+    )
+
+
 @contextmanager
 def atomic_path(path: Path, replace: bool = False, private: bool = False) -> Iterator[Path]:
     """Yield a temporary path that becomes ``path`` when the block ends without an error.

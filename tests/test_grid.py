@@ -75,6 +75,15 @@ def test_latent_space_is_the_row_behind_a_first_stage():
     assert pixel.folder != latent.folder
 
 
+def test_a_path_of_the_home_folder_may_be_written_short(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "own.yaml").write_text(f"base: {TINY}\n")
+    (training,) = plan_trainings({**ONE, "rows": {"own": {"config": "~/own.yaml"}}}, OUT)
+    assert training.row == "own"
+    with pytest.raises(ConfigError, match=f"{tmp_path}/run is no run folder"):
+        plan_trainings({**ONE, "rows": {"given": {"run": "~/run"}}}, OUT)
+
+
 def test_seed_reaches_weights_noise_and_order():
     for seed, training in zip((5, 6), plan_trainings({**ONE, "seeds": [5, 6]}, OUT), strict=True):
         assert training.config["seed"] == seed

@@ -222,6 +222,9 @@ class Work:
         """Run a verb in a process of its own; return its exit code and last line of stderr."""
         # as a console script runs: nothing in the working directory takes the place of a library
         environment = os.environ | {"PYTHONSAFEPATH": "1", PART_OF: "benchmark"}
+        # and a class of the user is found where this process finds it, as beside a notebook
+        places = [place for place in sys.path if place and Path(place) != Path.cwd()]
+        environment |= {"PYTHONPATH": os.pathsep.join(places)}
         environment |= {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
         with appending(folder / "log.txt") as file:
             process = subprocess.Popen(

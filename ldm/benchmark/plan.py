@@ -16,7 +16,7 @@ from typing import Any
 from ldm.checkpoint import read_run_config
 from ldm.config import load_config
 from ldm.cost.network import count_flops, training_flops
-from ldm.errors import ConfigError, bad_value
+from ldm.errors import ConfigError, DsdiffError, bad_value
 from ldm.inference.request import Request
 from ldm.models.diffusion.samplers import get_sampler
 from ldm.storage import CONFIG_FILE
@@ -179,7 +179,10 @@ def plan_cells(
     for index, training in enumerate(trainings):
         label = [training.row, *([training.space] if len(plan.get("spaces") or {}) > 1 else [])]
         one_call = not getattr(resolve_target(training.config["model"]), "has_reverse_steps", True)
-        for turn, options in enumerate(settings[:1] if one_call else settings):
+        asked = settings[:1] if one_call else settings
+        if training.seed == trainings[0].seed:
+            _require_met(training, asked)
+        for turn, options in enumerate(asked):
             described = "" if one_call else describe_sampling(options, shown)
             row = SEPARATOR.join([*label, *([described] if described else [])])
             name = f"{row}{SEPARATOR}seed {training.seed}" if several_seeds else row
@@ -214,7 +217,7 @@ def plan_trainings(
             continue
         _check_row(name, row)
         if "run" in row:
-            found.append(_given(name, Path(row["run"]), output, trusted))
+            found.append(_given(name, Path(row["run"]).expanduser(), output, trusted))
             continue
         variants = {name: []}
         if plan.get("regression_of") == name:
@@ -346,11 +349,38 @@ def sampling_settings(described: Mapping[str, Any]) -> tuple[list[dict[str, Any]
     if not settings:
         raise bad_value("sampling: a list is empty: give one value at least")
     for setting in settings:
-        asked = {name: v for name, v in setting.items() if v is not None and name not in BESIDE}
-        asked |= {"precision": str(asked.get("precision", "32"))}  # YAML takes it for a number
-        if name := Request().changed(**asked).sampler:
+        if name := _request(setting).sampler:
             get_sampler(str(name))
     return settings, [name for name, values in axes.items() if len(values) > 1]
+
+
+def _request(setting: Mapping[str, Any]) -> Request:
+    asked = {name: v for name, v in setting.items() if v is not None and name not in BESIDE}
+    asked |= {"precision": str(asked.get("precision", "32"))}  # YAML takes it for a number
+    return Request().changed(**asked)
+
+
+def _require_met(training: Training, settings: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse a sampling that the model of a training cannot do, before hours of work.
+
+    A model that cannot be built is none of it: its row will say why.
+    """
+    study = read_study(training.config)
+    try:
+        model = build_model(training.config, study)
+    except DsdiffError:
+        return
+    for setting in settings:
+        request = _request(setting)
+        if request.runtime == "onnx" and not training.is_given:
+            raise bad_value(
+                f"sampling.runtime is onnx, of exported models, and {training.row} is trained "
+                "here: leave it out"
+            )
+        try:
+            request.met_by(model, study)
+        except DsdiffError as error:
+            raise bad_value(f"sampling of {training.row}: {error.message}") from error
 
 
 def describe_sampling(options: Mapping[str, Any], shown: Sequence[str]) -> str:

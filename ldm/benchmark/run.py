@@ -207,8 +207,10 @@ class Benchmark:
             jobs: cells at once, one GPU each; None: the number of GPUs, 1 on a CPU.
 
         Raises:
-            Stopped: it was interrupted; run again, it goes on.
+            ConfigError: CONFIG-VALUE. Stopped: it was interrupted; run again, it goes on.
         """
+        if jobs is not None and (type(jobs) is not int or jobs < 1):
+            raise bad_value(f"jobs is {jobs!r}: give 1 or more")
         gpus = visible_gpus()
         jobs = jobs or max(1, len(gpus))
         self.work.is_quiet |= jobs > 1

@@ -139,7 +139,8 @@ def _of_foreign_code(error: Exception) -> ConfigError | None:
     own += [Path(libraries[name]) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         path = Path(frame.filename)
-        if path.is_file() and not any(path.is_relative_to(folder) for folder in own):
+        is_readable = os.access(path, os.R_OK)  # nor is a name as <string> a file
+        if is_readable and not any(path.is_relative_to(folder) for folder in own):
             where = f"{path.name} line {frame.lineno}, which is not of this project"
             return ConfigError("CONFIG-TARGET", f"{said}, in {where}; --debug shows the traceback")
     return None

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import ldm
 from ldm.checkpoint import PRIOR, require_free, require_same_state, write_model_folder
 from ldm.claims import claim
 from ldm.config import Overrides
@@ -195,9 +196,8 @@ def write_imported(
     origin = {"file": source.name, "sha256": sha256(source)}
     with claim(folder, "import", inputs=[source], replace=overwrite):
         remove(folder / MODEL_FILE)  # never an old model beside a new config
-        write_model_folder(
-            folder, config, model.state_dict(), {**model.facts(), "imported": origin}
-        )
+        facts = {**model.facts(), "imported": origin, "dsdiff": ldm.__version__}
+        write_model_folder(folder, config, model.state_dict(), facts)
     return read_model(folder / MODEL_FILE)[1]["sha256"]
 
 

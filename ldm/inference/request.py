@@ -8,8 +8,9 @@ from dataclasses import dataclass, fields, replace
 from numbers import Integral, Real
 from typing import Any
 
-from ldm.errors import ConfigError, bad_value, nearest, one_of
+from ldm.errors import CheckpointError, ConfigError, bad_value, nearest, one_of
 from ldm.ranges import COUNT, RANGES, Range
+from ldm.study import Study
 
 log = logging.getLogger(__name__)
 
@@ -127,6 +128,20 @@ class Request:
                 )
         return replace(self, **options)
 
+    def met_by(self, model: Any, study: Study) -> tuple[Request, int]:
+        """Return the request as a model answers it, and how often the network is called for it.
+
+        Raises:
+            ConfigError: CONFIG-VALUE, the model cannot meet it. CheckpointError: CKPT-MISMATCH, it
+                always saw a contrast of ``allow_missing``.
+        """
+        require_missing_allowed(study, self.allow_missing)
+        if self.target is not None:
+            one_of("target", self.target, study.targets)
+        request = self.of(model)
+        asked = {name: getattr(request, name) for name in ("steps", "sampler", "temperature")}
+        return request, model.network_calls(**asked, **request.options)
+
     def of(self, model: Any) -> Request:
         """Return the request with the model's own values where none is given.
 
@@ -193,6 +208,20 @@ class Request:
         return described | {
             name: value for name, none in since.items() if (value := getattr(self, name)) != none
         }
+
+
+def require_missing_allowed(study: Study, contrasts: Sequence[str]) -> None:
+    """Refuse to leave out contrasts that a model always saw.
+
+    Raises:
+        CheckpointError: CKPT-MISMATCH.
+    """
+    if contrasts and not study.data.get("condition_dropout"):
+        raise CheckpointError(
+            "CKPT-MISMATCH",
+            "the model was trained with every contrast: --allow-missing needs a model trained "
+            "with data.params.condition_dropout > 0",
+        )
 
 
 OPTIONS = tuple(field.name for field in fields(Request))

@@ -22,7 +22,7 @@ from ldm.data.volume_file import VolumeFile
 from ldm.errors import CheckpointError, DataError, NonFiniteError, bad_value
 from ldm.inference.given import GivenLayout, VolumeLike, given_subject
 from ldm.inference.outputs import as_image
-from ldm.inference.request import Request
+from ldm.inference.request import Request, require_missing_allowed
 from ldm.inference.trained import load_for_inference
 from ldm.inference.windows import Windows
 from ldm.label_scheme import SCHEMES, LabelScheme
@@ -89,7 +89,7 @@ class NetworkSegmenter:
                 f"{path} holds a {type(model).__name__}, which segments nothing: give a run of "
                 "dsdiff segment train",
             )
-        trained.require_missing_allowed(allow_missing)
+        require_missing_allowed(trained.study, allow_missing)
         self.trained, self.model = trained, model
         self.digest, self.has_seen = trained.digest, trained.has_seen
         self.regions: tuple[str, ...] = model.regions

@@ -34,7 +34,6 @@ from ldm.errors import (
     OutputError,
     PartialError,
     bad_value,
-    one_of,
     survived,
 )
 from ldm.inference.fidelity import FirstCall
@@ -139,12 +138,8 @@ class Synthesiser:
         return other
 
     def _ask(self, request: Request) -> None:
-        self.trained.require_missing_allowed(request.allow_missing)
-        if request.target is not None:
-            one_of("target", request.target, self.study.targets)
-        self.asked, self.request = request, request.of(self.model)
-        asked = {n: getattr(self.request, n) for n in ("steps", "sampler", "temperature")}
-        self.calls: int = self.model.network_calls(**asked, **self.request.options)
+        self.asked = request
+        self.request, self.calls = request.met_by(self.model, self.study)
         self.timings: list[dict[str, Any]] = []
         size, neighbours = self.study.image_size, self.study.neighbours
         self.windows = Windows(size, neighbours, request.batch_size)

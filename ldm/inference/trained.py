@@ -25,7 +25,6 @@ from ldm.data.seen import (
     tells_all,
 )
 from ldm.environment import pick_device
-from ldm.errors import CheckpointError
 from ldm.hub import local_folder
 from ldm.memory import keep_freed_memory
 from ldm.modules.diffusionmodules.util import to_channels_last
@@ -89,19 +88,6 @@ class TrainedModel:
         elif dtype != torch.float32:
             network.forward = torch.autocast(self.device.type, dtype)(network.forward)
         to_channels_last(network)
-
-    def require_missing_allowed(self, contrasts: Sequence[str]) -> None:
-        """Refuse to leave out contrasts that the model always saw.
-
-        Raises:
-            CheckpointError: CKPT-MISMATCH.
-        """
-        if contrasts and not self.study.data.get("condition_dropout"):
-            raise CheckpointError(
-                "CKPT-MISMATCH",
-                "the model was trained with every contrast: --allow-missing needs a model trained "
-                "with data.params.condition_dropout > 0",
-            )
 
     def inputs(self, subject: Subject) -> dict[str, str]:
         """Return the digest of each file of a subject that is read.

@@ -20,11 +20,12 @@ from builders import read_scores, run_inside
 from ldm.benchmark import cells
 from ldm.benchmark.cells import Stopped, Work
 from ldm.benchmark.results import BenchmarkResult
+from ldm.benchmark.run import Benchmark
 from ldm.callbacks.run import GradientGuard
 from ldm.claims import claim, folder_lock
 from ldm.cli.main import main
 from ldm.cli.train import finish
-from ldm.errors import BusyError
+from ldm.errors import BusyError, ConfigError
 from ldm.progress import PART_OF
 from ldm.training import TrainedRun
 
@@ -417,6 +418,14 @@ def test_only_the_benchmark_says_how_to_go_on(tmp_path, capsys, monkeypatch, par
         ("sampling.stesp=5", "'stesp' is no option of sampling (nearest: 'steps'"),
         ("sampling.sampler=ddmi", "ddmi"),
         ("sampling.temperature=[0,-1]", "temperature is -1"),
+        ("sampling.steps=2000", "sampling of unet: 2000 sampling steps; expected"),
+        ("sampling.overlap=0.5", "overlap is 0.5, but this model samples slices"),
+        ("sampling.allow_missing=[t2]", "the model was trained with every contrast"),
+        ("sampling.target=t2", "target is 't2': give one of t1ce"),
+        ("sampling.guidance=2", "no item lost all its conditions"),
+        ("sampling={sampler: heun, eta: 0.5}", "heun takes no eta"),
+        ("sampling={spread: 0.5, temperature: 0}", "at temperature 0 there is one image"),
+        ("sampling.runtime=onnx", "unet is trained here"),
     ],
 )
 def test_a_wrong_option_of_sampling_is_refused_before_any_training(
@@ -482,6 +491,26 @@ def test_verbs_run_in_processes_of_their_own(tmp_path, monkeypatch):
             work._dsdiff(tmp_path, "7", 11)
         with pytest.raises(Stopped):
             work._dsdiff(tmp_path, "7", 143)
+
+
+def test_a_module_beside_the_script_is_found_by_the_verbs(tmp_path, monkeypatch):
+    """As this process finds it: in a notebook by ``sys.path``, from another folder."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/net_of_a_notebook.py").write_text("import torch\n")
+    monkeypatch.syspath_prepend(tmp_path / "elsewhere")
+    fake = tmp_path / "python"
+    fake.write_text(f'#!/bin/sh\nexec {sys.executable} -c "import net_of_a_notebook"\n')
+    fake.chmod(0o755)
+    work = Work(tmp_path, tmp_path, {}, [], {}, is_quiet=True)
+    monkeypatch.setattr(sys, "executable", str(fake))
+    with claim(tmp_path, "benchmark", adopt=True):
+        assert work._dsdiff(tmp_path, None, "train") == (0, "exit code 0")
+
+
+@pytest.mark.parametrize("jobs", [0, -1, 1.5, True])
+def test_a_wrong_number_of_jobs_does_not_wait_for_ever(plan, undisturbed, jobs):
+    with pytest.raises(ConfigError, match=f"jobs is {jobs}: give 1 or more"):
+        Benchmark(plan, output=undisturbed).run(jobs=jobs)
 
 
 def test_other_settings_in_one_folder_are_refused(undisturbed, plan, calls, capsys):

@@ -10,7 +10,7 @@ import pytest
 import ldm
 from ldm.cli.main import main
 from ldm.denoiser import ONNX_FILE, PROGRAM_FILE
-from ldm.errors import CheckpointError, ConfigError
+from ldm.errors import CheckpointError, ConfigError, OutputError
 from ldm.handover import require_private
 from ldm.model_file import read_model
 from ldm.storage import CONFIG_FILE, MODEL_FILE
@@ -40,6 +40,26 @@ def test_nothing_of_a_patient_is_in_the_folder(exported, run_folder, patients):
     assert found(run_folder) >= secrets - {str(run_folder)}
     assert found(exported) == set()
     assert {p.name for p in exported.iterdir()} <= {MODEL_FILE, CONFIG_FILE, "README.md", ".lock"}
+
+
+@pytest.mark.parametrize("last", [CONFIG_FILE, "README.md"])
+def test_the_same_command_goes_on_where_it_was_interrupted(tmp_path, run_folder, last, monkeypatch):
+    def interrupt(*given):
+        raise KeyboardInterrupt
+
+    where = {CONFIG_FILE: "ldm.checkpoint.save_model", "README.md": "ldm.checkpoint.save_config"}
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(where[last], interrupt)
+        ldm.export(run_folder, tmp_path / "model")
+    assert (tmp_path / "model" / last).is_file()
+    ldm.export(run_folder, tmp_path / "model")
+    with pytest.raises(OutputError, match="OUT-EXISTS"):  # once it is whole
+        ldm.export(run_folder, tmp_path / "model")
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own/config.yaml").write_text("of somebody else\n")
+    with pytest.raises(OutputError, match=r"OUT-EXISTS: .*config\.yaml"):
+        ldm.export(run_folder, tmp_path / "own")
+    assert (tmp_path / "own/config.yaml").read_text() == "of somebody else\n"
 
 
 def test_it_gives_the_voxels_of_the_run_and_cannot_know_the_patient(
