@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
 
 Item = TypeVar("Item")
+Done = TypeVar("Done")
+READERS = 4  # threads; zlib releases the interpreter lock
 PART_OF = "DSDIFF_PART_OF"  # in the environment of a process that a benchmark runs
 
 
@@ -25,6 +28,17 @@ class Progress(Protocol):
 def silent(items: Iterable[Item], title: str, total: int | None = None, /) -> Iterable[Item]:
     """Show nothing."""
     return items
+
+
+def in_threads(
+    work: Callable[[Item], Done],
+    items: Sequence[Item],
+    progress: Progress = silent,
+    title: str = "",
+) -> list[Done]:
+    """Return what work that reads makes of each item, some at once, in their order."""
+    with ThreadPoolExecutor(READERS) as pool:
+        return list(progress(pool.map(work, items), title, len(items)))
 
 
 def unheard(told: Any, /) -> None:

@@ -152,7 +152,7 @@ def named_folders(given: Sequence[str]) -> dict[str, list[Path]]:
     Raises:
         ConfigError: CONFIG-VALUE for a name or a folder that is empty.
     """
-    from ldm.evaluation.folder import ROW
+    from ldm.evaluation.scores import ROW
 
     rows: dict[str, list[Path]] = {}
     for text in given:

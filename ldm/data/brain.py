@@ -118,6 +118,12 @@ def _is_whole_head(sizes: Sequence[np.ndarray], brain: np.ndarray) -> bool:
     return bool((dark & brain).sum() > AIR_SHARE * brain.sum())
 
 
+def largest(mask: np.ndarray) -> np.ndarray:
+    """Return the largest connected component of a mask that is not empty."""
+    labels, _ = ndimage.label(mask)
+    return labels == np.bincount(labels.ravel())[1:].argmax() + 1
+
+
 def _head(sizes: Sequence[np.ndarray]) -> np.ndarray:
     """Return the head (X, Y, Z) bool, without the air around it and with all that it encloses.
 
@@ -129,9 +135,7 @@ def _head(sizes: Sequence[np.ndarray]) -> np.ndarray:
     image = ndimage.gaussian_filter(np.mean(sizes, axis=0), 1.0)
     bright = image > threshold_otsu(image) if np.ptp(image) else image > 0
     opened = _filled(ndimage.binary_opening(bright))
-    labels, _ = ndimage.label(opened if opened.any() else bright)
-    largest = labels == np.bincount(labels.ravel())[1:].argmax() + 1
-    room = np.pad(largest, 2)  # to close at the border too
+    room = np.pad(largest(opened if opened.any() else bright), 2)  # to close at the border too
     return _filled(ndimage.binary_closing(room, iterations=2)[2:-2, 2:-2, 2:-2])
 
 

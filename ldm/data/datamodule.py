@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import multiprocessing
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -30,7 +29,7 @@ from ldm.data.slices import (
 from ldm.data.split import split_subjects
 from ldm.errors import ConfigError, DataError, bad_value
 from ldm.intensity import ABNORMAL_IN, clearest
-from ldm.progress import Progress, silent
+from ldm.progress import Progress, in_threads, silent
 from ldm.ranges import check_ranges
 from ldm.study import BATCH_SIZE, Study
 from ldm.util import evenly_spread, instantiate_from_config, shows, taken
@@ -156,7 +155,8 @@ class ContrastDataModule(pl.LightningDataModule):
         augmentation, subjects = self.augmentation(), self.find_subjects()
         self.learn_normaliser(subjects)
         chosen = [subjects[i] for part in ("train", "val") for i in self.split[part]]
-        cached = {c.id: c for c in self._in_threads(self.decode, chosen, "Decoding patients")}
+        decoded = in_threads(self.decode, chosen, self.progress, "Decoding patients")
+        cached = {c.id: c for c in decoded}
         deepest = max((len(c.brain_share) for c in cached.values()), default=1)
         if deepest <= self.neighbours:
             raise bad_value(
@@ -302,7 +302,7 @@ class ContrastDataModule(pl.LightningDataModule):
         if not wanted:
             return
         training = [subjects[i] for i in self.split["train"]]
-        done = self._in_threads(profiles, training, "Learning intensities")
+        done = in_threads(profiles, training, self.progress, "Learning intensities")
         for contrast, values in zip(wanted, zip(*done, strict=True), strict=True):
             normaliser.learn(contrast, values)
 
@@ -321,7 +321,3 @@ class ContrastDataModule(pl.LightningDataModule):
             self.cache,
             self.study.targets,
         )
-
-    def _in_threads(self, work: Callable, subjects: Sequence[Subject], title: str) -> list[Any]:
-        with ThreadPoolExecutor(max_workers=4) as pool:  # zlib releases the interpreter lock
-            return list(self.progress(pool.map(work, subjects), title, len(subjects)))

@@ -14,7 +14,7 @@ from scipy import ndimage
 from scipy.optimize import least_squares
 from scipy.spatial.transform import Rotation
 
-from ldm.data.brain import background
+from ldm.data.brain import background, largest
 from ldm.data.nifti import Geometry
 
 FAINT = 0.02  # of the 99th percentile: what a spline leaves around a brain is weaker
@@ -42,11 +42,10 @@ class Outline:
         if air is None:
             return None
         size = np.abs(array - np.float32(air))
-        labels, count = ndimage.label(size > FAINT * np.percentile(size[size > 0], 99))
-        if not count:
+        if not size.any():
             return None
-        largest = labels == np.bincount(labels.ravel())[1:].argmax() + 1
-        return cls(ndimage.binary_fill_holes(largest), geometry)
+        bright = size > FAINT * np.percentile(size[size > 0], 99)
+        return cls(ndimage.binary_fill_holes(largest(bright)), geometry)
 
     def points(self) -> np.ndarray:
         """Return places (N, 3) in mm: the middles of faces between brain and air."""

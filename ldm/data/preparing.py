@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -18,11 +17,10 @@ from ldm.data.layouts.base import stored_files
 from ldm.data.manifest import Row, examine, read_manifest, said_of, state, write_manifest
 from ldm.data.seen import leaks, subject_digests
 from ldm.errors import DsdiffError, OutputError, survived
-from ldm.progress import Progress, silent
+from ldm.progress import Progress, in_threads, silent
 from ldm.util import instantiate_from_config, listed
 
 MANIFEST = "manifest.csv"
-READERS = 4  # zlib releases the interpreter lock
 BASE = "configs/base.yaml"  # whose data section says how data are looked at
 
 log = logging.getLogger(__name__)
@@ -137,9 +135,7 @@ def _outcomes(
         except Exception as error:
             return survived(error, OutputError)
 
-    with ThreadPoolExecutor(READERS) as pool:
-        done = pool.map(outcome, subjects)
-        return list(data.progress(done, "Preparing", len(subjects)))
+    return in_threads(outcome, subjects, data.progress, "Preparing")
 
 
 def _row(subject: Subject, data: ContrastDataModule, folder: Path, row: Row) -> Row:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +21,7 @@ from ldm.data.manifest import state
 from ldm.data.patients import folded_patient, patient_of
 from ldm.data.volume_file import VolumeFile
 from ldm.errors import CheckpointError, DataError
+from ldm.progress import in_threads
 from ldm.storage import cache_root, read_json, run_folder, write_json
 from ldm.study import KNOWN, LABELS, MASK_FILE
 from ldm.util import params_of
@@ -54,9 +54,8 @@ def subject_digests(subjects: Iterable[Subject], cache: Path | None = None) -> D
     """
     subjects = list(subjects)
     folder = (cache or cache_root()) / "digests"
-    with ThreadPoolExecutor(max_workers=4) as pool:
-        found = pool.map(lambda subject: _kept_identity(subject, folder), subjects)
-        return {s.id: digests for s, digests in zip(subjects, found, strict=True)}
+    found = in_threads(lambda subject: _kept_identity(subject, folder), subjects)
+    return {s.id: digests for s, digests in zip(subjects, found, strict=True)}
 
 
 def _kept_identity(subject: Subject, folder: Path) -> Mapping[str, str]:

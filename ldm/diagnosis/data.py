@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,13 +23,12 @@ from ldm.errors import ConfigError, DataError, bad_value
 from ldm.extras import how_to_install
 from ldm.label_scheme import TELL
 from ldm.losses.segmentation import positive_weight
-from ldm.progress import Progress, silent
+from ldm.progress import Progress, in_threads, silent
 from ldm.study import LABELS
 from ldm.util import check_parameter_names, evenly_spread
 
 MOST_CASES = 24  # subjects whose masks are compared with each other
 STEP = 32  # voxels; an image size that is a multiple of it suits every network
-READERS = 4
 COUNTED = re.compile(r"(.+)[_.-]\d{1,2}")  # an id with a number behind that of a patient
 
 
@@ -135,9 +133,7 @@ def diagnose(data: ContrastDataModule, limit: int | None = None) -> DataDiagnosi
     def examine(subject: Subject) -> SubjectReport:
         return examine_subject(subject, data, subject.id in compared)
 
-    with ThreadPoolExecutor(READERS) as pool:
-        done = pool.map(examine, chosen)
-        reports = list(data.progress(done, "Examining patients", len(chosen)))
+    reports = in_threads(examine, chosen, data.progress, "Examining patients")
     diagnosis = DataDiagnosis(data.root, data.layout, found, reports, split=data.split)
     diagnosis.mask_fit = fit_of_masks({r.id: r.case for r in reports if r.case})
     own = [finding for report in reports for finding in report.findings]

@@ -39,7 +39,7 @@ from ldm.evaluation.protocol import (
     find_protocol,
     slice_features,
 )
-from ldm.evaluation.scores import Evaluation
+from ldm.evaluation.scores import ROW, Evaluation
 from ldm.memory import keep_freed_memory
 from ldm.progress import Progress, silent
 from ldm.study import LABELS, Study
@@ -53,7 +53,6 @@ Place = str | Path
 Folders = Mapping[str, Place | Sequence[Place]]
 Watch = Callable[[Evaluation, Case, Mapping[str, Prediction]], None]
 APART = 4.0  # times: further apart lie no two medians of one contrast in the same units
-ROW = "prediction"  # of a folder without a name
 NETWORK = ("lpips", "frechet")  # measures that need weights on disk
 
 

@@ -22,14 +22,13 @@ from ldm.data.seen import refuse_seen
 from ldm.errors import DataError
 from ldm.evaluation.measures import MEASURES
 from ldm.evaluation.protocol import SEGMENTATION, BaseProtocol, Scores
-from ldm.evaluation.scores import Evaluation
+from ldm.evaluation.scores import ROW, Evaluation
 from ldm.evaluation.views import Masks
 from ldm.progress import Progress, silent
 from ldm.regions import REGION_SETS, region_masks
 from ldm.study import KNOWN, LABELS
 from ldm.util import listed
 
-ROW = "prediction"
 Told = str | Mapping[str, Any] | None
 Watch = Callable[[Evaluation, Subject, Layout, np.ndarray, np.ndarray], None]
 
