@@ -58,6 +58,10 @@ class Training:
     run: Path
     is_given: bool = False
 
+    def label(self, several_spaces: bool) -> str:
+        """Return what a table calls it, whatever the seed."""
+        return SEPARATOR.join([self.row, *([self.space] if several_spaces else [])])
+
 
 @dataclass(frozen=True)
 class GridCell:
@@ -177,14 +181,14 @@ def plan_cells(
     several_seeds = len({t.seed for t in trainings}) > 1
     cells, places = [], []
     for index, training in enumerate(trainings):
-        label = [training.row, *([training.space] if len(plan.get("spaces") or {}) > 1 else [])]
+        label = training.label(len(plan.get("spaces") or {}) > 1)
         one_call = not getattr(resolve_target(training.config["model"]), "has_reverse_steps", True)
         asked = settings[:1] if one_call else settings
         if training.seed == trainings[0].seed:
             _require_met(training, asked)
         for turn, options in enumerate(asked):
             described = "" if one_call else describe_sampling(options, shown)
-            row = SEPARATOR.join([*label, *([described] if described else [])])
+            row = SEPARATOR.join([label, *([described] if described else [])])
             name = f"{row}{SEPARATOR}seed {training.seed}" if several_seeds else row
             folder = training.folder / sampling_folder(options, shown)
             is_first = row not in {cell.row for cell in cells}

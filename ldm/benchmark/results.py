@@ -133,7 +133,7 @@ class BenchmarkResult:
         title: name of the benchmark.
         result: scores of all rows and baselines, averaged over seeds patient by patient.
         costs: row -> cost.
-        curves: row -> (steps, training loss).
+        curves: training -> (steps, training loss), of the first seed.
         failures: row -> reason, of rows without any score.
         command: what the user typed.
         settings: what held for all rows.

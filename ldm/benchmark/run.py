@@ -261,7 +261,8 @@ class Benchmark:
         done = {row: cells for row, cells in done.items() if cells}
         result = self._scores(done)
         timed = {row: c[0].training for row, c in done.items() if c[0].is_timed}
-        curves = {row: loss_curve(training) for row, training in timed.items() if training}
+        several = len({t.space for t in self.trainings}) > 1
+        curves = {t.label(several): loss_curve(t) for t in timed.values() if t}
         return BenchmarkResult(
             title=str(self.described.get("name", "Benchmark")),
             result=result,
@@ -272,7 +273,7 @@ class Benchmark:
                 for row, cells in done.items()
                 if cells[0].training
             },
-            curves={row: curve for row, curve in curves.items() if curve},
+            curves={name: curve for name, curve in curves.items() if curve},
             failures={
                 row: problems[cells[0].number] for row, cells in rows.items() if row not in done
             },

@@ -190,13 +190,15 @@ def terminal_table(table: Any) -> Any:
     kept = [i for i in range(len(table.columns)) if any(row[i] != "n/a" for row in cells)]
     kept = kept if len(kept) > len(table.columns) / 2 else range(len(table.columns))
     numeric = table.numeric_columns()
+    lines = [[cell.replace(" ± ", "\n±").replace(" [", "\n[") for cell in row] for row in cells]
     for index in kept:
         side, title = "right" if numeric[index] else "left", table.columns[index]
-        longest = max(map(len, title.split()), default=0)
-        shown.add_column(title, justify=side, no_wrap=not index, min_width=longest)
-    for row in cells:
-        texts = (row[i].replace(" ± ", "\n±").replace(" [", "\n[") for i in kept)
-        shown.add_row(*map(Text, texts))
+        words = title.split()
+        if numeric[index] or not index:  # no number is cut off; names are, between words
+            words += [word for row in lines for word in row[index].split()]
+        shown.add_column(title, justify=side, min_width=max(map(len, words), default=0))
+    for row in lines:
+        shown.add_row(*(Text(row[i]) for i in kept))
     return shown
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 # Okabe & Ito (2008), without yellow, pale on white
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+DASHES = ("-", "--", ":", "-.")  # of the next seven lines
 MARKERS = "osD^vPX*"  # eight shapes against seven colours: no pair comes twice before 56 points
 SHARED_WINDOW = ("T1", "synthetic", "real")  # labels of images in one grey window
 STRIP_CELL = 1.7  # inches, width of an image
@@ -172,7 +173,7 @@ def loss_figure(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -
     """
     canvas, ax = _chart("training step", "loss")
     for place, (name, (steps, values)) in enumerate(curves.items()):
-        colour = COLOURS[place % len(COLOURS)]
+        colour, dashes = COLOURS[place % len(COLOURS)], DASHES[place // len(COLOURS) % len(DASHES)]
         steps, values = np.asarray(steps, float), np.asarray(values, float)
         valid = np.isfinite(values) & (values > 0)
         steps, values = steps[valid], values[valid]
@@ -180,9 +181,10 @@ def loss_figure(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -
         if not sparse:
             ax.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8, rasterized=True)
             values = _smooth(values, window=len(values) / 30)
-        ax.plot(steps, values, "o-" if sparse else "-", color=colour, markersize=4, label=name)
+        marker = "o" if sparse else ""
+        ax.plot(steps, values, marker + dashes, color=colour, markersize=4, label=name)
     ax.set_yscale("log")
-    _legend(ax)
+    _legend(ax, loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure_bytes(canvas, "svg")
 
 
