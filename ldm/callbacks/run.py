@@ -84,9 +84,11 @@ class RunCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any
     ) -> None:
-        """Save when the interval is over; the last step when it is validated, if it will be."""
-        is_last = trainer.should_stop or 0 <= trainer.max_steps <= trainer.global_step
-        if is_last and trainer.limit_val_batches:
+        """Save when the interval is over; the last step after its validation, if it has one.
+
+        What is saved at the last step is resumed without a further one, so nothing made up for it.
+        """
+        if 0 <= trainer.max_steps <= trainer.global_step and trainer.limit_val_batches:
             return
         if trainer.global_step >= self.next_step and trainer.global_step != self.saved_step:
             self.save(trainer, again=True)
