@@ -225,9 +225,10 @@ def _processes() -> int:
 
 
 def require_free(folder: Path, overwrite: bool) -> None:
-    """Refuse a folder that holds a run or a model; what stands beside, the claim refuses.
+    """Refuse a folder that holds a run or a model.
 
-    The weights are what a verb writes last: without them it was interrupted, and goes on.
+    Weights are what a verb writes last: where they are missing it was interrupted, and goes on. A
+    file of somebody else in the place of another one is refused by the claim on the folder.
 
     Raises:
         OutputError: OUT-EXISTS.

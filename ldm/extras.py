@@ -23,11 +23,13 @@ EXTRAS = {
 
 def how_to_install(module: str) -> str:
     """Return the command that installs a module."""
-    return f"pip install 'dsdiff[{EXTRAS[module]}]'"
+    return (
+        f"pip install 'dsdiff[{EXTRAS[module]}]'" if module in EXTRAS else f"pip install {module}"
+    )
 
 
 def optional_module(module: str, use: str, *, reads_data: bool = False) -> ModuleType:
-    """Return a module of :data:`EXTRAS`.
+    """Return a module that is not always installed.
 
     Args:
         use: what needs it, for the message.

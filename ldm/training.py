@@ -21,7 +21,7 @@ from ldm.binding import decisive, rate_notice, require_resumable
 from ldm.callbacks.metrics_file import MetricsFile, read_curves
 from ldm.callbacks.progress import TrainingProgress, images_a_step
 from ldm.callbacks.ranks import RankGuard, is_main_process
-from ldm.callbacks.run import StopOnSignal
+from ldm.callbacks.run import RunCheckpoint, StopOnSignal
 from ldm.callbacks.trackers import Tracker
 from ldm.checkpoint import (
     CHECKPOINTS,
@@ -263,7 +263,7 @@ def run_training(
             save_config(config, folder / CONFIG_FILE)
             write_seen(folder, known, built_from)
         meter = EnergyMeter(trainer.strategy.root_device)
-        trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        _fit(trainer, model, data, checkpoint, stop)
         if is_main:
             _write_cost(folder, trainer, data, meter, checkpoint is not None, not stop.received)
     trust = "".join(f" --trust {target}" for target in foreign_targets(config))
@@ -296,6 +296,21 @@ def _data(
     if say:
         say(data.found)
     return data
+
+
+def _fit(
+    trainer: pl.Trainer,
+    model: pl.LightningModule,
+    data: ContrastDataModule,
+    checkpoint: Path | None,
+    stop: StopOnSignal,
+) -> None:
+    """Train; a run that was stopped before its last validation has no step left, but that."""
+    trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    savers = (c for c in trainer.checkpoint_callbacks if isinstance(c, RunCheckpoint))
+    owes = any(saver.owes_validation(trainer) for saver in savers)
+    if checkpoint and owes and not stop.received:
+        trainer.validate(model, datamodule=data, verbose=False)
 
 
 def _claimed(

@@ -135,6 +135,10 @@ def test_budget_of_flops_pays_for_whole_steps():
             },
             "rows.a.overrides set lightning.trainer.max_steps",
         ),
+        (
+            {"rows": {"a": {"config": "configs/segmentation/attention_unet_tiny.yaml"}}},
+            "a is a Segmentation, which synthesises nothing",
+        ),
         ({"seeds": []}, "give whole numbers"),
         ({"seeds": 3}, "give whole numbers"),
         ({"sampling": {"steps": []}}, "a list is empty"),

@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+import sysconfig
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -222,9 +223,7 @@ class Work:
         """Run a verb in a process of its own; return its exit code and last line of stderr."""
         # as a console script runs: nothing in the working directory takes the place of a library
         environment = os.environ | {"PYTHONSAFEPATH": "1", PART_OF: "benchmark"}
-        # and a class of the user is found where this process finds it, as beside a notebook
-        places = [place for place in sys.path if place and Path(place) != Path.cwd()]
-        environment |= {"PYTHONPATH": os.pathsep.join(places)}
+        environment |= {"PYTHONPATH": os.pathsep.join(_search_path())}
         environment |= {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
         with appending(folder / "log.txt") as file:
             process = subprocess.Popen(
@@ -339,6 +338,24 @@ def _in_threads(
             work.stop_children()
             raise
     yield max(codes, default=0)
+
+
+def _search_path() -> list[str]:
+    """Return ``PYTHONPATH`` as it is, and where else this process finds modules of the user.
+
+    So a class beside a script or a notebook is found by the verbs, which run elsewhere. What lies
+    in the working directory is found last, and this Python's libraries without being named.
+    """
+    given = [place for place in os.environ.get("PYTHONPATH", "").split(os.pathsep) if place]
+    libraries = {Path(place) for place in sysconfig.get_paths().values()}
+    more = [place for place in sys.path if isinstance(place, str) and Path(place).is_dir()]
+    return given + [
+        place
+        for place in more
+        if place not in given
+        and Path(place) != Path.cwd()
+        and libraries.isdisjoint([Path(place), Path(place).parent])
+    ]
 
 
 def is_trained(training: Training) -> bool:

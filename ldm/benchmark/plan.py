@@ -60,7 +60,7 @@ class Training:
 
     def label(self, several_spaces: bool) -> str:
         """Return what a table calls it, whatever the seed."""
-        return SEPARATOR.join([self.row, *([self.space] if several_spaces else [])])
+        return SEPARATOR.join(filter(None, [self.row, self.space if several_spaces else ""]))
 
 
 @dataclass(frozen=True)
@@ -179,13 +179,14 @@ def plan_cells(
     trainings = plan_trainings(plan, output, trusted)
     settings, shown = sampling_settings(plan.get("sampling") or {})
     several_seeds = len({t.seed for t in trainings}) > 1
-    cells, places = [], []
+    cells, places, asked_of = [], [], set()
     for index, training in enumerate(trainings):
         label = training.label(len(plan.get("spaces") or {}) > 1)
         one_call = not getattr(resolve_target(training.config["model"]), "has_reverse_steps", True)
         asked = settings[:1] if one_call else settings
-        if training.seed == trainings[0].seed:
+        if label not in asked_of:  # seeds do not differ in it
             _require_met(training, asked)
+            asked_of.add(label)
         for turn, options in enumerate(asked):
             described = "" if one_call else describe_sampling(options, shown)
             row = SEPARATOR.join([label, *([described] if described else [])])
@@ -367,13 +368,20 @@ def _request(setting: Mapping[str, Any]) -> Request:
 def _require_met(training: Training, settings: Sequence[Mapping[str, Any]]) -> None:
     """Refuse a sampling that the model of a training cannot do, before hours of work.
 
-    A model that cannot be built is none of it: its row will say why.
+    Of a model that cannot be built, its training says why.
+
+    Raises:
+        ConfigError: CONFIG-VALUE.
     """
     study = read_study(training.config)
     try:
         model = build_model(training.config, study)
     except DsdiffError:
         return
+    if not hasattr(model, "synthesise"):
+        raise bad_value(
+            f"{training.row} is a {type(model).__name__}, which synthesises nothing: leave it out"
+        )
     for setting in settings:
         request = _request(setting)
         if request.runtime == "onnx" and not training.is_given:

@@ -261,7 +261,7 @@ class Benchmark:
         done = {row: cells for row, cells in done.items() if cells}
         result = self._scores(done)
         timed = {row: c[0].training for row, c in done.items() if c[0].is_timed}
-        several = len({t.space for t in self.trainings}) > 1
+        several = len(self.described.get("spaces") or {}) > 1
         curves = {t.label(several): loss_curve(t) for t in timed.values() if t}
         return BenchmarkResult(
             title=str(self.described.get("name", "Benchmark")),

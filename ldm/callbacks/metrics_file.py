@@ -47,7 +47,10 @@ class MetricsFile(Logger):
             csv.writer(file).writerows(rows)
 
     def _begin(self, step: int, is_validation: bool) -> None:
-        """Drop what is written again: of a step that was trained but not validated, that alone."""
+        """Drop the rows that are written again: from this step on.
+
+        A run that begins with a validation does not train its step again, whose rows stay.
+        """
         kept = [
             row
             for row in _rows(self.path)

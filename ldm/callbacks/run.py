@@ -55,6 +55,7 @@ class RunCheckpoint(Checkpoint):
             )
         self.every_n_steps, self.best_by, self.patience = every_n_steps, best_by, patience
         self.saved_step = self.next_step = -1
+        self.is_stale = False  # a validation came after the last save
         self.failures = 0
         self.best: float | None = None
         self.worse = 0  # validations since the best
@@ -73,9 +74,7 @@ class RunCheckpoint(Checkpoint):
         """Remember where a resumed run stands, and validate where it was stopped before it did."""
         self.saved_step = trainer.global_step
         self.next_step = self.saved_step + self.every_n_steps
-        every, drawn = trainer.val_check_batch, batches_drawn(trainer)
-        is_due = isinstance(every, int) and drawn > 0 and drawn % every == 0
-        if is_due and trainer.enable_validation and self.validated not in (None, drawn):
+        if self.owes_validation(trainer):
             loop = trainer.fit_loop.epoch_loop.val_loop
             trainer.validating, loop.restarting = True, False  # as the loop of training does it
             loop.run()
@@ -84,12 +83,7 @@ class RunCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any
     ) -> None:
-        """Save when the interval is over; the last step after its validation, if it has one.
-
-        What is saved at the last step is resumed without a further one, so nothing made up for it.
-        """
-        if 0 <= trainer.max_steps <= trainer.global_step and trainer.limit_val_batches:
-            return
+        """Save when the interval is over."""
         if trainer.global_step >= self.next_step and trainer.global_step != self.saved_step:
             self.save(trainer, again=True)
 
@@ -99,7 +93,7 @@ class RunCheckpoint(Checkpoint):
         Raises:
             ConfigError: CONFIG-VALUE for a quantity that validation does not log.
         """
-        self.validated = batches_drawn(trainer)
+        self.validated, self.is_stale = batches_drawn(trainer), True
         if self.best_by is None:
             return
         value = float(one_logged(trainer.callback_metrics, self.best_by))
@@ -116,9 +110,15 @@ class RunCheckpoint(Checkpoint):
             trainer.should_stop = True
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save the last step."""
-        if trainer.global_step != self.saved_step:
+        """Save the last step, and that it is validated."""
+        if trainer.global_step != self.saved_step or self.is_stale:
             self.save(trainer)
+
+    def owes_validation(self, trainer: pl.Trainer) -> bool:
+        """Return whether the run was stopped between a step and its validation."""
+        every, drawn = trainer.val_check_batch, batches_drawn(trainer)
+        is_due = isinstance(every, int) and drawn > 0 and drawn % every == 0
+        return bool(is_due and trainer.limit_val_batches and self.validated not in (None, drawn))
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the weights of a run that is resumed at its end, where no step is left to train.
@@ -153,6 +153,7 @@ class RunCheckpoint(Checkpoint):
             )
         else:
             self.saved_step, wait = step, self.every_n_steps
+            self.is_stale = False
         self.next_step = step + wait
 
     def _heard(

@@ -124,20 +124,21 @@ VALIDATED = [
 ]
 
 
-@pytest.mark.parametrize("how", ["Ctrl-C", "kill", "kill in the last"])
+@pytest.mark.parametrize("how", ["Ctrl-C", "Ctrl-C in the last", "kill", "kill in the last"])
 def test_tr_02_a_validation_that_was_cut_off_is_made_up_for(
     tmp_path, train, weights, monkeypatch, how
 ):
     """It decides which weights are the best, and when a training ends."""
     run, whole = tmp_path / "run", tmp_path / "whole"
-    if how == "Ctrl-C":
-        at_step(monkeypatch, 3, lambda: os.kill(os.getpid(), signal.SIGINT))
+    last = 6 if how.endswith("in the last") else 4
+    if how.startswith("Ctrl-C"):
+        at_step(monkeypatch, last - 1, lambda: os.kill(os.getpid(), signal.SIGINT))
         assert train(run, *VALIDATED) == 130
     else:
-        plain, cut = LatentDiffusion.validation_step, 4 if how == "kill" else 6
+        plain = LatentDiffusion.validation_step
 
         def killed(self, *given):
-            return os._exit(9) if self.global_step == cut else plain(self, *given)
+            return os._exit(9) if self.global_step == last else plain(self, *given)
 
         monkeypatch.setattr(LatentDiffusion, "validation_step", killed)
         if not (child := os.fork()):
@@ -145,7 +146,7 @@ def test_tr_02_a_validation_that_was_cut_off_is_made_up_for(
             os._exit(0)  # it was not killed
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
     monkeypatch.undo()
-    assert steps_of(run) == 4
+    assert steps_of(run) == last
     assert main(["train", "--resume", str(run)]) == 0
     assert train(whole, *VALIDATED) == 0
     assert read_curves(run)["val/loss"] == read_curves(whole)["val/loss"]

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from unittest.mock import Mock
 
 import numpy as np
@@ -502,9 +503,14 @@ def test_a_module_beside_the_script_is_found_by_the_verbs(tmp_path, monkeypatch)
     fake.write_text(f'#!/bin/sh\nexec {sys.executable} -c "import net_of_a_notebook"\n')
     fake.chmod(0o755)
     work = Work(tmp_path, tmp_path, {}, [], {}, is_quiet=True)
+    monkeypatch.setenv("PYTHONPATH", str(Path.cwd()))  # what is given stays
+    monkeypatch.setattr(sys, "path", [*sys.path, tmp_path])  # no text: Python passes it over
     monkeypatch.setattr(sys, "executable", str(fake))
     with claim(tmp_path, "benchmark", adopt=True):
         assert work._dsdiff(tmp_path, None, "train") == (0, "exit code 0")
+    given, *more = cells._search_path()
+    assert given == str(Path.cwd()) and str(tmp_path / "elsewhere") in more
+    assert not any("site-packages" in place for place in more)
 
 
 @pytest.mark.parametrize("jobs", [0, -1, 1.5, True])
