@@ -347,14 +347,15 @@ def _search_path() -> list[str]:
     in the working directory is found last, and this Python's libraries without being named.
     """
     given = [place for place in os.environ.get("PYTHONPATH", "").split(os.pathsep) if place]
-    libraries = {Path(place) for place in sysconfig.get_paths().values()}
+    kinds = ("stdlib", "platstdlib", "purelib", "platlib")
+    libraries = [Path(sysconfig.get_path(kind)) for kind in kinds]
     more = [place for place in sys.path if isinstance(place, str) and Path(place).is_dir()]
     return given + [
         place
         for place in more
         if place not in given
         and Path(place) != Path.cwd()
-        and libraries.isdisjoint([Path(place), Path(place).parent])
+        and not any(Path(place).is_relative_to(library) for library in libraries)
     ]
 
 

@@ -6,11 +6,13 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from numbers import Integral, Real
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ldm.errors import CheckpointError, ConfigError, bad_value, nearest, one_of
 from ldm.ranges import COUNT, RANGES, Range
-from ldm.study import Study
+
+if TYPE_CHECKING:  # the help of a verb imports this module, and no torch
+    from ldm.study import Study
 
 log = logging.getLogger(__name__)
 
