@@ -113,6 +113,7 @@ def unregister(args: argparse.Namespace) -> int:
     from ldm.data.examination import TRANSFORMS, put_back
     from ldm.data.nifti import encode_volume, read_volume, write_volume
     from ldm.data.synthetic import statement
+    from ldm.data.volume_file import VolumeFile
     from ldm.inference.outputs import digests_of
     from ldm.storage import read_json, write_json
 
@@ -130,21 +131,17 @@ def unregister(args: argparse.Namespace) -> int:
             are_labels = path.name.endswith("_seg.nii.gz")
             volume = read_volume(path, subject)
             back = put_back(volume, known[subject], args.to, are_labels)
-            said = read_json(_sidecar(path))
+            said = read_json(VolumeFile(path).sidecar)
             is_synthetic = volume.geometry.is_synthetic or said.get("Synthetic")
             mark = statement(said) if is_synthetic else None
             content = encode_volume(back.array, back.geometry, synthetic=mark)
             write_volume(args.output / path.name, content)
         for path in paths:  # when all files that they describe are there
-            if said := read_json(_sidecar(path)):
+            if said := read_json(VolumeFile(path).sidecar):
                 written = args.output / path.name
-                write_json(_sidecar(written), {**said, **digests_of(written, said)})
+                write_json(VolumeFile(written).sidecar, {**said, **digests_of(written, said)})
     print(f"written={len(paths)}: {args.output}")
     return 0
-
-
-def _sidecar(path: Path) -> Path:
-    return path.with_name(path.name.replace(".nii.gz", ".json"))
 
 
 def _subject_of(path: Path, known: Mapping[str, Path]) -> str | None:

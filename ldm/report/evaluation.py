@@ -132,11 +132,16 @@ def check_columns(protocol: MetricProtocol, columns: Sequence[str]) -> None:
         column_key(Evaluation(protocol), column)
 
 
-def claim_report(output: Place | None, inputs: Iterable[Place]) -> AbstractContextManager[Any]:
+def claim_report(
+    output: Place | None,
+    inputs: Iterable[Place],
+    verb: str = "evaluate",
+    writes: Sequence[str] = WRITES,
+) -> AbstractContextManager[Any]:
     """Return the claim of an evaluation on the folder of its report, if there is one."""
     if output is None:
         return nullcontext()
-    return claim(Path(output), "evaluate", inputs=map(Path, inputs), writes=WRITES)
+    return claim(Path(output), verb, inputs=map(Path, inputs), writes=writes)
 
 
 def write_evaluation(

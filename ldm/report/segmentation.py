@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ldm.claims import claim
 from ldm.evaluation.scores import Evaluation
 from ldm.evaluation.segmentation import Told, compare_segmentations
 from ldm.progress import Progress, silent
+from ldm.report.evaluation import claim_report
 from ldm.report.page import Report, Section, shareable, write_all
 from ldm.report.score_tables import segmentation_tables
+
+if TYPE_CHECKING:
+    from ldm.report.gallery import OverlayGallery
 
 NAME = "segmentation"
 SEGMENTATION_FILES = (f"{NAME}.csv", f"{NAME}.json", "report.html")
@@ -43,11 +45,10 @@ def evaluate_segmentations(
     Raises:
         DataError: see there. OutputError: OUT-EXISTS, OUT-INPUT, OUT-OWNER, OUT-IO.
     """
-    from ldm.report.gallery import OverlayGallery
-
     folder = None if output is None else Path(output).expanduser()
-    gallery = OverlayGallery()
-    with _claimed(folder, [prediction, reference]):
+    inputs = [Path(place).expanduser() for place in (prediction, reference)]
+    gallery = None if folder is None else _new_gallery()
+    with claim_report(folder, inputs, "segment evaluate", SEGMENTATION_FILES):
         result = compare_segmentations(
             prediction,
             reference,
@@ -57,22 +58,21 @@ def evaluate_segmentations(
             labels=labels,
             prediction_labels=prediction_labels,
             allow_seen=allow_seen,
-            watch=gallery.add if folder else None,
+            watch=gallery.add if gallery else None,
             progress=progress,
         )
-        if folder:
+        if folder is not None and gallery:
             _write(result, gallery, folder, command)
     return result
 
 
-def _claimed(folder: Path | None, inputs: Sequence[str | Path]) -> AbstractContextManager[Any]:
-    if folder is None:
-        return nullcontext()
-    places = [Path(place).expanduser() for place in inputs]
-    return claim(folder, "segment evaluate", inputs=places, writes=SEGMENTATION_FILES)
+def _new_gallery() -> OverlayGallery:
+    from ldm.report.gallery import OverlayGallery
+
+    return OverlayGallery()
 
 
-def _write(result: Evaluation, gallery: Any, folder: Path, command: str) -> None:
+def _write(result: Evaluation, gallery: OverlayGallery, folder: Path, command: str) -> None:
     from ldm.environment import environment
 
     result.write(folder, NAME)
