@@ -58,6 +58,7 @@ OWN, BOUND = "dsdiff", "bound"  # what a checkpoint says of itself; what its wei
 RESTORED = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "global_step")
 WEIGHTS, EMA_WEIGHTS, LAST = "weights", "ema", "last"  # which weights a file holds
 DAMAGED = ("CKPT-CORRUPT", "CKPT-FORMAT", "CKPT-MISSING")
+ERROR_MODEL = "error_model"  # see ldm.models.diffusion.error_model
 LOSSES, PRIOR = "losses.", "prior."  # how the weights of the losses, and prior, of a model begin
 CHECKPOINTS = ("checkpoints/last.ckpt", "checkpoints/previous.ckpt")  # newest first
 
@@ -259,7 +260,7 @@ class Loaded(NamedTuple):
     """A model in eval mode, the study it was trained for, and of its weights the digest and kind.
 
     ``weights`` is ``ema`` or ``last``; None where the file does not say. ``is_foreign``: a class of
-    somebody else is in it.
+    somebody else is in it. ``error_model``: factors, see :mod:`ldm.models.diffusion.error_model`.
     """
 
     model: Any
@@ -267,6 +268,7 @@ class Loaded(NamedTuple):
     digest: str
     weights: str | None
     is_foreign: bool
+    error_model: Mapping[str, float] | None
 
 
 def load_model(path: Path, trust: Collection[str] = ()) -> Loaded:
@@ -297,7 +299,8 @@ def load_model(path: Path, trust: Collection[str] = ()) -> Loaded:
     model.load_state_dict(tensors)
     model.eval().requires_grad_(False)
     is_foreign = bool(foreign_targets(config["model"]))
-    return Loaded(model, study, tensor_digest(tensors), metadata.get(WEIGHTS), is_foreign)
+    said = metadata.get(WEIGHTS), is_foreign, metadata.get(ERROR_MODEL)
+    return Loaded(model, study, tensor_digest(tensors), *said)
 
 
 def load_start(model: nn.Module, start: Path, config: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import ldm
 from ldm.callbacks.metrics_file import read_curves
 from ldm.checkpoint import (
+    ERROR_MODEL,
     WEIGHTS,
     load_model,
     read_run_config,
@@ -28,7 +29,13 @@ CARD = "README.md"
 # of data.params: where patients are, who they are, and how their names are read
 OF_PATIENTS = ("root", "train", "val", "test", "fold", "folds", "patient", "layout", "cache")
 OF_TRAINING = ("optimizer_config", "cache_latents", "teacher")  # of model.params: not to sample
-KEPT = ("step", "best", "scale_factor", WEIGHTS)  # of what is written beside the weights
+KEPT = (
+    "step",
+    "best",
+    "scale_factor",
+    WEIGHTS,
+    ERROR_MODEL,
+)  # of what is written beside the weights
 UNSTATED = "not stated: ask who gave you this folder before you use it"
 VALIDATION = "val/"
 

@@ -18,8 +18,9 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import Timer
 
 from ldm.binding import decisive, rate_notice, require_resumable
+from ldm.calibrating import calibrate
 from ldm.callbacks.metrics_file import MetricsFile, read_curves
-from ldm.callbacks.progress import TrainingProgress, images_a_step
+from ldm.callbacks.progress import TrainingProgress
 from ldm.callbacks.ranks import RankGuard, is_main_process
 from ldm.callbacks.run import RunCheckpoint, StopOnSignal
 from ldm.callbacks.trackers import Tracker
@@ -34,7 +35,6 @@ from ldm.claims import claim, permit
 from ldm.compiling import make_fast
 from ldm.config import PLACE_FILE, Overrides, foreign_targets, load_config, save_config
 from ldm.cost.energy import EnergyMeter
-from ldm.cost.network import peak_memory
 from ldm.data.datamodule import ContrastDataModule
 from ldm.data.layouts.base import stored_files
 from ldm.data.seen import (
@@ -49,8 +49,9 @@ from ldm.data.seen import (
 from ldm.environment import require_safe_libraries, resolve_precision
 from ldm.errors import ConfigError, OutputError, bad_value
 from ldm.progress import Progress, silent, unheard
-from ldm.storage import CONFIG_FILE, MODEL_FILE, read_json, run_folder, write_json
+from ldm.storage import CONFIG_FILE, MODEL_FILE, read_json, run_folder
 from ldm.study import build_model
+from ldm.training_cost import write_training_cost
 from ldm.util import instantiate_from_config, listed, params_of
 
 log = logging.getLogger(__name__)
@@ -231,8 +232,8 @@ def run_training(
         CheckpointError: CKPT-DATA; CKPT-MISMATCH, also for weights of another model.
     """
     require_safe_libraries()
-    is_main = is_main_process()
-    if checkpoint is None and is_main and any((folder / c).exists() for c in CHECKPOINTS):
+    is_main, is_resumed = is_main_process(), checkpoint is not None
+    if not is_resumed and is_main and any((folder / c).exists() for c in CHECKPOINTS):
         raise OutputError(
             "OUT-EXISTS",
             f"{folder} holds a run: continue it with --resume={folder}, or choose another --output",
@@ -240,13 +241,7 @@ def run_training(
     data = _data(config, progress if is_main else silent, say if is_main else None)
     known = _known_patients(data) if is_main else {}
     built_from = [*origins(config["model"]), *([run_folder(start)] if start else [])]
-    torch.manual_seed(config.get("seed", 0))  # the first weights
-    model = build_model(config)
-    if checkpoint is None:
-        model.check_start(data)
-        model.configure_optimizers()  # what it refuses would be found in a run that has begun
-        if hasattr(model, "network_calls"):  # steps without a grid would be found when sampling
-            model.network_calls(model.sampling_steps, model.sampler)
+    model = _first_model(config, None if is_resumed else data)
     require_same_patients(kept or {}, known)
     if start is not None:
         load_start(model, start, config)
@@ -255,21 +250,43 @@ def run_training(
     shown = [TrainingProgress(say or unheard, is_bar)] if say or is_bar else []
     trainer, stop = build_trainer(config, folder, data, shown)
     is_compiled = bool((config.get("lightning") or {}).get("compile"))
-    make_fast(model, trainer.precision, trainer.strategy.root_device.type, is_compiled)
-    owned = _claimed(folder, data, checkpoint is not None) if is_main else nullcontext()
+    device = trainer.strategy.root_device
+    make_fast(model, trainer.precision, device.type, is_compiled)
+    owned = _claimed(folder, data, is_resumed) if is_main else nullcontext()
     with owned:
         if is_main:
             permit(folder / "tensorboard" / "events", replace=False)  # that is no link
             save_config(config, folder / CONFIG_FILE)
             write_seen(folder, known, built_from)
-        meter = EnergyMeter(trainer.strategy.root_device)
+        meter = EnergyMeter(device)
         _fit(trainer, model, data, checkpoint, stop)
         if is_main:
-            _write_cost(folder, trainer, data, meter, checkpoint is not None, not stop.received)
-    trust = "".join(f" --trust {target}" for target in foreign_targets(config))
+            write_training_cost(folder, trainer, data, meter, is_resumed, not stop.received)
+            if not stop.received:
+                calibrate(folder, model, data, device, foreign_targets(config))
+    commands = _commands(model, data, folder, foreign_targets(config))
+    return TrainedRun(folder, trainer.global_step, stop.received, *commands)
+
+
+def _first_model(config: Mapping[str, Any], data: ContrastDataModule | None) -> Any:
+    """Return the model with its first weights, checked and fitted to the data of a new training."""
+    torch.manual_seed(config.get("seed", 0))
+    model = build_model(config)
+    if data is not None:
+        model.check_start(data)
+        model.configure_optimizers()  # what it refuses would be found in a run that has begun
+        if hasattr(model, "network_calls"):  # steps without a grid would be found when sampling
+            model.network_calls(model.sampling_steps, model.sampler)
+    return model
+
+
+def _commands(
+    model: Any, data: ContrastDataModule, folder: Path, foreign: Sequence[str]
+) -> tuple[str, str]:
+    """Return what to do with a run, and what goes on with it."""
+    trust = "".join(f" --trust {target}" for target in foreign)
     resume = f"dsdiff train --resume {shlex.quote(str(folder))}{trust}"
-    following = _next_command(model, data, folder) + trust
-    return TrainedRun(folder, trainer.global_step, stop.received, following, resume)
+    return _next_command(model, data, folder) + trust, resume
 
 
 def _next_command(model: Any, data: ContrastDataModule, folder: Path) -> str:
@@ -410,33 +427,3 @@ def _known_patients(data: ContrastDataModule) -> dict[str, Digests]:
     }
     refuse_split(**known)
     return known
-
-
-def _write_cost(
-    folder: Path,
-    trainer: pl.Trainer,
-    data: ContrastDataModule,
-    meter: EnergyMeter,
-    is_resumed: bool,
-    finished: bool,
-) -> None:
-    device = trainer.strategy.root_device
-    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it
-    timer = next(c for c in callbacks if isinstance(c, Timer))
-    lost = "resumed: what the processes before used is not known" if is_resumed else ""
-    write_json(
-        folder / "cost.json",
-        {
-            "finished": finished,
-            "steps": trainer.global_step,
-            "seconds": round(timer.time_elapsed(), 3),  # of all processes of a resumed run
-            "energy_joules": None if is_resumed else meter.joules(),
-            "energy_reason": lost or meter.reason,
-            "images_a_step": images_a_step(trainer),
-            "precision": trainer.precision,
-            "device": device.type,
-            "peak_memory_bytes": peak_memory(device),
-            "train_subjects": data.split["train"],
-            "val_subjects": data.split["val"],
-        },
-    )

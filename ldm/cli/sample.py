@@ -107,7 +107,7 @@ def add_volume_arguments(
 
 def _add_noise_arguments(parser: argparse.ArgumentParser, temperature: str) -> None:
     """Declare what is drawn, and how many times."""
-    from ldm.inference.request import NOISES
+    from ldm.inference.request import DEVIATIONS, NOISES
 
     parser.add_argument(
         "--spread",
@@ -129,7 +129,14 @@ def _add_noise_arguments(parser: argparse.ArgumentParser, temperature: str) -> N
         f"mean (default: {temperature})",
     )
     parser.add_argument(
-        "--samples", type=int, default=1, help="average this many and write their deviation too"
+        "--samples", type=int, default=1, help="average this many and write a deviation too"
+    )
+    parser.add_argument(
+        "--deviation",
+        choices=DEVIATIONS,
+        default=DEVIATIONS[0],
+        help="of the error of their mean, where the training has learned it (default), or of the "
+        "samples alone",
     )
 
 

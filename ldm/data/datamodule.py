@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler, Subset
+from torch.utils.data import DataLoader, Dataset, Sampler, Subset, default_collate
 
 from ldm.data.cache import CachedSubject, cached_subject
 from ldm.data.layouts import Subject, detect_layout, name_patients, summary
@@ -35,6 +35,8 @@ from ldm.study import BATCH_SIZE, Study
 from ldm.util import evenly_spread, instantiate_from_config, shows, taken
 
 KILLED_WITHIN = 5.0  # seconds
+ENOUGH_PATIENTS = 10  # of validation, to judge a model by them alone
+JUDGED_PATIENTS, JUDGED_EXAMPLES = 32, 3  # most of them, and of their slices
 
 log = logging.getLogger(__name__)
 
@@ -217,6 +219,33 @@ class ContrastDataModule(pl.LightningDataModule):
             )
             return None, 0.0
         return abnormality_of(self.train_slices, self.study.channel(guide)), self.abnormal_share
+
+    def patients_to_judge(
+        self, find: Callable[[np.ndarray, float], np.ndarray | None] | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """Yield a batch of a few slices, or patches, of each of some patients, as they are.
+
+        They are those of validation and, where these are fewer than ten, those of training too.
+
+        Args:
+            find: see :meth:`show_maps`.
+        """
+        few = len(self.val_dataset.subjects) < ENOUGH_PATIENTS
+        sources = [self.val_dataset, *([self.train_slices] if few else [])]
+        patients = [(data, n) for data in sources for n in range(len(data.subjects))]
+        chosen = [patients[place] for place in evenly_spread(JUDGED_PATIENTS, len(patients))]
+        targets = max(1, len(self.study.targets))
+        for data, number in self.progress(chosen, "Judging patients", len(chosen)):
+            own = [place for place, (subject, _) in enumerate(data.places) if subject == number]
+            examples = [own[place] for place in evenly_spread(JUDGED_EXAMPLES, len(own))]
+            if not examples:
+                continue
+            slices, _, aspect = data.volume(number)
+            if find and (maps := find(slices, aspect)) is not None:
+                data.maps[number] = maps
+            items = [data[Example(e, target=i % targets)] for i, e in enumerate(examples)]
+            data.maps.pop(number, None)
+            yield default_collate(items)
 
     def _val_places(self) -> list[int]:
         return evenly_spread(self.val_slices, len(self.val_dataset))

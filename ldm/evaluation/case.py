@@ -180,7 +180,7 @@ class Prediction:
     Args:
         volume: (X, Y, Z).
         spread: standard deviation over samples (X, Y, Z), or None.
-        samples: how many samples, or None where that is not known.
+        samples: how many samples the spread is of alone; None: taken for exact.
         mirrored: whether they come in pairs of opposite noise.
         is_stray: it is of this program, and the sidecar that states its units is not there, as of
             what ``dsdiff brasyn`` writes.
@@ -275,6 +275,7 @@ def read_prediction(subject: Subject, layout: Layout, case: Case) -> Prediction:
     if spread is None or samples == 1:  # one left by an earlier run, with samples
         return Prediction(volume)
     spread = in_reference_units(arrays[target], scale, case, normaliser, spread)
+    samples = None if request.get("error_model") else samples  # exact: not of samples alone
     return Prediction(volume, spread, samples, request.get("mirrored") is True)
 
 

@@ -20,6 +20,7 @@ NOISES = ("slice", "smooth", "patient")  # of :func:`ldm.models.diffusion.noise.
 PRECISIONS = ("auto", "32", "bf16")
 NONFINITE = ("refuse", "zero")
 RUNTIMES = ("torch", "compile", "onnx")
+DEVIATIONS = ("error", "samples")
 SPANS = {"temperature": Range(0), "rescale": Range(0, 1), "eta": Range(0, 1)}
 SPANS |= {"overlap": Range(0, 0.9), "guidance": Range(0), "enhancement": Range(0, 10)}
 SPANS["spread"] = RANGES["spread"]
@@ -43,6 +44,8 @@ class Request:
         seed: of the noise, 0 or more and below 2**63.
         samples: this many are averaged, and their deviation is returned too; with a spread every
             second one has the noise of the one before with the other sign.
+        deviation: of several samples: of the ``error`` of their mean, where the training has
+            learned it (:mod:`ldm.models.diffusion.error_model`), or of the ``samples`` alone.
         temperature: standard deviation of the noise; 1 samples from the model, 0 gives one image
             close to the conditional mean. None: the model's, and 1 of several samples.
         precision: of the network: ``32``, ``bf16``, or ``auto``: bf16 where the device multiplies
@@ -71,6 +74,7 @@ class Request:
     spread: float | None = None
     seed: int = 0
     samples: int = 1
+    deviation: str = "error"
     temperature: float | None = None
     precision: str = "auto"
     overlap: float | None = None
@@ -101,7 +105,7 @@ class Request:
         listed = (missing,) if isinstance(missing, str) else tuple(missing)
         object.__setattr__(self, "allow_missing", listed)
         known = {"precision": PRECISIONS, "noise": NOISES, "nonfinite": NONFINITE}
-        known["runtime"] = RUNTIMES
+        known |= {"runtime": RUNTIMES, "deviation": DEVIATIONS}
         for name, values in known.items():
             one_of(name, getattr(self, name), values)
         if self.runtime == "onnx" and self.precision == "bf16":

@@ -19,6 +19,7 @@ import nibabel as nib
 import numpy as np
 import torch
 
+from ldm.checkpoint import ERROR_MODEL
 from ldm.compiling import compile_network
 from ldm.cost.network import peak_memory
 from ldm.cost.timing import measure
@@ -36,6 +37,7 @@ from ldm.errors import (
     bad_value,
     survived,
 )
+from ldm.inference.deviation import deviation_of_error, error_model_of
 from ldm.inference.fidelity import FirstCall
 from ldm.inference.given import GivenLayout, VolumeLike, given_subject
 from ldm.inference.outputs import SyntheticVolume
@@ -326,6 +328,8 @@ class Synthesiser:
     def described(self, subject: Subject) -> dict[str, Any]:
         """Return what decides the voxels of a subject's volume; raises DataError."""
         inputs, request = self.trained.inputs(subject), self.request.to_dict(self.trained.digest)
+        if error_model := error_model_of(self.trained, self.request):
+            request[ERROR_MODEL] = error_model._asdict()
         described = {"Synthetic": True, "inputs": inputs, "request": request}
         if names := self.study.covariates:  # text, because strict JSON knows no NaN
             numbers = map(str, self._numbers(subject))
@@ -376,6 +380,8 @@ class Synthesiser:
                 yield from draw(prepared, first, told if count > 1 else title, both)
 
         mean, deviation = mean_and_deviation(images(), mirrored=paired == 2)
+        wanted = self._others(prepared, range(len(prepared.brain))).get(ASKED)
+        deviation = deviation_of_error(self.trained, self.request, prepared, wanted, deviation)
         if not np.isfinite(mean).all():
             raise NonFiniteError(
                 "NONFINITE-SAMPLE", "the network returned NaN; try --precision=32", prepared.id

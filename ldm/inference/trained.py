@@ -27,6 +27,7 @@ from ldm.data.seen import (
 from ldm.environment import pick_device
 from ldm.hub import local_folder
 from ldm.memory import keep_freed_memory
+from ldm.models.diffusion.error_model import ErrorModel
 from ldm.modules.diffusionmodules.util import to_channels_last
 from ldm.storage import run_folder
 from ldm.study import MASK_FILE, Study
@@ -53,12 +54,12 @@ class TrainedModel:
     Args:
         path: run folder, its model file, or a checkpoint.
         model: the LightningModule.
-        digest, weights: see :class:`ldm.checkpoint.Loaded`.
+        digest, weights, is_foreign: see :class:`ldm.checkpoint.Loaded`.
         study: what it was trained for.
         preparation: how a subject becomes its slices.
         device: where it runs.
         trust: see :func:`load_for_inference`.
-        is_foreign: see :class:`ldm.checkpoint.Loaded`.
+        error_model: of its samples; None: their deviation is all that is known.
     """
 
     path: Path
@@ -70,6 +71,7 @@ class TrainedModel:
     weights: str | None = None
     trust: tuple[str, ...] = ()
     is_foreign: bool = False
+    error_model: ErrorModel | None = None
 
     @property
     def folder(self) -> Path:
@@ -193,4 +195,5 @@ def load_for_inference(
         loaded.weights,
         tuple(trust),
         loaded.is_foreign,
+        ErrorModel(**loaded.error_model) if loaded.error_model else None,
     )

@@ -161,11 +161,33 @@ class EnhancementPrior(nn.Module):
         made = image - own[:, self.source, None]
         made = blur_inside(made, brain, self.widths[0]) if sampled else made
         change = factor * self.strength * UNIT * certainty - min(factor, 1.0) * self.shrink * made
-        changes = presence[:, self.places].all(dim=1)
-        if self.enhanced is not None and asked is not None:
-            changes = changes & (asked[:, self.enhanced] > 0)
-        inside = brain & per_item(changes, image)
+        inside = brain & per_item(self.acts_on(presence, asked), image)
         return (image + abnormal * inside * change).clamp(-1, 1)
+
+    def acts_on(self, presence: Tensor, asked: Tensor | None = None) -> Tensor:
+        """Return which items (B,) the prior changes; arguments as of :meth:`forward`."""
+        changes = presence[:, self.places].all(dim=1)
+        if self.enhanced is None or asked is None:
+            return changes
+        return changes & (asked[:, self.enhanced] > 0)
+
+    def doubt(
+        self, maps: Tensor, presence: Tensor, asked: Tensor | None = None, factor: float = 1.0
+    ) -> Tensor:
+        """Return the variance (B, *S) of what is added, where tissue enhances or does not.
+
+        Args:
+            maps: A and p (B, 2, *S), see :meth:`maps`.
+            presence, asked, factor: see :meth:`forward`.
+        """
+        abnormal, certainty = maps.unbind(1)
+        added = factor * self.strength * UNIT * abnormal
+        return (
+            per_item(self.acts_on(presence, asked), maps[:, 0])
+            * added**2
+            * certainty
+            * (1 - certainty)
+        )
 
     def maps_of_items(self, condition: Tensor) -> Tensor:
         """Return A and p (B, 2, *S) of conditions (B, M, *S), each as if it were all there is."""

@@ -1,0 +1,55 @@
+"""The end of a training: how far the truth lies from what its samples say, for their deviation."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ldm.checkpoint import ERROR_MODEL, load_model
+from ldm.data.datamodule import ContrastDataModule
+from ldm.errors import survived
+from ldm.model_file import read_model, save_model
+from ldm.models.diffusion.error_model import fit_error_model, residuals_of
+from ldm.models.prior import maps_of
+from ldm.storage import MODEL_FILE
+
+log = logging.getLogger(__name__)
+
+
+def calibrate(
+    run: Path,
+    trained: Any,
+    data: ContrastDataModule,
+    device: torch.device,
+    trust: Collection[str] = (),
+) -> None:
+    """Write beside the weights of a run by how much more than its samples vary it errs.
+
+    Only where samples lie about a mean that the model has learned. What fails here is told, and the
+    weights stay as they are: their training is worth more than this.
+
+    Args:
+        trained: the model as the training left it; what is judged are the weights of the run.
+        data: set up, as for the training.
+        device: of the model.
+        trust: see :func:`ldm.checkpoint.load_model`.
+    """
+    if not (getattr(trained, "knows_mean", False) and trained.sampling.spread):
+        return
+    try:
+        model = load_model(run, trust).model.to(device)
+        find = partial(maps_of, model.prior) if model.prior else None
+        patients = (
+            {n: x.to(device) if isinstance(x, torch.Tensor) else x for n, x in batch.items()}
+            for batch in data.patients_to_judge(find)
+        )
+        found = fit_error_model([residuals_of(model, batch) for batch in patients])
+        weights, metadata = read_model(run / MODEL_FILE)
+        save_model(run, weights, {**metadata, ERROR_MODEL: found._asdict()})
+    except Exception as error:
+        log.warning("the deviation of samples is not calibrated: %s", survived(error))
