@@ -29,7 +29,7 @@ SHOWS = ("gradient_norms", "timestep_losses", "checkpoint", "samples", "features
 RESUMABLE += tuple(f"lightning.callbacks.{name}" for name in SHOWS)
 # of lightning.trainer, what decides the steps themselves
 FIXED = ("accumulate_grad_batches", "limit_train_batches", "overfit_batches")
-FIXED += ("gradient_clip_val", "gradient_clip_algorithm")
+FIXED += ("gradient_clip_val", "gradient_clip_algorithm", "precision")
 
 Decisive = dict[str, Any]
 

@@ -161,7 +161,7 @@ def named_folders(given: Sequence[str]) -> dict[str, list[Path]]:
             name, folder = ROW, text
         if not name or not folder:
             raise bad_value(f"--prediction '{text}': expected NAME=FOLDER")
-        rows.setdefault(name, []).append(Path(folder))
+        rows.setdefault(name, []).append(Path(folder).expanduser())
     return rows
 
 

@@ -383,6 +383,6 @@ def finite_values(array: np.ndarray, name: str, case: str | None, nonfinite: str
     raise DataError(
         "DATA-NONFINITE",
         f"{name} bad={int(bad.sum())}/{array.size} first={first}: voxels are NaN or Inf; "
-        "fix the file, or sample with --nonfinite=zero",
+        "fix the file; dsdiff sample sets them to 0 with --nonfinite zero",
         case,
     )

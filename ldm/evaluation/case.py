@@ -12,9 +12,9 @@ through the same map.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -37,6 +37,8 @@ from ldm.study import BRATS, Study
 from ldm.util import instantiate_from_config, refuse_untrusted_targets
 
 log = logging.getLogger(__name__)
+
+Found = Mapping[str, Sequence[tuple[Layout, Mapping[str, Subject]]]]  # of each row
 
 Made = TypeVar("Made")
 
@@ -201,18 +203,43 @@ def to_unit(volume: ArrayLike, low: float, high: float) -> NDArray[np.float64]:
 
 
 def judged_study(folders: Iterable[Path], target: str | None = None) -> Study:
-    """Return what was synthesised: what is told, else what a sidecar states, else the default.
+    """Return what was synthesised, of what: as the sidecars in folders state, else the default.
 
-    The inputs are those that the sidecar names, else every usual contrast but the target.
+    The inputs are those that any folder's sidecar names, else every usual contrast but the target:
+    what is brain depends on them, and so must be the same for all folders, in any order.
+
+    Args:
+        target: None: as the first sidecar states.
     """
-    sidecars = (path for folder in folders for path in sorted(folder.rglob("*.json")))
-    for path in sidecars if target is None else ():
+    stated: list[Study] = []
+    for folder in folders:
+        if study := _study_in(folder, target):
+            stated.append(study)
+            target = study.target
+    target = target or Study().target
+    if not stated:
+        return Study(tuple(c for c in BRATS if c != target), target)
+    inputs = [set(study.conditions) for study in stated]
+    if all(own == inputs[0] for own in inputs):
+        return stated[0]
+    usual = {name: place for place, name in enumerate(BRATS)}
+    joined = sorted(set().union(*inputs), key=lambda c: (usual.get(c, len(usual)), c))
+    log.warning(
+        "the predictions were made of different contrasts: all are judged where %s show brain",
+        ", ".join(joined),
+    )
+    return replace(stated[0], conditions=tuple(joined))
+
+
+def _study_in(folder: Path, target: str | None) -> Study | None:
+    """Return what the first sidecar of a folder states, of a target if that is known."""
+    for path in sorted(folder.expanduser().rglob("*.json")):
         odd = (DataError, ConfigError, OSError, TypeError, AttributeError)
         with suppress(*odd):  # a damaged one is a failure of its patient
-            if study := _stated_study(read_json(path)):
+            study = _stated_study(read_json(path))
+            if study and target in (None, study.target):
                 return study
-    target = target or Study().target
-    return Study(tuple(c for c in BRATS if c != target), target)
+    return None
 
 
 def _stated_study(described: Mapping[str, Any]) -> Study | None:
@@ -227,8 +254,29 @@ def _stated_study(described: Mapping[str, Any]) -> Study | None:
     return Study(tuple(c for c in BRATS if c != target), target)
 
 
-def load_case(subject: Subject, layout: Layout, study: Study, mask: str = "auto") -> Case:
+def nonfinite_of(folders: Found, subject: str, target: str) -> str:
+    """Return what is done with NaN in real volumes: what it was when they were sampled from.
+
+    Args:
+        folders: row -> its folders, see :func:`ldm.evaluation.folder.predictions_of`.
+    """
+    known = (own[subject].files for found in folders.values() for _, own in found if subject in own)
+    told = (files[target].described().get("request") for files in known if target in files)
+    asked = (request.get("nonfinite") for request in told if isinstance(request, Mapping))
+    return "zero" if "zero" in asked else "refuse"
+
+
+def load_case(
+    subject: Subject,
+    layout: Layout,
+    study: Study,
+    mask: str = "auto",
+    nonfinite: str = "refuse",
+) -> Case:
     """Read the real volumes of a patient.
+
+    Args:
+        nonfinite: ``refuse`` NaN and infinity, or set them to ``zero``.
 
     Raises:
         DataError: there is no target, or a volume cannot be used.
@@ -237,7 +285,7 @@ def load_case(subject: Subject, layout: Layout, study: Study, mask: str = "auto"
     inputs = [c for c in study.conditions if c in subject.files] or [target]
     subject.require([target], layout)
     arrays, brain, rule, seg, geometry = load_subject(
-        subject, layout, inputs, target, mask, with_labels=True
+        subject, layout, inputs, target, mask, nonfinite=nonfinite, with_labels=True
     )
     reference = arrays.pop(target)
     return Case(subject.id, arrays, reference, brain, seg, geometry, rule, study)

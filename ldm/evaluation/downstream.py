@@ -8,16 +8,17 @@ their units do not matter.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ldm.data.contrasts import read_labels, scheme_of
-from ldm.data.layouts import Layout, Subject
+from ldm.data.layouts import Layout, Subject, VolumeFile
 from ldm.data.seen import refuse_seen
 from ldm.errors import DataError
+from ldm.evaluation.case import Found
 from ldm.evaluation.protocol import DOWNSTREAM
 from ldm.evaluation.scores import Evaluation
 from ldm.evaluation.segmentation import score_regions
@@ -48,7 +49,7 @@ def require_target(segmenter: Segmenter, study: Study) -> None:
 
 def downstream_scores(
     segmenter: Segmenter,
-    folders: Mapping[str, Sequence[tuple[Layout, Mapping[str, Subject]]]],
+    folders: Found,
     subjects: Sequence[Subject],
     layout: Layout,
     study: Study,
@@ -61,17 +62,17 @@ def downstream_scores(
     Args:
         segmenter: a :class:`~ldm.inference.segmentation.NetworkSegmenter` or ``CommandSegmenter``.
         folders: row name -> folders of its training seeds, as
-            :func:`ldm.evaluation.folder.predictions_of` returns them. A volume that cannot be
-            used is passed over: the evaluation of the images names it.
+            :func:`ldm.evaluation.folder.predictions_of` returns them.
         subjects: real patients, in ``layout``.
         study: what was synthesised, and from what.
         baseline: add the row of the source contrast copied as the target.
         allow_seen: judge patients of a training too; else one of the segmenter's is a failure.
         progress: shows how many patients are done.
 
+    A patient, or a volume, that cannot be used is a failure of its rows and ends no other.
+
     Raises:
-        DataError: DATA-SEGMENTER, see :func:`require_target`; DATA-MISSING for a patient without a
-            contrast; a volume on another grid.
+        DataError: DATA-SEGMENTER, see :func:`require_target`.
     """
     require_target(segmenter, study)
     target, source = study.target, study.source
@@ -79,11 +80,6 @@ def downstream_scores(
     real = f"real {result.target}"
     result.rows = [real, *folders, *([result.copied] if baseline else [])]
     for subject in progress(subjects, "Segmenting", len(subjects)):
-        subject.require([target], layout)
-        if _knows(segmenter, subject, result) and not allow_seen:
-            for row in result.rows:
-                result.fail(row, subject.id, SEEN)
-            continue
         candidates = [
             (row, seed, known[subject.id].files[target])
             for row, found in folders.items()
@@ -92,18 +88,51 @@ def downstream_scores(
         ]
         if baseline and source in subject.files:
             candidates.append((result.copied, 0, subject.files[source]))
-        truth = segmenter.segment(subject, layout)
-        told = (segmenter.regions, DOWNSTREAM, _labels(subject, layout, truth), truth.labels)
-        result.add(real, subject.id, score_regions(truth.labels, truth.geometry, *told))
-        for row, seed, file in candidates:
-            swapped = Subject(subject.id, {**subject.files, target: file})
-            with suppress(DataError):
-                if not allow_seen:
-                    refuse_seen(file, subject.id)
-                found = segmenter.segment(swapped, layout)
-                scores = score_regions(found.labels, found.geometry, *told)
-                result.add(row, subject.id, scores, seed)
+        try:
+            _judge(segmenter, subject, layout, candidates, result, allow_seen)
+        except DataError as error:
+            for row in result.rows:
+                result.fail(row, subject.id, f"the real patient: {error.reason}")
     return result
+
+
+def _judge(
+    segmenter: Segmenter,
+    subject: Subject,
+    layout: Layout,
+    candidates: Sequence[tuple[str, int, VolumeFile]],
+    result: Evaluation,
+    allow_seen: bool,
+) -> None:
+    """Score one patient, with the real target and with each candidate in its place.
+
+    Args:
+        candidates: row, training seed and file; one that cannot be used is a failure of its row.
+
+    Raises:
+        DataError: the real patient cannot be used.
+    """
+    target = str(result.study.target)
+    subject.require([target], layout)
+    if _knows(segmenter, subject, result) and not allow_seen:
+        for row in result.rows:
+            result.fail(row, subject.id, SEEN)
+        return
+    truth = segmenter.segment(subject, layout)
+    told = (segmenter.regions, DOWNSTREAM, _labels(subject, layout, truth), truth.labels)
+    result.add(result.rows[0], subject.id, score_regions(truth.labels, truth.geometry, *told))
+    for row, seed, file in candidates:
+        # the digests of a table are those of the real file
+        swapped = replace(subject, files={**subject.files, target: file}, columns={})
+        try:
+            if not allow_seen:
+                refuse_seen(file, subject.id)
+            found = segmenter.segment(swapped, layout)
+            scores = score_regions(found.labels, found.geometry, *told)
+        except DataError as error:
+            result.fail(row, subject.id, error.reason)
+        else:
+            result.add(row, subject.id, scores, seed)
 
 
 def _knows(segmenter: Segmenter, subject: Subject, result: Evaluation) -> bool:

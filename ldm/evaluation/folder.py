@@ -23,10 +23,12 @@ from ldm.data.seen import refuse_seen
 from ldm.errors import DataError, bad_value, one_of
 from ldm.evaluation.case import (
     Case,
+    Found,
     Prediction,
     copied,
     judged_study,
     load_case,
+    nonfinite_of,
     read_prediction,
 )
 from ldm.evaluation.downstream import downstream_scores
@@ -119,7 +121,7 @@ def evaluate_folders(
 
 
 def _predicted(
-    folders: Mapping[str, Sequence[tuple[Layout, Mapping[str, Subject]]]],
+    folders: Found,
 ) -> set[str]:
     """Return the patients that any folder predicts."""
     return {subject for found in folders.values() for _, known in found for subject in known}
@@ -204,7 +206,7 @@ class _Work:
 
     layout: Layout
     mask: str
-    folders: Mapping[str, Sequence[tuple[Layout, Mapping[str, Subject]]]]
+    folders: Found
     results: Sequence[Evaluation]
     perceptual: Perceptual | None
     allow_seen: bool = False
@@ -234,8 +236,10 @@ class _Work:
 
     def judge(self, subject: Subject, baseline: bool) -> tuple[Case, dict[str, Prediction]] | None:
         """Score one patient in every row and protocol, or note why not; return what to show."""
+        study = self.results[0].study
+        nonfinite = nonfinite_of(self.folders, subject.id, str(study.target))
         try:
-            case = load_case(subject, self.layout, self.results[0].study, self.mask)
+            case = load_case(subject, self.layout, study, self.mask, nonfinite)
         except DataError as error:
             for row in self.folders:
                 self._fail(row, subject.id, f"the real patient: {error.reason}")

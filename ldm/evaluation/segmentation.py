@@ -25,7 +25,7 @@ from ldm.evaluation.protocol import SEGMENTATION, BaseProtocol, Scores
 from ldm.evaluation.scores import ROW, Evaluation
 from ldm.evaluation.views import Masks
 from ldm.progress import Progress, silent
-from ldm.regions import REGION_SETS, region_masks
+from ldm.regions import REGION_SETS, region_masks, region_names
 from ldm.study import KNOWN, LABELS
 from ldm.util import listed
 
@@ -38,7 +38,7 @@ def compare_segmentations(
     reference: str | Path,
     *,
     subjects: Sequence[str] | None = None,
-    regions: Sequence[str] | None = None,
+    regions: str | Sequence[str] | None = None,
     layout: Any = None,
     labels: Told = None,
     prediction_labels: Told = None,
@@ -65,7 +65,7 @@ def compare_segmentations(
         progress: shows how many patients are done.
 
     Raises:
-        DataError: DATA-LAYOUT, DATA-MISSING.
+        DataError: DATA-LAYOUT, DATA-MISSING. ConfigError: CONFIG-VALUE for an unknown region.
     """
     prediction, reference = (Path(place).expanduser() for place in (prediction, reference))
     layout, real = detect_layout(reference, layout, KNOWN.with_labels(labels, "labels"))
@@ -78,7 +78,8 @@ def compare_segmentations(
         raise DataError("DATA-MISSING", f"{prediction} holds no segmentation such as {expected}")
     chosen = select_subjects(real, ids)
     select_subjects(predicted, ids)
-    protocol = replace(SEGMENTATION, regions=tuple(listed(regions or regions_of(chosen, layout))))
+    asked = region_names(regions) if regions else regions_of(chosen, layout)
+    protocol = replace(SEGMENTATION, regions=asked)
     result = Evaluation(protocol, [ROW], [subject.id for subject in chosen])
     for subject in progress(chosen, "Evaluating", len(chosen)):
         pair = (subject, layout), (predicted[subject.id], own_layout)
@@ -102,11 +103,11 @@ def _compare(
     true, geometry = read_labels(subject, layout)
     found = load_labels(*predicted, geometry)
     scores = score_regions(found, geometry, result.protocol.regions, result.protocol, true)
-    if watch:
-        watch(result, subject, layout, true, found)
     result.add(ROW, subject.id, scores)
     result.note_labels("reference", scheme_of(subject))
     result.note_labels(ROW, scheme_of(predicted[0]))
+    if watch:
+        watch(result, subject, layout, true, found)
 
 
 def _check_seen(predicted: Subject, layout: Layout, result: Evaluation, allow_seen: bool) -> None:

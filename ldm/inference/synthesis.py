@@ -46,6 +46,7 @@ from ldm.inference.trained import Read, TrainedModel, load_for_inference
 from ldm.inference.windows import Windows
 from ldm.models.diffusion.noise import Key, KeyedNoise, slice_noise
 from ldm.models.diffusion.spread import mean_and_deviation
+from ldm.models.diffusion.tiling import tiled
 from ldm.models.prior import maps_of
 from ldm.progress import Progress, silent
 from ldm.study import ASKED, MAPS
@@ -422,8 +423,6 @@ class Synthesiser:
     ) -> list[np.ndarray]:
         """Return one sample (S, H, W) in [-1, 1] of the volume, or those of both signs of noise."""
         request, device = self.request, self.trained.device
-        laid = {"overlap": request.overlap, "batch_size": request.batch_size}
-        self.model.tiling = replace(self.model.tiling, **laid)
         steps: Iterator[int] | None = None
 
         def show(step: int, total: int, *_: Any) -> None:
@@ -433,17 +432,18 @@ class Synthesiser:
                 steps = iter(self.progress(range(total), title, total))
             next(steps or iter(()), None)
 
-        image = self.model.synthesise(
-            self.windows.condition(prepared, range(len(prepared.brain))).to(device),
-            torch.from_numpy(prepared.present)[None].to(device),
-            self._noise([(request.seed, prepared.id, sample)]),
-            request.sampler,
-            request.steps,
-            self._others(prepared, [0]),
-            callback=show,
-            both=both,
-            **request.options,
-        )
+        with tiled(self.model, request.overlap, request.batch_size):
+            image = self.model.synthesise(
+                self.windows.condition(prepared, range(len(prepared.brain))).to(device),
+                torch.from_numpy(prepared.present)[None].to(device),
+                self._noise([(request.seed, prepared.id, sample)]),
+                request.sampler,
+                request.steps,
+                self._others(prepared, [0]),
+                callback=show,
+                both=both,
+                **request.options,
+            )
         next(steps or iter(()), None)  # takes the bar away
         volumes = image.reshape(1 + both, *image.shape[-3:]).cpu().numpy()
         return [self.windows.cut(volume, prepared) for volume in volumes]

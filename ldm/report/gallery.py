@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
@@ -15,7 +16,8 @@ from numpy.typing import NDArray
 from ldm.data.contrasts import load_contrasts
 from ldm.data.layouts import Layout, Subject, detect_layout
 from ldm.data.prepare import bounding_box
-from ldm.evaluation.case import Case, Prediction, load_case, read_prediction
+from ldm.errors import DataError
+from ldm.evaluation.case import Case, Prediction, load_case, nonfinite_of, read_prediction
 from ldm.evaluation.folder import predictions_of
 from ldm.evaluation.protocol import MetricProtocol
 from ldm.evaluation.scores import Evaluation
@@ -33,7 +35,7 @@ from ldm.report.viewer import (
     viewer_patient,
     within_budget,
 )
-from ldm.study import BRATS
+from ldm.study import BRATS, LABELS
 
 MOST_STRIPS = 8  # patients in a page
 LINE = 8  # panes in a line of a strip
@@ -148,7 +150,8 @@ class Gallery:
         for subject in result.subjects:
             if not any((row, subject) in scored for row in found):
                 continue
-            case = load_case(real[subject], layout, study, mask)
+            nonfinite = nonfinite_of(found, subject, str(study.target))
+            case = load_case(real[subject], layout, study, mask, nonfinite)
             volumes = {
                 row: read_prediction(predicted[subject], own, case)
                 for row, ((own, predicted),) in found.items()
@@ -214,12 +217,18 @@ class OverlayGallery:
     def add(
         self, result: Evaluation, subject: Subject, layout: Layout, labels: NDArray, found: NDArray
     ) -> None:
-        """Keep the axial slice with most labels, both segmentations on it; no image is black."""
+        """Keep the axial slice with most labels, both segmentations on it.
+
+        An image that cannot be read, or lies on another grid, is not shown; without any it is dark.
+        """
         index = int(((labels > 0) + 0.01 * (found > 0)).sum((0, 1)).argmax())
-        names = [c for c in BRATS if c in subject.files]
-        volumes = load_contrasts(subject, layout, names)[0] if names else {}
-        shown = {name: np.rot90(volume[..., index]) for name, volume in volumes.items()}
-        image = shown[names[-1]] if names else np.zeros_like(np.rot90(labels[..., index]), float)
+        shown: dict[str, Any] = {}
+        for name in (c for c in BRATS if c in subject.files):
+            with suppress(DataError):
+                pair = load_contrasts(subject, layout, [name, LABELS], nonfinite="zero")[0]
+                shown[name] = np.rot90(pair[name][..., index])
+        dark = np.zeros_like(np.rot90(labels[..., index]), float)
+        image = list(shown.values())[-1] if shown else dark
         for name, array in (("reference", labels), ("prediction", found)):
             masks = region_masks(np.rot90(array[..., index]), result.protocol.regions)
             shown[name] = (image, masks)

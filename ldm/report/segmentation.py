@@ -26,7 +26,7 @@ def evaluate_segmentations(
     *,
     output: str | Path | None = None,
     subjects: Sequence[str] | None = None,
-    regions: Sequence[str] | None = None,
+    regions: str | Sequence[str] | None = None,
     layout: Any = None,
     labels: Told = None,
     prediction_labels: Told = None,

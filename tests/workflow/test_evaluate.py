@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from builders import read_scores
+from scipy.ndimage import binary_dilation
 
 from ldm import evaluate
 from ldm.benchmark.kept_scores import evaluate_once
@@ -337,6 +338,57 @@ def test_bytes_do_not_depend_on_the_order_of_rows_and_subjects(tmp_path, truth, 
     evaluate(turned, patients, subjects=ids[::-1]).write(tmp_path / "b")
     for file in ("metrics.csv", "metrics.json"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+@pytest.fixture
+def of_two_inputs(tmp_path, truth, patients):
+    """Rows of models of other inputs, one of which shows more brain, both with sidecars."""
+    real = tmp_path / "real"
+    shutil.copytree(patients / "Phantom_0001", real / "Phantom_0001")
+    path = real / "Phantom_0001/Phantom_0001_t2.nii.gz"
+    image = nib.load(path)
+    voxels = image.get_fdata(dtype=np.float32)
+    around = binary_dilation(voxels != 0, iterations=2) & (voxels == 0)
+    voxels[around] = np.median(voxels[voxels != 0])
+    nib.save(nib.Nifti1Image(voxels, image.affine), path)
+    t1ce = nib.load(truth / "Phantom_0001_t1ce.nii.gz").get_fdata()
+    units = {"contrast": "t1", **RobustNormaliser().fit(t1ce, t1ce != 0, "t1ce").to_dict()}
+    rows = {}
+    for name, inputs in (("one", ["t1"]), ("two", ["t1", "t2"])):
+        rows[name] = tmp_path / name
+        rows[name].mkdir()
+        shutil.copy(truth / "Phantom_0001_t1ce.nii.gz", rows[name])
+        told = {"Synthetic": True, "target": "t1ce", "conditions": inputs, "intensity": units}
+        (rows[name] / "Phantom_0001_t1ce.json").write_text(json.dumps(told))
+    return rows, real
+
+
+def test_what_is_brain_does_not_depend_on_the_order_of_rows_or_on_a_named_target(of_two_inputs):
+    rows, real = of_two_inputs
+    several = [evaluate(r, real) for r in (rows, dict(reversed(rows.items())))]
+    found = [r.mean(COPY_T1, "brain", "mae") for r in several]
+    assert found[0] == found[1]
+    one = {"one": rows["one"]}
+    plain, named = (evaluate(one, real, target=target) for target in (None, "t1ce"))
+    assert repr(plain.scores) == repr(named.scores)
+    assert plain.mean(COPY_T1, "brain", "mae") != found[0]  # T2 shows more
+
+
+def test_inputs_are_read_as_they_were_sampled_from(of_two_inputs):
+    """NaN around the head, which sampling was told to take for 0."""
+    rows, real = of_two_inputs
+    path = real / "Phantom_0001/Phantom_0001_t2.nii.gz"
+    image = nib.load(path)
+    voxels = image.get_fdata(dtype=np.float32)
+    nib.save(nib.Nifti1Image(np.where(voxels == voxels.min(), np.nan, voxels), image.affine), path)
+    two = {"two": rows["two"]}
+    assert "DATA-NONFINITE" in evaluate(two, real).failures["two"]["Phantom_0001"]
+    sidecar = rows["two"] / "Phantom_0001_t1ce.json"
+    told = json.loads(sidecar.read_text()) | {"request": {"nonfinite": "zero"}}
+    sidecar.write_text(json.dumps(told))
+    result = evaluate(two, real)
+    assert not result.failures.get("two")
+    assert result.mean("two", "brain", "mae") >= 0
 
 
 def test_unknown_subject_is_named(truth, patients, capsys):

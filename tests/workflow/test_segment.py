@@ -256,6 +256,34 @@ def test_a_map_that_cannot_be_read_ends_no_other(tmp_path, patients):
         evaluate_segmentations(made, patients, output=patients)
 
 
+@pytest.mark.parametrize("damage", ["NaN around the head", "thick slices"])
+def test_a_picture_changes_no_score(tmp_path, patients, damage):
+    """An image that cannot be shown beside the labels is left out of the page, and nothing else."""
+    made, real = tmp_path / "made", tmp_path / "real"
+    made.mkdir()
+    shutil.copytree(patients / "Phantom_0001", real / "Phantom_0001")
+    shutil.copy(real / "Phantom_0001/Phantom_0001_seg.nii.gz", made)
+    path = real / "Phantom_0001/Phantom_0001_t2.nii.gz"
+    image = nib.load(path)
+    voxels = image.get_fdata(dtype=np.float32)
+    voxels = np.where(voxels == 0, np.nan, voxels) if "NaN" in damage else voxels[..., ::2]
+    nib.save(nib.Nifti1Image(voxels, image.affine), path)
+    plain, with_page = (
+        evaluate_segmentations(made, real, output=output) for output in (None, tmp_path / "page")
+    )
+    assert not with_page.failures.get("prediction")
+    assert repr(with_page.scores) == repr(plain.scores)
+
+
+def test_regions_of_python_are_those_of_the_command_line(predicted, patients):
+    options = {"subjects": ["Phantom_0003"], "allow_seen": True}
+    named = evaluate_segmentations(predicted, patients, regions="tumour", **options)
+    listed = evaluate_segmentations(predicted, patients, regions=["et", "tc", "wt"], **options)
+    assert repr(named.scores) == repr(listed.scores)
+    with pytest.raises(ConfigError, match="CONFIG-VALUE: regions is 'tumor'"):
+        evaluate_segmentations(predicted, patients, regions="tumor", **options)
+
+
 def test_a_folder_without_label_maps_is_refused(tmp_path, patients):
     shutil.copy(patients / "Phantom_0001/Phantom_0001_t1.nii.gz", tmp_path)
     with pytest.raises(DataError, match="holds no segmentation such as ID_seg.nii.gz"):
@@ -325,6 +353,54 @@ def test_false_enhancement_is_counted_where_the_labels_hold_none(half_enhanced, 
     found = result.values(REAL, "et", "volume_ml")["Phantom_0001"]
     assert false[REAL].n == 1 and false[REAL].mean == found > 0 == false[COPY_T1].mean
     assert result.values(REAL, "et", "dice")["Phantom_0001"] == 0
+
+
+class Failing(Enhancement):
+    """Runs out of memory on one patient: on the real volume, or on what stands in its place."""
+
+    def __init__(self, on):
+        self.on, self.asked = on, []
+
+    def segment(self, subject, layout):
+        self.asked.append(subject.id)
+        if subject.id == "Phantom_0001" and self.asked.count(subject.id) >= self.on:
+            raise DataError("DATA-SEGMENTER", "out of memory", subject.id)
+        return super().segment(subject, layout)
+
+
+def test_a_segmenter_that_fails_on_one_patient_ends_no_other(half_enhanced, patients):
+    rows = {"weak": half_enhanced / "weak"}
+    others = {"Phantom_0002", "Phantom_0003"}
+    result = evaluate(rows, patients, segmenter=Failing(1)).others["downstream"]
+    for row in (REAL, "weak", COPY_T1):
+        told = result.failures[row]["Phantom_0001"]
+        assert told == "the real patient: DATA-SEGMENTER: out of memory"
+        assert set(result.values(row, "wt", "dice")) == others
+    result = evaluate(rows, patients, segmenter=Failing(2)).others["downstream"]
+    assert result.failures["weak"] == {"Phantom_0001": "DATA-SEGMENTER: out of memory"}
+    assert set(result.values("weak", "wt", "dice")) == others
+    assert set(result.values(REAL, "wt", "dice")) == {"Phantom_0001", *others}
+
+
+def test_a_command_reads_real_and_synthetic_images_by_one_numbering(half_enhanced, patients):
+    """That of the data set: enhancing tumour is 3 in BraTS 2023."""
+    copy, labels = half_enhanced / "of2023", {4: 3}
+    shutil.copytree(patients, copy)
+    for path in copy.glob("*/*_seg.nii.gz"):
+        image = nib.load(path)
+        voxels = np.asarray(image.dataobj)
+        changed = np.where(voxels == 4, labels[4], voxels).astype(np.uint8)
+        nib.save(nib.Nifti1Image(changed, image.affine), path)
+    body = (
+        "case = next(pathlib.Path(given).iterdir()).name\n"
+        f"shutil.copy(f'{copy}/{{case}}/{{case}}_seg.nii.gz', out)"
+    )
+    command = CommandSegmenter(copying_command(half_enhanced, body))
+    told = {"labels": "necrosis 1, oedema 2, enhancing 3", "segmenter": command}
+    rows = {"weak": half_enhanced / "weak"}
+    result = evaluate(rows, copy, **told).others["downstream"]
+    for row in (REAL, "weak", COPY_T1):
+        assert result.mean(row, "et", "dice") == 1
 
 
 def test_evaluate_takes_a_trained_segmenter(half_enhanced, patients, segmenter_run, capsys):

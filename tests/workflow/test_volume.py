@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+import ldm
 from ldm.cli.main import main
 
 VOLUME = (
@@ -91,6 +92,18 @@ def test_windows_at_once_change_nothing_and_their_overlap_is_an_option(
     assert not np.array_equal(voxels(tmp_path / "b"), voxels(one))
     assert sample(volume_run, patients, tmp_path / "c", "--overlap", "1") == 2
     assert "overlap is 1.0: give 0 to 0.9" in capsys.readouterr().err
+
+
+def test_the_overlap_of_one_call_is_not_that_of_the_next(volume_run, patients):
+    made = ldm.Synthesiser.load(volume_run, precision="32", temperature=0)
+
+    def volume(**options):
+        (one,) = made.volumes(patients, ["Phantom_0003"], **options)
+        return one.volume
+
+    before, other, after = volume(), volume(overlap=0.75), volume()
+    assert not np.array_equal(other, before)
+    np.testing.assert_array_equal(after, before)
 
 
 def test_a_model_of_slices_has_no_windows(tmp_path, run_folder, patients, capsys):

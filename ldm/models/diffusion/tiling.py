@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from monai.inferers.utils import sliding_window_inference
@@ -86,3 +88,14 @@ class Tiling:
             sigma_scale=SIGMA,
             padding_mode="replicate",
         )
+
+
+@contextmanager
+def tiled(model: Any, overlap: float | None, batch_size: int) -> Iterator[None]:
+    """Let a model of patches lay its windows in another way, until the block ends."""
+    own = model.tiling
+    model.tiling = replace(own, overlap=overlap, batch_size=batch_size)
+    try:
+        yield
+    finally:
+        model.tiling = own
