@@ -316,6 +316,18 @@ def test_a_table_of_excel_is_read(tmp_path):
     assert "DATA-FORMAT" in refusal(path)
 
 
+@pytest.mark.parametrize("absent", ["NA", "nan", "<NA>", "None", "-", "N/A"])
+def test_a_cell_that_says_nothing_is_an_empty_one_in_every_column(tmp_path, absent):
+    columns = ["t2", "seg", "patient", "split", "site", "scheme", "age", "sha256_t1"]
+    for name, cell in (("empty.csv", ""), ("table.csv", absent)):
+        rows = [["id", "t1", *columns], *([i, f"{i}.nii", *[cell] * 8] for i in "pq")]
+        (tmp_path / name).write_text("\n".join(map(",".join, rows)))
+    subjects = [detect_layout(tmp_path / name)[1] for name in ("empty.csv", "table.csv")]
+    assert subjects[0] == subjects[1]
+    assert {s.patient for s in subjects[1].values()} == {"p", "q"}
+    assert np.isnan(subjects[1]["p"].numbers(["age"])).all()
+
+
 def test_the_split_of_a_table_decides_unless_parts_are_listed(tmp_path):
     write_lines = [
         "id,t1,split",

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ldm.data.nifti import encode_volume, read_volume, write_volume
+from ldm.data.synthetic import COMMENT, carried, statement
 from ldm.errors import MAX_LINE, DataError, DsdiffError, NonFiniteError, OutputError
 
 
@@ -421,6 +422,28 @@ def test_no_text_of_the_input_travels(tmp_path):
     assert b"DOE^JOHN" in (tmp_path / "in.nii").read_bytes()
     written(tmp_path / "out.nii", tmp_path / "in.nii")
     assert b"DOE" not in (tmp_path / "out.nii").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "behind",
+    [
+        b"",
+        b"\1\0\0\0",
+        b"\1\0\0\0" + np.array([2**31 - 1, COMMENT], "<i4").tobytes() + b"{}",
+        b"\1\0\0\0" + np.array([-(2**31), COMMENT], "<i4").tobytes() + b"{}",
+        b"\1\0\0\0" + np.array([64, COMMENT], "<i4").tobytes() + b'{"Model": ["A. Name"]}',
+        b"\1\0\0\0" + np.array([10**6, COMMENT], "<i4").tobytes() + b"[" * 10**5,
+    ],
+)
+def test_whatever_lies_behind_a_header_that_says_synthetic_is_survived(tmp_path, behind):
+    start = 352 + len(behind) // 16 * 16 + 16
+    said = {"descrip": b"SYNTHETIC dsdiff 1", "vox_offset": start}
+    content = write(tmp_path / "a.nii", head_image(), **said).read_bytes()
+    path = tmp_path / "b.nii"
+    path.write_bytes(content[:348] + behind.ljust(start - 348, b"\0") + content[352:])
+    volume = read_volume(path)
+    assert np.array_equal(volume.array, head_image())
+    assert carried(volume.geometry.header, "t1ce") == statement({"target": "t1ce"})
 
 
 def test_equal_input_gives_equal_bytes(tmp_path, monkeypatch):

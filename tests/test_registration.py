@@ -17,6 +17,7 @@ from ldm.data.layouts import detect_layout
 from ldm.data.nifti import Volume, encode_volume, read_volume
 from ldm.data.outline import Outline
 from ldm.data.registration import Reference, from_itk, itk_rigid, moved, resampled, world
+from ldm.data.synthetic import UNKNOWN, statement
 from ldm.phantom import write_phantoms
 from ldm.storage import sha256
 
@@ -345,6 +346,28 @@ def test_a_volume_goes_back_to_the_grid_of_a_contrast(registered, scanned, volum
     assert sidecar["Synthetic"] is True
     assert sidecar["sha256"] == sha256(tmp_path / "back" / f"{ID}_t1ce.nii.gz")
     assert sidecar["std_sha256"] == sha256(tmp_path / "back" / spread.name)
+
+
+def test_what_is_made_of_a_synthetic_volume_names_its_maker(registered, volumes, tmp_path):
+    """Registered and put back, without a sidecar; other words of a header go nowhere."""
+    said = statement({"target": "t1ce", "request": {"model_digest": "5e" * 32}})
+    place = tmp_path / "patients" / ID
+    shutil.copytree(registered / ID, place)
+    path = place / f"{ID}_t1ce.nii.gz"
+    image = volumes["t1ce"]
+    for written, known in ((said, said), (said | {"Model": "Dr. Who"}, said | {"Model": UNKNOWN})):
+        path.write_bytes(encode_volume(image.array, image.geometry, synthetic=written))
+        made, back = (tmp_path / f"{name}_{written['Model']}" for name in ("made", "back"))
+        assert main(["prepare", str(place.parent), "--register", "--output", str(made)]) == 0
+        assert stated(made / ID / path.name) == known
+        samples = ["prepare", str(place), "--unregister", str(registered)]
+        assert main([*samples, "--output", str(back)]) == 0
+        assert stated(back / path.name) == known
+
+
+def stated(path: Path) -> dict:
+    (extension,) = nib.load(path).header.extensions
+    return json.loads(extension.get_content())
 
 
 def test_a_program_of_the_user_finds_the_brain(scanned, tmp_path, monkeypatch):

@@ -112,7 +112,7 @@ def unregister(args: argparse.Namespace) -> int:
     from ldm.claims import claim
     from ldm.data.examination import TRANSFORMS, put_back
     from ldm.data.nifti import encode_volume, read_volume, write_volume
-    from ldm.data.synthetic import statement
+    from ldm.data.synthetic import carried, statement
     from ldm.data.volume_file import VolumeFile
     from ldm.inference.outputs import digests_of
     from ldm.storage import read_json, write_json
@@ -132,8 +132,8 @@ def unregister(args: argparse.Namespace) -> int:
             volume = read_volume(path, subject)
             back = put_back(volume, known[subject], args.to, are_labels)
             said = read_json(VolumeFile(path).sidecar)
-            is_synthetic = volume.geometry.is_synthetic or said.get("Synthetic")
-            mark = statement(said) if is_synthetic else None
+            own = carried(volume.geometry.header) if volume.geometry.is_synthetic else None
+            mark = statement(said) if said.get("Synthetic") else own
             content = encode_volume(back.array, back.geometry, synthetic=mark)
             write_volume(args.output / path.name, content)
         for path in paths:  # when all files that they describe are there

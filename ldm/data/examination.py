@@ -26,7 +26,7 @@ from ldm.data.nifti import Geometry, Volume, encode_volume, read_volume, write_v
 from ldm.data.outline import Outline
 from ldm.data.registration import Alignment, Reference, resampled
 from ldm.data.resample import Resampling
-from ldm.data.synthetic import statement
+from ldm.data.synthetic import carried
 from ldm.errors import ConfigError, DataError, one_of
 from ldm.storage import read_json, write_json
 from ldm.study import LABELS, MASK_FILE
@@ -249,7 +249,7 @@ def write_registered(
     layout, place = BraTS2021(), folder / subject.id
     for name, array in registered.arrays.items():
         source = registered.sources.get(name)
-        mark = statement({"target": name}) if source and source.is_synthetic else None
+        mark = carried(source.header, name) if source and source.is_synthetic else None
         content = encode_volume(array, registered.geometry, synthetic=mark)
         write_volume(place / layout.file_name(subject.id, name), content)
     if LABELS in registered.arrays and (scheme := scheme_of(subject)).source:

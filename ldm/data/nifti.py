@@ -37,7 +37,7 @@ from ldm.data.nifti_header import (
     read_header,
     spatial_shape,
 )
-from ldm.data.synthetic import is_marked, mark
+from ldm.data.synthetic import is_marked, mark, read_statement
 from ldm.errors import DataError, NonFiniteError, OutputError
 from ldm.storage import CHUNK, atomic_path, require_regular, require_space
 
@@ -318,7 +318,9 @@ def _parse(
             if not stream.read(CHUNK):
                 break
         raise
-    stream.read(int(header["vox_offset"]) - header.sizeof_hdr)  # extensions
+    beside = stream.read(int(header["vox_offset"]) - header.sizeof_hdr)
+    if is_marked(header):
+        read_statement(header, beside)
     payload = stream.read(size)
     if len(payload) < size or stream.read(1):
         state, cure = "ends too early", "copy it again"

@@ -77,6 +77,8 @@ class LabelWriter(Writer):
             "threshold": segmenter.model.threshold,
             "overlap": segmenter.model.overlap,
         }
+        if segmenter.nonfinite != Request.nonfinite:  # as Request.to_dict says it
+            self.request["nonfinite"] = segmenter.nonfinite
 
     def on_a_device(self) -> Callable[[str], LabelWriter]:
         """Return what makes this writer in another process, on a device."""
@@ -118,7 +120,11 @@ class LabelWriter(Writer):
         content = encode_volume(found.labels, found.geometry)
         values = [int(v) for v in np.unique(found.labels)]
         described = described | {"sha256": hashlib.sha256(content).hexdigest(), "labels": values}
-        described["scheme"] = str(self.segmenter.scheme(layout))
+        described |= {
+            "scheme": str(self.segmenter.scheme(layout)),
+            "geometry": found.geometry.stated,
+            "weights": self.segmenter.trained.weights,
+        }
         drawn = self._drawn(prepared, masks) if self.pictures else {}
         return Made(prepared.id, content, described, drawn)
 

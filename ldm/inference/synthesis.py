@@ -174,16 +174,17 @@ class Synthesiser:
 
         Args:
             subject: its name, see :meth:`__call__`.
-            given: contrast -> path, nibabel image or ``(array, affine)``; covariate -> number.
+            given: contrast -> path, image or ``(array, affine)``; covariate -> number; None: none.
 
         Raises:
             ConfigError, DataError, NonFiniteError: see :meth:`__call__`.
         """
-        missing = self.request.allow_missing
-        study = self.study.making(self.study.to_make(given, self.request.target, subject))
+        there = [name for name, value in given.items() if value is not None]
+        study = self.study.making(self.study.to_make(there, self.request.target, subject))
         if self.study.varies:
             given = {name: value for name, value in given.items() if name != study.target}
-        return self.synthesise(given_subject(subject, given, study, missing), GivenLayout())
+        known = given_subject(subject, given, study, self.request.allow_missing)
+        return self.synthesise(known, GivenLayout())
 
     def volumes(
         self,

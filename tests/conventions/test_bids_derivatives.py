@@ -47,6 +47,7 @@ def found(root, layout=None) -> dict[str, str]:
         "ours/sub-01/anat/sub-01_desc-contrastEnhanced_dseg",
         "coregistered/sub-01/anat/sub-01_dseg",
         "experts/sub-01/anat/sub-01_desc-subfields_dseg",
+        "sub-01_dseg",  # in no folder that says whose it is
         "experts/sub-01/anat/sub-01_space-MNI152NLin2009cAsym_label-lesion_mask",
     ],
 )
@@ -108,6 +109,12 @@ def test_the_folder_of_a_pipeline_is_read_in_the_space_of_the_images(tmp_path):
         }
     with pytest.raises(ConfigError, match='layout is {"target": give'):
         found(root, '{"target"')
+
+
+@pytest.mark.parametrize("place", ["derivatives/study", "derivatives", "sourcedata/a/derivatives"])
+def test_what_lies_above_a_data_set_says_nothing_about_its_labels(tmp_path, place):
+    touch(tmp_path / place, *RAW, "sub-01/anat/sub-01_dseg.nii.gz")
+    assert set(found(tmp_path / place)) == {"t1", "t1ce", "t2", "flair", "seg"}
 
 
 def test_the_user_names_a_mask(tmp_path):

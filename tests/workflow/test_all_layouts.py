@@ -6,7 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from builders import INPUTS, read_scores, rotation
-from layout_writers import WRITERS, Head
+from layout_writers import WRITERS, Head, write_dicom
 
 from ldm.cli.main import main
 from ldm.data.layouts import detect_layout, summary
@@ -85,3 +85,14 @@ def test_a_manifest_of_any_layout_is_the_same_patient(tmp_path, head, expected, 
     assert np.array_equal(
         np.concatenate([prepared.slices, prepared.seg[:, None]], axis=1), expected[1]
     )
+
+
+def test_all_that_the_cache_keeps_of_a_patient_lies_under_its_id(tmp_path, head, monkeypatch):
+    """As docs/data.md says: who deletes these folders leaves no volume behind."""
+    monkeypatch.setenv("DSDIFF_CACHE", str(tmp_path / "cache"))
+    write_dicom(tmp_path / "raw", head)
+    assert main(["prepare", str(tmp_path / "raw"), "--output", str(tmp_path / "prepared")]) == 0
+    volumes = [p for p in (tmp_path / "cache").rglob("*") if p.suffix in (".gz", ".npy")]
+    assert sum(path.suffix == ".gz" for path in volumes) == 4  # a series each
+    for path in volumes:
+        assert path.relative_to(tmp_path / "cache").parts[0].startswith("p1-")

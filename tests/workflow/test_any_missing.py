@@ -183,6 +183,7 @@ def test_python_finds_what_is_missing(run, patients):
     three = {c: files[c] for c in ("t1", "t1ce", "flair")}
     made = synthesiser.volume(TEST, three)
     assert made.target == "t2"
+    assert synthesiser.volume(TEST, {**three, "t2": None}).content == made.content
     asked = synthesiser(subject=TEST, target="t2", **files)
     assert np.array_equal(np.asarray(asked.dataobj), np.asarray(made.image.dataobj))
     with pytest.raises(DataError, match="no contrast is missing .* which with target=CONTRAST"):

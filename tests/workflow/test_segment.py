@@ -114,6 +114,8 @@ def test_label_maps_lie_on_the_grid_of_the_input(predicted, patients, segmenter_
     assert sidecar["request"]["regions"] == ["et", "tc", "wt"]
     assert sidecar["request"]["model_digest"] == read_model(segmenter_run / MODEL_FILE)[1]["sha256"]
     assert set(sidecar["inputs"]) == {"t1", "t1ce", "t2", "flair"}
+    assert sidecar["geometry"] == {"form": "sform"}
+    assert sidecar["weights"] == "ema"
     pictures = {path.name for path in (predicted / "pictures").iterdir()}
     assert {"Phantom_0003_overlay.png", "Phantom_0003_attention.png"} <= pictures
 
@@ -168,6 +170,29 @@ def test_same_command_goes_on_and_another_overwrites_nothing(
     options = ["--overwrite", "--no-pictures", "--subjects", "Phantom_0002"]
     assert main(predict(segmenter_run, patients, tmp_path / "labels", *options)) == 0
     assert foreign.read_bytes() == (predicted / "Phantom_0002_seg.nii.gz").read_bytes()
+
+
+def test_a_map_made_with_nan_set_to_zero_is_none_of_a_strict_run(
+    tmp_path, segmenter_run, patients, capsys
+):
+    source, labels = tmp_path / "patients", tmp_path / "labels"
+    shutil.copytree(patients / "Phantom_0003", source / "Phantom_0003")
+    path = source / "Phantom_0003/Phantom_0003_t1.nii.gz"
+    image = nib.load(path)
+    voxels = image.get_fdata(dtype=np.float32)
+    voxels[0, 0, 0] = np.nan
+    nib.Nifti1Image(voxels, image.affine).to_filename(path)
+    tolerant = predict(segmenter_run, source, labels, "--nonfinite", "zero")
+    assert main(tolerant) == 0
+    told = json.loads((labels / "Phantom_0003_seg.json").read_text())
+    assert told["request"]["nonfinite"] == "zero"
+    capsys.readouterr()
+    assert main(tolerant) == 0
+    assert "skipped=1" in capsys.readouterr().out
+    assert main(predict(segmenter_run, source, labels)) == 5
+    assert "OUT-EXISTS" in capsys.readouterr().err
+    assert main(predict(segmenter_run, source, labels, "--overwrite")) == 3
+    assert "DATA-NONFINITE" in capsys.readouterr().err
 
 
 def test_models_of_another_kind_are_refused(tmp_path, segmenter_run, run_folder, patients, capsys):

@@ -59,9 +59,8 @@ class BIDS(Layout):
     def find(self, tree: Tree) -> Iterator[Entry]:  # noqa: D102
         found: dict[str, list[tuple[str, Path]]] = defaultdict(list)
         for path in tree.volumes:
-            above = path.relative_to(tree.root).parts
             parsed = self.parse(path)
-            if parsed and (parsed[1] in DERIVED or not set(above) & set(NOT_RAW)):
+            if parsed and _belongs(parsed[1], path, path.parent.relative_to(tree.root).parts):
                 found[parsed[0]].append((parsed[1], path))
         for subject, files in found.items():
             images = {_space(path) for contrast, path in files if contrast not in DERIVED}
@@ -90,7 +89,7 @@ class BIDS(Layout):
             label = entities.get("label", entities.get("desc"))
             if suffix == "mask" and label == "brain":
                 return MASK_FILE
-            bare = suffix != "mask" and not _naming(entities) and _is_by_hand(path)
+            bare = suffix != "mask" and not _naming(entities)
             return LABELS if bare or self._is_named(path) else None
         enhanced = f"ce-gad_{suffix}" if _is_enhanced(entities) else suffix  # whatever the agent
         return self.contrasts.endings("bids").get(enhanced)
@@ -132,10 +131,19 @@ def _names_lesion(path: Path) -> bool:
     return any(map(LESION.search, _naming(_entities(path)).values()))
 
 
-def _is_by_hand(path: Path) -> bool:
+def _belongs(contrast: str, path: Path, above: tuple[str, ...]) -> bool:
+    """Whether a file is of the data set by where it lies: ``above``, the folders from its root."""
+    if contrast not in DERIVED:
+        return not set(above) & set(NOT_RAW)
+    return contrast != LABELS or bool(_naming(_entities(path))) or _is_by_hand(above)
+
+
+def _is_by_hand(above: tuple[str, ...]) -> bool:
     """Whether a segmentation lies beside the images, or where people put theirs."""
-    above = path.parent.parts
-    return "derivatives" not in above or bool(BY_HAND.search(above[above.index("derivatives") + 1]))
+    if "derivatives" not in above:
+        return True
+    below = above[above.index("derivatives") + 1 :]
+    return bool(below and BY_HAND.search(below[0]))
 
 
 def _plain(value: str) -> str:

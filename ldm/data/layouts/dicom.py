@@ -42,8 +42,8 @@ READ += ("SyntheticData", "DerivationDescription", "ImageComments")
 class DicomSeries(VolumeFile):
     """One series: ``path`` is the folder of its files.
 
-    The NIfTI file that is made of it lies in the cache, along the axes of DICOM (to the left, to
-    the back, to the head).
+    The NIfTI file that is made of it lies in the cache, in a folder under the id of the subject
+    (``ID-dicom``), along the axes of DICOM (to the left, to the back, to the head).
     """
 
     @property
@@ -56,7 +56,9 @@ class DicomSeries(VolumeFile):
     def read(self, case: str | None = None, nonfinite: str = "refuse") -> Volume:  # noqa: D102
         state = repr(self.state(case)).encode()
         key = hashlib.sha256(state).hexdigest()[:16]
-        converted = cache_root() / "dicom" / f"{self.path.name[:32]}-{key}.nii.gz"
+        owner = case or self.path.parent.name  # whoever ends a study finds the patient by it
+        folder = cache_root() / f"{owner[:32]}-dicom"
+        converted = folder / f"{self.path.name[:32]}-{key}.nii.gz"
         if not converted.is_file():
             self._convert(converted, case)
         try:

@@ -26,7 +26,6 @@ log = logging.getLogger(__name__)
 CELL = re.compile(r"(.+)#(\d+|mask)")
 DRIVE = re.compile(r"[A-Za-z]:[\\/]|\\\\")  # or a share
 ABSENT = (
-    "",
     "nan",
     "nat",
     "none",
@@ -36,7 +35,7 @@ ABSENT = (
     "<na>",
     "#n/a",
     "-",
-)  # an empty cell, as pandas and R write it
+)  # an empty cell, as pandas, R and people write it
 PARTS = ("train", "val", "test")
 FORMULA = ("=", "+", "-", "@")  # a spreadsheet runs a cell that starts so, unless a ' is before it
 
@@ -71,7 +70,8 @@ def _bad_channel(cell: str, contrast: str, expected: str) -> DataError:
 class SubjectTable(Layout):
     """A CSV file with the columns ``id``, those of the contrasts (``t1``, ...), ``seg``, ``brain``.
 
-    An empty cell is a contrast that does not exist. A path is relative to the CSV file;
+    An empty cell (or ``NA``, ``nan``, ``-``, ...) says nothing: a contrast that does not exist, a
+    patient, split or number that is not told. A path is relative to the CSV file;
     ``file.nii.gz#2`` is the third volume of a 4-D file, a folder is a DICOM series. ``split``
     (``train``, ``val``, ``test``), ``site`` and ``patient`` (of whom the subject is one
     examination) are optional; other columns are passed over. Commas,
@@ -90,7 +90,7 @@ class SubjectTable(Layout):
             DataError: DATA-LAYOUT (no column ``id`` or no contrast, an unknown split), DATA-ID,
                 DATA-FORMAT (not a text file), DATA-IO.
         """
-        numbered = numbered_rows(path)
+        numbered = [(number, _told(row)) for number, row in numbered_rows(path)]
         rows = [row for _, row in numbered]
         columns = {text.lower(): name for text, name in self.contrasts.endings("csv").items()}
         if not rows or "id" not in rows[0] or not _images(columns, rows[0]):
@@ -167,6 +167,11 @@ def _without_guard(cell: str) -> str:
     return cell[1:] if cell.startswith("'") and cell[1:].startswith((*FORMULA, "'")) else cell
 
 
+def _told(row: Mapping[str, str]) -> dict[str, str]:
+    """Return a row of subjects in which every cell that says nothing is empty."""
+    return {name: "" if cell.lower() in ABSENT else cell for name, cell in row.items()}
+
+
 def _images(columns: Mapping[str, str], row: Mapping[str, str]) -> set[str]:
     return {columns[column] for column in row if column in columns} - {LABELS, MASK_FILE}
 
@@ -184,13 +189,12 @@ def _entries(
 ) -> Iterator[Entry]:
     for number, row in rows:
         owner = path.with_name(f"line {number}")
-        if row["id"].lower() in ABSENT:
+        if not row["id"]:
             raise DataError(
                 "DATA-ID", f"{path.name} line {number} has no id: every row needs one of its own"
             )
         for column, contrast in columns.items():
-            cell = row.get(column, "")
-            if cell.lower() not in ABSENT:
+            if cell := row.get(column):
                 _refuse_drive(cell, number, path, row["id"])
                 yield Entry(row["id"], contrast, volume_at(cell, path.parent, contrast), owner)
 
