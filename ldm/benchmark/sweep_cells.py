@@ -5,7 +5,7 @@ What is finished is not done again, so that an interrupted sweep goes on with th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from ldm.data.layouts import (
     summary,
 )
 from ldm.data.layouts.base import stored_files
-from ldm.data.seen import subject_digests
+from ldm.data.seen import as_read, leaks, read_seen, subject_digests
 from ldm.errors import (
     CheckpointError,
     ConfigError,
@@ -51,15 +51,31 @@ SEEN = (
 )
 
 
-def held_out(model: Path, ids: Sequence[str]) -> list[str]:
-    """Return the subjects to sweep on: those that the run never saw, else its validation's.
+def seen_among(model: Path, subjects: Iterable[Subject], study: Study, part: str) -> set[str]:
+    """Return the ids of those who are patients of a run's ``train`` or ``val``, by any evidence.
 
-    Empty where the run folder does not tell, or knows them all.
+    Raises:
+        DataError: DATA-IO when a file cannot be read.
     """
-    cost = read_json(run_folder(model) / "cost.json")
-    train, val = (set(cost.get(f"{part}_subjects") or ()) for part in ("train", "val"))
-    unseen = [i for i in ids if i not in train | val] or [i for i in ids if i in val - train]
-    return unseen if cost else []
+    if not (seen := read_seen(run_folder(model), part)):
+        return set()
+    known = subject_digests(as_read(subject, study) for subject in subjects)
+    return {leak.test for leak in leaks(seen, known)}
+
+
+def held_out(model: Path, subjects: Collection[Subject], study: Study) -> list[str]:
+    """Return the ids to sweep on: those that the run never saw, else its validation's.
+
+    Empty where the run folder does not tell, or was trained on all.
+
+    Raises:
+        DataError: DATA-IO when a file cannot be read.
+    """
+    if not read_seen(run_folder(model)):
+        return []
+    train, val = (seen_among(model, subjects, study, part) for part in ("train", "val"))
+    untrained = sorted({subject.id for subject in subjects} - train)
+    return [i for i in untrained if i not in val] or untrained
 
 
 @dataclass(frozen=True)
@@ -183,8 +199,9 @@ def sweep(
     model, source = local_folder(model), Path(source).expanduser()
     output = Path(output).expanduser()
     pairs = _pairs(samplers, steps)
-    own_layout, found = detect_layout(source, layout, study_of(model, trust).contrasts)
-    ids = subjects or held_out(model, sorted(found))
+    study = study_of(model, trust)
+    own_layout, found = detect_layout(source, layout, study.contrasts)
+    ids = subjects or held_out(model, found.values(), study)
     if say:
         say("\n".join([summary(own_layout, found), *([] if ids else [to_the_reader(SEEN)])]))
     chosen = select_subjects(found, ids or None)

@@ -163,6 +163,12 @@ def test_a_synthetic_volume_of_the_training_is_a_failed_case(
     assert {s["subject"] for s in scores if s["row"] == "prediction"} >= {"Twin", STRANGER}
 
 
+def test_a_sweep_leaves_a_patient_of_the_training_out_under_any_name(tmp_path, run_folder, twins):
+    told = ["--input", twins, "--output", tmp_path, "--steps", 1, "--sampler", "ddim"]
+    assert run("sweep", run_folder, *told) == 0
+    assert json.loads((tmp_path / "sweep.json").read_text())["subjects"] == [STRANGER]
+
+
 def test_a_label_map_of_the_training_is_a_failed_case(tmp_path, segmenter_run, twins):
     made, out = tmp_path / "made", tmp_path / "out"
     predict = ["segment", "predict", segmenter_run, "--input", twins, "--output", made]
