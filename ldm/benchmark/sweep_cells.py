@@ -5,6 +5,7 @@ What is finished is not done again, so that an interrupted sweep goes on with th
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,8 @@ from ldm.progress import Progress, silent, unheard
 from ldm.storage import read_json, run_folder, write_json
 from ldm.study import Study
 from ldm.util import listed
+
+log = logging.getLogger(__name__)
 
 SEEN = (
     "No subject is known to be held out: sweeping on all, the training's too; name others with "
@@ -88,6 +91,7 @@ class SweepCells:
     subjects: Sequence[Subject]
     output: Path
     references: Mapping[str, Mapping[str, str]]  # digests of all files of each patient
+    seen: Sequence[str]  # ids of the training, which are judged all the same
     report: Callable[[DsdiffError], None]  # told of a cell that fails, while the others go on
 
     @property
@@ -145,6 +149,7 @@ class SweepCells:
             "device": trained.device.type,
             "batch size": request.batch_size,
             **request.options,
+            **({"trained on": ", ".join(self.seen)} if self.seen else {}),
         }
 
     def _sample(self, synthesiser: Synthesiser, folder: Path, title: str) -> None:
@@ -158,7 +163,7 @@ class SweepCells:
 
     def _quality(self, path: Path, volumes: Path | None) -> Quality:
         told = (volumes, self.reference, self.references, path, self.study)
-        result = evaluate_once(*told, layout=self.layout)
+        result = evaluate_once(*told, allow_seen=bool(self.seen), layout=self.layout)
         result.require_complete()
         return Quality.of(result)
 
@@ -186,10 +191,11 @@ def sweep(
         model, source: run folder, and folder of the real subjects, or a CSV.
         output: folder for ``report.html``, ``sweep.json``, the plot and the volumes.
         samplers, steps: names, or ``all``, each in so many steps.
-        subjects: ids; None: those that the run has not seen, or all where it does not say.
+        subjects: ids; None: those that the run has not seen, or all where there are none. Named
+            ones of the training are judged too, with a warning.
         layout, device, trust, progress: see :meth:`Synthesiser.load` and its ``volumes``.
         command: what made it, for the page.
-        say: told in a line what was found, and where subjects of the training are judged.
+        say: told in a line what was found.
         report: told of each cell that fails.
         **options: of :class:`ldm.inference.request.Request`; the temperature is 1 unless told.
 
@@ -201,15 +207,14 @@ def sweep(
     pairs = _pairs(samplers, steps)
     study = study_of(model, trust)
     own_layout, found = detect_layout(source, layout, study.contrasts)
-    ids = subjects or held_out(model, found.values(), study)
     if say:
-        say("\n".join([summary(own_layout, found), *([] if ids else [to_the_reader(SEEN)])]))
-    chosen = select_subjects(found, ids or None)
+        say(summary(own_layout, found))
+    chosen, seen = _chosen(model, found, study, subjects)
     inputs = [source, model, *stored_files(found.values())]
     with claim(output, "sweep", inputs=inputs, writes=["sweep.json", "report.html"]):
         request = Request().changed(**{"temperature": 1.0, **options})
         synthesiser = Synthesiser(load_for_inference(model, trust, device), request, progress)
-        told = (source, own_layout, chosen, output, subject_digests(chosen))
+        told = (source, own_layout, chosen, output, subject_digests(chosen), seen)
         work = SweepCells(synthesiser, *told, report or unheard)
         work.check()
         done = Sweep(
@@ -223,6 +228,19 @@ def sweep(
         )
         done.write(output)
     return done
+
+
+def _chosen(
+    model: Path, found: Mapping[str, Subject], study: Study, named: str | Sequence[str] | None
+) -> tuple[list[Subject], list[str]]:
+    """Return the subjects to sweep on, and the ids of those whom the training has seen."""
+    ids = named or held_out(model, found.values(), study)
+    if not ids:
+        log.warning("%s", to_the_reader(SEEN))
+    chosen = select_subjects(found, ids or None)
+    if seen := sorted(seen_among(model, chosen, study, "train")):
+        log.warning("trained on, so their scores are no test of the model: %s", ", ".join(seen))
+    return chosen, seen
 
 
 def _pairs(samplers: str | Sequence[str], steps: int | Sequence[int]) -> list[tuple[str, int]]:
