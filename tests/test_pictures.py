@@ -11,7 +11,7 @@ from matplotlib.image import imread
 
 from ldm.data.nifti import Geometry
 from ldm.evaluation.case import Case, Prediction
-from ldm.evaluation.protocol import DEFAULT
+from ldm.evaluation.protocol import DEFAULT, PROTOCOLS
 from ldm.evaluation.scores import Evaluation
 from ldm.plots.figures import Pane, panes_figure, pareto_front
 from ldm.report.gallery import Gallery, comparison_strip, shown_volumes
@@ -34,13 +34,13 @@ def predictions(case, **errors):
     }
 
 
-def evaluation(**psnr):
-    """One row ``unet`` beside a copied T1, on patients with these PSNR in the brain."""
-    result, gallery = Evaluation(DEFAULT, ["unet", COPY_T1], list(psnr)), Gallery()
-    for name, value in psnr.items():
-        result.add("unet", name, {"brain": {"psnr": value}})
-        result.add(COPY_T1, name, {"brain": {"psnr": 100 - value}})
-    for name in psnr:
+def evaluation(protocol=DEFAULT, region="brain", measure="psnr", /, **values):
+    """One row ``unet`` beside a copied T1, on patients with these values, PSNR in the brain."""
+    result, gallery = Evaluation(protocol, ["unet", COPY_T1], list(values)), Gallery()
+    for name, value in values.items():
+        result.add("unet", name, {region: {measure: value}})
+        result.add(COPY_T1, name, {region: {measure: 100 - value}})
+    for name in values:
         one = case(name)
         gallery.add(result, one, predictions(one, unet=0.1, copy_T1=0.0))
     return result, gallery
@@ -88,6 +88,43 @@ def test_worst_patients_come_first_and_the_page_says_so(monkeypatch):
     shown = gallery.viewer(result)
     assert [p.id for p in shown.patients] == ["failed", "bad", "good"]
     assert shown.rows == ["unet", COPY_T1]
+
+
+@pytest.mark.parametrize(
+    ("protocol", "region", "measure", "told", "title", "unit"),
+    [
+        ("region", "tumour", "psnr", "PSNR in the tumour", "unet · 20.00 dB", "dB"),
+        ("brasyn", "tumour", "brasyn_ssim", "SSIM (BraSyn) in the tumour", "unet · 20.00", ""),
+        ("legacy", "full", "psnr", "PSNR in the whole volume", "unet · 20.00 dB", "dB"),
+    ],
+)
+def test_patients_are_ordered_by_what_comes_first_in_the_protocol(
+    protocol, region, measure, told, title, unit, monkeypatch
+):
+    lines = []
+    monkeypatch.setattr("ldm.report.gallery.panes_figure", lambda panes, *_: lines.append(panes))
+    result, gallery = evaluation(PROTOCOLS[protocol], region, measure, good=30.0, bad=20.0)
+    first, _ = gallery.figures(result)
+    assert first.title == "Patient bad"
+    assert first.caption.startswith(f"Worst first: 1 of 2 by the mean {told}. ")
+    assert title in [pane.title for pane in lines[0][0] if pane]
+    viewer = gallery.viewer(result)
+    assert [p.id for p in viewer.patients] == ["bad", "good"]
+    assert viewer.data()["ordered"] and viewer.data()["unit"] == unit
+
+
+def test_without_a_value_patients_are_ordered_by_id_and_called_nothing_else(monkeypatch):
+    """As under ``region`` of patients without labels; no image is titled n/a."""
+    lines = []
+    monkeypatch.setattr("ldm.report.gallery.panes_figure", lambda panes, *_: lines.append(panes))
+    monkeypatch.setattr("ldm.report.gallery.MOST_STRIPS", 1)
+    result, gallery = evaluation(PROTOCOLS["region"], "tumour", "psnr", b=math.nan, a=math.nan)
+    (first,) = gallery.figures(result)
+    assert first.title == "Patient a"
+    assert first.caption.startswith("By id: 1 of 2 (1 more are not shown). ")
+    assert "unet" in [pane.title for pane in lines[0][0] if pane]
+    viewer = gallery.viewer(result)
+    assert [p.id for p in viewer.patients] == ["a", "b"] and not viewer.data()["ordered"]
 
 
 def test_the_viewer_keeps_to_its_budget_from_the_worst_on(monkeypatch):

@@ -35,7 +35,7 @@ def patient(name, unet):
         brain,
         spacing=(1, 1, 2),
         spreads={"unet": truth / 10},
-        psnr={"unet": unet, HOSTILE: 45 - unet},
+        scores={"unet": unet, HOSTILE: 45 - unet},
         focus=(6, 8, 4),
     )
 

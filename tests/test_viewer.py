@@ -126,8 +126,8 @@ def test_the_page_states_the_reduction():
 
 
 def test_data_is_strict_json_with_infinite_scores_and_without_patients():
-    made = Viewer([patient(psnr={"unet": math.inf})], ["unet"]).data()
-    assert json.loads(json.dumps(made, allow_nan=False))["patients"][0]["psnr"] == [
+    made = Viewer([patient(scores={"unet": math.inf})], ["unet"]).data()
+    assert json.loads(json.dumps(made, allow_nan=False))["patients"][0]["scores"] == [
         {"row": "unet", "text": "inf"}
     ]
     assert Viewer([], []).data()["limits"] == {"error": 1.0, "spread": 1.0, "white": 1.0}

@@ -27,6 +27,7 @@ def evaluate_once(
     path: Path,
     study: Study,
     mask: str = "auto",
+    allow_seen: bool = False,
     **options: Any,
 ) -> Evaluation:
     """Return the evaluation of one folder as row ROW; from ``path`` if it is of the same files.
@@ -38,7 +39,7 @@ def evaluate_once(
         path: JSON file that keeps all scores and notes; every number comes back as it was, bit by
             bit. One of an older format is made again.
         study: what was synthesised, and from what.
-        mask, options: see :func:`ldm.evaluation.folder.evaluate_folders`.
+        mask, allow_seen, options: see :func:`ldm.evaluation.folder.evaluate_folders`.
 
     Raises:
         DataError: see :func:`ldm.evaluation.folder.evaluate_folders`.
@@ -53,12 +54,14 @@ def evaluate_once(
         "weights": getattr(stored_weights(), "name", None),
         "protocol": DEFAULT.to_dict(),
         "format": FORMAT,
+        **({"allow_seen": True} if allow_seen else {}),  # what is kept without is still good
     }
 
     def made() -> dict[str, Any]:
         told = {"study": study, "subjects": sorted(references), "protocols": [DEFAULT], **options}
+        told |= {"mask": mask, "allow_seen": allow_seen}
         rows = {ROW: prediction} if prediction else {}
-        return evaluate_folders(rows, reference, baseline=not rows, mask=mask, **told).to_dict()
+        return evaluate_folders(rows, reference, baseline=not rows, **told).to_dict()
 
     return Evaluation.from_dict(DEFAULT, kept(path, strict_json(described), made), study)
 

@@ -5,7 +5,8 @@ What is finished is not done again, so that an interrupted sweep goes on with th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+import logging
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from ldm.data.layouts import (
     summary,
 )
 from ldm.data.layouts.base import stored_files
-from ldm.data.seen import subject_digests
+from ldm.data.seen import as_read, leaks, read_seen, subject_digests
 from ldm.errors import (
     CheckpointError,
     ConfigError,
@@ -45,21 +46,39 @@ from ldm.storage import read_json, run_folder, write_json
 from ldm.study import Study
 from ldm.util import listed
 
+log = logging.getLogger(__name__)
+
 SEEN = (
     "No subject is known to be held out: sweeping on all, the training's too; name others with "
     "--subjects"
 )
 
 
-def held_out(model: Path, ids: Sequence[str]) -> list[str]:
-    """Return the subjects to sweep on: those that the run never saw, else its validation's.
+def seen_among(model: Path, subjects: Iterable[Subject], study: Study, part: str) -> set[str]:
+    """Return the ids of those who are patients of a run's ``train`` or ``val``, by any evidence.
 
-    Empty where the run folder does not tell, or knows them all.
+    Raises:
+        DataError: DATA-IO when a file cannot be read.
     """
-    cost = read_json(run_folder(model) / "cost.json")
-    train, val = (set(cost.get(f"{part}_subjects") or ()) for part in ("train", "val"))
-    unseen = [i for i in ids if i not in train | val] or [i for i in ids if i in val - train]
-    return unseen if cost else []
+    if not (seen := read_seen(run_folder(model), part)):
+        return set()
+    known = subject_digests(as_read(subject, study) for subject in subjects)
+    return {leak.test for leak in leaks(seen, known)}
+
+
+def held_out(model: Path, subjects: Collection[Subject], study: Study) -> list[str]:
+    """Return the ids to sweep on: those that the run never saw, else its validation's.
+
+    Empty where the run folder does not tell, or was trained on all.
+
+    Raises:
+        DataError: DATA-IO when a file cannot be read.
+    """
+    if not read_seen(run_folder(model)):
+        return []
+    train, val = (seen_among(model, subjects, study, part) for part in ("train", "val"))
+    untrained = sorted({subject.id for subject in subjects} - train)
+    return [i for i in untrained if i not in val] or untrained
 
 
 @dataclass(frozen=True)
@@ -72,6 +91,7 @@ class SweepCells:
     subjects: Sequence[Subject]
     output: Path
     references: Mapping[str, Mapping[str, str]]  # digests of all files of each patient
+    seen: Sequence[str]  # ids of the training, which are judged all the same
     report: Callable[[DsdiffError], None]  # told of a cell that fails, while the others go on
 
     @property
@@ -129,6 +149,7 @@ class SweepCells:
             "device": trained.device.type,
             "batch size": request.batch_size,
             **request.options,
+            **({"trained on": ", ".join(self.seen)} if self.seen else {}),
         }
 
     def _sample(self, synthesiser: Synthesiser, folder: Path, title: str) -> None:
@@ -142,7 +163,7 @@ class SweepCells:
 
     def _quality(self, path: Path, volumes: Path | None) -> Quality:
         told = (volumes, self.reference, self.references, path, self.study)
-        result = evaluate_once(*told, layout=self.layout)
+        result = evaluate_once(*told, allow_seen=bool(self.seen), layout=self.layout)
         result.require_complete()
         return Quality.of(result)
 
@@ -170,10 +191,11 @@ def sweep(
         model, source: run folder, and folder of the real subjects, or a CSV.
         output: folder for ``report.html``, ``sweep.json``, the plot and the volumes.
         samplers, steps: names, or ``all``, each in so many steps.
-        subjects: ids; None: those that the run has not seen, or all where it does not say.
+        subjects: ids; None: those that the run has not seen, or all where there are none. Named
+            ones of the training are judged too, with a warning.
         layout, device, trust, progress: see :meth:`Synthesiser.load` and its ``volumes``.
         command: what made it, for the page.
-        say: told in a line what was found, and where subjects of the training are judged.
+        say: told in a line what was found.
         report: told of each cell that fails.
         **options: of :class:`ldm.inference.request.Request`; the temperature is 1 unless told.
 
@@ -183,16 +205,16 @@ def sweep(
     model, source = local_folder(model), Path(source).expanduser()
     output = Path(output).expanduser()
     pairs = _pairs(samplers, steps)
-    own_layout, found = detect_layout(source, layout, study_of(model, trust).contrasts)
-    ids = subjects or held_out(model, sorted(found))
+    study = study_of(model, trust)
+    own_layout, found = detect_layout(source, layout, study.contrasts)
     if say:
-        say("\n".join([summary(own_layout, found), *([] if ids else [to_the_reader(SEEN)])]))
-    chosen = select_subjects(found, ids or None)
+        say(summary(own_layout, found))
+    chosen, seen = _chosen(model, found, study, subjects)
     inputs = [source, model, *stored_files(found.values())]
     with claim(output, "sweep", inputs=inputs, writes=["sweep.json", "report.html"]):
         request = Request().changed(**{"temperature": 1.0, **options})
         synthesiser = Synthesiser(load_for_inference(model, trust, device), request, progress)
-        told = (source, own_layout, chosen, output, subject_digests(chosen))
+        told = (source, own_layout, chosen, output, subject_digests(chosen), seen)
         work = SweepCells(synthesiser, *told, report or unheard)
         work.check()
         done = Sweep(
@@ -206,6 +228,19 @@ def sweep(
         )
         done.write(output)
     return done
+
+
+def _chosen(
+    model: Path, found: Mapping[str, Subject], study: Study, named: str | Sequence[str] | None
+) -> tuple[list[Subject], list[str]]:
+    """Return the subjects to sweep on, and the ids of those whom the training has seen."""
+    ids = named or held_out(model, found.values(), study)
+    if not ids:
+        log.warning("%s", to_the_reader(SEEN))
+    chosen = select_subjects(found, ids or None)
+    if seen := sorted(seen_among(model, chosen, study, "train")):
+        log.warning("trained on, so their scores are no test of the model: %s", ", ".join(seen))
+    return chosen, seen
 
 
 def _pairs(samplers: str | Sequence[str], steps: int | Sequence[int]) -> list[tuple[str, int]]:

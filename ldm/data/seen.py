@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ from ldm.data.volume_file import VolumeFile
 from ldm.errors import CheckpointError, DataError
 from ldm.progress import in_threads
 from ldm.storage import cache_root, read_json, run_folder, write_json
-from ldm.study import KNOWN, LABELS, MASK_FILE
+from ldm.study import KNOWN, LABELS, MASK_FILE, Study
 from ldm.util import params_of
 
 SUBJECTS_FILE = "subjects.json"
@@ -93,6 +94,13 @@ def identity(subject: Subject) -> dict[str, str]:
     return {**known, PATIENT: subject.patient}
 
 
+def as_read(subject: Subject, study: Study) -> Subject:
+    """Return a subject with the files that a model reads, as the patient that it takes it for."""
+    read = {c: subject.files[c] for c in study.conditions if c in subject.files}
+    patient = subject.examined or patient_of(subject.id, study.data.get("patient"))
+    return replace(subject, files=read, examined=patient)
+
+
 def write_seen(run: Path, parts: Mapping[str, Digests], built_from: Iterable[Path] = ()) -> None:
     """Write ``subjects.json``: part (``train``, ``val``) -> subject -> contrast -> digest.
 
@@ -137,12 +145,12 @@ def require_same_patients(kept: Mapping[str, Any], now: Mapping[str, Digests]) -
                     )
 
 
-def read_seen(run: Path) -> Digests:
-    """Return the patients that a run was trained on; empty where it does not tell."""
-    found = read_json(run / SUBJECTS_FILE).get("train")
+def read_seen(run: Path, part: str = "train") -> Digests:
+    """Return the patients that a run was trained on (or ``val``); empty where it does not tell."""
+    found = read_json(run / SUBJECTS_FILE).get(part)
     if found is not None:
         return found
-    return {subject: {} for subject in read_json(run / "cost.json").get("train_subjects") or ()}
+    return {subject: {} for subject in read_json(run / "cost.json").get(f"{part}_subjects") or ()}
 
 
 def spacing_text(spacing: Sequence[float]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,10 +13,10 @@ import torch
 
 from ldm.checkpoint import load_model
 from ldm.data.layouts import Layout, Subject
-from ldm.data.patients import patient_of
 from ldm.data.prepare import Preparation, PreparedSubject, prepare_subject
 from ldm.data.seen import (
     Digests,
+    as_read,
     identity,
     leaks,
     other_spacing,
@@ -115,9 +115,7 @@ class TrainedModel:
 
     def said_of(self, subject: Subject) -> dict[str, Any]:
         """Return what a sidecar says: ``seen``, and ``seen_as`` whom and by which evidence."""
-        read = {c: subject.files[c] for c in self.study.conditions if c in subject.files}
-        patient = subject.examined or patient_of(subject.id, self.study.data.get("patient"))
-        known = identity(replace(subject, files=read, examined=patient)) if self.seen else {}
+        known = identity(as_read(subject, self.study)) if self.seen else {}
         for leak in leaks(self.seen, {subject.id: known}):
             told = f"{leak.train}, {leak.reason}"
             named = "" if leak.train == subject.id else f" (as {told})"

@@ -19,6 +19,7 @@ from ldm.data.prepare import bounding_box
 from ldm.errors import DataError
 from ldm.evaluation.case import Case, Prediction, load_case, nonfinite_of, read_prediction
 from ldm.evaluation.folder import predictions_of
+from ldm.evaluation.measures import MEASURES
 from ldm.evaluation.protocol import MetricProtocol
 from ldm.evaluation.scores import Evaluation
 from ldm.plots.figures import Pane, panes_figure, reliability_figure
@@ -32,6 +33,8 @@ from ldm.report.viewer import (
     PAGE_BYTES,
     Viewer,
     ViewerPatient,
+    score_sign,
+    score_unit,
     viewer_patient,
     within_budget,
 )
@@ -164,7 +167,9 @@ class Gallery:
         ordered = [self.viewed[subject] for subject in _worst_first(result, self.viewed)]
         patients = within_budget(ordered, PAGE_BYTES)
         rows = [row for row in result.rows if any(row in p.predictions for p in patients)]
-        return Viewer(patients, rows, len(result.subjects) - len(patients)) if patients else None
+        left_out = len(result.subjects) - len(patients)
+        measure = result.main_measure() if _order(result) else ""
+        return Viewer(patients, rows, left_out, measure) if patients else None
 
     def figures(self, result: Evaluation) -> list[Figure]:
         """Return a figure a patient: inputs, real, and of each row image, error and spread."""
@@ -178,7 +183,7 @@ class Gallery:
             Figure(
                 f"Patient {subject}",
                 panes_figure(_lines(result, subject, strip), limits, strip.aspect),
-                f"{_place(place, len(shown), len(self.strips), result)}. "
+                f"{_place(place, shown, len(self.strips), result)}. "
                 + CAPTION.format(*self.slices[subject]),
                 f"Inputs, real and synthetic {result.target} and errors of patient {subject}",
             )
@@ -200,7 +205,7 @@ class Gallery:
             case.brain,
             case.spacing,
             volumes.spreads,
-            {row: _psnr(result, row, case.id) for row in volumes.predictions},
+            {row: _scores(result, row).get(case.id, math.nan) for row in volumes.predictions},
             (*(int(found.mean()) if found.size else 0 for found in columns), max(index, box.start)),
             voxels=PAGE_BYTES / BYTES_A_VOXEL / (patients * sheets),
         )
@@ -245,13 +250,18 @@ class OverlayGallery:
         return [Figure("Patients", image, caption, "Image, reference and predicted regions")]
 
 
-def _place(place: int, shown: int, all_strips: int, result: Evaluation) -> str:
-    """Why this patient stands here."""
-    if not _judged(result) or all_strips == 1:
-        return "Brain PSNR above each image" if _judged(result) else "Inputs and real image"
-    order = f"Worst first: {place + 1} of {all_strips} by the mean PSNR in the brain"
-    left = all_strips - shown
-    return order + (f" ({left} better ones are not shown)" if left and place + 1 == shown else "")
+def _place(place: int, shown: Sequence[str], all_strips: int, result: Evaluation) -> str:
+    """Why this patient, one of those who are ``shown``, stands here."""
+    measure, left = _order(result), all_strips - len(shown)
+    if all_strips == 1:
+        images = "Inputs, real and synthetic image" if _judged(result) else "Inputs and real image"
+        return f"{measure} above each image" if measure else images
+    order = f"{place + 1} of {all_strips}"
+    order = f"Worst first: {order} by the mean {measure}" if measure else f"By id: {order}"
+    if measure and not _known(result, [shown[place]])[shown[place]]:
+        order += ", of which there is none here"
+    last = f" ({left} {'better ones' if measure else 'more'} are not shown)"
+    return order + (last if left and place + 1 == len(shown) else "")
 
 
 def _lines(result: Evaluation, subject: str, strip: Shown) -> list[list[Pane | None]]:
@@ -269,8 +279,7 @@ def _lines(result: Evaluation, subject: str, strip: Shown) -> list[list[Pane | N
     blocks = [rows[:room], *(rows[i : i + width] for i in range(room, len(rows), width))]
     lines: list[list[Pane | None]] = []
     for block in blocks:
-        psnr = (format_cell(_psnr(result, row, subject)) for row in block)
-        titles = [f"{row} · {value} dB" for row, value in zip(block, psnr, strict=True)]
+        titles = [_titled(result, row, subject) for row in block]
         below = [
             [Pane(kind, images[row], kind) if row in images else None for row in block]
             for kind, images in (("error", strip.errors()), ("spread", strip.spreads))
@@ -292,20 +301,44 @@ def _judged(result: Evaluation) -> list[str]:
     return [row for row in result.rows if row != result.copied] or list(result.rows)
 
 
-def _psnr(result: Evaluation, row: str, subject: str) -> float:
-    return result.values(row, "brain", "psnr").get(subject, math.nan)
+def _scores(result: Evaluation, row: str) -> dict[str, float]:
+    """Return subject -> main measure of the protocol in its main region."""
+    return result.values(row, result.main_region(), result.main_measure())
+
+
+def _known(result: Evaluation, subjects: Iterable[str]) -> dict[str, list[float]]:
+    """Return subject -> that value in each judged row where it has one."""
+    found = [_scores(result, row) for row in _judged(result)]
+    values = {s: [scores.get(s, math.nan) for scores in found] for s in subjects}
+    return {s: [v for v in own if not math.isnan(v)] for s, own in values.items()}
+
+
+def _order(result: Evaluation) -> str:
+    """Return what orders the patients, such as ``PSNR in the brain``; empty where it is their id.
+
+    So it is where nobody has a value, as without labels, or none is better than another.
+    """
+    measure, region = MEASURES[result.main_measure()], result.main_region()
+    if measure.best == "one" or not any(_known(result, result.subjects).values()):
+        return ""
+    place = "whole volume" if region == "full" else region
+    return f"{measure.title.removesuffix(' dB')} in the {place}"
+
+
+def _titled(result: Evaluation, row: str, subject: str) -> str:
+    """Return a row with its value, such as ``unet · 25.19 dB``; its name alone without one."""
+    value = _scores(result, row).get(subject, math.nan)
+    text = f"{format_cell(value)} {score_unit(result.main_measure())}".rstrip()
+    return row if math.isnan(value) else f"{row} · {text}"
 
 
 def _worst_first(result: Evaluation, subjects: Iterable[str]) -> list[str]:
-    """Order by the mean PSNR of the judged rows; a patient without a value comes first."""
-    found = [result.values(row, "brain", "psnr") for row in _judged(result)]
-
-    def quality(subject: str) -> float:
-        values = [psnr.get(subject, math.nan) for psnr in found]
-        known = [value for value in values if not math.isnan(value)]
-        return float(np.mean(known)) if known else -math.inf
-
-    return sorted(subjects, key=quality)
+    """Order by the mean of the judged rows, those without a value first; else by id."""
+    if not _order(result):
+        return sorted(subjects)
+    known, sign = _known(result, subjects), score_sign(result.main_measure())
+    worth = {s: sign * float(np.mean(v)) if v else -math.inf for s, v in known.items()}
+    return sorted(worth, key=worth.__getitem__)
 
 
 def _limit(images: Sequence[NDArray]) -> float:

@@ -27,7 +27,7 @@ from ldm.report.tables import (
     format_cell,
     latex_table,
     markdown_table,
-    slug,
+    stems,
     write_table,
 )
 from ldm.report.viewer import Viewer
@@ -149,10 +149,10 @@ def write_all(report: Report, folder: Path) -> None:
         OutputError: OUT-IO when the system refuses to write.
     """
     write_report(report, folder / "report.html")
-    written = [
-        path for t in report.tables for path in write_table(t, folder / "tables", slug(t.title))
-    ]
-    for figure in report.figures:
-        written += figure.write(folder / "figures", slug(figure.title))
+    written: list[Path] = []
+    for table, stem in zip(report.tables, stems(t.title for t in report.tables), strict=True):
+        written += write_table(table, folder / "tables", stem)
+    for figure, stem in zip(report.figures, stems(f.title for f in report.figures), strict=True):
+        written += figure.write(folder / "figures", stem)
     found = [path for part in ("tables", "figures") for path in (folder / part).glob("*")]
     remove_own(path for path in found if path not in written)

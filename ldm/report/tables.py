@@ -5,8 +5,9 @@ from __future__ import annotations
 import html
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, count
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -167,6 +168,16 @@ def _latex_cell(cell: Cell, is_aligned: bool, is_best: bool) -> str:
 def slug(title: str) -> str:
     """A title as the stem of a file: ``Paired comparison`` is ``paired-comparison``."""
     return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
+
+
+def stems(titles: Iterable[str]) -> list[str]:
+    """Return the stem of a file for each title, no two alike: ``p-01`` and ``p-01-2``."""
+    found: dict[str, None] = {}
+    for title in titles:
+        own = slug(title)
+        numbered = (f"{own}-{number}" for number in count(2))
+        found[next(stem for stem in chain([own], numbered) if stem not in found)] = None
+    return list(found)
 
 
 def latex_text(value: Cell) -> str:

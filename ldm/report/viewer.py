@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ldm.data.prepare import bounding_box
+from ldm.evaluation.measures import MEASURES
 from ldm.plots.figures import COLOUR_MAPS
 from ldm.report.tables import format_cell
 
@@ -44,7 +45,7 @@ class ViewerPatient:
         limits: value at byte 255 of a ``spread``, and the 99.5th percentile of the ``error`` in the
             brain, the median over rows; ``white``, at which the greys start: the 99.5th percentile
             of the truth in the brain. All in units of the range of the truth.
-        psnr: row -> PSNR in the brain, dB; rows without a value are left out.
+        scores: row -> what orders the patients; rows without a value are left out.
     """
 
     id: str
@@ -58,7 +59,7 @@ class ViewerPatient:
     predictions: Mapping[str, bytes]
     spreads: Mapping[str, bytes]
     limits: Mapping[str, float]
-    psnr: Mapping[str, float]
+    scores: Mapping[str, float]
 
     def size(self) -> int:
         """Bytes of the sheets in base64."""
@@ -75,11 +76,13 @@ class Viewer:
         patients: worst first.
         rows: names of the predictions in the order of the table.
         left_out: patients of the evaluation that are not in the viewer, the better ones.
+        measure: name of what orders the patients; empty: their ids do.
     """
 
     patients: Sequence[ViewerPatient]
     rows: Sequence[str]
     left_out: int = 0
+    measure: str = "psnr"
 
     def note(self) -> str:
         """How the shown volumes differ from those that the tables are about."""
@@ -92,7 +95,8 @@ class Viewer:
             "shown voxels. Error and spread are in units of the range of the truth."
         )
         if self.left_out:
-            note += f" {self.left_out} patients with better results are not in the viewer."
+            better = "with better results " if self.measure else ""
+            note += f" {self.left_out} patients {better}are not in the viewer."
         return note
 
     def data(self) -> dict[str, Any]:
@@ -103,10 +107,23 @@ class Viewer:
         }
         return {
             "rows": list(self.rows),
+            "ordered": bool(self.measure),
+            "unit": score_unit(self.measure) if self.measure else "",
+            "sign": score_sign(self.measure) if self.measure else 1,
             "maps": {kind: colour_table(name) for kind, name in COLOUR_MAPS.items()},
             "limits": limits,
             "patients": [_plain(patient) for patient in self.patients],
         }
+
+
+def score_unit(measure: str) -> str:
+    """Return the unit in which a measure is shown: ``dB``, or nothing."""
+    return "dB" if MEASURES[measure].title.endswith(" dB") else ""
+
+
+def score_sign(measure: str) -> int:
+    """Return what makes of a measure one of which more is better: 1 or -1."""
+    return -1 if MEASURES[measure].best == "low" else 1
 
 
 def within_budget(patients: Sequence[ViewerPatient], budget: int) -> list[ViewerPatient]:
@@ -123,7 +140,7 @@ def viewer_patient(
     mask: NDArray[np.bool_],
     spacing: Sequence[float],
     spreads: Mapping[str, NDArray] | None = None,
-    psnr: Mapping[str, float] | None = None,
+    scores: Mapping[str, float] | None = None,
     focus: Sequence[int] | None = None,
     voxels: float = math.inf,
 ) -> ViewerPatient:
@@ -135,7 +152,7 @@ def viewer_patient(
         mask: the brain (X, Y, Z), not empty.
         spacing: size of a voxel along X, Y, Z, in mm.
         spreads: row -> predicted standard deviation, in the same unit.
-        psnr: row -> PSNR in the brain.
+        scores: row -> what orders the patients.
         focus: voxel to open at; None: the middle of the box.
         voxels: the most voxels a volume may have.
     """
@@ -155,7 +172,7 @@ def viewer_patient(
     limits = _limits(errors, list(spreads.values()), small_truth[inside])
     centre = [(p.start + p.stop) / 2 for p in box] if focus is None else focus
     place = [int((f - o) / s) for f, o, s in zip(centre, origin, step, strict=True)]
-    scores = {row: float(v) for row, v in (psnr or {}).items() if not math.isnan(v)}
+    known = {row: float(v) for row, v in (scores or {}).items() if not math.isnan(v)}
     return ViewerPatient(
         id=id,
         shape=shape,
@@ -168,7 +185,7 @@ def viewer_patient(
         predictions={row: encode_sheet(volume) for row, volume in small.items()},
         spreads={row: encode_sheet(v, limits["spread"] or 1) for row, v in spreads.items()},
         limits=limits,
-        psnr=scores,
+        scores=known,
     )
 
 
@@ -257,7 +274,7 @@ def _plain(patient: ViewerPatient) -> dict[str, Any]:
         "focus": patient.focus,
         "spreadLimit": patient.limits["spread"],
         # text, because JSON knows no infinity
-        "psnr": [{"row": row, "text": format_cell(value)} for row, value in patient.psnr.items()],
+        "scores": [{"row": row, "text": format_cell(v)} for row, v in patient.scores.items()],
         "inputs": sheets(patient.inputs),
         "truth": _base64(patient.truth),
         "predictions": sheets(patient.predictions),

@@ -163,6 +163,31 @@ def test_a_synthetic_volume_of_the_training_is_a_failed_case(
     assert {s["subject"] for s in scores if s["row"] == "prediction"} >= {"Twin", STRANGER}
 
 
+def test_a_sweep_leaves_a_patient_of_the_training_out_under_any_name(tmp_path, run_folder, twins):
+    told = ["--input", twins, "--output", tmp_path, "--steps", 1, "--sampler", "ddim"]
+    assert run("sweep", run_folder, *told) == 0
+    assert json.loads((tmp_path / "sweep.json").read_text())["subjects"] == [STRANGER]
+
+
+@pytest.mark.parametrize("choice", ["nobody else is there", "named"])
+def test_a_sweep_that_says_that_it_judges_the_training_does(
+    tmp_path, run_folder, twins, choice, caplog
+):
+    """It has no --allow-seen: to name somebody is to want it."""
+    folder = twins
+    if choice != "named":
+        folder = tmp_path / "alone"
+        shutil.copytree(twins / "Twin", folder / "Twin")
+    told = ["--input", folder, "--output", tmp_path / "out", "--steps", 1, "--sampler", "ddim"]
+    assert run("sweep", run_folder, *told, *(["--subjects", "Twin"] * (choice == "named"))) == 0
+    said_so = "sweeping on all, the training's too" in caplog.text
+    assert said_so == (choice != "named")
+    assert "no test of the model: Twin" in caplog.text
+    written = json.loads((tmp_path / "out/sweep.json").read_text())
+    assert written["subjects"] == ["Twin"] and written["settings"]["trained on"] == "Twin"
+    assert [cell["problem"] for cell in written["cells"]] == [""]
+
+
 def test_a_label_map_of_the_training_is_a_failed_case(tmp_path, segmenter_run, twins):
     made, out = tmp_path / "made", tmp_path / "out"
     predict = ["segment", "predict", segmenter_run, "--input", twins, "--output", made]

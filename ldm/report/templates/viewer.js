@@ -73,7 +73,7 @@
       const spread = spreads.get(row);
       const unit = state.patient.spreadLimit / 255;
       if (spread) group.push({ name: "spread", row, kind: "spread", value: (i) => spread[i] * unit });
-      group.psnr = state.patient.psnr.find((score) => score.row === row)?.text;
+      group.score = state.patient.scores.find((score) => score.row === row)?.text;
       groups.push(group);
     }
     return groups;
@@ -93,18 +93,18 @@
     state.panes = groups.flat();
     groups.forEach((group, place) => {
       const column = place ? element("div", "column") : stage.firstChild;
-      group.forEach((pane) => column.append(buildPane(pane, group.psnr)));
+      group.forEach((pane) => column.append(buildPane(pane, group.score)));
       if (place) stage.lastChild.append(column);
     });
     fitPanes();
   }
 
-  function buildPane(pane, psnr) {
+  function buildPane(pane, score) {
     const figure = element("figure", "pane");
     const title = element("figcaption", "");
     title.append(element("span", "", pane.name));
     title.title = pane.name;
-    if (psnr && pane.kind === "grey") title.append(element("small", "", ` ${psnr} dB`));
+    if (score && pane.kind === "grey") title.append(element("small", "", ` ${score} ${data.unit}`));
     pane.readout = element("output", "");
     title.append(pane.readout);
     pane.canvas = element("canvas", "");
@@ -273,20 +273,22 @@
   }
 
   // JSON knows no infinity, so that scores are text; a missing one counts as the worst.
-  function psnr(patient, row) {
-    const text = patient.psnr.find((score) => score.row === row)?.text ?? "-inf";
-    return text.endsWith("inf") ? (text === "inf" ? Infinity : -Infinity) : Number(text);
+  function worth(patient, row) {
+    const text = patient.scores.find((score) => score.row === row)?.text;
+    if (text === undefined) return -Infinity;
+    const value = text.endsWith("inf") ? (text === "inf" ? Infinity : -Infinity) : Number(text);
+    return data.sign * value;
   }
 
   function listPatients() {
     const row = control("order").value;
     const patients = [...data.patients]; // they come in the order of the mean
-    if (row) patients.sort((a, b) => psnr(a, row) - psnr(b, row));
+    if (row) patients.sort((a, b) => worth(a, row) - worth(b, row));
     const chosen = control("patient").value;
     control("patient").replaceChildren(
       ...patients.map((patient) => {
-        const score = patient.psnr.find((found) => found.row === row);
-        return new Option(patient.id + (score ? ` · ${score.text} dB` : ""), patient.id);
+        const score = patient.scores.find((found) => found.row === row);
+        return new Option(patient.id + (score ? ` · ${score.text} ${data.unit}` : ""), patient.id);
       }),
     );
     if (chosen) control("patient").value = chosen;
@@ -316,6 +318,7 @@
     });
     viewer.querySelector(".rows").append(...choices);
     viewer.querySelector(".rows").hidden = data.rows.length < 2;
+    control("order").closest("label").hidden = !data.ordered;
     control("order").append(new Option("the mean", ""), ...data.rows.map((row) => new Option(row, row)));
   }
 
