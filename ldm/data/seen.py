@@ -200,7 +200,10 @@ def leaks(train: Digests, test: Digests) -> list[Leak]:
     """Return the pairs of subjects, one of each side, that are the same patient.
 
     They are where the ids are those of one patient, or a file or the voxels of an image are equal,
-    or the anatomy is alike (see :mod:`ldm.data.fingerprint`).
+    or the anatomy is alike (see :mod:`ldm.data.fingerprint`). Of a subject the fingerprint of one
+    contrast is kept: four would make ``subjects.json`` three times as long and the comparison four
+    times, and how far two patients differ was measured on T1. So a side without T1 is compared with
+    none that has it.
     """
     patients, owners = {}, {}
     for subject in sorted(train):
