@@ -81,6 +81,12 @@ class RunCheckpoint(Checkpoint):
             loop.run()
             trainer.training = True
 
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any
+    ) -> None:
+        """Log the step under its number: Lightning's is one too high in a run made longer."""
+        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any
     ) -> None:

@@ -142,6 +142,25 @@ def test_tr_02_a_gradient_that_is_half_gathered_is_not_lost(
     assert trained[0] == trained[1]
 
 
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_tr_01_a_run_made_longer_twice_has_the_rows_of_one_that_was_as_long(
+    tmp_path, train, accumulated
+):
+    """Each part ends with a validation, as in 4 steps, then 6, then 8."""
+    run, whole, steps = tmp_path / "run", tmp_path / "whole", "lightning.trainer.max_steps={}"
+    options = [
+        "model.params.rate_schedule=constant",  # which does not follow the length of the run
+        "lightning.callbacks.ema.params.half_life=null",
+        f"lightning.trainer.accumulate_grad_batches={accumulated}",
+        f"lightning.trainer.val_check_interval={2 * accumulated}",
+    ]
+    assert train(run, steps.format(4), *options) == 0
+    for longer in (6, 8):
+        assert main(["train", "--resume", str(run), steps.format(longer)]) == 0
+    assert train(whole, steps.format(8), *options) == 0
+    assert rows_of(run) == rows_of(whole)
+
+
 VALIDATED = [
     "lightning.trainer.max_steps=6",
     "lightning.trainer.val_check_interval=2",
