@@ -75,11 +75,13 @@ def test_of_batches_that_are_accumulated_one_loss_a_step_is_logged():
     for batch in range(8):  # two of them make a step, which the callback is told after it
         step += batch % 2
         model.last_fit = (torch.tensor([0, 7]), torch.tensor([float(batch), 2.0]))
-        losses.on_train_batch_end(
-            SimpleNamespace(global_step=step, log_every_n_steps=2, loggers=[logger]), model
+        loop = SimpleNamespace(_should_accumulate=lambda batch=batch: not batch % 2)
+        trainer = SimpleNamespace(
+            global_step=step, log_every_n_steps=2, loggers=[logger], fit_loop=loop
         )
+        losses.on_train_batch_end(trainer, model)
     model.last_fit = (torch.tensor([]), torch.tensor([]))  # all of a small batch was for the mean
-    trainer = SimpleNamespace(global_step=6, log_every_n_steps=2, loggers=[logger])
+    trainer.global_step = 6
     losses.on_train_batch_end(trainer, model)
     assert logged == [
         (1, {"train/loss_t0": 3.0, "train/loss_t3": 2.0}),

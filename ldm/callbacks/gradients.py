@@ -15,6 +15,8 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from ldm.callbacks.run import is_whole
+
 PLACES = ("encoder_first", "encoder_last", "decoder_first", "output")
 HALVES = (
     ("input_blocks", "output_blocks"),
@@ -118,21 +120,19 @@ def _has_weights(module: nn.Module) -> bool:
 class TimestepLosses(Callback):
     """Logs the loss of a diffusion model by quarter of the timesteps, ``train/loss_t0`` to ``_t3``.
 
-    ``t0`` is the quarter with least noise. A quarter without an item in the batch is not logged.
+    ``t0`` is the quarter with least noise. A quarter without an item in the batch is not logged; of
+    batches that are accumulated, that which makes the step is.
     """
-
-    last_step = 0  # that was logged
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any
     ) -> None:
         """Log the quarters of the last batch in the steps that are logged."""
         last, step = getattr(pl_module, "last_fit", None), trainer.global_step
-        if last is None or step == self.last_step or step % trainer.log_every_n_steps:
-            return  # of batches that are accumulated, the one that made the step is logged
+        if last is None or step % trainer.log_every_n_steps or not is_whole(trainer):
+            return
         if not len(last[0]):
             return  # all of a small batch was for the mean
-        self.last_step = step
         quarters = (last[0] * BUCKETS // len(pl_module.schedule)).cpu()
         losses = last[1].cpu()
         means = {

@@ -41,7 +41,8 @@ class RunCheckpoint(Checkpoint):
         best_by: a logged quantity of validation, such as ``val/psnr`` or ``val/loss``;
             ``model.safetensors`` then holds the weights of the best validation so far, while
             ``last.ckpt``, from which a run resumes, holds the last.
-        patience: validations without a better one after which the training ends; None: never.
+        patience: validations without a better one after which the training ends, at the first
+            validation that no step is under way at; None: never.
     """
 
     def __init__(
@@ -80,11 +81,19 @@ class RunCheckpoint(Checkpoint):
             loop.run()
             trainer.training = True
 
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any
+    ) -> None:
+        """Log the step under its number: Lightning's is one too high in a run made longer."""
+        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any
     ) -> None:
-        """Save when the interval is over."""
-        if trainer.global_step >= self.next_step and trainer.global_step != self.saved_step:
+        """Save when the interval is over; whoever ends the training waits for a whole step."""
+        if not is_whole(trainer):
+            trainer.should_stop = False  # a limit of time, which asks again after each batch
+        elif trainer.global_step >= self.next_step and trainer.global_step != self.saved_step:
             self.save(trainer, again=True)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -106,7 +115,7 @@ class RunCheckpoint(Checkpoint):
                 log.warning("the weights of the best validation so far are not saved: %s", failure)
             else:
                 self.best, self.worse = value, 0
-        if self.patience is not None and self.worse >= self.patience:
+        if self.patience is not None and self.worse >= self.patience and is_whole(trainer):
             trainer.should_stop = True
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -185,6 +194,11 @@ def batches_drawn(trainer: pl.Trainer) -> int:
     return trainer.fit_loop.epoch_loop.batch_progress.total.ready
 
 
+def is_whole(trainer: pl.Trainer) -> bool:
+    """Return whether the last batch made a step; else its gradient is accumulated, and unsaved."""
+    return not trainer.fit_loop._should_accumulate()
+
+
 def one_logged(metrics: Mapping[str, Any], name: str) -> Any:
     """Return a logged quantity.
 
@@ -229,6 +243,8 @@ class StopOnSignal(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any
     ) -> None:
         """Act on a signal that came during the step, to this process or to another one."""
+        if not is_whole(trainer):
+            return
         received, wanted = self.received or 0, self._save_requested
         if trainer.world_size > 1:
             flags = torch.tensor([received, int(wanted)], device=pl_module.device)

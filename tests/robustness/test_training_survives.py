@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from pytorch_lightning.callbacks import Timer
 
 from ldm.callbacks.metrics_file import read_curves
 from ldm.callbacks.run import MOST_SKIPPED, GradientGuard
@@ -112,6 +113,52 @@ def test_tr_02_ctrl_c_answers_at_once_and_saves_before_any_validation(
     assert main(["train", "--resume", str(tmp_path / "run")]) == 0
     assert train(tmp_path / "whole", STEPS) == 0
     assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+
+
+def rows_of(run: Path) -> list[str]:
+    return sorted((run / "metrics.csv").read_text().splitlines())
+
+
+@pytest.mark.parametrize("how", ["Ctrl-C", "max_time"])
+def test_tr_02_a_gradient_that_is_half_gathered_is_not_lost(
+    tmp_path, train, weights, monkeypatch, how
+):
+    """Two batches make a step, and the end comes in the first of them: the second is trained."""
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    hours = "lightning.trainer.max_time={{hours: {}}}"
+    options = STEPS, "lightning.trainer.accumulate_grad_batches=2", hours.format(1)
+    ends = {
+        "Ctrl-C": lambda: os.kill(os.getpid(), signal.SIGINT),
+        "max_time": lambda: monkeypatch.setattr(Timer, "time_elapsed", lambda *given: 4000),
+    }
+    at_step(monkeypatch, 2, ends[how])
+    assert train(run, *options) == (130 if how == "Ctrl-C" else 0)
+    monkeypatch.undo()
+    assert steps_of(run) == 2
+    assert main(["train", "--resume", str(run), hours.format(2)]) == 0
+    assert train(whole, *options) == 0
+    assert weights(run) == weights(whole)
+    trained = [[row for row in rows_of(folder) if "train/" in row] for folder in (run, whole)]
+    assert trained[0] == trained[1]
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_tr_01_a_run_made_longer_twice_has_the_rows_of_one_that_was_as_long(
+    tmp_path, train, accumulated
+):
+    """Each part ends with a validation, as in 4 steps, then 6, then 8."""
+    run, whole, steps = tmp_path / "run", tmp_path / "whole", "lightning.trainer.max_steps={}"
+    options = [
+        "model.params.rate_schedule=constant",  # which does not follow the length of the run
+        "lightning.callbacks.ema.params.half_life=null",
+        f"lightning.trainer.accumulate_grad_batches={accumulated}",
+        f"lightning.trainer.val_check_interval={2 * accumulated}",
+    ]
+    assert train(run, steps.format(4), *options) == 0
+    for longer in (6, 8):
+        assert main(["train", "--resume", str(run), steps.format(longer)]) == 0
+    assert train(whole, steps.format(8), *options) == 0
+    assert rows_of(run) == rows_of(whole)
 
 
 VALIDATED = [

@@ -47,11 +47,23 @@ def test_training_ends_where_nothing_gets_better(tmp_path, train):
     assert json.loads((run / "cost.json").read_text())["steps"] == 3  # the best, and two like it
 
 
+def test_a_gradient_that_is_half_gathered_is_not_lost_to_patience(tmp_path, train):
+    """Validations after batches 1, 2, 3, ... of two that make a step: none ends in between."""
+    run, still = tmp_path / "run", RATE + "1e-30"
+    patience = "lightning.callbacks.checkpoint.params.patience=2"
+    two = "lightning.trainer.accumulate_grad_batches=2"
+    assert train(run, *options(9, BEST + "val/psnr", still, patience, two)) == 0
+    drawn = torch.load(run / "checkpoints/last.ckpt", weights_only=True)["loops"]["fit_loop"]
+    # the third validation is one too many; the fourth is the first after it between two steps
+    assert drawn["epoch_loop.batch_progress"]["total"]["ready"] == 4
+
+
 def test_a_validation_that_is_no_number_is_not_the_best(monkeypatch):
     kept = RunCheckpoint(best_by="val/psnr", patience=3)
     saved, trainer = [], SimpleNamespace(should_stop=False, callback_metrics={})
     trainer.strategy = SimpleNamespace(broadcast=lambda failure: failure)
     monkeypatch.setattr("ldm.callbacks.run.batches_drawn", lambda trainer: 1)
+    monkeypatch.setattr("ldm.callbacks.run.is_whole", lambda trainer: True)
     monkeypatch.setattr(kept, "save_weights", lambda trainer, facts: saved.append(facts["best"]))
     for value in (math.nan, 20.0, math.nan, 10.0):
         trainer.callback_metrics = {"val/psnr": value}
