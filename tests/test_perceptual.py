@@ -11,6 +11,7 @@ from builders import evaluate_volume
 from ldm.errors import CheckpointError
 from ldm.evaluation.measures import MEASURES
 from ldm.evaluation.metrics.perceptual import Perceptual, find_weights, frechet_distance
+from ldm.losses.perceptual import LPIPS
 
 
 @pytest.fixture(scope="module")
@@ -72,3 +73,15 @@ def test_without_weights_there_is_a_reason(tmp_path, monkeypatch, weights):
     with pytest.raises(CheckpointError, match="CKPT-MISSING"):
         find_weights(tmp_path / "vgg16.pth")
     assert MEASURES["lpips"].regions == ("full", "brain")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(b"", "is empty"), (b"<html>no</html>", "HTML page"), (b"\x80\x02junk", "unknown format")],
+    ids=["empty", "a page", "junk"],
+)
+def test_a_file_that_holds_no_weights_is_named(tmp_path, content, words):
+    path = tmp_path / "vgg16.pth"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=rf"CKPT-FORMAT: vgg16.pth .*{words}"):
+        LPIPS(path)

@@ -17,7 +17,6 @@ from ldm.cli.arguments import (
 from ldm.cli.evaluate import add_label_argument, add_seen_argument
 from ldm.cli.main import DEBUG
 from ldm.cli.terminal import print_found, print_next, report_written, reporter
-from ldm.errors import PartialError
 
 PREDICT = ("subjects", "layout", "overwrite", "devices", "device", "trust", "batch_size")
 PREDICT += ("allow_missing", "nonfinite")
@@ -143,4 +142,5 @@ def evaluate(args: argparse.Namespace) -> int:
     console.print(" ".join(result.remarks()), style="dim")
     if args.output:
         print(f"Written: {args.output}/{', '.join(SEGMENTATION_FILES)}")
-    return PartialError.exit_code if result.failures else 0
+    result.require_complete()
+    return 0

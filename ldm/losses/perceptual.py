@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ldm.errors import CheckpointError, one_of
+from ldm.model_file import looks_like
+from ldm.storage import head_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,11 +49,11 @@ class LPIPS:
         net: ``vgg``, ``alex`` or ``squeeze``.
 
     Raises:
-        ConfigError: CONFIG-VALUE for another net. CheckpointError: CKPT-MISSING, CKPT-MISMATCH.
+        ConfigError: CONFIG-VALUE for another net. CheckpointError: CKPT-MISSING, CKPT-MISMATCH,
+            CKPT-FORMAT.
     """
 
     def __init__(self, weights: str | Path, net: str = "vgg") -> None:
-        import torch
         from torchmetrics.functional.image.lpips import _NoTrainLpips
 
         one_of("lpips_net", net, LPIPS_NETS)
@@ -62,7 +65,7 @@ class LPIPS:
                 "dict; without it leave the key out",
             )
         self.network = _NoTrainLpips(net=net, pnet_rand=True)
-        given = torch.load(path, map_location="cpu", weights_only=True)
+        given = _read(path)
         # `slice2.5.weight` and `slices.1.3.squeeze.weight` are torchvision's features 5 and 3
         names = {k: re.sub(r"^slices?\.?\d+", "features", k) for k in self.network.net.state_dict()}
         missing = sorted(set(names.values()) - set(given))
@@ -78,3 +81,23 @@ class LPIPS:
         """Return the mean distance of images (B, 1, H, W)."""
         network = self.network.to(prediction.device)
         return network(*(x.expand(-1, 3, -1, -1) for x in (prediction, target))).float().mean()
+
+
+def _read(path: Path) -> Mapping[str, Tensor]:
+    """Return the state dict in a file of torch, in its formats of before ZIP too.
+
+    Raises:
+        CheckpointError: CKPT-FORMAT.
+    """
+    import torch
+
+    try:
+        given = torch.load(path, map_location="cpu", weights_only=True)
+        if isinstance(given, Mapping):
+            return given
+        seen = f"holds a {type(given).__name__}"
+    except Exception:  # whatever torch raises for bytes of somebody else
+        seen = looks_like(head_of(path))
+    raise CheckpointError(
+        "CKPT-FORMAT", f"{path.name} is no state dict, it {seen}: give torchvision's weights"
+    )
