@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ldm.errors import CheckpointError, one_of
-from ldm.model_file import looks_like
 from ldm.storage import head_of
 
 if TYPE_CHECKING:
@@ -90,6 +89,8 @@ def _read(path: Path) -> Mapping[str, Tensor]:
         CheckpointError: CKPT-FORMAT.
     """
     import torch
+
+    from ldm.model_file import looks_like
 
     try:
         given = torch.load(path, map_location="cpu", weights_only=True)
