@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -39,6 +41,7 @@ from ldm.util import params_of, targets_in
 POLL = 2.0  # seconds between two looks at a lock
 GRACE = 10.0  # seconds in which a child ends by itself: SLURM signals it as well
 STOPPED = (130, 143)  # exit codes of SIGINT and SIGTERM
+ERROR = re.compile(r"dsdiff [a-z ]+: error\b")  # how a verb begins the line that says why it ended
 
 
 class Stopped(Exception):  # noqa: N818 - no error: the user or the queue ends the work
@@ -220,7 +223,7 @@ class Work:
         return reason if code else ""
 
     def _dsdiff(self, folder: Path, gpu: str | None, *arguments: Any) -> tuple[int, str]:
-        """Run a verb in a process of its own; return its exit code and last line of stderr."""
+        """Run a verb in a process of its own; return its exit code, and why it ended."""
         # as a console script runs: nothing in the working directory takes the place of a library
         environment = os.environ | {"PYTHONSAFEPATH": "1", PART_OF: "benchmark"}
         environment |= {"PYTHONPATH": os.pathsep.join(_search_path())}
@@ -236,24 +239,29 @@ class Work:
             )
             self.children.add(process)
             try:
-                code, last = self._follow(process, file)
+                code, reason = self._follow(process, file)
             finally:
                 self.children.discard(process)
         if code == BusyError.exit_code:
-            raise BusyError("RUN-BUSY", last)
+            raise BusyError("RUN-BUSY", reason)
         code = 128 - code if code < 0 else code
         if code in STOPPED:
             raise Stopped(code)
-        return code, last or f"exit code {code}"
+        return code, reason
 
     def _follow(self, process: subprocess.Popen, file: Any) -> tuple[int, str]:
-        last = ""
+        last = error = ""
         while True:
             try:
                 for line in process.stderr:
                     (file if self.is_quiet else sys.stderr).write(line)
                     last = line.strip() or last
-                return process.wait(), last
+                    error = last if ERROR.match(last) else error
+                code = process.wait()
+                if code < 0:
+                    return code, _killed(-code, ": see log.txt" if self.is_quiet else "")
+                said = f"exit code {code}" + (f", the last line: {last}" if last else "")
+                return code, error or said
             except KeyboardInterrupt:  # the child got it too, and saves
                 continue
             except SystemExit:
@@ -338,6 +346,13 @@ def _in_threads(
             work.stop_children()
             raise
     yield max(codes, default=0)
+
+
+def _killed(number: int, log: str) -> str:
+    """Return what is said of a child that a signal ended: it had no time to say why."""
+    name = next((s.name for s in signal.Signals if s == number), f"signal {number}")
+    cause = ", as where memory runs out" if name == "SIGKILL" else ""
+    return f"killed by {name}{cause}{log}; the same command goes on"
 
 
 def _search_path() -> list[str]:

@@ -42,7 +42,7 @@ from ldm.inference.trained import load_for_inference
 from ldm.inference.volume_writer import VolumeWriter
 from ldm.models.diffusion.samplers import SAMPLERS, get_sampler
 from ldm.progress import Progress, silent, unheard
-from ldm.storage import read_json, run_folder, write_json
+from ldm.storage import read_json, run_folder
 from ldm.study import Study
 from ldm.util import listed
 
@@ -158,8 +158,7 @@ class SweepCells:
             for subject in self.subjects:
                 writer.write(subject, self.layout, f"{title}: {subject.id}")
         finally:
-            if writer.timings:
-                write_json(folder / "cost.json", synthesiser.cost(writer.timings))
+            writer.write_cost()
 
     def _quality(self, path: Path, volumes: Path | None) -> Quality:
         told = (volumes, self.reference, self.references, path, self.study)

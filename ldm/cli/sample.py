@@ -150,7 +150,7 @@ def run(args: argparse.Namespace) -> int:
     from ldm.inference.outputs import write_about
     from ldm.inference.parallel import shared_among
     from ldm.inference.space import require_room
-    from ldm.inference.volume_writer import VolumeWriter
+    from ldm.inference.volume_writer import COST_FILE, VolumeWriter
     from ldm.inference.writing import FAILURES
     from ldm.storage import write_json
 
@@ -161,13 +161,13 @@ def run(args: argparse.Namespace) -> int:
     targets = [args.target] if args.target else study.targets
     form.check([subject.id for subject in subjects], targets)
     inputs = [args.input, args.model, *stored_files(found.values())]
-    writes = ["cost.json", FAILURES, *form.about()]
+    writes = [COST_FILE, FAILURES, *form.about()]
     own = {"inputs": inputs, "writes": writes, "replace": args.overwrite}
     with claim(args.output, "sample", **own):
         synthesiser = load_synthesiser(args)
-        cost = args.output / "cost.json"
         if args.timing is not None:
-            write_json(cost, synthesiser.timing(subjects[0], layout, args.timing))
+            timed = synthesiser.timing(subjects[0], layout, args.timing)
+            write_json(args.output / COST_FILE, timed)
             return 0
 
         require_room(synthesiser, subjects, layout, args.output, args.form)
@@ -177,10 +177,9 @@ def run(args: argparse.Namespace) -> int:
         with shared as writer:
             done = writer.write_all(subjects, layout, reporter("sample"))
         done.write_failures(args.output)
-        if own_writer.timings:
-            write_json(cost, synthesiser.cost(own_writer.timings))
-            if synthesiser.first_call:
-                print(synthesiser.first_call)
+        own_writer.write_cost()
+        if own_writer.timings and synthesiser.first_call:
+            print(synthesiser.first_call)
     code = report_written(done, args.output)
     is_read = args.form in ("nifti", "bids")  # by dsdiff evaluate
     if is_read and any(study.target in subject.files for subject in subjects):

@@ -13,7 +13,10 @@ from ldm.inference.request import Request
 from ldm.inference.synthesis import Synthesiser
 from ldm.inference.trained import Read, load_for_inference
 from ldm.inference.writing import Writer
+from ldm.storage import read_json, write_json
 
+COST_FILE = "cost.json"
+ALIKE = ("device", "precision", "batch_size", "steps", "calls")  # of seconds that are compared
 Made = tuple[SyntheticVolume, list[dict[str, Any]]]  # and what it cost
 
 
@@ -81,6 +84,26 @@ class VolumeWriter(Writer):
         volume, timings = made
         self.timings += timings
         volume.save(self.output, self.overwrite, self.form)
+
+    def write_cost(self) -> None:
+        """Write ``cost.json`` of the volumes in the folder, if this writer has made any.
+
+        Those of an earlier start stay in it, unless they were sampled in another way.
+
+        Raises:
+            OutputError: OUT-IO.
+        """
+        if not self.timings:
+            return
+        path, cost = self.output / COST_FILE, self.synthesiser.cost(self.timings)
+        before = read_json(path, torn=True)
+        # one of a repeated timing has other keys
+        if before.keys() == cost.keys() and all(before[name] == cost[name] for name in ALIKE):
+            timings = [*before["subjects"], *self.timings]
+            cost["subjects"] = list({timing["subject"]: timing for timing in timings}.values())
+            peaks = (before["peak_memory_bytes"], cost["peak_memory_bytes"])
+            cost["peak_memory_bytes"] = max(filter(None, peaks), default=None)
+        write_json(path, cost)
 
 
 def _load(

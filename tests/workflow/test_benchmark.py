@@ -494,6 +494,33 @@ def test_verbs_run_in_processes_of_their_own(tmp_path, monkeypatch):
             work._dsdiff(tmp_path, "7", 143)
 
 
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        (
+            "echo size slices of 32 x 32 >&2; kill -KILL $$",
+            "killed by SIGKILL, as where memory runs out: see log.txt; the same command goes on",
+        ),
+        ("kill -SEGV $$", "killed by SIGSEGV: see log.txt; the same command goes on"),
+        (
+            "echo 'dsdiff train: error MEMORY: out of memory' >&2; echo bye >&2; exit 7",
+            "dsdiff train: error MEMORY: out of memory",
+        ),
+        ("echo size slices >&2; exit 1", "exit code 1, the last line: size slices"),
+    ],
+)
+def test_why_a_verb_ended_is_no_line_that_it_happened_to_print(
+    tmp_path, script, reason, monkeypatch
+):
+    fake = tmp_path / "python"
+    fake.write_text(f"#!/bin/sh\n{script}\n")
+    fake.chmod(0o755)
+    work = Work(tmp_path, tmp_path, {}, [], {}, is_quiet=True)
+    monkeypatch.setattr(sys, "executable", str(fake))
+    with claim(tmp_path, "benchmark", adopt=True):
+        assert work._dsdiff(tmp_path, None, "train")[1] == reason
+
+
 def test_a_module_beside_the_script_is_found_by_the_verbs(tmp_path, monkeypatch):
     """As this process finds it: in a notebook by ``sys.path``, from another folder."""
     (tmp_path / "elsewhere").mkdir()

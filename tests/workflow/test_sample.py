@@ -48,6 +48,21 @@ def test_output_takes_the_place_of_its_input(one, patients):
     assert voxels[brain].std() > 0
 
 
+def test_costs_are_of_all_volumes_that_were_sampled_alike(tmp_path, run_folder, patients):
+    """As of a job that was interrupted; seconds of other steps are not mixed with them."""
+
+    def sampled(subject, *options):
+        assert sample(run_folder, patients, tmp_path, "--subjects", subject, *options) == 0
+        return [s["subject"] for s in json.loads((tmp_path / "cost.json").read_text())["subjects"]]
+
+    assert sampled("Phantom_0003") == ["Phantom_0003"]
+    assert sampled("Phantom_0001") == ["Phantom_0003", "Phantom_0001"]
+    assert sampled("Phantom_0003") == ["Phantom_0003", "Phantom_0001"]  # it is there already
+    assert sampled("Phantom_0001", "--overwrite", "--steps", "3") == ["Phantom_0001"]
+    assert sampled("Phantom_0003", "--overwrite", "--timing", "1") == ["Phantom_0003"]
+    assert sampled("Phantom_0003", "--overwrite", "--steps", "3") == ["Phantom_0003"]
+
+
 def test_sidecar_says_how_it_was_made(one):
     sidecar = json.loads((one / "Phantom_0003_t1ce.json").read_text())
     assert sidecar["Synthetic"] is True
