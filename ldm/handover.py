@@ -79,7 +79,7 @@ def export(
     tensors, metadata = read_model(file)
     config = without_patients(read_run_config(folder, trust))
     known, cost = read_json(folder / SUBJECTS_FILE), read_json(folder / "cost.json")
-    facts = _facts_of_training(folder, known, cost)
+    facts = _facts_of_training(folder, known, cost, metadata.get("step"))
     card = model_card(config, loaded.study, metadata, facts, licence)
     said = {name: metadata[name] for name in (*model.facts(), *KEPT) if name in metadata}
     require_private((config, said), set(_secrets(known)) | set(_secrets(cost)))
@@ -132,7 +132,7 @@ def model_card(
             }
         ),
         "Metrics": _listed(facts.get("validation") or {})
-        or "None was measured in training: run `dsdiff evaluate` on patients of your own.",
+        or "None was measured of these weights: run `dsdiff evaluate` on patients of your own.",
         "Limits": "Judged on the scanners, the agent dose and the diseases of its training data "
         "only, of which this folder keeps no name: that a patient you test it on was not among "
         "them cannot be checked here. Small lesions, and enhancement that no input shows, may be "
@@ -145,16 +145,20 @@ def model_card(
 
 
 def _facts_of_training(
-    folder: Path, known: Mapping[str, Any], cost: Mapping[str, Any]
+    folder: Path, known: Mapping[str, Any], cost: Mapping[str, Any], step: int | None
 ) -> dict[str, Any]:
-    """Return what is told of a training: numbers, no names."""
+    """Return what is told of a training: numbers, no names; metrics of the weights of ``step``."""
     patients = known.get("train") or cost.get("train_subjects") or ()
-    curves = read_curves(folder)
-    last = {n: f"{curve[1][-1]:.4g}" for n, curve in curves.items() if n.startswith(VALIDATION)}
+    measured = {
+        name: f"{value:.4g}"
+        for name, curve in read_curves(folder).items()
+        for number, value in zip(*curve, strict=True)
+        if name.startswith(VALIDATION) and number + 1 == step  # rows count steps from 0
+    }
     return {
         "patients trained on": len(patients) or None,
         "patients validated on": len(known.get("val") or cost.get("val_subjects") or ()) or None,
-        "validation": last,
+        "validation": measured,
     }
 
 

@@ -72,7 +72,10 @@ class RunCheckpoint(Checkpoint):
         self.validated = state_dict.get("validated")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Remember where a resumed run stands, and validate where it was stopped before it did."""
+        """Remember where a resumed run stands, and validate where it was stopped before it did.
+
+        One that patience has ended trains no further, unless it has more patience now.
+        """
         self.saved_step = trainer.global_step
         self.next_step = self.saved_step + self.every_n_steps
         if self.owes_validation(trainer):
@@ -80,6 +83,8 @@ class RunCheckpoint(Checkpoint):
             trainer.validating, loop.restarting = True, False  # as the loop of training does it
             loop.run()
             trainer.training = True
+        elif self.validated in (None, batches_drawn(trainer)) and self.is_out_of_patience(trainer):
+            trainer.should_stop = True
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any
@@ -115,7 +120,7 @@ class RunCheckpoint(Checkpoint):
                 log.warning("the weights of the best validation so far are not saved: %s", failure)
             else:
                 self.best, self.worse = value, 0
-        if self.patience is not None and self.worse >= self.patience and is_whole(trainer):
+        if self.is_out_of_patience(trainer):
             trainer.should_stop = True
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -128,6 +133,11 @@ class RunCheckpoint(Checkpoint):
         every, drawn = trainer.val_check_batch, batches_drawn(trainer)
         is_due = isinstance(every, int) and drawn > 0 and drawn % every == 0
         return bool(is_due and trainer.limit_val_batches and self.validated not in (None, drawn))
+
+    def is_out_of_patience(self, trainer: pl.Trainer) -> bool:
+        """Return whether the validation that was just made ends the training."""
+        is_over = self.patience is not None and self.worse >= self.patience
+        return is_over and is_whole(trainer)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the weights of a run that is resumed at its end, where no step is left to train.

@@ -24,6 +24,10 @@ def options(steps, *more):
     return [text.format(steps) for text in EVERY_STEP] + list(more)
 
 
+def steps_of(run):
+    return torch.load(run / "checkpoints/last.ckpt", weights_only=True)["global_step"]
+
+
 def test_the_model_is_that_of_the_best_validation(tmp_path, train, weights):
     """Also where the run was cut: what is kept survives in the folder, its value in the run."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -40,11 +44,18 @@ def test_the_model_is_that_of_the_best_validation(tmp_path, train, weights):
     assert weights(parts) == weights(whole)
 
 
-def test_training_ends_where_nothing_gets_better(tmp_path, train):
+def test_training_ends_where_nothing_gets_better(tmp_path, train, weights):
     run, still = tmp_path / "run", RATE + "1e-30"
     patience = "lightning.callbacks.checkpoint.params.patience=2"
     assert train(run, *options(9, BEST + "val/psnr", still, patience)) == 0
     assert json.loads((run / "cost.json").read_text())["steps"] == 3  # the best, and two like it
+    before, rows = weights(run), (run / "metrics.csv").read_text()
+    assert main(["train", "--resume", str(run)]) == 0  # it has ended: nothing is trained
+    assert steps_of(run) == 3
+    assert (weights(run), (run / "metrics.csv").read_text()) == (before, rows)
+    assert main(["train", "--resume", str(run), patience.replace("=2", "=4")]) == 0
+    assert steps_of(run) == 5
+    assert weights(run) == before
 
 
 def test_a_gradient_that_is_half_gathered_is_not_lost_to_patience(tmp_path, train):

@@ -8,6 +8,7 @@ import types
 import pytest
 
 import ldm
+from ldm.callbacks.metrics_file import read_curves
 from ldm.cli.main import main
 from ldm.denoiser import ONNX_FILE, PROGRAM_FILE
 from ldm.errors import CheckpointError, ConfigError, OutputError
@@ -90,6 +91,22 @@ def test_the_card_has_what_a_reader_asks_for(exported):
     assert "patients trained on: 2" in card
     assert "not for diagnosis" in card
     assert read_model(exported / MODEL_FILE)[1]["sha256"] in card
+
+
+def test_the_metrics_of_the_card_are_of_its_weights(tmp_path, train):
+    """Of the best validation, not the last; none where the weights were not validated."""
+    run, every = tmp_path / "run", "lightning.trainer.val_check_interval=1"
+    best = "lightning.callbacks.checkpoint.params.best_by=val/psnr"
+    fast = ("model.params.optimizer_config.params.lr=1", "model.params.warmup_steps=1")
+    assert train(run, "lightning.trainer.max_steps=3", every, best, *fast) == 0
+    (value,) = read_model(run / MODEL_FILE)[1]["best"].values()
+    last = read_curves(run)["val/psnr"][1][-1]
+    assert value > last + 0.01  # they can be told apart
+    card = (ldm.export(run, tmp_path / "model") / "README.md").read_text()
+    assert re.findall("^- val/psnr: (.*)$", card, re.M) == [f"{value:.4g}"]
+    assert train(tmp_path / "other", "lightning.trainer.max_steps=3", f"{every[:-1]}2") == 0
+    card = (ldm.export(tmp_path / "other", tmp_path / "unmeasured") / "README.md").read_text()
+    assert "- val/" not in card and "None was measured of these weights" in card
 
 
 @pytest.fixture
