@@ -106,7 +106,7 @@ def test_two_samples_lie_about_the_posterior_mean(tmp_path, run_folder, patients
         return [np.asarray(nib.load(path).dataobj) for path in paths if path.exists()]
 
     (still,), (first,) = sampled("still", "--temperature", "0"), sampled("first")
-    mean, deviation = sampled("two", "--samples", "2")
+    mean, deviation = sampled("two", "--samples", "2", "--deviation", "samples")
     inside = deviation > 0  # and no value was cut off
     assert inside.sum() > 100
     assert np.abs(mean - still)[inside].mean() < 0.01 * deviation[inside].mean()

@@ -129,24 +129,38 @@ def test_nan_stops_before_the_weights(tmp_path, train, capsys, monkeypatch):
     assert all(torch.isfinite(v).all() for v in checkpoint["current_model_state"].values())
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signal_saves_and_the_run_resumes_exactly(tmp_path, train, weights, number, monkeypatch):
+@pytest.mark.parametrize(
+    ("number", "accumulated", "place"),
+    [
+        (signal.SIGINT, 1, 1),
+        (signal.SIGTERM, 1, 1),
+        (signal.SIGTERM, 2, 2),  # the first of the two batches of a step
+        (signal.SIGTERM, 2, 3),
+    ],
+)
+def test_signal_saves_and_the_run_resumes_exactly(
+    tmp_path, train, weights, number, accumulated, place, monkeypatch
+):
+    """In weights and in metrics, in whichever batch of a step the signal came."""
     from ldm.models.diffusion.ddpm import LatentDiffusion
 
     plain = LatentDiffusion.training_step
 
     def interrupted(self, batch, batch_idx):
-        if batch_idx == 1:
+        if batch_idx == place:
             os.kill(os.getpid(), number)
         return plain(self, batch, batch_idx)
 
     run, whole = tmp_path / "run", tmp_path / "whole"
+    told = [f"lightning.trainer.accumulate_grad_batches={accumulated}"]
+    told += ["lightning.trainer.max_steps=4", "lightning.trainer.val_check_interval=8"]
     monkeypatch.setattr(LatentDiffusion, "training_step", interrupted)
-    assert train(run, "lightning.trainer.max_steps=4") == 128 + number
+    assert train(run, *told) == 128 + number
     monkeypatch.undo()
     assert main(["train", "--resume", str(run)]) == 0
-    assert train(whole, "lightning.trainer.max_steps=4") == 0
+    assert train(whole, *told) == 0
     assert weights(run) == weights(whole)
+    assert (run / "metrics.csv").read_text() == (whole / "metrics.csv").read_text()
 
 
 def test_existing_run_is_not_overwritten(run_folder, train, weights, capsys):
