@@ -36,15 +36,20 @@ class MetricsFile(Logger):
         super().__init__()
         self.path = run / METRICS_FILE
         self.is_begun = False
+        self._newest: list[tuple[int | None, str, str]] = []  # rows that were written last
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Append one line for each metric."""
+        """Append one line for each metric, but for those that were written just now."""
         rows = [(step, name, f"{value:.9g}") for name, value in metrics.items() if name != "epoch"]
+        rows = [row for row in rows if row not in self._newest]
+        if not rows:
+            return
         if not self.is_begun:
             self._begin(step, is_validation=all(name.startswith("val/") for _, name, _ in rows))
         with appending(self.path) as file:
             csv.writer(file).writerows(rows)
+        self._newest = rows
 
     def _begin(self, step: int, is_validation: bool) -> None:
         """Drop the rows that are written again: from this step on.

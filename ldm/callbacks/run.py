@@ -15,6 +15,7 @@ import torch
 from pytorch_lightning.callbacks import Callback, Checkpoint
 
 from ldm.callbacks.ema import averaged_module
+from ldm.callbacks.metrics_file import MetricsFile
 from ldm.checkpoint import BOUND, CHECKPOINTS, EMA_WEIGHTS, LAST, WEIGHTS
 from ldm.errors import NonFiniteError, OutputError, bad_value, one_of
 from ldm.model_file import save_model
@@ -99,6 +100,7 @@ class RunCheckpoint(Checkpoint):
         if not is_whole(trainer):
             trainer.should_stop = False  # a limit of time, which asks again after each batch
         elif trainer.global_step >= self.next_step and trainer.global_step != self.saved_step:
+            log_step(trainer)  # Lightning does after it: a kill in between would lose the row
             self.save(trainer, again=True)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -202,6 +204,17 @@ class RunCheckpoint(Checkpoint):
 def batches_drawn(trainer: pl.Trainer) -> int:
     """Return how many batches the training has drawn, those before it was resumed too."""
     return trainer.fit_loop.epoch_loop.batch_progress.total.ready
+
+
+def log_step(trainer: pl.Trainer) -> None:
+    """Write what Lightning is about to log of this step to ``metrics.csv``, which keeps it once."""
+    connector = trainer._logger_connector
+    if not connector.should_update_logs:
+        return
+    values, step = connector.metrics["log"], trainer.fit_loop.epoch_loop._batches_that_stepped
+    for logger in trainer.loggers:
+        if isinstance(logger, MetricsFile):
+            logger.log_metrics(values, step)
 
 
 def is_whole(trainer: pl.Trainer) -> bool:

@@ -12,7 +12,7 @@ import torch
 from pytorch_lightning.callbacks import Timer
 
 from ldm.callbacks.metrics_file import read_curves
-from ldm.callbacks.run import MOST_SKIPPED, GradientGuard
+from ldm.callbacks.run import MOST_SKIPPED, GradientGuard, RunCheckpoint
 from ldm.cli.main import main
 from ldm.errors import NonFiniteError, OutputError
 from ldm.model_file import read_model
@@ -159,6 +159,28 @@ def test_tr_01_a_run_made_longer_twice_has_the_rows_of_one_that_was_as_long(
         assert main(["train", "--resume", str(run), steps.format(longer)]) == 0
     assert train(whole, steps.format(8), *options) == 0
     assert rows_of(run) == rows_of(whole)
+
+
+def test_tr_01_a_kill_just_after_a_save_loses_no_row(tmp_path, train, monkeypatch):
+    """The save of step 2 is whole, and nothing of that step is trained, or logged, again."""
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    every = "lightning.callbacks.checkpoint.params.every_n_steps=2"
+    plain = RunCheckpoint.save
+
+    def killed(self, trainer, again=False):
+        plain(self, trainer, again)
+        os._exit(9)
+
+    monkeypatch.setattr(RunCheckpoint, "save", killed)
+    if not (child := os.fork()):
+        train(run, STEPS, every)
+        os._exit(0)  # it was not killed
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    monkeypatch.undo()
+    assert steps_of(run) == 2
+    assert main(["train", "--resume", str(run)]) == 0
+    assert train(whole, STEPS, every) == 0
+    assert rows_of(run) == rows_of(whole)  # each once
 
 
 VALIDATED = [
