@@ -36,7 +36,7 @@ from ldm.util import evenly_spread, instantiate_from_config, shows, taken
 
 KILLED_WITHIN = 5.0  # seconds
 ENOUGH_PATIENTS = 10  # of validation, to judge a model by them alone
-JUDGED_PATIENTS, JUDGED_EXAMPLES = 32, 3  # most of them, and of their slices
+JUDGED_PATIENTS, JUDGED_SLICES = 32, 3  # most of them, and of their slices
 
 log = logging.getLogger(__name__)
 
@@ -223,7 +223,7 @@ class ContrastDataModule(pl.LightningDataModule):
     def patients_to_judge(
         self, find: Callable[[np.ndarray, float], np.ndarray | None] | None = None
     ) -> Iterator[dict[str, Any]]:
-        """Yield a batch of a few slices, or patches, of each of some patients, as they are.
+        """Yield a batch of three slices, or a patch, of each of some patients, as they are.
 
         They are those of validation and, where these are fewer than ten, those of training too.
 
@@ -234,10 +234,11 @@ class ContrastDataModule(pl.LightningDataModule):
         sources = [self.val_dataset, *([self.train_slices] if few else [])]
         patients = [(data, n) for data in sources for n in range(len(data.subjects))]
         chosen = [patients[place] for place in evenly_spread(JUDGED_PATIENTS, len(patients))]
-        targets = max(1, len(self.study.targets))
+        targets, each = max(1, len(self.study.targets)), JUDGED_SLICES
+        each = each if len(self.image_size) == 2 else 1
         for data, number in self.progress(chosen, "Judging patients", len(chosen)):
             own = [place for place, (subject, _) in enumerate(data.places) if subject == number]
-            examples = [own[place] for place in evenly_spread(JUDGED_EXAMPLES, len(own))]
+            examples = [own[place] for place in evenly_spread(each, len(own))]
             if not examples:
                 continue
             slices, _, aspect = data.volume(number)
