@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING
 
-from ldm.errors import CheckpointError, one_of
+from ldm.errors import CheckpointError, UnsafeError, one_of
 from ldm.storage import head_of
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def _read(path: Path) -> Mapping[str, Tensor]:
     """Return the state dict in a file of torch, in its formats of before ZIP too.
 
     Raises:
-        CheckpointError: CKPT-FORMAT.
+        CheckpointError: CKPT-FORMAT. UnsafeError: UNSAFE-PICKLE.
     """
     import torch
 
@@ -97,7 +98,11 @@ def _read(path: Path) -> Mapping[str, Tensor]:
         if isinstance(given, Mapping):
             return given
         seen = f"holds a {type(given).__name__}"
-    except Exception:  # whatever torch raises for bytes of somebody else
+    except Exception as error:  # whatever torch raises for bytes of somebody else
+        if isinstance(error, UnpicklingError) and head_of(path)[:1] in (b"P", b"\x80"):
+            raise UnsafeError(
+                "UNSAFE-PICKLE", f"{path.name} holds objects other than tensors and plain values"
+            ) from error
         seen = looks_like(head_of(path))
     raise CheckpointError(
         "CKPT-FORMAT", f"{path.name} is no state dict, it {seen}: give torchvision's weights"
