@@ -7,6 +7,7 @@ import pytest
 from ldm.benchmark.plan import plan_cells, plan_trainings, step_flops
 from ldm.cost.network import count_flops, training_flops
 from ldm.errors import ConfigError
+from ldm.storage import write_json
 from ldm.study import build_model
 from ldm.util import instantiate_from_config
 
@@ -54,6 +55,28 @@ def test_a_wider_grid_keeps_the_folders():
     wide = plan_cells({**ONE, **axes, "spaces": {"pixel": None}}, OUT)
     assert narrow[0].folder in [cell.folder for cell in wide]
     assert len({cell.folder for cell in wide}) == len(wide) == 8
+
+
+def test_a_value_added_to_any_option_keeps_the_folders(tmp_path):
+    """Also of an option that no folder was named by while it had one value."""
+
+    def folders(temperature):
+        sampling = {"steps": 5, "temperature": temperature}
+        found = plan_cells({**ONE, "sampling": sampling}, tmp_path)
+        return {cell.sampling["temperature"]: cell.folder for cell in found}
+
+    def finish(folder, temperature):
+        sampling = {"steps": 5, "temperature": temperature}
+        write_json(folder / "cell.json", {"state": "done", "request": {"sampling": sampling}})
+
+    one = folders(0)
+    finish(one[0], 0)
+    more = folders([0, 1])
+    assert more[0] == one[0] != more[1]
+    finish(more[1], 1)
+    assert folders([1, 2])[1] == folders(1)[1] == more[1]  # also where a value is taken away
+    assert len(set(folders([2, 0, 1]).values())) == 3
+    assert folders(0) == one
 
 
 def test_one_step_regression_is_sampled_once():

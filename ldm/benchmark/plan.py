@@ -1,7 +1,8 @@
 """The grid of a benchmark: rows x space x seed x sampler x steps, as trainings and cells.
 
-A training is one (row, space, seed), a cell one training sampled in one way. The folder of each
-depends on what it is alone, so that a grid to which a seed or a sampler is added keeps its work.
+A training is one (row, space, seed), a cell one training sampled in one way. The folder of a
+training depends on what it is alone, and a cell goes on in the folder that it has, so that a grid
+to which a seed or a value of any option of sampling is added keeps its work.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from ldm.cost.network import count_flops, training_flops
 from ldm.errors import ConfigError, DsdiffError, bad_value
 from ldm.inference.request import Request
 from ldm.models.diffusion.samplers import get_sampler
-from ldm.storage import CONFIG_FILE
+from ldm.storage import CONFIG_FILE, read_json
 from ldm.study import BATCH_SIZE, build_model, read_study
 from ldm.util import listed, nearest, resolve_target, trainer_options
 
@@ -191,7 +192,7 @@ def plan_cells(
             described = "" if one_call else describe_sampling(options, shown)
             row = SEPARATOR.join([label, *([described] if described else [])])
             name = f"{row}{SEPARATOR}seed {training.seed}" if several_seeds else row
-            folder = training.folder / sampling_folder(options, shown)
+            folder = cell_folder(training.folder, options, shown)
             is_first = row not in {cell.row for cell in cells}
             cells.append(GridCell(0, row, name, folder, training, options, is_timed=is_first))
             places.append((turn, index))
@@ -403,6 +404,21 @@ def describe_sampling(options: Mapping[str, Any], shown: Sequence[str]) -> str:
         alone = name == "steps" and "sampler" not in shown
         words.append(value if name in ("sampler", "steps") and not alone else f"{name} {value}")
     return " ".join(words)
+
+
+def cell_folder(place: Path, options: Mapping[str, Any], shown: Sequence[str]) -> Path:
+    """Return the folder of a cell: of this setting already, else named by what varies now.
+
+    Args:
+        place: of the training; the cells that were run before lie in it.
+    """
+    own = place / sampling_folder(options, shown)
+    found = (own, *sorted(path.parent for path in place.glob("*/cell.json")))
+    return next((folder for folder in found if _sampled_with(folder) == options), own)
+
+
+def _sampled_with(folder: Path) -> Any:
+    return read_json(folder / "cell.json", torn=True).get("request", {}).get("sampling")
 
 
 def sampling_folder(options: Mapping[str, Any], shown: Sequence[str]) -> str:

@@ -552,6 +552,16 @@ def test_other_settings_in_one_folder_are_refused(undisturbed, plan, calls, caps
     assert calls == []
 
 
+def test_a_value_added_to_an_option_runs_only_what_is_new(tmp_path, plan, calls):
+    assert benchmark(plan, tmp_path, *ONE_CELL) == 0
+    first = kept(tmp_path).read_bytes()
+    assert calls == ["train", "sample"]
+    assert benchmark(plan, tmp_path, *ONE_CELL, "sampling.temperature=[0,1]") == 0
+    assert calls == ["train", "sample", "sample"]
+    assert kept(tmp_path).read_bytes() == first  # of temperature 1, which the plan has
+    assert list(table(tmp_path)) == ["unet · temperature 0", "unet · temperature 1"]
+
+
 def test_test_patient_in_training_is_a_leak(tmp_path, plan, patients, capsys):
     leak = "data.params.train=[Phantom_0001,Phantom_0003]"
     assert benchmark(plan, tmp_path / "out", leak) == 3
