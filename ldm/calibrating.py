@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
-from ldm.checkpoint import ERROR_MODEL, load_model
+from ldm.checkpoint import load_model
 from ldm.data.datamodule import ContrastDataModule
 from ldm.errors import survived
 from ldm.model_file import read_model, save_model
 from ldm.models.diffusion.error_model import fit_error_model, residuals_of
 from ldm.models.prior import maps_of
-from ldm.storage import MODEL_FILE
+from ldm.storage import ERROR_MODEL, MODEL_FILE
 
 log = logging.getLogger(__name__)
 

@@ -36,6 +36,7 @@ from ldm.model_file import (
 )
 from ldm.storage import (
     CONFIG_FILE,
+    ERROR_MODEL,
     MODEL_FILE,
     atomic_path,
     head_of,
@@ -58,7 +59,6 @@ OWN, BOUND = "dsdiff", "bound"  # what a checkpoint says of itself; what its wei
 RESTORED = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "global_step")
 WEIGHTS, EMA_WEIGHTS, LAST = "weights", "ema", "last"  # which weights a file holds
 DAMAGED = ("CKPT-CORRUPT", "CKPT-FORMAT", "CKPT-MISSING")
-ERROR_MODEL = "error_model"  # see ldm.models.diffusion.error_model
 LOSSES, PRIOR = "losses.", "prior."  # how the weights of the losses, and prior, of a model begin
 CHECKPOINTS = ("checkpoints/last.ckpt", "checkpoints/previous.ckpt")  # newest first
 

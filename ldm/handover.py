@@ -9,7 +9,6 @@ from typing import Any
 import ldm
 from ldm.callbacks.metrics_file import read_curves
 from ldm.checkpoint import (
-    ERROR_MODEL,
     WEIGHTS,
     load_model,
     read_run_config,
@@ -21,7 +20,7 @@ from ldm.data.seen import SUBJECTS_FILE
 from ldm.denoiser import ONNX_FILE, PROGRAM_FILE, denoiser_files
 from ldm.errors import CheckpointError
 from ldm.model_file import read_model
-from ldm.storage import MODEL_FILE, read_json, remove, run_folder, write_file
+from ldm.storage import ERROR_MODEL, MODEL_FILE, read_json, remove, run_folder, write_file
 from ldm.study import Study
 from ldm.util import without_params
 
@@ -29,13 +28,8 @@ CARD = "README.md"
 # of data.params: where patients are, who they are, and how their names are read
 OF_PATIENTS = ("root", "train", "val", "test", "fold", "folds", "patient", "layout", "cache")
 OF_TRAINING = ("optimizer_config", "cache_latents", "teacher")  # of model.params: not to sample
-KEPT = (
-    "step",
-    "best",
-    "scale_factor",
-    WEIGHTS,
-    ERROR_MODEL,
-)  # of what is written beside the weights
+# of what is written beside the weights
+KEPT = ("step", "best", "scale_factor", WEIGHTS, ERROR_MODEL)
 UNSTATED = "not stated: ask who gave you this folder before you use it"
 VALIDATION = "val/"
 

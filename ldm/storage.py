@@ -26,6 +26,7 @@ from ldm.errors import CheckpointError, DataError, OutputError
 
 CHUNK = 1 << 20
 MODEL_FILE, CONFIG_FILE = "model.safetensors", "config.yaml"  # of a run
+ERROR_MODEL = "error_model"  # beside weights and in sidecars: ldm.models.diffusion.error_model
 ABANDONED_AFTER = 86400  # seconds; no folder takes a day to write
 NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP)  # of file systems without hard links
 

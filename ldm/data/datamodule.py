@@ -241,9 +241,8 @@ class ContrastDataModule(pl.LightningDataModule):
             examples = [own[place] for place in evenly_spread(each, len(own))]
             if not examples:
                 continue
-            slices, _, aspect = data.volume(number)
-            if find and (maps := find(slices, aspect)) is not None:
-                data.maps[number] = maps
+            if find:
+                data.show_maps(number, find)
             items = [data[Example(e, target=i % targets)] for i, e in enumerate(examples)]
             data.maps.pop(number, None)
             yield default_collate(items)
@@ -259,9 +258,7 @@ class ContrastDataModule(pl.LightningDataModule):
                 :meth:`ldm.data.slices.SliceDataset.volume`, to maps (S, K, H, W), or None.
         """
         for number in {self.val_dataset.places[place][0] for place in self._val_places()}:
-            slices, _, aspect = self.val_dataset.volume(number)
-            if (maps := find(slices, aspect)) is not None:
-                self.val_dataset.maps[number] = maps
+            self.val_dataset.show_maps(number, find)
 
     def val_dataloader(self) -> DataLoader | list:
         """Return a few slices spread over the validation subjects, in one order."""

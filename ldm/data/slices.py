@@ -156,6 +156,14 @@ class SliceDataset(Dataset):
         seg = np.array(subject.open("seg")) if subject.has_seg else None
         return np.asarray(self._maps(number)["slices"], np.float32), seg, subject.aspect
 
+    def show_maps(
+        self, number: int, find: Callable[[np.ndarray, float], np.ndarray | None]
+    ) -> None:
+        """Let the plain examples of a subject show what ``find`` makes of its slices and aspect."""
+        slices, _, aspect = self.volume(number)
+        if (maps := find(slices, aspect)) is not None:
+            self.maps[number] = maps
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_opened": {}}  # a worker opens its own memory maps
 

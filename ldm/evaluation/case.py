@@ -32,7 +32,7 @@ from ldm.evaluation.images import Sliced, stacked
 from ldm.evaluation.metrics.enhancement import enhancement
 from ldm.evaluation.regions import REGIONS, Labelled
 from ldm.inference.forms import spread_path
-from ldm.storage import read_json
+from ldm.storage import ERROR_MODEL, read_json
 from ldm.study import BRATS, Study
 from ldm.util import instantiate_from_config, refuse_untrusted_targets
 
@@ -233,7 +233,7 @@ def judged_study(folders: Iterable[Path], target: str | None = None) -> Study:
 
 def _study_in(folder: Path, target: str | None) -> Study | None:
     """Return what the first sidecar of a folder states, of a target if that is known."""
-    for path in sorted(folder.expanduser().rglob("*.json")):
+    for path in sorted(folder.rglob("*.json")):
         odd = (DataError, ConfigError, OSError, TypeError, AttributeError)
         with suppress(*odd):  # a damaged one is a failure of its patient
             study = _stated_study(read_json(path))
@@ -323,7 +323,7 @@ def read_prediction(subject: Subject, layout: Layout, case: Case) -> Prediction:
     if spread is None or samples == 1:  # one left by an earlier run, with samples
         return Prediction(volume)
     spread = in_reference_units(arrays[target], scale, case, normaliser, spread)
-    samples = None if request.get("error_model") else samples  # exact: not of samples alone
+    samples = None if request.get(ERROR_MODEL) else samples  # exact: not of samples alone
     return Prediction(volume, spread, samples, request.get("mirrored") is True)
 
 

@@ -120,9 +120,7 @@ def evaluate_folders(
     return first
 
 
-def _predicted(
-    folders: Found,
-) -> set[str]:
+def _predicted(folders: Found) -> set[str]:
     """Return the patients that any folder predicts."""
     return {subject for found in folders.values() for _, known in found for subject in known}
 

@@ -8,6 +8,7 @@ import torch
 from ldm.data.prepare import PreparedSubject
 from ldm.inference.request import Request
 from ldm.inference.trained import TrainedModel
+from ldm.inference.windows import asked_of
 from ldm.models.diffusion.error_model import ErrorModel, doubt_of
 
 
@@ -21,23 +22,21 @@ def deviation_of_error(
     trained: TrainedModel,
     request: Request,
     prepared: PreparedSubject,
-    asked: torch.Tensor | None,
     deviation: np.ndarray,
 ) -> np.ndarray:
     """Return the deviation (S, H, W) that is asked for, of that of samples, in [-1, 1] units.
 
     That of an error does not depend on how wide samples are asked to be.
-
-    Args:
-        asked: see :data:`ldm.study.ASKED`.
     """
     error_model = error_model_of(trained, request)
     if error_model is None:
         return deviation
     own = trained.model.sampling.spread
     width = request.temperature * request.spread / own  # type: ignore[operator]
-    present = torch.from_numpy(prepared.present).expand(len(prepared.brain), -1)
+    slices, wanted = len(prepared.brain), asked_of(prepared, trained.study)
+    present = torch.from_numpy(prepared.present).expand(slices, -1)
+    wanted = None if wanted is None else wanted.expand(slices, -1)
     maps = None if prepared.maps is None else torch.from_numpy(prepared.maps)
     factor = request.options.get("enhancement", 1.0)
-    doubt = doubt_of(trained.model.prior, maps, present, asked, factor)
+    doubt = doubt_of(trained.model.prior, maps, present, wanted, factor)
     return error_model.deviation(deviation / width, doubt, prepared.brain)

@@ -19,13 +19,11 @@ import nibabel as nib
 import numpy as np
 import torch
 
-from ldm.checkpoint import ERROR_MODEL
 from ldm.compiling import compile_network
 from ldm.cost.network import peak_memory
 from ldm.cost.timing import measure
 from ldm.data.layouts import Layout, Subject, detect_layout, select_subjects
 from ldm.data.prepare import PreparedSubject
-from ldm.data.slices import asked
 from ldm.denoiser import ONNX_FILE, OnnxDenoiser
 from ldm.environment import resolve_weights
 from ldm.errors import (
@@ -43,12 +41,13 @@ from ldm.inference.given import GivenLayout, VolumeLike, given_subject
 from ldm.inference.outputs import SyntheticVolume
 from ldm.inference.request import OPTIONS, Request
 from ldm.inference.trained import Read, TrainedModel, load_for_inference
-from ldm.inference.windows import Windows
+from ldm.inference.windows import Windows, asked_of
 from ldm.models.diffusion.noise import Key, KeyedNoise, slice_noise
 from ldm.models.diffusion.spread import mean_and_deviation
 from ldm.models.diffusion.tiling import tiled
 from ldm.models.prior import maps_of
 from ldm.progress import Progress, silent
+from ldm.storage import ERROR_MODEL
 from ldm.study import ASKED, MAPS
 
 log = logging.getLogger(__name__)
@@ -356,9 +355,8 @@ class Synthesiser:
         others = {}
         if prepared.numbers:
             others["covariates"] = torch.tensor(prepared.numbers)
-        if self.study.varies:
-            place = self.study.conditions.index(str(prepared.target))
-            others[ASKED] = asked(place, torch.from_numpy(prepared.present))
+        if (wanted := asked_of(prepared, self.study)) is not None:
+            others[ASKED] = wanted
         others = {name: value.expand(len(places), -1) for name, value in others.items()}
         if (maps := self.windows.maps(prepared, places)) is not None:
             others[MAPS] = maps
@@ -382,8 +380,7 @@ class Synthesiser:
                 yield from draw(prepared, first, told if count > 1 else title, both)
 
         mean, deviation = mean_and_deviation(images(), mirrored=paired == 2)
-        wanted = self._others(prepared, range(len(prepared.brain))).get(ASKED)
-        deviation = deviation_of_error(self.trained, self.request, prepared, wanted, deviation)
+        deviation = deviation_of_error(self.trained, self.request, prepared, deviation)
         if not np.isfinite(mean).all():
             raise NonFiniteError(
                 "NONFINITE-SAMPLE", "the network returned NaN; try --precision=32", prepared.id

@@ -10,8 +10,17 @@ import torch
 from torch import Tensor
 
 from ldm.data.prepare import PreparedSubject, fit_size
-from ldm.data.slices import with_neighbours
+from ldm.data.slices import asked, with_neighbours
 from ldm.intensity import BACKGROUND
+from ldm.study import Study
+
+
+def asked_of(prepared: PreparedSubject, study: Study) -> Tensor | None:
+    """Return what is asked (2M,) of a model of any contrast, see ASKED; None: of another model."""
+    if not study.varies:
+        return None
+    place = study.conditions.index(str(prepared.target))
+    return asked(place, torch.from_numpy(prepared.present))
 
 
 @dataclass(frozen=True)

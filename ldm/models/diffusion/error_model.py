@@ -89,9 +89,7 @@ def doubt_of(
     """
     if maps is None or not hasattr(prior, "doubt"):
         return None
-    to = {"device": maps.device}
-    given = presence.to(**to), None if asked is None else asked.to(**to)
-    return prior.doubt(maps, *given, factor).double().cpu().numpy()
+    return prior.doubt(maps, presence, asked, factor).double().cpu().numpy()
 
 
 @torch.no_grad()
