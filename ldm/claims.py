@@ -61,7 +61,10 @@ class Inputs:
             OutputError: OUT-INPUT.
         """
         real = folder.resolve()
-        if real in {*self.folders, *self.parents} and self.parents != {real}:
+        is_read = real in {*self.folders, *self.parents} or any(
+            _is_of_others(real, read) for read in self.folders
+        )
+        if is_read and self.parents != {real}:
             raise OutputError(
                 "OUT-INPUT",
                 f"{folder} holds what is read, and files beside that would be read as further "
@@ -78,6 +81,14 @@ class Inputs:
                 return True
         inside = any(real.is_relative_to(folder) for folder in self.folders)
         return inside and not is_own and os.path.lexists(path)
+
+
+def _is_of_others(folder: Path, read: Path) -> bool:
+    """Return whether a folder below one that is read holds volumes, and no verb has written it."""
+    if not folder.is_relative_to(read) or not folder.is_dir() or (folder / LOCK).exists():
+        return False
+    names = (p for p in folder.iterdir() if p.is_file() and not _is_hidden(Path(p.name)))
+    return any(name.suffix.lower() not in NOTES for name in names)
 
 
 def _identity(path: Path) -> tuple[int, int]:

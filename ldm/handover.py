@@ -20,7 +20,7 @@ from ldm.data.seen import SUBJECTS_FILE
 from ldm.denoiser import ONNX_FILE, PROGRAM_FILE, denoiser_files
 from ldm.errors import CheckpointError
 from ldm.model_file import read_model
-from ldm.storage import ERROR_MODEL, MODEL_FILE, read_json, remove, run_folder, write_file
+from ldm.storage import ERROR_MODEL, MODEL_FILE, read_json, remove, run_folder, write_files
 from ldm.study import Study
 from ldm.util import without_params
 
@@ -79,11 +79,14 @@ def export(
     require_private((config, said), set(_secrets(known)) | set(_secrets(cost)))
     beside = denoiser_files(model, loaded.digest) if onnx else {}
     with claim(output, "export", inputs=[folder], replace=overwrite):
-        for name in {ONNX_FILE, PROGRAM_FILE} - beside.keys():
-            remove(output / name)  # never those of older weights beside the new ones
-        for name, content in {CARD: card, **beside}.items():
-            write_file(output / name, content)
+        replaces = (output / MODEL_FILE).exists()
+        for name in (CARD, ONNX_FILE, PROGRAM_FILE):
+            remove(output / name)  # those of older weights never stand beside the new ones
+        if not replaces:  # the weights come last, so that the same command goes on without them
+            write_files(output, {CARD: card, **beside})
         write_model_folder(output, config, tensors, {**said, "dsdiff": ldm.__version__})
+        if replaces:
+            write_files(output, {CARD: card, **beside})
     load_model(output, trust)
     return output
 

@@ -229,6 +229,12 @@ def write_file(path: Path, content: str | bytes, replace: bool = False) -> None:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
+def write_files(folder: Path, files: Mapping[str, str | bytes]) -> None:
+    """Write each content under its name in a folder, see :func:`atomic_path`."""
+    for name, content in files.items():
+        write_file(folder / name, content)
+
+
 def write_json(path: Path, value: Any, replace: bool = False) -> None:
     """Write ``value`` as indented JSON with sorted keys, see :func:`atomic_path`."""
     write_file(path, json.dumps(value, indent=1, sort_keys=True) + "\n", replace)

@@ -31,7 +31,7 @@ from ldm.checkpoint import (
     newest_checkpoint,
     read_run_config,
 )
-from ldm.claims import claim, permit
+from ldm.claims import claim, folder_lock, permit
 from ldm.compiling import make_fast
 from ldm.config import PLACE_FILE, Overrides, foreign_targets, load_config, save_config
 from ldm.cost.energy import EnergyMeter
@@ -233,11 +233,8 @@ def run_training(
     """
     require_safe_libraries()
     is_main, is_resumed = is_main_process(), checkpoint is not None
-    if not is_resumed and is_main and any((folder / c).exists() for c in CHECKPOINTS):
-        raise OutputError(
-            "OUT-EXISTS",
-            f"{folder} holds a run: continue it with --resume={folder}, or choose another --output",
-        )
+    if not is_resumed and is_main:
+        _refuse_begun(folder)
     data = _data(config, progress if is_main else silent, say if is_main else None)
     known = _known_patients(data) if is_main else {}
     built_from = [*origins(config["model"]), *([run_folder(start)] if start else [])]
@@ -266,6 +263,21 @@ def run_training(
                 calibrate(folder, model, data, device, foreign_targets(config))
     commands = _commands(model, data, folder, foreign_targets(config))
     return TrainedRun(folder, trainer.global_step, stop.received, *commands)
+
+
+def _refuse_begun(folder: Path) -> None:
+    """Refuse a folder that holds a run; one that is trained at this moment is busy.
+
+    Raises:
+        OutputError: OUT-EXISTS. BusyError: RUN-BUSY.
+    """
+    if any((folder / name).exists() for name in CHECKPOINTS):
+        with folder_lock(folder):
+            raise OutputError(
+                "OUT-EXISTS",
+                f"{folder} holds a run: continue it with --resume={folder}, or choose another "
+                "--output",
+            )
 
 
 def _first_model(config: Mapping[str, Any], data: ContrastDataModule | None) -> Any:

@@ -42,6 +42,7 @@ POLL = 2.0  # seconds between two looks at a lock
 GRACE = 10.0  # seconds in which a child ends by itself: SLURM signals it as well
 STOPPED = (130, 143)  # exit codes of SIGINT and SIGTERM
 ERROR = re.compile(r"dsdiff [a-z ]+: error\b")  # how a verb begins the line that says why it ended
+BUSY = re.compile(ERROR.pattern + " RUN-BUSY")
 
 
 class Stopped(Exception):  # noqa: N818 - no error: the user or the queue ends the work
@@ -254,7 +255,8 @@ class Work:
         while True:
             try:
                 for line in process.stderr:
-                    (file if self.is_quiet else sys.stderr).write(line)
+                    if not BUSY.match(line):  # which is waited for, and told so once
+                        (file if self.is_quiet else sys.stderr).write(line)
                     last = line.strip() or last
                     error = last if ERROR.match(last) else error
                 code = process.wait()

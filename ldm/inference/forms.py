@@ -18,7 +18,7 @@ from ldm.data.layouts.bids import SPREAD, SYNTHETIC
 from ldm.data.nifti import Geometry, encode_volume, volume_stem, write_volume
 from ldm.data.synthetic import WARNING, statement
 from ldm.errors import DataError, one_of
-from ldm.storage import remove, sha256, write_file
+from ldm.storage import remove, sha256, write_files
 from ldm.study import KNOWN
 
 BIDS_VERSION = "1.10.0"
@@ -192,8 +192,7 @@ class DicomForm(Form):
         for old in stored(path):
             if old.name not in files:
                 remove(old)
-        for name, content in files.items():
-            write_file(path / name, content)
+        write_files(path, files)
 
 
 FORMS = {"nifti": Form(), "bids": BidsForm(), "dicom": DicomForm()}

@@ -39,15 +39,18 @@ def test_oi_05_sample_into_the_patients_folder(dsdiff, tmp_path, run_folder, coh
 
 
 @pytest.mark.parametrize("place", [".", P1, f"{P1}/.."])
-@pytest.mark.parametrize("verb", ["sample", "segment predict", "train", "diagnose data"])
+@pytest.mark.parametrize(
+    "verb", ["sample", "segment predict", "train", "diagnose data", "evaluate"]
+)
 def test_oi_05_no_output_among_the_files_of_the_patients(
-    dsdiff, run_folder, segmenter_run, cohort, verb, place
+    dsdiff, tmp_path, run_folder, segmenter_run, cohort, verb, place
 ):
     words = {
         "sample": (run_folder, "--input", cohort),
         "segment predict": (segmenter_run, "--input", cohort),
         "train": (*TINY, *SPLIT, f"data.params.root={cohort}"),
         "diagnose data": (cohort,),
+        "evaluate": ("--reference", cohort, "--prediction", f"a={tmp_path}"),
     }[verb]
     before = sorted(cohort.rglob("*"))
     code, line = dsdiff(*verb.split(), *words, "--output", cohort / place)

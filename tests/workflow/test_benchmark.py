@@ -481,15 +481,19 @@ def test_verbs_run_in_processes_of_their_own(tmp_path, monkeypatch):
     assert code == 2 and "--output" in reason
     assert "usage" in (tmp_path / "log.txt").read_text()
     show = "import os, sys; print(os.environ['CUDA_VISIBLE_DEVICES']); sys.exit(int(sys.argv[3]))"
-    fake = tmp_path / "python"
-    fake.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{show}" "$@"\n')
+    fake, python = tmp_path / "python", sys.executable
+    fake.write_text(f'#!/bin/sh\nexec {python} -c "{show}" "$@"\n')
     fake.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(fake))
     with claim(tmp_path, "benchmark", adopt=True):
         assert work._dsdiff(tmp_path, "7", 0)[0] == 0
         assert (tmp_path / "log.txt").read_text().endswith("7\n")
-        with pytest.raises(BusyError):
-            work._dsdiff(tmp_path, "7", 11)
+        busy = "import sys; sys.stderr.write('dsdiff train: error RUN-BUSY: x'); sys.exit(11)"
+        fake.write_text(f'#!/bin/sh\nexec {python} -c "{busy}"\n')
+        with pytest.raises(BusyError, match="RUN-BUSY"):
+            work._dsdiff(tmp_path, "7")
+        assert "RUN-BUSY" not in (tmp_path / "log.txt").read_text()  # it is waited for
+        fake.write_text(f'#!/bin/sh\nexec {python} -c "{show}" "$@"\n')
         with pytest.raises(Stopped):
             work._dsdiff(tmp_path, "7", 143)
 

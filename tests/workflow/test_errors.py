@@ -140,6 +140,16 @@ def test_busy_run_folder(tmp_path, patients, capsys):
     assert "RUN-BUSY" in one_line(capsys)
 
 
+def test_a_run_that_is_trained_at_this_moment_is_busy(tmp_path, patients, capsys):
+    (tmp_path / "run/checkpoints").mkdir(parents=True)
+    (tmp_path / "run/checkpoints/last.ckpt").touch()
+    with folder_lock(tmp_path / "run"):
+        assert train_on(patients, tmp_path / "run") == 11
+    assert "RUN-BUSY" in one_line(capsys)
+    assert train_on(patients, tmp_path / "run") == 5
+    assert "OUT-EXISTS" in one_line(capsys)
+
+
 def test_no_subjects(tmp_path, run_folder, capsys):
     (tmp_path / "empty").mkdir()
     out = ["--input", str(tmp_path / "empty"), "--output", str(tmp_path / "out")]

@@ -196,3 +196,17 @@ def test_an_exported_folder_is_replaced_only_when_asked(exported, run_folder):
     assert main([*again, "--overwrite", "--licence", "CC-BY-4.0"]) == 0
     assert not any((exported / name).exists() for name in (ONNX_FILE, PROGRAM_FILE))
     assert main(["export", str(run_folder), "--output", str(run_folder)]) == 5
+
+
+def test_no_card_of_older_weights_beside_new_ones(exported, run_folder, monkeypatch):
+    """Whatever the moment at which a replacement is killed."""
+
+    def killed(*given):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("ldm.checkpoint.save_model", killed)
+        ldm.export(run_folder, exported, licence="CC-BY-4.0", overwrite=True)
+    assert not (exported / "README.md").exists()
+    ldm.export(run_folder, exported, licence="CC-BY-4.0", overwrite=True)
+    assert "CC-BY-4.0" in (exported / "README.md").read_text()
