@@ -28,7 +28,7 @@ from ldm.data.seen import write_seen
 from ldm.errors import CheckpointError, ConfigError
 from ldm.models.diffusion.ensemble import BACKBONE, MEMBERS
 from ldm.storage import run_folder
-from ldm.util import listed, with_params, without_params
+from ldm.util import listed, user_path, with_params, without_params
 
 FORM = f"{PRIOR}coefficients"  # 0 where it has found nothing
 # in which trainings of one ensemble may differ: how each was led to its weights, and whom it saw
@@ -95,11 +95,11 @@ def ensemble(
             :func:`ldm.checkpoint.load_model`. UnsafeError, OutputError.
     """
     given = listed(runs)
-    output = Path(output).expanduser()
+    output = user_path(output)
     require_free(output, overwrite)
     if len(given) < 2:
         raise ConfigError("USAGE", f"an ensemble has two runs or more: {len(given)} given")
-    members = [_member(Path(run).expanduser(), trust) for run in given]
+    members = [_member(user_path(run), trust) for run in given]
     for member in members[1:]:
         _require_alike(members[0], member)
     for place, member in enumerate(members):

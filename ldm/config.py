@@ -35,6 +35,7 @@ from ldm.util import (
     nearest,
     resolve_target,
     targets_in,
+    user_path,
 )
 
 Overrides = str | Iterable[str] | Mapping[str, Any]  # see merge_config
@@ -68,13 +69,12 @@ def config_root() -> Path:
 def find_config(path: str | Path, relative_to: Path | None = None) -> Path:
     """Return the YAML file that ``path`` means.
 
-    Looked up in the folder of the file that names it (``relative_to``), in the working directory,
-    then among the shipped files, so that ``configs/backbone/unet.yaml`` works from anywhere.
+    Looked up in ``relative_to``, where it is named, in the working directory, then as shipped.
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     shipped = Path(*path.parts[1:]) if path.parts[:1] == ("configs",) else path
     for folder, name in ((relative_to, path), (Path(), path), (config_root(), shipped)):
-        if folder is not None and (folder / name).is_file():
+        if folder and (folder / name).is_file():
             return folder / name
     known = [f"configs/{p.relative_to(config_root())}" for p in config_root().rglob("*.yaml")]
     raise ConfigError("CONFIG-MISSING", f"no file '{path}'{nearest(str(path), known)}")

@@ -12,7 +12,7 @@ from ldm.models.diffusion.distillation import portable_teacher
 from ldm.progress import Progress, silent
 from ldm.storage import run_folder
 from ldm.training import TrainedRun, run_training
-from ldm.util import params_of
+from ldm.util import params_of, user_path
 
 DISTILL = "configs/distill.yaml"
 STEPS = 4
@@ -43,7 +43,7 @@ def distill(
     """
     config, folder = student_config(teacher, steps, overrides, trust), run_folder(Path(teacher))
     place = folder.parent / f"{folder.resolve().name}-distilled-{steps}"
-    return run_training(config, Path(output or place).expanduser(), say=say, progress=progress)
+    return run_training(config, user_path(output or place), say=say, progress=progress)
 
 
 def student_config(
@@ -60,7 +60,7 @@ def student_config(
     Raises:
         ConfigError: what is wrong, with its key path. CheckpointError: CKPT-MISSING.
     """
-    path = Path(teacher).expanduser()
+    path = user_path(teacher)
     taught: Mapping[str, Any] = read_run_config(run_folder(path), trust)
     params, model = params_of(taught["model"]), portable_teacher(taught["model"])
     student: dict[str, Any] = {

@@ -22,7 +22,7 @@ from ldm.errors import CheckpointError
 from ldm.model_file import read_model
 from ldm.storage import ERROR_MODEL, MODEL_FILE, read_json, remove, run_folder, write_files
 from ldm.study import Study
-from ldm.util import without_params
+from ldm.util import user_path, without_params
 
 CARD = "README.md"
 # of data.params: where patients are, who they are, and how their names are read
@@ -65,7 +65,7 @@ def export(
         CheckpointError: see :func:`ldm.checkpoint.load_model`; CKPT-PRIVATE where something of a
             patient would be in the folder. UnsafeError, OutputError.
     """
-    run, output = Path(run).expanduser(), Path(output).expanduser()
+    run, output = user_path(run), user_path(output)
     require_free(output, overwrite)
     folder, file = run_folder(run), run / MODEL_FILE if run.is_dir() else run
     loaded = load_model(file, trust)

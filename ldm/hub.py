@@ -9,6 +9,7 @@ from typing import Any
 from ldm.errors import CheckpointError, bad_value
 from ldm.extras import optional_module
 from ldm.storage import CONFIG_FILE, MODEL_FILE
+from ldm.util import user_path
 
 PREFIX = "hub:"
 NAME = re.compile(r"hub:(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
@@ -29,7 +30,7 @@ def local_folder(path: str | Path) -> Path:
     """
     text = str(path)
     if not text.startswith(PREFIX):
-        return Path(path).expanduser()
+        return user_path(path)
     named = NAME.fullmatch(text)
     if named is None:
         raise bad_value(f"'{text}' names no model: give hub:owner/name or hub:owner/name@tag")

@@ -23,6 +23,7 @@ from typing import IO, Any
 
 from ldm.claims import NO_FOLLOW, TEMPORARY, Claim, open_own, permit, refuse_existing, sweep_folder
 from ldm.errors import CheckpointError, DataError, OutputError
+from ldm.util import user_path
 
 CHUNK = 1 << 20
 MODEL_FILE, CONFIG_FILE = "model.safetensors", "config.yaml"  # of a run
@@ -326,7 +327,7 @@ def run_folder(model: Path) -> Path:
 
     What is not there is taken for a folder unless it has the name of such a file.
     """
-    model = model.expanduser()
+    model = user_path(model)
     if model.is_dir():
         return model
     if model.suffix == ".ckpt":
@@ -352,7 +353,7 @@ def require_subjects(root: Path) -> Path:
     Raises:
         DataError: DATA-MISSING.
     """
-    root = root.expanduser()
+    root = user_path(root)
     if not (root.is_dir() or root.is_file()):
         raise DataError("DATA-MISSING", f"there is no folder {root}: give the folder of subjects")
     return root

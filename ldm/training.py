@@ -52,7 +52,7 @@ from ldm.progress import Progress, silent, unheard
 from ldm.storage import CONFIG_FILE, MODEL_FILE, read_json, run_folder
 from ldm.study import build_model
 from ldm.training_cost import write_training_cost
-from ldm.util import instantiate_from_config, listed, params_of
+from ldm.util import instantiate_from_config, listed, params_of, user_path
 
 log = logging.getLogger(__name__)
 
@@ -139,7 +139,7 @@ def train(
             CheckpointError: CKPT-MISMATCH, an override that a resumed run does not take; CKPT-DATA.
     """
     if resume is not None:
-        folder = Path(resume).expanduser()
+        folder = user_path(resume)
         if given := config or output or start:
             raise ConfigError("USAGE", f"--resume has its own YAML and folder, not {given}")
         checkpoint, before = newest_checkpoint(folder), read_run_config(folder, trust)
@@ -153,8 +153,8 @@ def train(
             log.warning("%s holds no %s: the data are taken to be the same", folder, SUBJECTS_FILE)
         return run_training(resolved, folder, checkpoint, kept, say=say, progress=progress)
     resolved = run_config(config, overrides, start, trust)
-    folder = Path(output).expanduser() if output else RUNS / str(resolved.get("name", "run"))
-    first = None if start is None else Path(start).expanduser()
+    folder = user_path(output) if output else RUNS / str(resolved.get("name", "run"))
+    first = None if start is None else user_path(start)
     return run_training(resolved, folder, start=first, say=say, progress=progress)
 
 

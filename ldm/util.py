@@ -368,6 +368,18 @@ def evenly_spread(most: int, total: int) -> list[int]:
     return [int((place + 0.5) * total / count) for place in range(count)]
 
 
+def user_path(path: str | Path) -> Path:
+    """Return the path that a user gives, with ``~`` for a home.
+
+    Raises:
+        ConfigError: CONFIG-VALUE for what is no path.
+    """
+    try:
+        return Path(path).expanduser()
+    except (TypeError, RuntimeError) as error:  # nobody of that name has a home
+        raise bad_value(f"{path!r} is no path: give that of a file or folder") from error
+
+
 def listed(given: Any) -> list[Any]:
     """Return one thing, such as a path or a name, or several of them, as a list."""
     return list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [given]

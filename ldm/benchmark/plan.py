@@ -22,7 +22,7 @@ from ldm.inference.request import Request
 from ldm.models.diffusion.samplers import get_sampler
 from ldm.storage import CONFIG_FILE, read_json
 from ldm.study import BATCH_SIZE, build_model, read_study
-from ldm.util import listed, nearest, resolve_target, trainer_options
+from ldm.util import listed, nearest, resolve_target, trainer_options, user_path
 
 OWN_KEYS = ("rows", "spaces", "seeds", "regression_of", "baselines")
 OWN_KEYS += ("budget", "sampling", "timing", "segmenter")
@@ -223,7 +223,7 @@ def plan_trainings(
             continue
         _check_row(name, row)
         if "run" in row:
-            found.append(_given(name, Path(row["run"]).expanduser(), output, trusted))
+            found.append(_given(name, user_path(row["run"]), output, trusted))
             continue
         variants = {name: []}
         if plan.get("regression_of") == name:

@@ -43,7 +43,7 @@ from ldm.report.gallery import Gallery
 from ldm.report.score_tables import column_key
 from ldm.storage import read_json
 from ldm.study import read_study
-from ldm.util import instantiate_from_config, listed, params_of, with_params
+from ldm.util import instantiate_from_config, listed, params_of, user_path, with_params
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ class Benchmark:
         self.command, self.trusted, self.columns = command, trust, columns
         for column in columns:  # a wrong one is refused before hours of work
             column_key(Evaluation(DEFAULT), column)
-        place = Path(output).expanduser()
+        place = user_path(output)
         cells = plan_cells(self.described, place, trust)
         patients = Patients()
         fixed = {t.folder: patients.fix(t) for t in trainings_of(cells) if not t.is_given}
@@ -163,7 +163,7 @@ class Benchmark:
                     f"{cell.row}: {place} has the scores of another model: choose another --output",
                 )
         if self.described.get("segmenter"):
-            folder = Path(self.described["segmenter"]).expanduser()
+            folder = user_path(self.described["segmenter"])
             _check_segmenter(folder, self.work, self.trusted)
 
     @property
@@ -312,7 +312,7 @@ class Benchmark:
         folders = {row: [c.prediction for c in cells] for row, cells in done.items()}
         path = work.output / "downstream_kept.json"
         return judge_once(
-            Path(segmenter).expanduser(),
+            user_path(segmenter),
             folders,
             work.reference,
             work.held_out,

@@ -44,7 +44,7 @@ from ldm.models.diffusion.samplers import SAMPLERS, get_sampler
 from ldm.progress import Progress, silent, unheard
 from ldm.storage import read_json, run_folder
 from ldm.study import Study
-from ldm.util import listed
+from ldm.util import listed, user_path
 
 log = logging.getLogger(__name__)
 
@@ -201,8 +201,8 @@ def sweep(
     Raises:
         ConfigError, CheckpointError (a model without reverse steps), DataError, OutputError.
     """
-    model, source = local_folder(model), Path(source).expanduser()
-    output = Path(output).expanduser()
+    model, source = local_folder(model), user_path(source)
+    output = user_path(output)
     pairs = _pairs(samplers, steps)
     study = study_of(model, trust)
     own_layout, found = detect_layout(source, layout, study.contrasts)

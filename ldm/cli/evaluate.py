@@ -9,6 +9,7 @@ from typing import Any
 
 from ldm.cli.arguments import MASKS, add_layout_argument, add_trust_argument
 from ldm.errors import bad_value
+from ldm.util import user_path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -162,7 +163,7 @@ def named_folders(given: Sequence[str]) -> dict[str, list[Path]]:
             name, folder = ROW, text
         if not name or not folder:
             raise bad_value(f"--prediction '{text}': expected NAME=FOLDER")
-        rows.setdefault(name, []).append(Path(folder).expanduser())
+        rows.setdefault(name, []).append(user_path(folder))
     return rows
 
 

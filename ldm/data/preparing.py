@@ -18,7 +18,7 @@ from ldm.data.manifest import Row, examine, read_manifest, said_of, state, write
 from ldm.data.seen import leaks, subject_digests
 from ldm.errors import DsdiffError, OutputError, survived
 from ldm.progress import Progress, in_threads, silent
-from ldm.util import instantiate_from_config, listed
+from ldm.util import instantiate_from_config, listed, user_path
 
 MANIFEST = "manifest.csv"
 BASE = "configs/base.yaml"  # whose data section says how data are looked at
@@ -70,7 +70,7 @@ def prepare(
         DataError: no subject is found. ConfigError: what is wrong, with its key path.
         OutputError: OUT-EXISTS where ``manifest.csv`` is the source, or a stranger's; OUT-IO.
     """
-    source, output = Path(source).expanduser(), Path(output).expanduser()
+    source, output = user_path(source), user_path(output)
     manifest = output / MANIFEST
     if manifest.exists() and source.exists() and manifest.samefile(source):
         raise OutputError("OUT-EXISTS", f"{manifest} is the input: choose another --output")

@@ -15,6 +15,7 @@ from ldm.diagnosis.data import data_params, diagnose_data
 from ldm.diagnosis.facts import Cause, RunFacts, read_facts
 from ldm.errors import DataError
 from ldm.progress import Progress, silent
+from ldm.util import user_path
 
 EXAMINED = 24  # subjects of a run's data that are read
 CLASSES = ("layout", "normaliser_config", "augmentation_config")  # may name what is not trusted
@@ -103,7 +104,7 @@ def diagnose_run(
     Raises:
         CheckpointError: CKPT-MISSING for a folder that holds no run, or one without metrics.
     """
-    facts = read_facts(Path(folder).expanduser())
+    facts = read_facts(user_path(folder))
     diagnosis = RunDiagnosis(facts)
     if with_data:
         try:

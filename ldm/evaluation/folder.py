@@ -45,7 +45,7 @@ from ldm.evaluation.scores import ROW, Evaluation
 from ldm.memory import keep_freed_memory
 from ldm.progress import Progress, silent
 from ldm.study import LABELS, Study
-from ldm.util import listed
+from ldm.util import listed, user_path
 
 if TYPE_CHECKING:
     from ldm.evaluation.metrics.perceptual import Perceptual
@@ -174,7 +174,7 @@ def _folder(path: Any) -> Path:
         raise bad_value(
             f"a prediction is a {type(path).__name__}: give the folder that it was saved in"
         )
-    return Path(path).expanduser()
+    return user_path(path)
 
 
 def _loaded(segmenter: Segmenter | Place | None) -> Segmenter | None:

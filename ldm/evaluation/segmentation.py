@@ -27,7 +27,7 @@ from ldm.evaluation.views import Masks
 from ldm.progress import Progress, silent
 from ldm.regions import REGION_SETS, region_masks, region_names
 from ldm.study import KNOWN, LABELS
-from ldm.util import listed
+from ldm.util import listed, user_path
 
 Told = str | Mapping[str, Any] | None
 Watch = Callable[[Evaluation, Subject, Layout, np.ndarray, np.ndarray], None]
@@ -67,7 +67,7 @@ def compare_segmentations(
     Raises:
         DataError: DATA-LAYOUT, DATA-MISSING. ConfigError: CONFIG-VALUE for an unknown region.
     """
-    prediction, reference = (Path(place).expanduser() for place in (prediction, reference))
+    prediction, reference = (user_path(place) for place in (prediction, reference))
     layout, real = detect_layout(reference, layout, KNOWN.with_labels(labels, "labels"))
     own = KNOWN.with_labels(prediction_labels, "prediction labels")
     own_layout, predicted = find_predictions(prediction, real, LABELS, own)

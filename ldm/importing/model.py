@@ -24,7 +24,7 @@ from ldm.models.diffusion.noise import KeyedNoise
 from ldm.models.diffusion.schedule import NoiseSchedule
 from ldm.storage import MODEL_FILE, remove, sha256
 from ldm.study import Study, build_model, read_study
-from ldm.util import listed, params_of, with_params
+from ldm.util import listed, params_of, user_path, with_params
 
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-8}  # public code keeps its schedule in float32
 
@@ -115,11 +115,11 @@ def import_model(
         :func:`write_imported`.
     """
     one_of("weights", weights, ("auto", "ema", "raw"))
-    output = Path(output).expanduser()
+    output = user_path(output)
     require_free(output, overwrite)
     files = [str(file) for file in listed(config)]
     described, unused = read_import_config(files, overrides)
-    source = Path(checkpoint).expanduser()
+    source = user_path(checkpoint)
     model, report = import_checkpoint(source, described, weights)
     digest = write_imported(output, model, described, source, overwrite)
     return Imported(output, model, described, report, unused, digest)

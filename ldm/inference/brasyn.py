@@ -17,6 +17,7 @@ from ldm.inference.trained import Read
 from ldm.inference.writing import FAILURES, Written, write_overlapped
 from ldm.progress import Progress, silent, unheard
 from ldm.study import Contrasts
+from ldm.util import user_path
 
 NAMING = "brats2023"  # of the volumes: t1n, t1c, t2w, t2f
 
@@ -53,7 +54,7 @@ def brasyn(
         DataError: DATA-MISSING or DATA-EMPTY where there is no case. OutputError: OUT-EXISTS for a
             stranger's file, OUT-IO. CheckpointError, UnsafeError: see :meth:`Synthesiser.load`.
     """
-    source, output = Path(input).expanduser(), Path(output).expanduser()
+    source, output = user_path(input), user_path(output)
     cases = case_folders(source)
     synthesiser = Synthesiser.load(model, device=device, trust=trust, progress=progress)
     known = synthesiser.study.contrasts

@@ -17,6 +17,7 @@ from ldm.data.nifti import Volume, decode_volume
 from ldm.data.volume_file import VolumeFile
 from ldm.errors import ConfigError, DataError, nearest
 from ldm.study import MASK_FILE, Study
+from ldm.util import user_path
 
 # a path, a nibabel image, or (array, affine)
 VolumeLike: TypeAlias = "str | Path | nib.spatialimages.SpatialImage | tuple[Any, Any]"
@@ -93,7 +94,7 @@ def as_file(name: str, volume: VolumeLike | float, case: str | None = None) -> V
         DataError: DATA-FORMAT for anything else, DATA-CORRUPT for an image that cannot be read.
     """
     if isinstance(volume, str | Path):
-        return VolumeFile(Path(volume).expanduser())
+        return VolumeFile(user_path(volume))
     try:
         return VolumeInMemory(Path(name), content=_encoded(volume, name, case))
     except (OSError, EOFError, zlib.error) as error:

@@ -33,6 +33,7 @@ from ldm.plots.overlay import attention_figure, overlay_figure
 from ldm.progress import unheard
 from ldm.storage import write_file, write_json
 from ldm.study import LABELS
+from ldm.util import user_path
 
 
 class ToSegment(NamedTuple):
@@ -205,8 +206,8 @@ def segment(
         DataError: there is no such subject. OutputError: OUT-EXISTS, OUT-INPUT, OUT-OWNER, OUT-IO.
         CheckpointError: CKPT-MISSING, CKPT-MISMATCH. ConfigError: CONFIG-VALUE.
     """
-    model, source = local_folder(model), Path(source).expanduser()
-    output = Path(output).expanduser()
+    model, source = local_folder(model), user_path(source)
+    output = user_path(output)
     own_layout, found = detect_layout(source, layout, study_of(model, trust).contrasts)
     if watch:
         watch(own_layout, found)

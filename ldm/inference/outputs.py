@@ -20,6 +20,7 @@ from ldm.data.synthetic import refuse_acquired
 from ldm.errors import OutputError
 from ldm.inference.forms import Image, digest_at, digest_of, form_named, spread_path, stored
 from ldm.storage import read_json, remove, write_file, write_json
+from ldm.util import user_path
 
 DECISIVE = ("Synthetic", "inputs", "request", "covariates")  # of a sidecar: what decides the voxels
 
@@ -108,7 +109,7 @@ class SyntheticVolume:
                 OUT-IO, OUT-INPUT. ConfigError: CONFIG-VALUE. DataError: DATA-ID, DATA-AFFINE, ...
         """
         form_named(form).check([self.id], [self.target])
-        root = Path(folder).expanduser()
+        root = user_path(folder)
         if any(file.parent.resolve() == (root / self.id).resolve() for file in self.sources):
             Inputs([root, *self.sources]).refuse_within(root)
         path, sidecar = volume_paths(root, self.id, self.target, form)

@@ -15,7 +15,7 @@ from ldm.config import read_saved_config
 from ldm.errors import CheckpointError, ConfigError
 from ldm.modules.diffusionmodules.model import AutoencoderSettings, Decoder, Encoder
 from ldm.storage import CONFIG_FILE, require_run
-from ldm.util import params_of
+from ldm.util import params_of, user_path
 
 FIRST_LOGVAR = -6.0  # of the posterior before training
 
@@ -130,7 +130,7 @@ class AutoencoderKL(nn.Module):
         self.scale_factor: float | None = None
         self.trained, self.train_subjects = False, []
         if ckpt_path is not None:
-            self.load(Path(ckpt_path).expanduser(), ignore_keys)
+            self.load(user_path(ckpt_path), ignore_keys)
 
     def load(self, path: Path, ignore_keys: Sequence[str] = ()) -> None:
         """Take the weights of a file or run folder, and what was measured on them."""
@@ -192,4 +192,4 @@ class TrainedFirstStage(AutoencoderKL):
             )
         own = params_of(described)
         super().__init__(own.get("ddconfig") or {}, own.get("embed_dim", 0))
-        self.load(Path(path).expanduser())
+        self.load(user_path(path))

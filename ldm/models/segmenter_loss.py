@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from ldm.models.base import Config
 from ldm.models.frozen import described_run, frozen_model, warn_of_held_out, without_run
 from ldm.models.segmentation import Segmentation, require_labels
 from ldm.study import Study
-from ldm.util import own_channels, with_params
+from ldm.util import own_channels, user_path, with_params
 
 WHERE = "model.params.loss_config.segmenter"
 ROBUST = {"target": "ldm.data.normalise.RobustNormaliser"}  # what no normaliser_config means
@@ -63,7 +62,7 @@ class SegmenterLoss(nn.Module):
                 f"with data.params.conditions=[{','.join((*conditions, str(target)))}]",
             )
         self.weight, self.loss = weight, BCEDiceLoss(pos_weight=1.0)
-        self.folder, self.trust = Path(path).expanduser() if path else None, trust
+        self.folder, self.trust = user_path(path) if path else None, trust
         self.model_config = model_config or described_run(self.folder, trust)[0]
         self.model = frozen_model(self.model_config, self.folder, f"{WHERE}.params.model_config")
         self._require(conditions, target)

@@ -24,6 +24,7 @@ from ldm.phantom.tissues import INDEX, TISSUES
 from ldm.progress import Progress, silent
 from ldm.regions import ENHANCING, NECROTIC_CORE, OEDEMA
 from ldm.storage import write_file
+from ldm.util import user_path
 
 MIN_SIZE, MAX_SIZE = 32, 240
 VISIBLE_ENHANCEMENT = 0.05  # mM; about 30 % brighter on T1 than the tumour without gadolinium
@@ -133,7 +134,7 @@ def write_phantoms(
     """
     check_range("subjects", subjects, 1, 9999)
     check_range("size", size, MIN_SIZE, MAX_SIZE)
-    output = Path(output).expanduser()
+    output = user_path(output)
     names = [f"Phantom_{number:04d}" for number in range(1, subjects + 1)]
     existing = [name for name in names if (output / name).exists()]
     if existing and not overwrite:

@@ -25,7 +25,7 @@ from ldm.report.score_tables import (
 )
 from ldm.report.tables import Table, write_table
 from ldm.storage import remove_own
-from ldm.util import listed
+from ldm.util import listed, user_path
 
 if TYPE_CHECKING:
     from ldm.report.gallery import Gallery
@@ -86,7 +86,7 @@ def evaluate(
         DataError, CheckpointError: see there. ConfigError: CONFIG-VALUE for a wrong column.
         OutputError: OUT-EXISTS, OUT-INPUT, OUT-OWNER, OUT-IO.
     """
-    output = None if output is None else Path(output).expanduser()
+    output = None if output is None else user_path(output)
     asked = [find_protocol(p) if isinstance(p, str) else p for p in listed(protocols)]
     folders, columns = listed_folders(predictions), listed(columns)
     check_columns(asked[0], columns)
@@ -141,7 +141,7 @@ def claim_report(
     """Return the claim of an evaluation on the folder of its report, if there is one."""
     if output is None:
         return nullcontext()
-    return claim(Path(output), verb, inputs=map(Path, inputs), writes=writes)
+    return claim(Path(output), verb, inputs=map(user_path, inputs), writes=writes)
 
 
 def write_evaluation(

@@ -12,6 +12,7 @@ from ldm.progress import Progress, silent
 from ldm.report.evaluation import claim_report
 from ldm.report.page import Report, Section, shareable, write_all
 from ldm.report.score_tables import segmentation_tables
+from ldm.util import user_path
 
 if TYPE_CHECKING:
     from ldm.report.gallery import OverlayGallery
@@ -45,8 +46,8 @@ def evaluate_segmentations(
     Raises:
         DataError: see there. OutputError: OUT-EXISTS, OUT-INPUT, OUT-OWNER, OUT-IO.
     """
-    folder = None if output is None else Path(output).expanduser()
-    inputs = [Path(place).expanduser() for place in (prediction, reference)]
+    folder = None if output is None else user_path(output)
+    inputs = [user_path(place) for place in (prediction, reference)]
     gallery = None if folder is None else _new_gallery()
     with claim_report(folder, inputs, "segment evaluate", SEGMENTATION_FILES):
         result = compare_segmentations(

@@ -227,6 +227,27 @@ def test_home_is_found_in_every_path(tmp_path, monkeypatch, run_folder, patients
     assert (tmp_path / "scores/report.html").is_file()
 
 
+@pytest.mark.parametrize("path", [None, 5, "~nobody-of-this-name/x"])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda path, run: Synthesiser.load(path),
+        lambda path, run: ldm.export(path, "model"),
+        lambda path, run: ldm.export(run, path),
+        lambda path, run: ldm.evaluate("predictions", path, output="scores"),
+        lambda path, run: ldm.segment(run, path, "labels"),
+        lambda path, run: ldm.prepare(path, "prepared"),
+        lambda path, run: ldm.diagnose_run(path),
+        lambda path, run: ldm.ensemble([run, path], "mean"),
+    ],
+)
+def test_what_is_no_path_is_named(call, path, run_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=re.escape(f"{path!r} is no path")):
+        call(path, run_folder)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_resumed_run_has_a_folder(run_folder, tmp_path):
     with pytest.raises(ConfigError, match="has its own YAML and folder"):
         train(resume=run_folder, output=tmp_path)

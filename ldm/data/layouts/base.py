@@ -24,7 +24,7 @@ from ldm.data.volume_file import VolumeFile
 from ldm.errors import DataError
 from ldm.label_scheme import USUAL, LabelScheme
 from ldm.study import KNOWN, LABELS, MASK_FILE, Contrasts
-from ldm.util import nearest
+from ldm.util import nearest, user_path
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class Tree:
     """
 
     def __init__(self, root: Path, synthetic: bool = True) -> None:
-        self.root = Path(os.path.normpath(Path(root).expanduser().absolute()))
+        self.root = Path(os.path.normpath(user_path(root).absolute()))
         self.passed_over = 0  # folders of synthetic volumes
         self.files = sorted(self._walk(synthetic))
 

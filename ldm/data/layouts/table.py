@@ -20,6 +20,7 @@ from ldm.errors import DataError
 from ldm.label_scheme import NOT_TOLD, LabelScheme, read_scheme
 from ldm.storage import require_regular
 from ldm.study import LABELS, MASK_FILE, Contrasts
+from ldm.util import user_path
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ def volume_at(cell: str, folder: Path, contrast: str) -> VolumeFile:
     text, channel = marked.groups() if marked else (cell, None)
     if "\\" in text and not (folder / text).exists():
         text = cell = text.replace("\\", "/")  # as Windows writes it
-    path = folder / Path(text).expanduser()
+    path = folder / user_path(text)
     if text.lower().endswith(ENDINGS):
         channel = channel or ("mask" if contrast in (LABELS, MASK_FILE) else None)
         if channel is None:
@@ -60,7 +61,7 @@ def volume_at(cell: str, folder: Path, contrast: str) -> VolumeFile:
         if channel == "mask":
             raise _bad_channel(cell, contrast, f"{text}, or {text}#0 of a file of several volumes")
         return VolumeFile(path, int(channel) if channel else None)
-    return DicomSeries(folder / Path(cell).expanduser())
+    return DicomSeries(folder / user_path(cell))
 
 
 def _bad_channel(cell: str, contrast: str, expected: str) -> DataError:

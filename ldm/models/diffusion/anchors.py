@@ -23,7 +23,7 @@ from ldm.models.frozen import described_run, frozen_model, without_run
 from ldm.modules.broadcast import per_channel, per_item
 from ldm.modules.polynomial import polynomial
 from ldm.study import akin_of
-from ldm.util import evenly_spread, instantiate_from_config, own_channels
+from ldm.util import evenly_spread, instantiate_from_config, own_channels, user_path
 
 FITTED_SLICES = 2000  # spread evenly over the training slices: a regression has few coefficients
 
@@ -207,7 +207,7 @@ class ModelAnchor(Anchor):
                 "which model is the anchor? Give model.params.anchor_config.params.path=RUN, a "
                 "run of `dsdiff train` with the same conditions",
             )
-        folder = path and Path(path).expanduser()
+        folder = path and user_path(path)
         self.model_config = model_config or self._described(folder, trust)
         where = "model.params.anchor_config.params.model_config"
         self.model = frozen_model(self.model_config, folder, where)
