@@ -22,7 +22,7 @@ from ldm.inference.request import Request
 from ldm.models.diffusion.samplers import get_sampler
 from ldm.storage import CONFIG_FILE, read_json
 from ldm.study import BATCH_SIZE, build_model, read_study
-from ldm.util import listed, nearest, resolve_target, trainer_options, user_path
+from ldm.util import listed, nearest, resolve_target, targets_in, trainer_options, user_path
 
 OWN_KEYS = ("rows", "spaces", "seeds", "regression_of", "baselines")
 OWN_KEYS += ("budget", "sampling", "timing", "segmenter")
@@ -58,6 +58,11 @@ class Training:
     folder: Path
     run: Path
     is_given: bool = False
+
+    @property
+    def targets(self) -> list[str]:
+        """The classes that its configuration names, each once."""
+        return sorted(set(targets_in(self.config)))
 
     def label(self, several_spaces: bool) -> str:
         """Return what a table calls it, whatever the seed."""

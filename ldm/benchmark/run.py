@@ -301,7 +301,8 @@ class Benchmark:
         """Return the pictures of the first seed of each row."""
         work, gallery = self.work, Gallery()
         pictures = {row: cells[0].prediction for row, cells in done.items()}
-        gallery.read(result, pictures, work.reference, work.layout, work.mask)
+        named = [t for training in self.trainings for t in training.targets]
+        gallery.read(result, pictures, work.reference, work.layout, work.mask, named)
         return gallery
 
     def _downstream(self, done: Mapping[str, Sequence[GridCell]]) -> Evaluation | None:

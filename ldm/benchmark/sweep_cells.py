@@ -162,7 +162,8 @@ class SweepCells:
 
     def _quality(self, path: Path, volumes: Path | None) -> Quality:
         told = (volumes, self.reference, self.references, path, self.study)
-        result = evaluate_once(*told, allow_seen=bool(self.seen), layout=self.layout)
+        trust = self.synthesiser.trained.trust
+        result = evaluate_once(*told, allow_seen=bool(self.seen), layout=self.layout, trust=trust)
         result.require_complete()
         return Quality.of(result)
 

@@ -115,6 +115,7 @@ def _evaluate(
         labels=args.labels,
         mask=args.mask,
         allow_seen=args.allow_seen,
+        trust=args.trust,
         watch=gallery.add if gallery else None,
         progress=show_progress,
         **told,

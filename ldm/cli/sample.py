@@ -144,6 +144,7 @@ def run(args: argparse.Namespace) -> int:
     """Sample every subject; one that fails does not stop the others."""
     from ldm.checkpoint import study_of
     from ldm.claims import claim
+    from ldm.config import foreign_targets
     from ldm.data.layouts import select_subjects
     from ldm.data.layouts.base import stored_files
     from ldm.inference.forms import form_named
@@ -185,6 +186,8 @@ def run(args: argparse.Namespace) -> int:
     if is_read and any(study.target in subject.files for subject in subjects):
         words = ["--prediction", str(args.output), "--reference", str(args.input)]
         words += ["--layout", args.layout] if args.layout else []
+        for target in foreign_targets(study.data.get("normaliser_config") or {}):
+            words += ["--trust", target]
         print_next(shlex.join(["dsdiff", "evaluate", *words, "--output", "evaluation"]))
     return code
 

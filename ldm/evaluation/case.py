@@ -12,7 +12,7 @@ through the same map.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -300,11 +300,17 @@ def copied(case: Case) -> Prediction | None:
     return Prediction(in_reference_units(case.inputs[source], scale, case))
 
 
-def read_prediction(subject: Subject, layout: Layout, case: Case) -> Prediction:
+def read_prediction(
+    subject: Subject, layout: Layout, case: Case, trust: Collection[str] = ()
+) -> Prediction:
     """Return the synthetic volume of a patient, and its spread, in the units of the reference.
+
+    Args:
+        trust: normalisers of the user's own that a sidecar may name.
 
     Raises:
         DataError: it cannot be read, lies on another grid, or its sidecar is damaged.
+        UnsafeError: UNSAFE-TARGET, UNSAFE-IMPORT.
     """
     target = case.study.target
     arrays, geometry = load_contrasts(subject, layout, [target])
@@ -313,7 +319,7 @@ def read_prediction(subject: Subject, layout: Layout, case: Case) -> Prediction:
     spread = _read_spread(spread_path(subject.files[target].path), case)
     if not sidecar.is_file():
         return Prediction(arrays[target], spread, is_stray=geometry.is_synthetic)
-    scale, normaliser, request, mask = _stated(sidecar, case)
+    scale, normaliser, request, mask = _stated(sidecar, case, trust)
     samples = request.get("samples")
     if mask != case.mask:
         log.warning(
@@ -328,7 +334,7 @@ def read_prediction(subject: Subject, layout: Layout, case: Case) -> Prediction:
 
 
 def _stated(
-    sidecar: Path, case: Case
+    sidecar: Path, case: Case, trust: Collection[str]
 ) -> tuple[IntensityScale, Normaliser | None, Mapping[str, Any], str]:
     """Return what a sidecar says: scale, normaliser, what was asked of the model, and mask.
 
@@ -348,7 +354,7 @@ def _stated(
         if config:
             from ldm.config import trusted_targets  # reads YAML
 
-            refuse_untrusted_targets(config, trusted_targets(), sidecar.name)
+            refuse_untrusted_targets(config, trusted_targets(), sidecar.name, named=trust)
             normaliser = instantiate_from_config(config, where=sidecar.name)
         if not isinstance(normaliser, Normaliser | None):
             raise ValueError(f"{type(normaliser).__name__} is no normaliser")

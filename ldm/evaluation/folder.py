@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,6 +73,7 @@ def evaluate_folders(
     labels: str | Mapping[str, Any] | None = None,
     mask: str = "auto",
     allow_seen: bool = False,
+    trust: Collection[str] = (),
     watch: Watch | None = None,
     progress: Progress = silent,
 ) -> Evaluation:
@@ -81,8 +82,7 @@ def evaluate_folders(
     A patient whose files cannot be used, or whom a model was trained on, is a failure of the row.
 
     Args:
-        predictions: row name -> folder of ``ID_TARGET.nii.gz``; several folders are the training
-            seeds of one row; a folder alone is the row ROW.
+        predictions: folders of ``ID_TARGET.nii.gz``, see :func:`listed_folders`.
         reference: folder, or CSV, of real subjects in any known layout.
         target: contrast that was synthesised; None: what the sidecars state, else the usual one.
         study: that and the contrasts it was made from, instead of ``target``.
@@ -95,6 +95,7 @@ def evaluate_folders(
         labels: what labels mean, see :func:`ldm.label_scheme.read_scheme`; None: by the data set.
         mask: what is brain, see :func:`ldm.data.brain.subject_brain`.
         allow_seen: judge the patients of the training too.
+        trust: classes of the user's own that predictions, or the segmenter's run, may name.
         watch: called with each patient's volumes, of the first seed of each row.
         progress: shows how many patients are done.
 
@@ -102,21 +103,20 @@ def evaluate_folders(
         the evaluation under the first protocol; the others, and ``downstream``, are its ``others``.
 
     Raises:
-        DataError: no patients; DATA-MISSING for one that the reference lacks; DATA-SEGMENTER for a
-            segmenter that does not look at the target. CheckpointError: of ``lpips_weights``.
+        DataError: no patients, DATA-MISSING, DATA-SEGMENTER. CheckpointError. UnsafeError.
     """
-    segmenter, given = _loaded(segmenter), listed_folders(predictions)
+    segmenter, given = _loaded(segmenter, trust), listed_folders(predictions)
     told = study or judged_study([path for own in given.values() for path in own], target)
     study = replace(told, contrasts=told.contrasts.with_labels(labels, "labels"))
     layout, real = detect_layout(Path(reference), layout, study.contrasts)
-    folders = predictions_of(given, real, study)
-    chosen = select_subjects(real, _predicted(folders) if subjects is None else subjects)
+    rows = predictions_of(given, real, study)
+    chosen = select_subjects(real, _predicted(rows) if subjects is None else subjects)
     results = _empty(protocols, [*given, *([study.copied] if baseline else [])], chosen, study)
-    work = _Work(layout, mask, folders, results, _network(results, lpips_weights), allow_seen)
+    work = _Work(layout, mask, rows, results, _network(results, lpips_weights), allow_seen, trust)
     first = work.run(chosen, baseline, watch, progress)
     if segmenter:
         options = (layout, study, baseline, allow_seen, progress)
-        first.others["downstream"] = downstream_scores(segmenter, folders, chosen, *options)
+        first.others["downstream"] = downstream_scores(segmenter, rows, chosen, *options)
     return first
 
 
@@ -150,7 +150,7 @@ def predictions_of(
 
 
 def listed_folders(predictions: Place | Folders) -> dict[str, list[Path]]:
-    """Return row -> folders; a folder alone is the row ROW.
+    """Return row -> folders: several are the training seeds of one row, one alone is the row ROW.
 
     Raises:
         ConfigError: CONFIG-VALUE for anything but a folder, or row names and their folders.
@@ -177,12 +177,12 @@ def _folder(path: Any) -> Path:
     return user_path(path)
 
 
-def _loaded(segmenter: Segmenter | Place | None) -> Segmenter | None:
+def _loaded(segmenter: Segmenter | Place | None, trust: Collection[str]) -> Segmenter | None:
     if not isinstance(segmenter, str | Path):
         return segmenter
     from ldm.inference.segmentation import NetworkSegmenter
 
-    return NetworkSegmenter(segmenter)
+    return NetworkSegmenter(segmenter, trust)
 
 
 def _network(results: Sequence[Evaluation], weights: Place | None) -> Perceptual | None:
@@ -208,6 +208,7 @@ class _Work:
     results: Sequence[Evaluation]
     perceptual: Perceptual | None
     allow_seen: bool = False
+    trust: Collection[str] = ()
     features: dict[tuple[int, str, int], list[tuple[NDArray[Any], NDArray[Any]]]] = field(
         default_factory=dict
     )
@@ -252,7 +253,7 @@ class _Work:
                         raise DataError("DATA-MISSING", "there is no prediction", subject.id)
                     predicted[subject.id].require([str(self.results[0].study.target)], layout)
                     self._check_seen(row, predicted[subject.id])
-                    volume = read_prediction(predicted[subject.id], layout, case)
+                    volume = read_prediction(predicted[subject.id], layout, case, self.trust)
                     self._check_units(row, case, volume, predicted[subject.id])
                     self._check_same(row, subject, predicted[subject.id])
                     self._score(row, seed, case, volume)

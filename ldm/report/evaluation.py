@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -70,6 +70,7 @@ def evaluate(
     labels: str | Mapping[str, Any] | None = None,
     mask: str = "auto",
     allow_seen: bool = False,
+    trust: Collection[str] = (),
     columns: Sequence[str] = (),
     progress: Progress = silent,
 ) -> Evaluation:
@@ -79,11 +80,11 @@ def evaluate(
         output: folder for ``report.html``, tables, figures and metrics; None: nothing is written.
         columns: of ``table.tex``, ``.md`` and ``.csv`` there, as ``tumour:psnr``; empty: the usual.
         predictions, reference, target, subjects, protocols, baseline, segmenter, lpips_weights,
-        layout, labels, mask, allow_seen, progress: see
+        layout, labels, mask, allow_seen, trust, progress: see
             :func:`ldm.evaluation.folder.evaluate_folders`.
 
     Raises:
-        DataError, CheckpointError: see there. ConfigError: CONFIG-VALUE for a wrong column.
+        DataError, CheckpointError, UnsafeError: see there. ConfigError: a wrong column.
         OutputError: OUT-EXISTS, OUT-INPUT, OUT-OWNER, OUT-IO.
     """
     output = None if output is None else user_path(output)
@@ -107,6 +108,7 @@ def evaluate(
             labels=labels,
             mask=mask,
             allow_seen=allow_seen,
+            trust=trust,
             watch=gallery.add if gallery else None,
             progress=progress,
         )

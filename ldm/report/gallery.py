@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import zip_longest
@@ -144,6 +144,7 @@ class Gallery:
         reference: Path,
         layout: Any = None,
         mask: str = "auto",
+        trust: Collection[str] = (),
     ) -> None:
         """Add the patients of an evaluation whose scores are known, a row a folder."""
         study = result.study
@@ -156,7 +157,7 @@ class Gallery:
             nonfinite = nonfinite_of(found, subject, str(study.target))
             case = load_case(real[subject], layout, study, mask, nonfinite)
             volumes = {
-                row: read_prediction(predicted[subject], own, case)
+                row: read_prediction(predicted[subject], own, case, trust)
                 for row, ((own, predicted),) in found.items()
                 if (row, subject) in scored and subject in predicted
             }

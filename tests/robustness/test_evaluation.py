@@ -106,6 +106,30 @@ def test_ex_11_a_class_of_someone_in_a_sidecar_is_refused(dsdiff, tmp_path, samp
     assert (code, "UNSAFE-TARGET" in line) == (10, True)
 
 
+def test_predictions_in_units_of_a_normaliser_of_ones_own(
+    dsdiff, tmp_path, sampled, patients, monkeypatch
+):
+    """Its class is named in their sidecars, and by who trusts it."""
+    (tmp_path / "own_units.py").write_text(
+        "from ldm.data.normalise import RobustNormaliser\nclass Own(RobustNormaliser): pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    folder = shutil.copytree(sampled, tmp_path / "own")
+    for sidecar in folder.glob("*_t1ce.json"):
+        known = json.loads(sidecar.read_text())
+        sidecar.write_text(json.dumps(known | {"normaliser": {"target": "own_units.Own"}}))
+    given = ("evaluate", "--prediction", folder, "--reference", patients, "--allow-seen")
+    code, line = dsdiff(*given)
+    assert (code, "add --trust own_units.Own" in line) == (10, True)
+    code, line = dsdiff(*given, "--trust", "own_units.Own", "--output", tmp_path / "out")
+    assert code == 0, line
+    own, usual = (
+        evaluate(place, patients, allow_seen=True, trust=["own_units.Own"]).scores
+        for place in (folder, sampled)
+    )
+    assert [score.value for score in own] == [score.value for score in usual]
+
+
 @pytest.mark.parametrize("constant", ["inside the brain", "everywhere"])
 def test_bn_04_a_constant_reference_ends_no_evaluation(dsdiff, tmp_path, sampled, cohort, constant):
     path = cohort / P1 / f"{P1}_t1ce.nii.gz"
