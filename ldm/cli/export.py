@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from pathlib import Path
 
 from ldm.cli.arguments import add_trust_argument
-from ldm.cli.terminal import print_next
+from ldm.cli.terminal import print_next, sampling_command
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,5 +35,5 @@ def run(args: argparse.Namespace) -> int:
     more = ", denoiser.onnx, denoiser.pt2" if args.onnx else ""
     print(f"Written: {folder}/model.safetensors, config.yaml{more}")
     print("  README.md: the model card; read it, and complete it")
-    print_next(f"dsdiff sample {shlex.quote(str(folder))} --input SUBJECTS --output PREDICTIONS")
+    print_next(sampling_command(folder, args.trust))
     return 0

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldm.cli.arguments import split_words
-from ldm.cli.terminal import print_next
+from ldm.cli.terminal import print_next, sampling_command
 
 if TYPE_CHECKING:
     from ldm.importing.model import Imported
@@ -49,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
     """Import, write the model folder, say what was done."""
     from rich.console import Console
 
+    from ldm.config import foreign_targets
     from ldm.errors import ConfigError, OutputError
     from ldm.importing.model import ImportMismatch, import_model
     from ldm.storage import write_json
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     console = Console(highlight=False)
     console.print(summary(done))
     console.print(f"Written: {args.output}", markup=False)
-    print_next(next_command(args.output, done.config))
+    print_next(sampling_command(args.output, foreign_targets(done.config)))
     return 0
 
 
@@ -145,11 +145,3 @@ def show_mismatch(report: Any, console: Any) -> None:
                 console.print(f"  {line}", markup=False, soft_wrap=True)
     for hint in report.hints:
         console.print(f"Hint: {hint}", markup=False, soft_wrap=True)
-
-
-def next_command(folder: Path, config: Mapping[str, Any]) -> str:
-    """Return the command that samples from the model."""
-    from ldm.config import foreign_targets
-
-    trust = "".join(f" --trust {target}" for target in foreign_targets(config))
-    return f"dsdiff sample {shlex.quote(str(folder))} --input FOLDER --output predictions{trust}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,6 +54,13 @@ def training_command(root: str | Path, config: Sequence[str] = ()) -> str:
     files = [a for a in config if "=" not in a] or [f"configs/backbone/{network}.yaml"]
     overrides = [f"data.params.root={root}", *(a for a in config if "=" in a)]
     return shlex.join(["dsdiff", "train", *files, *overrides, "name=mine"])
+
+
+def sampling_command(model: str | Path, trust: Collection[str] = ()) -> str:
+    """Return what samples from a model, whose folder may name the classes of ``trust``."""
+    named = [part for target in trust for part in ("--trust", target)]
+    words = ["dsdiff", "sample", str(model), "--input", "PATIENTS", "--output", "predictions"]
+    return shlex.join([*words, *named])
 
 
 def reporter(verb: str) -> Callable[[DsdiffError], None]:

@@ -10,6 +10,7 @@ import pytest
 import ldm
 from ldm.callbacks.metrics_file import read_curves
 from ldm.cli.main import main
+from ldm.cli.terminal import sampling_command
 from ldm.denoiser import ONNX_FILE, PROGRAM_FILE
 from ldm.errors import CheckpointError, ConfigError, OutputError
 from ldm.handover import require_private
@@ -210,3 +211,8 @@ def test_no_card_of_older_weights_beside_new_ones(exported, run_folder, monkeypa
     assert not (exported / "README.md").exists()
     ldm.export(run_folder, exported, licence="CC-BY-4.0", overwrite=True)
     assert "CC-BY-4.0" in (exported / "README.md").read_text()
+
+
+def test_the_next_command_trusts_what_this_one_did():
+    command = sampling_command("a model", ["my_units.Own"])
+    assert "dsdiff sample 'a model' --input" in command and "--trust my_units.Own" in command

@@ -45,7 +45,7 @@ def test_an_imported_model_samples_what_the_original_samples(
     report = tmp_path / "report.json"
     assert import_model(public, run_folder, tmp_path / "model", "--report", str(report)) == 0
     printed = capsys.readouterr().out
-    assert f"dsdiff sample {tmp_path}/model --input FOLDER --output predictions\n" in printed
+    assert f"dsdiff sample {tmp_path}/model --input PATIENTS --output predictions\n" in printed
     described = json.loads(report.read_text())
     original = read_model(run_folder / MODEL_FILE)[1]["sha256"]
     assert described["weights"] == "ema" and described["sha256"] == original
