@@ -20,7 +20,15 @@ from ldm.data.seen import SUBJECTS_FILE
 from ldm.denoiser import ONNX_FILE, PROGRAM_FILE, denoiser_files
 from ldm.errors import CheckpointError
 from ldm.model_file import read_model
-from ldm.storage import ERROR_MODEL, MODEL_FILE, read_json, remove, run_folder, write_files
+from ldm.storage import (
+    COST_FILE,
+    ERROR_MODEL,
+    MODEL_FILE,
+    read_json,
+    remove,
+    run_folder,
+    write_files,
+)
 from ldm.study import Study
 from ldm.util import user_path, without_params
 
@@ -72,7 +80,7 @@ def export(
     model = loaded.model
     tensors, metadata = read_model(file)
     config = without_patients(read_run_config(folder, trust))
-    known, cost = read_json(folder / SUBJECTS_FILE), read_json(folder / "cost.json")
+    known, cost = read_json(folder / SUBJECTS_FILE), read_json(folder / COST_FILE)
     facts = _facts_of_training(folder, known, cost, metadata.get("step"))
     card = model_card(config, loaded.study, metadata, facts, licence)
     said = {name: metadata[name] for name in (*model.facts(), *KEPT) if name in metadata}

@@ -27,6 +27,7 @@ from ldm.util import user_path
 
 CHUNK = 1 << 20
 MODEL_FILE, CONFIG_FILE = "model.safetensors", "config.yaml"  # of a run
+COST_FILE = "cost.json"  # what a training, or a sampling, took
 ERROR_MODEL = "error_model"  # beside weights and in sidecars: ldm.models.diffusion.error_model
 ABANDONED_AFTER = 86400  # seconds; no folder takes a day to write
 NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP)  # of file systems without hard links

@@ -19,7 +19,7 @@ from pytorch_lightning.callbacks import Timer
 
 from ldm.binding import decisive, rate_notice, require_resumable
 from ldm.calibrating import calibrate
-from ldm.callbacks.metrics_file import MetricsFile, read_curves
+from ldm.callbacks.metrics_file import METRICS_FILE, MetricsFile, read_curves
 from ldm.callbacks.progress import TrainingProgress
 from ldm.callbacks.ranks import RankGuard, is_main_process
 from ldm.callbacks.run import RunCheckpoint, StopOnSignal
@@ -49,7 +49,7 @@ from ldm.data.seen import (
 from ldm.environment import require_safe_libraries, resolve_precision
 from ldm.errors import ConfigError, OutputError, bad_value
 from ldm.progress import Progress, silent, unheard
-from ldm.storage import CONFIG_FILE, MODEL_FILE, read_json, run_folder
+from ldm.storage import CONFIG_FILE, COST_FILE, MODEL_FILE, read_json, run_folder
 from ldm.study import build_model
 from ldm.training_cost import write_training_cost
 from ldm.util import instantiate_from_config, listed, params_of, user_path
@@ -63,9 +63,9 @@ RUN_FILES = (
     CONFIG_FILE,
     PLACE_FILE,
     MODEL_FILE,
-    "metrics.csv",
-    "subjects.json",
-    "cost.json",
+    METRICS_FILE,
+    SUBJECTS_FILE,
+    COST_FILE,
     "loss.svg",
 )
 
@@ -101,7 +101,7 @@ class TrainedRun:
     @property
     def cost(self) -> dict[str, Any]:
         """Seconds, peak memory, energy and subjects of the training: ``cost.json``."""
-        return read_json(self.folder / "cost.json")
+        return read_json(self.folder / COST_FILE)
 
 
 def train(

@@ -12,7 +12,7 @@ from ldm.callbacks.progress import images_a_step
 from ldm.cost.energy import EnergyMeter
 from ldm.cost.network import peak_memory
 from ldm.data.datamodule import ContrastDataModule
-from ldm.storage import write_json
+from ldm.storage import COST_FILE, write_json
 
 
 def write_training_cost(
@@ -35,7 +35,7 @@ def write_training_cost(
     timer = next(c for c in callbacks if isinstance(c, Timer))
     lost = "resumed: what the processes before used is not known" if is_resumed else ""
     write_json(
-        folder / "cost.json",
+        folder / COST_FILE,
         {
             "finished": finished,
             "steps": trainer.global_step,

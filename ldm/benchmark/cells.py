@@ -34,7 +34,7 @@ from ldm.evaluation.scores import Evaluation
 from ldm.inference.baseline_volumes import write_baseline
 from ldm.model_file import told_digest
 from ldm.progress import PART_OF, Progress, silent
-from ldm.storage import MODEL_FILE, appending, read_json, write_json
+from ldm.storage import COST_FILE, MODEL_FILE, appending, read_json, write_json
 from ldm.study import Study
 from ldm.util import params_of
 
@@ -216,7 +216,7 @@ class Work:
         if code == PartialError.exit_code:  # its patients are failures in the table
             code = 0
         timing = cell.folder / "timing"
-        if not code and cell.is_timed and self.timing and not (timing / "cost.json").is_file():
+        if not code and cell.is_timed and self.timing and not (timing / COST_FILE).is_file():
             self._say(cell, "measuring time and memory")
             once = ["--subjects", min(self.held_out), "--timing", self.timing]
             code, reason = self._dsdiff(
@@ -379,7 +379,7 @@ def _search_path() -> list[str]:
 
 def is_trained(training: Training) -> bool:
     """Return whether a run has had all its steps."""
-    return training.is_given or bool(read_json(training.run / "cost.json").get("finished"))
+    return training.is_given or bool(read_json(training.run / COST_FILE).get("finished"))
 
 
 def require_same_config(training: Training) -> None:

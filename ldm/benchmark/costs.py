@@ -10,16 +10,16 @@ from ldm.benchmark.plan import GridCell, Training
 from ldm.benchmark.results import RowCost
 from ldm.callbacks.metrics_file import read_curves
 from ldm.cost.network import count_flops, count_parameters, training_flops
-from ldm.storage import read_json, write_json
+from ldm.storage import COST_FILE, read_json, write_json
 from ldm.study import build_model
 
 
 def cell_cost(cell: GridCell) -> RowCost:
     """Return what a finished cell cost, from what its processes wrote and from its network."""
-    training, run = cell.training, read_json(cell.training.run / "cost.json")
+    training, run = cell.training, read_json(cell.training.run / COST_FILE)
     network = network_cost(training)
-    sampling = read_json(cell.folder / "timing" / "cost.json")
-    sampling = sampling or read_json(cell.prediction / "cost.json")
+    sampling = read_json(cell.folder / "timing" / COST_FILE)
+    sampling = sampling or read_json(cell.prediction / COST_FILE)
     slice_seconds, volume_seconds = median_seconds(sampling)
     images = run.get("images_a_step") or run.get("batch_size") or 0  # as an older version wrote
     steps = run.get("steps")

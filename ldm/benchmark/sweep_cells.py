@@ -42,7 +42,7 @@ from ldm.inference.trained import load_for_inference
 from ldm.inference.volume_writer import VolumeWriter
 from ldm.models.diffusion.samplers import SAMPLERS, get_sampler
 from ldm.progress import Progress, silent, unheard
-from ldm.storage import read_json, run_folder
+from ldm.storage import COST_FILE, read_json, run_folder
 from ldm.study import Study
 from ldm.util import listed, user_path
 
@@ -130,7 +130,7 @@ class SweepCells:
             known = survived(error, OutputError)
             self.report(known)
             return Cell(name, steps, synthesiser.calls, problem=f"FAILED: {known}")
-        seconds = median_seconds(read_json(folder / "cost.json"))
+        seconds = median_seconds(read_json(folder / COST_FILE))
         return Cell(name, steps, synthesiser.calls, "", quality, *seconds)
 
     def baseline(self) -> Quality:

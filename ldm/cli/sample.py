@@ -151,9 +151,9 @@ def run(args: argparse.Namespace) -> int:
     from ldm.inference.outputs import write_about
     from ldm.inference.parallel import shared_among
     from ldm.inference.space import require_room
-    from ldm.inference.volume_writer import COST_FILE, VolumeWriter
+    from ldm.inference.volume_writer import VolumeWriter
     from ldm.inference.writing import FAILURES
-    from ldm.storage import write_json
+    from ldm.storage import COST_FILE, write_json
 
     request(args)  # a wrong one is refused before the folder is listed
     study, form = study_of(args.model, args.trust), form_named(args.form)

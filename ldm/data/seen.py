@@ -23,7 +23,7 @@ from ldm.data.patients import folded_patient, patient_of
 from ldm.data.volume_file import VolumeFile
 from ldm.errors import CheckpointError, DataError
 from ldm.progress import in_threads
-from ldm.storage import cache_root, read_json, run_folder, write_json
+from ldm.storage import COST_FILE, cache_root, read_json, run_folder, write_json
 from ldm.study import KNOWN, LABELS, MASK_FILE, Study
 from ldm.util import params_of
 
@@ -150,7 +150,7 @@ def read_seen(run: Path, part: str = "train") -> Digests:
     found = read_json(run / SUBJECTS_FILE).get(part)
     if found is not None:
         return found
-    return {subject: {} for subject in read_json(run / "cost.json").get(f"{part}_subjects") or ()}
+    return {subject: {} for subject in read_json(run / COST_FILE).get(f"{part}_subjects") or ()}
 
 
 def spacing_text(spacing: Sequence[float]) -> str:

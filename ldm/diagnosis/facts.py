@@ -17,7 +17,7 @@ from ldm.config import read_saved_config
 from ldm.diagnosis.curves import Curve
 from ldm.diagnosis.data import DataDiagnosis
 from ldm.errors import CheckpointError
-from ldm.storage import CONFIG_FILE, MODEL_FILE, read_json
+from ldm.storage import CONFIG_FILE, COST_FILE, MODEL_FILE, read_json
 
 LOSS, VALIDATION = "train/loss", "val/loss"
 NO_COMPONENT = {"loss", "grad_norm", "lr", *(f"loss_t{bucket}" for bucket in range(BUCKETS))}
@@ -152,7 +152,7 @@ def read_facts(folder: Path) -> RunFacts:
         folder,
         read_saved_config(folder / CONFIG_FILE),
         {name: curve for name, curve in curves.items() if len(curve.values)},
-        train_subjects=len(read_json(folder / "cost.json").get("train_subjects", ())),
+        train_subjects=len(read_json(folder / COST_FILE).get("train_subjects", ())),
         parameters=parameters,
         weight_size=size,
     )

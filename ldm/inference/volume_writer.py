@@ -13,9 +13,8 @@ from ldm.inference.request import Request
 from ldm.inference.synthesis import Synthesiser
 from ldm.inference.trained import Read, load_for_inference
 from ldm.inference.writing import Writer
-from ldm.storage import read_json, write_json
+from ldm.storage import COST_FILE, read_json, write_json
 
-COST_FILE = "cost.json"
 ALIKE = ("device", "precision", "batch_size", "steps", "calls")  # of seconds that are compared
 Made = tuple[SyntheticVolume, list[dict[str, Any]]]  # and what it cost
 
