@@ -62,14 +62,23 @@ def test_oi_05_an_input_is_never_an_output_even_with_overwrite(inputs, tmp_path,
 
 
 def test_oi_05_what_stands_in_an_input_folder_is_kept_though_no_layout_names_it(inputs):
-    notes = inputs.with_name("P1_t1ce.json")
+    patients = inputs.parents[1]
+    notes = patients / "made/P1_t1ce.json"
+    notes.parent.mkdir()
     notes.write_text("of the scanner")
-    with claim(inputs.parent, "sample", inputs=[inputs.parents[1]], replace=True):
+    with claim(notes.parent, "sample", inputs=[patients], replace=True):
         with refused("OUT-INPUT"):
             own(notes)
-        own(inputs.with_name("P1_new.json"))  # a new name is no loss,
-        own(inputs.with_name("P1_new.json"))  # and then it is our own
+        own(notes.with_name("P1_new.json"))  # a new name is no loss,
+        own(notes.with_name("P1_new.json"))  # and then it is our own
     assert notes.read_text() == "of the scanner"
+
+
+def test_oi_05_the_folder_of_a_patient_below_an_input_is_no_output(inputs):
+    own_claim = claim(inputs.parent, "evaluate", inputs=[inputs.parents[1]], replace=True)
+    with refused("OUT-INPUT", "further subjects"), own_claim:
+        pass
+    assert not (inputs.parent / ".lock").exists()
 
 
 # --- SE-12: no link is followed, nothing is emptied -----------------------------------------------
