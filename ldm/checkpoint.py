@@ -225,6 +225,11 @@ def _processes() -> int:
     return torch.distributed.get_world_size() if shared else 1
 
 
+def holds_run(folder: Path) -> bool:
+    """Return whether a training has saved a checkpoint in a folder."""
+    return any((folder / name).exists() for name in CHECKPOINTS)
+
+
 def require_free(folder: Path, overwrite: bool) -> None:
     """Refuse a folder that holds a run or a model.
 
@@ -234,7 +239,7 @@ def require_free(folder: Path, overwrite: bool) -> None:
     Raises:
         OutputError: OUT-EXISTS.
     """
-    if any((folder / name).exists() for name in CHECKPOINTS):
+    if holds_run(folder):
         raise OutputError("OUT-EXISTS", f"{folder} holds a training run: choose another --output")
     if (folder / MODEL_FILE).exists() and not overwrite:
         raise OutputError(

@@ -87,8 +87,7 @@ def _is_of_others(folder: Path, read: Path) -> bool:
     """Return whether a folder below one that is read holds volumes, and no verb has written it."""
     if not folder.is_relative_to(read) or not folder.is_dir() or (folder / LOCK).exists():
         return False
-    names = (p for p in folder.iterdir() if p.is_file() and not _is_hidden(Path(p.name)))
-    return any(name.suffix.lower() not in NOTES for name in names)
+    return any(True for _ in _shown(folder, folder.iterdir()))
 
 
 def _identity(path: Path) -> tuple[int, int]:
@@ -234,13 +233,16 @@ def is_synthetic(folder: Path) -> bool:
     if first.removeprefix("dsdiff ") not in SYNTHETIC:
         return False
     own = {name for name, sign in _signs(lines).items() if sign == "+"}
-    files = (p for p in folder.rglob("*") if p.suffix.lower() not in NOTES and not p.is_dir())
-    shown = (name for p in files if not _is_hidden(name := p.relative_to(folder)))
-    return all(name.as_posix() in own for name in shown)
+    return all(name.as_posix() in own for name in _shown(folder, folder.rglob("*")))
 
 
-def _is_hidden(name: Path) -> bool:
-    return any(part.startswith(".") for part in name.parts)
+def _shown(folder: Path, paths: Iterable[Path]) -> Iterator[Path]:
+    """Yield the names in a folder of files that are not hidden and may hold a volume."""
+    for path in paths:
+        name = path.relative_to(folder)
+        is_hidden = any(part.startswith(".") for part in name.parts)
+        if path.suffix.lower() not in NOTES and not path.is_dir() and not is_hidden:
+            yield name
 
 
 @contextmanager

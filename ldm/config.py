@@ -74,7 +74,7 @@ def find_config(path: str | Path, relative_to: Path | None = None) -> Path:
     path = user_path(path)
     shipped = Path(*path.parts[1:]) if path.parts[:1] == ("configs",) else path
     for folder, name in ((relative_to, path), (Path(), path), (config_root(), shipped)):
-        if folder and (folder / name).is_file():
+        if folder is not None and (folder / name).is_file():
             return folder / name
     known = [f"configs/{p.relative_to(config_root())}" for p in config_root().rglob("*.yaml")]
     raise ConfigError("CONFIG-MISSING", f"no file '{path}'{nearest(str(path), known)}")

@@ -25,8 +25,8 @@ from ldm.callbacks.ranks import RankGuard, is_main_process
 from ldm.callbacks.run import RunCheckpoint, StopOnSignal
 from ldm.callbacks.trackers import Tracker
 from ldm.checkpoint import (
-    CHECKPOINTS,
     AtomicCheckpointIO,
+    holds_run,
     load_start,
     newest_checkpoint,
     read_run_config,
@@ -52,7 +52,7 @@ from ldm.progress import Progress, silent, unheard
 from ldm.storage import CONFIG_FILE, COST_FILE, MODEL_FILE, read_json, run_folder
 from ldm.study import build_model
 from ldm.training_cost import write_training_cost
-from ldm.util import instantiate_from_config, listed, params_of, user_path
+from ldm.util import instantiate_from_config, listed, params_of, trusting, user_path
 
 log = logging.getLogger(__name__)
 
@@ -271,7 +271,7 @@ def _refuse_begun(folder: Path) -> None:
     Raises:
         OutputError: OUT-EXISTS. BusyError: RUN-BUSY.
     """
-    if any((folder / name).exists() for name in CHECKPOINTS):
+    if holds_run(folder):
         with folder_lock(folder):
             raise OutputError(
                 "OUT-EXISTS",
@@ -296,7 +296,7 @@ def _commands(
     model: Any, data: ContrastDataModule, folder: Path, foreign: Sequence[str]
 ) -> tuple[str, str]:
     """Return what to do with a run, and what goes on with it."""
-    trust = "".join(f" --trust {target}" for target in foreign)
+    trust = "".join(f" {word}" for word in trusting(foreign))
     resume = f"dsdiff train --resume {shlex.quote(str(folder))}{trust}"
     return _next_command(model, data, folder) + trust, resume
 

@@ -368,6 +368,11 @@ def evenly_spread(most: int, total: int) -> list[int]:
     return [int((place + 0.5) * total / count) for place in range(count)]
 
 
+def trusting(targets: Iterable[str]) -> list[str]:
+    """Return the words of a command by which classes of a run folder are trusted."""
+    return [word for target in targets for word in ("--trust", target)]
+
+
 def user_path(path: str | Path) -> Path:
     """Return the path that a user gives, with ``~`` for a home.
 

@@ -36,7 +36,7 @@ from ldm.model_file import told_digest
 from ldm.progress import PART_OF, Progress, silent
 from ldm.storage import COST_FILE, MODEL_FILE, appending, read_json, write_json
 from ldm.study import Study
-from ldm.util import params_of
+from ldm.util import params_of, trusting
 
 POLL = 2.0  # seconds between two looks at a lock
 GRACE = 10.0  # seconds in which a child ends by itself: SLURM signals it as well
@@ -402,7 +402,7 @@ def trust(training: Training) -> list[str]:
 
     They are named by the user's YAML, or have passed the trust gate when the plan was made.
     """
-    return [part for target in training.targets for part in ("--trust", target)]
+    return trusting(training.targets)
 
 
 def _option(key: str, value: Any) -> list[Any]:

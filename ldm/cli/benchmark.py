@@ -16,6 +16,7 @@ from ldm.cli.arguments import add_trust_argument, split_words
 from ldm.cli.evaluate import add_columns_argument
 from ldm.cli.terminal import show_progress
 from ldm.errors import ConfigError, PartialError
+from ldm.util import trusting
 
 if TYPE_CHECKING:
     from ldm.benchmark.results import BenchmarkResult
@@ -69,8 +70,8 @@ def run(args: argparse.Namespace) -> int:
     files, overrides = split_words(args.config)
     if not files:
         raise ConfigError("USAGE", "give a benchmark YAML such as configs/benchmark.yaml")
-    trust = [part for name in args.trust for part in ("--trust", name)]
-    words = ["dsdiff", "benchmark", *args.config, "--output", str(args.output), *trust]
+    words = ["dsdiff", "benchmark", *args.config, "--output", str(args.output)]
+    words += trusting(args.trust)
     benchmark = Benchmark(
         files,
         overrides,

@@ -14,6 +14,7 @@ from ldm.cli.arguments import (
     subjects_of,
 )
 from ldm.cli.terminal import print_next, report_written, reporter, show_progress
+from ldm.util import trusting
 
 if TYPE_CHECKING:
     from ldm.inference.request import Request
@@ -186,8 +187,7 @@ def run(args: argparse.Namespace) -> int:
     if is_read and any(study.target in subject.files for subject in subjects):
         words = ["--prediction", str(args.output), "--reference", str(args.input)]
         words += ["--layout", args.layout] if args.layout else []
-        for target in foreign_targets(study.data.get("normaliser_config") or {}):
-            words += ["--trust", target]
+        words += trusting(foreign_targets(study.data.get("normaliser_config") or {}))
         print_next(shlex.join(["dsdiff", "evaluate", *words, "--output", "evaluation"]))
     return code
 

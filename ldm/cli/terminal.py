@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ldm.cli.main import report_error
 from ldm.errors import DsdiffError, PartialError
+from ldm.util import trusting
 
 if TYPE_CHECKING:
     from ldm.inference.writing import Written
@@ -58,9 +59,8 @@ def training_command(root: str | Path, config: Sequence[str] = ()) -> str:
 
 def sampling_command(model: str | Path, trust: Collection[str] = ()) -> str:
     """Return what samples from a model, whose folder may name the classes of ``trust``."""
-    named = [part for target in trust for part in ("--trust", target)]
     words = ["dsdiff", "sample", str(model), "--input", "PATIENTS", "--output", "predictions"]
-    return shlex.join([*words, *named])
+    return shlex.join([*words, *trusting(trust)])
 
 
 def reporter(verb: str) -> Callable[[DsdiffError], None]:
