@@ -13,7 +13,7 @@ from ldm.data.nifti import Geometry
 from ldm.evaluation.case import Case, Prediction
 from ldm.evaluation.protocol import DEFAULT, PROTOCOLS
 from ldm.evaluation.scores import Evaluation
-from ldm.plots.figures import Pane, panes_figure, pareto_front
+from ldm.plots.figures import Pane, panes_figure, pareto_front, scatter_figure
 from ldm.report.gallery import Gallery, comparison_strip, shown_volumes
 
 COPY_T1 = "copy T1"
@@ -168,3 +168,12 @@ def test_colour_maps_use_one_limit_and_leave_the_outside_dark():
 def test_the_front_holds_what_no_cheaper_point_matches():
     points = [(3, 20), (1, 10), (2, 20), (4, 15), (5, 21), (1, 9)]
     assert pareto_front(points) == [(1, 10), (2, 20), (5, 21)]
+
+
+def test_of_a_second_quality_the_line_leads_to_its_best_value_from_either_side():
+    points = [("none", 0.0, 21.0), ("mean", 0.5, 22.4), ("beaten", 0.4, 22.0)]
+    points += [("strong", 0.9, 22.0), ("too strong", 1.3, 22.1), ("far too strong", 1.6, 22.2)]
+    lines = scatter_figure(points, "recovery", "dB", ideal=1).canvas.axes[0].lines
+    dotted, joined = (line for line in lines if line.get_marker() == "None")
+    assert set(dotted.get_xdata()) == {1}
+    assert list(joined.get_xdata()) == [0.5, 0.9, 1.3]

@@ -17,7 +17,8 @@ from ldm.evaluation.measures import MEASURES
 from ldm.evaluation.scores import FORMAT, Evaluation, Score, SummaryRow
 from ldm.plots.figures import loss_figure, scatter_figure
 from ldm.regions import region_title
-from ldm.report.gallery import Gallery, spread_figure
+from ldm.report.charts import charts
+from ldm.report.gallery import Gallery
 from ldm.report.page import Figure, Report, Section, shareable, write_all
 from ldm.report.score_tables import (
     BETTER,
@@ -335,8 +336,8 @@ class BenchmarkResult:
         )
 
     def figures(self) -> list[Figure]:
-        """Return quality against cost, loss curves, and the patients."""
-        figures = spread_figure(self.result)
+        """Return the charts of the scores, quality against cost, loss curves, and the patients."""
+        figures = charts(self.result)
         for name, xlabel in (
             ("volume_seconds", "seconds a volume"),
             ("parameters", "parameters"),

@@ -198,7 +198,12 @@ def _smooth(values: NDArray, window: float) -> NDArray:
     return smoothed
 
 
-def scatter_figure(points: Sequence[tuple[str, float, float]], xlabel: str, ylabel: str) -> bytes:
+def scatter_figure(
+    points: Sequence[tuple[str, float, float]],
+    xlabel: str,
+    ylabel: str,
+    ideal: float | None = None,
+) -> bytes:
     """Quality against cost, a point a backbone, named beside it and in the legend, as SVG.
 
     A grey line joins the points that no other beats in both (the Pareto front).
@@ -207,6 +212,7 @@ def scatter_figure(points: Sequence[tuple[str, float, float]], xlabel: str, ylab
         points: (label, x, y). A point that is not finite is named as such instead of drawn.
         xlabel: the cost; its axis is logarithmic if the values span a factor of 20.
         ylabel: the quality.
+        ideal: of a second quality in place of a cost, its best value: a dotted line.
     """
     from matplotlib.ticker import EngFormatter
 
@@ -217,14 +223,19 @@ def scatter_figure(points: Sequence[tuple[str, float, float]], xlabel: str, ylab
         ax.plot(x, y, marker, color=colour, markersize=9, alpha=0.9, label=label)
     for label, *_ in (point for point in points if point not in shown):
         ax.plot([], [], " ", label=f"{label}: n/a")
-    costs = [x for _, x, _ in shown]
-    if costs and min(costs) > 0 and max(costs) / min(costs) >= 20:
+    costs = [x if ideal is None else abs(x - ideal) for _, x, _ in shown]
+    front = pareto_front([(cost, y) for cost, (*_, y) in zip(costs, shown, strict=True)])
+    line = {"color": "#9aa1ad", "linewidth": 1, "zorder": 0}
+    if ideal is not None:
+        ax.axvline(ideal, linestyle=":", color=INK, linewidth=1.5)
+        best = [(x, y) for cost, (_, x, y) in zip(costs, shown, strict=True) if (cost, y) in front]
+        ax.plot(*zip(*sorted(best), strict=True), **line)
+    elif len(front) > 1:
+        ax.step(*zip(*front, strict=True), where="post", **line)
+    if ideal is None and costs and min(costs) > 0 and max(costs) / min(costs) >= 20:
         ax.set_xscale("log")
     if costs and max(costs) >= 1e4:  # parameters, bytes: 18M, 2G
         ax.xaxis.set_major_formatter(EngFormatter(sep=""))
-    front = pareto_front([point[1:] for point in shown])
-    if len(front) > 1:
-        ax.step(*zip(*front, strict=True), where="post", color="#9aa1ad", linewidth=1, zorder=0)
     ax.margins(0.12)
     _legend(ax, loc="center left", bbox_to_anchor=(1.01, 0.5))
     _name_points(canvas, ax, shown)

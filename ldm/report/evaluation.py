@@ -165,7 +165,7 @@ def write_evaluation(
         OutputError: OUT-IO, OUT-EXISTS.
     """
     from ldm.environment import environment
-    from ldm.report.gallery import spread_figure
+    from ldm.report.charts import charts
 
     others = [*output.glob("metrics-*"), *output.glob(f"{DOWNSTREAM.name}.*")]
     remove_own(others)  # of an evaluation before, under other protocols
@@ -181,7 +181,7 @@ def write_evaluation(
         title=f"Synthetic against real {result.target}",
         lead=" ".join([*lead, *remarks(result)]),
         tables=all_tables(result, compared),
-        figures=[*spread_figure(result), *gallery.figures(result)],
+        figures=[*charts(result), *gallery.figures(result)],
         sections=[Section("Command", [shareable(command)])],
         protocol=described if len(described) > 1 else result.protocol.to_dict(),
         environment=environment(),

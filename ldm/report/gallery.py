@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: strips and viewer of the patients, predicted spread against error."""
+"""Pictures of an evaluation: strips and viewer of the patients."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ldm.evaluation.folder import predictions_of
 from ldm.evaluation.measures import MEASURES
 from ldm.evaluation.protocol import MetricProtocol
 from ldm.evaluation.scores import Evaluation
-from ldm.plots.figures import Pane, panes_figure, reliability_figure
+from ldm.plots.figures import Pane, panes_figure
 from ldm.plots.overlay import overlay_figure
 from ldm.regions import region_masks
 from ldm.report.page import Figure
@@ -346,18 +346,3 @@ def _limit(images: Sequence[NDArray]) -> float:
     values = [image[image > 0] for image in images]
     values = np.concatenate(values) if values else np.zeros(0)
     return float(np.percentile(values, 99.5)) if values.size else 1.0
-
-
-def spread_figure(result: Evaluation) -> list[Figure]:
-    """Return a figure of observed error over predicted spread, or none without a spread."""
-    if not result.reliability:
-        return []
-    groups = {row: list(result.spread_groups(row).values()) for row in result.rows}
-    image = reliability_figure({row: found for row, found in groups.items() if found})
-    caption = (
-        "Voxels of the brain in ten groups of equal size, ordered by their predicted spread; thin: "
-        "a patient, bold: all. On the dashed line the error is as large as predicted, above it the "
-        "prediction is overconfident. In units of the real data range."
-    )
-    alt = "Observed error over predicted spread"
-    return [Figure("Predicted spread against error", image, caption, alt, wide=False)]

@@ -20,7 +20,7 @@ from ldm.errors import ConfigError, PartialError
 from ldm.evaluation.folder import evaluate_folders
 from ldm.evaluation.protocol import DEFAULT
 from ldm.evaluation.scores import Evaluation
-from ldm.report.gallery import spread_figure
+from ldm.report.charts import charts
 from ldm.report.score_tables import evaluation_tables
 from ldm.study import Study
 
@@ -169,7 +169,7 @@ def test_spread_is_judged_in_the_units_of_the_reference(tmp_path, spread_out, pa
     assert ("prediction", "full") not in shares and ("copy T1", "brain") not in shares
     page = (tmp_path / "out/report.html").read_text()
     assert "Error / spread" in page
-    assert page.count("data:image/svg+xml") == 1
+    assert page.count("data:image/svg+xml") == 2  # with enhancement against PSNR
 
 
 def test_spread_of_another_run_is_left_out(spread_out, patients):
@@ -206,8 +206,8 @@ def test_equal_input_gives_equal_bytes(tmp_path, truth, spread_out, patients):
     for name in ("a", "b"):
         result = evaluate({"truth": truth, "spread": spread_out}, patients)
         result.write(tmp_path / name)
-        pictures |= {figure.image for figure in spread_figure(result)}
-    assert len(pictures) == 1
+        pictures |= {figure.image for figure in charts(result)}
+    assert len(pictures) == 2
     for file in ("metrics.csv", "metrics.json"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
