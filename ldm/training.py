@@ -49,10 +49,11 @@ from ldm.data.seen import (
 from ldm.environment import require_safe_libraries, resolve_precision
 from ldm.errors import ConfigError, OutputError, bad_value
 from ldm.progress import Progress, silent, unheard
+from ldm.run_config import run_config, told_of_start, with_found_root
 from ldm.storage import CONFIG_FILE, COST_FILE, MODEL_FILE, read_json, run_folder
 from ldm.study import build_model
 from ldm.training_cost import write_training_cost
-from ldm.util import instantiate_from_config, listed, params_of, trusting, user_path
+from ldm.util import instantiate_from_config, params_of, trusting, user_path
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +125,7 @@ def train(
         output: run folder; None: ``runs/NAME``.
         resume: run folder to continue exactly, in place of ``config``.
         start: run folder whose weights the new run starts with (fine-tuning); without ``config``
-            its configuration too.
+            its configuration too, see :func:`ldm.run_config.run_config`.
         trust: classes accepted in that folder beside those that the shipped YAMLs name.
         allow_data_change: go on though the files of the patients, or who they are, changed.
         say: told one line at a time what is trained, how far it is and what validation found.
@@ -147,7 +148,7 @@ def train(
         require_resumable(before, resolved, str(folder))
         if (notice := rate_notice(before, resolved)) and is_main_process():
             (say or log.warning)(notice)
-        resolved = _with_found_root(resolved, folder)
+        resolved = with_found_root(resolved, folder)
         kept = None if allow_data_change else read_json(folder / SUBJECTS_FILE)
         if kept == {}:
             log.warning("%s holds no %s: the data are taken to be the same", folder, SUBJECTS_FILE)
@@ -155,43 +156,9 @@ def train(
     resolved = run_config(config, overrides, start, trust)
     folder = user_path(output) if output else RUNS / str(resolved.get("name", "run"))
     first = None if start is None else user_path(start)
+    if first and say and is_main_process():
+        say(told_of_start(resolved, first))
     return run_training(resolved, folder, start=first, say=say, progress=progress)
-
-
-def run_config(
-    config: str | Path | Sequence[str | Path] | None,
-    overrides: Overrides = (),
-    run: str | Path | None = None,
-    trust: Collection[str] = (),
-) -> dict[str, Any]:
-    """Return the configuration of a training: of YAMLs or, without any, that of a run.
-
-    Raises:
-        ConfigError: USAGE without either; what is wrong, with its key path. CheckpointError.
-    """
-    if config:
-        return load_config(listed(config), overrides)
-    if run is None:
-        raise ConfigError(
-            "USAGE", "give a YAML such as configs/backbone/unet.yaml, --resume RUN or --from RUN"
-        )
-    return load_config([read_run_config(Path(run), trust)], overrides)
-
-
-def _with_found_root(config: dict[str, Any], run: Path) -> dict[str, Any]:
-    """Return a configuration whose root exists, also where the run is resumed from elsewhere.
-
-    A relative root counts from where the run was begun, which lies above the run folder; that the
-    patients are the same, their digests say.
-    """
-    params = config["data"].get("params") or {}
-    root = Path(params.get("root") or "")
-    if root.is_absolute() or root.exists():
-        return config
-    places = (above / root for above in run.absolute().parents)
-    found = next((place for place in places if place.exists()), root)
-    data = {**config["data"], "params": {**params, "root": str(found)}}
-    return {**config, "data": data}
 
 
 @contextmanager

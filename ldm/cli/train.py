@@ -45,19 +45,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="RUN",
         help="start a new run with the weights of this one (fine-tuning); without a YAML with its "
-        "configuration too",
+        "configuration too, as runs/RUN-tuned and without ids of patients of another root",
     )
     add_run_arguments(parser, "runs/NAME")
 
 
 def run(args: argparse.Namespace) -> int:
     """Train; return the exit code."""
-    from ldm.training import run_config, train
+    from ldm.checkpoint import read_run_config
+    from ldm.config import load_config
+    from ldm.run_config import run_config
+    from ldm.training import train
 
     files, overrides = split_words(args.config)
     if args.dry_run and not (files and args.resume):  # which are refused together
-        config = run_config(files, overrides, args.resume or args.start, args.trust)
-        return describe(config, args.start)
+        if args.resume:
+            return describe(load_config([read_run_config(args.resume, args.trust)], overrides))
+        return describe(run_config(files, overrides, args.start, args.trust), args.start)
     if files and not args.resume:
         _refuse_research_yaml(files)
     given = {

@@ -9,10 +9,12 @@ import torch
 
 from ldm.callbacks.metrics_file import read_curves
 from ldm.callbacks.run import RunCheckpoint
-from ldm.checkpoint import load_model
+from ldm.checkpoint import load_model, read_run_config
 from ldm.cli.main import main
-from ldm.data.seen import read_seen
+from ldm.data.seen import SUBJECTS_FILE, read_seen
 from ldm.model_file import read_model
+from ldm.run_config import run_config
+from ldm.storage import read_json
 
 EVERY_STEP = ["lightning.trainer.val_check_interval=1", "lightning.trainer.max_steps={}"]
 EVERY_STEP += ["lightning.callbacks.samples=null", "lightning.callbacks.curve=null"]
@@ -103,6 +105,28 @@ def test_a_run_starts_with_the_weights_of_another(tmp_path, train, run_folder):
     assert main([*without, *still]) == 0
     assert torch.equal(network(tmp_path / "without"), network(run_folder))
     assert {"Phantom_0001", "Phantom_0002"} <= read_seen(tmp_path / "without").keys()
+
+
+def test_fine_tuning_needs_no_more_than_the_folder_of_other_patients(
+    tmp_path, run_folder, patients, monkeypatch, capsys
+):
+    """Which are split anew: the ids of the first training are not theirs."""
+    monkeypatch.chdir(tmp_path)
+    for file in sorted(patients.rglob("*.nii.gz")):
+        subject = file.parent.name.replace("Phantom", "Other")
+        (tmp_path / "others" / subject).mkdir(parents=True, exist_ok=True)
+        name = file.name.replace("Phantom", "Other")
+        (tmp_path / "others" / subject / name).symlink_to(file)
+    assert read_run_config(run_folder)["data"]["params"]["val"] == ["Phantom_0003"]
+    words = ["data.params.root=others", *options(1)]
+    assert main(["train", "--from", str(run_folder), *words]) == 0
+    assert f"start     weights of {run_folder}; learning rate 0.00" in capsys.readouterr().err
+    tuned = tmp_path / "runs" / f"{run_folder.name}-tuned"
+    split = read_json(tuned / SUBJECTS_FILE)
+    assert sorted([*split["train"], *split["val"]]) == [f"Other_000{n}" for n in (1, 2, 3)]
+    named = run_config(None, [*words, "name=mine", "data.params.val=[Other_0001]"], run_folder)
+    assert (named["name"], named["data"]["params"]["val"]) == ("mine", ["Other_0001"])
+    assert run_config(None, (), run_folder)["data"]["params"]["val"] == ["Phantom_0003"]
 
 
 def test_weights_of_another_network_are_refused(tmp_path, train, run_folder, capsys):
