@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -12,7 +13,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, Timer
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
-from ldm.data.prepare import fit_size
+from ldm.data.prepare import fit_size, holding_size, size_override, smaller_size
 from ldm.environment import device_name
 from ldm.util import evenly_spread
 
@@ -195,10 +196,16 @@ def _cut(data: Any) -> str:
     whole = sum(int(brain.sum()) for brain in brains)
     kept = sum(int(fit_size(brain, data.image_size, False).sum()) for brain in brains)
     lost = 1 - kept / max(1, whole)
-    if not lost:
-        return "which holds every brain"
-    largest = " x ".join(str(max(brain.shape[axis] for brain in brains)) for axis in (1, 2))
-    return f"which cuts off {max(lost, 0.001):.1%} of the brain (slices up to {largest})"
+    planes = [brain.shape[1:] for brain in brains]
+    seen = f"slices up to {' x '.join(str(max(sides)) for sides in zip(*planes, strict=True))}"
+    if lost:
+        advice = f"{size_override(holding_size(planes))} holds them"
+        return f"which cuts off {max(lost, 0.001):.1%} of the brain ({seen}: {advice})"
+    if smaller := smaller_size(data.image_size, planes):
+        fewer = math.prod(data.image_size) / math.prod(smaller)
+        advice = f"{size_override(smaller)} has {fewer:.1f} times fewer pixels"
+        return f"which holds every brain ({seen}: {advice})"
+    return "which holds every brain"
 
 
 def validated(metrics: Mapping[str, Any], copied: str) -> Iterator[str]:

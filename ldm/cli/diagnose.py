@@ -63,11 +63,13 @@ def diagnose_folder(args: argparse.Namespace) -> int:
     """Run ``dsdiff diagnose data``."""
     from ldm.claims import claim
     from ldm.data.layouts.base import stored_files
+    from ldm.data.prepare import size_override, smaller_size
     from ldm.diagnosis.data import diagnose
     from ldm.diagnosis.pictures import write_pictures
     from ldm.storage import write_json
 
-    diagnosis = diagnose(configured_data(args, args.folder))
+    data = configured_data(args, args.folder)
+    diagnosis = diagnose(data)
     show_data(diagnosis)
     if args.output:
         inputs = [args.folder, *stored_files(diagnosis.files.values())]
@@ -77,7 +79,12 @@ def diagnose_folder(args: argparse.Namespace) -> int:
         print(f"Written: {args.output}/diagnosis.json, {pictures} pictures")
     if not diagnosis.breaks_training:
         layout = [f"data.params.layout={args.layout}"] if args.layout else []
-        print_next(training_command(args.folder, [*args.config, *layout]))
+        planes = [subject.plane for subject in diagnosis.subjects if subject.plane]
+        is_given = any(word.startswith("data.params.image_size=") for word in args.config)
+        is_free = data.study.dims == 2 and not is_given
+        smaller = smaller_size(data.image_size, planes) if is_free else []
+        size = [size_override(smaller)] if smaller else []
+        print_next(training_command(args.folder, [*args.config, *layout, *size]))
     return DATA_FAILS if diagnosis.breaks_training else 0
 
 

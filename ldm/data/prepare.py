@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -35,6 +35,8 @@ from ldm.util import taken
 log = logging.getLogger(__name__)
 
 MAX_VOXELS = 1 << 28  # of a resampled brain: 512 x 512 x 1024
+STEP = 32  # voxels; an image size that is a multiple of it suits every network
+WASTE = 1.5  # times as many pixels as hold every brain, from which on it is said
 AXES = {"sagittal": 0, "coronal": 1, "axial": 2}  # index of the slice axis in RAS+
 
 
@@ -381,6 +383,26 @@ def aspect_of(spacing: Sequence[float]) -> float:
     """
     across, *plane = spacing
     return math.sqrt(math.prod(plane)) / across
+
+
+def holding_size(planes: Iterable[Sequence[int]]) -> list[int]:
+    """Return the smallest image size that holds all brains and suits every network.
+
+    Args:
+        planes: voxels of each brain along the rows and columns of its slices.
+    """
+    return [STEP * -(-max(sides) // STEP) for sides in zip(*planes, strict=True)]
+
+
+def size_override(size: Sequence[int]) -> str:
+    """Return the override that gives an image size."""
+    return f"data.params.image_size=[{','.join(map(str, size))}]"
+
+
+def smaller_size(size: Sequence[int], planes: Iterable[Sequence[int]]) -> list[int]:
+    """Return :func:`holding_size` where ``size`` wastes pixels beside the brain; else nothing."""
+    holding = holding_size(planes)
+    return holding if holding and math.prod(size) >= WASTE * math.prod(holding) else []
 
 
 def fit_size(array: np.ndarray, size: Sequence[int], fill: float) -> np.ndarray:

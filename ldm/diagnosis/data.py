@@ -15,6 +15,7 @@ import numpy as np
 from ldm.data.datamodule import ContrastDataModule
 from ldm.data.fingerprint import alike
 from ldm.data.layouts import Choice, Layout, Subject
+from ldm.data.prepare import holding_size, size_override
 from ldm.diagnosis.duplicates import equal_files
 from ldm.diagnosis.findings import ERROR, NOTE, WARNING, Finding, by_severity
 from ldm.diagnosis.masks import FEWEST_CASES, SMALL_SHARE, MaskFit, fit_of_masks
@@ -28,7 +29,6 @@ from ldm.study import LABELS
 from ldm.util import check_parameter_names, evenly_spread
 
 MOST_CASES = 24  # subjects whose masks are compared with each other
-STEP = 32  # voxels; an image size that is a multiple of it suits every network
 COUNTED = re.compile(r"(.+)[_.-]\d{1,2}")  # an id with a number behind that of a patient
 
 
@@ -187,15 +187,15 @@ def _sizes(reports: list[SubjectReport], data: ContrastDataModule) -> list[Findi
     findings, size = [], data.image_size
     if cut := [r for r in reports if r.cut > 0]:
         worst = max(cut, key=lambda r: r.cut)
-        sides = [max(r.plane[axis] for r in cut) for axis in (0, 1)]
-        enough = [max(own, STEP * -(-n // STEP)) for own, n in zip(size, sides, strict=True)]
+        held = holding_size(r.plane for r in cut)
+        enough = [max(own, needed) for own, needed in zip(size, held, strict=True)]
         findings.append(
             Finding(
                 WARNING,
                 "crop",
                 f"image_size {list(size)} cuts off a part of the brain of {len(cut)} of "
                 f"{len(reports)} subjects ({worst.cut:.1%} here, of {worst.plane[0]} x "
-                f"{worst.plane[1]} voxels): give data.params.image_size={_told(enough)}, or "
+                f"{worst.plane[1]} voxels): give {size_override(enough)}, or "
                 "larger voxels by data.params.spacing",
                 worst.id,
             )
@@ -205,10 +205,6 @@ def _sizes(reports: list[SubjectReport], data: ContrastDataModule) -> list[Findi
         least = f"no slice has {data.min_brain:.0%} brain: lower data.params.min_brain"
         findings.append(Finding(ERROR, "unfit", f"DATA-EMPTY: {least}"))
     return findings
-
-
-def _told(sides: list[int]) -> str:
-    return f"[{','.join(map(str, sides))}]"
 
 
 def _spread(subjects: list[Subject], most: int | None) -> list[Subject]:

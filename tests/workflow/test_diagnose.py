@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -147,6 +148,15 @@ def test_an_image_size_that_cuts_the_brain_is_named_with_one_that_does_not(folde
     brain = np.asarray(nib.load(file_of(folder, worst.id, "t1")).dataobj) != 0
     box = ndimage.find_objects(brain.astype(int))[0]
     assert worst.plane == brain[box].shape[:2] and 0 < worst.cut < 0.5
+
+
+def test_the_next_command_trains_on_no_larger_slices_than_the_brains_need(five, capsys):
+    """But a size that the user gave stays."""
+    for given, size in (([], "[32,32]"), (["--config", "data.params.image_size=64"], "64")):
+        assert main(["diagnose", "data", str(five), *given]) == 0
+        command = shlex.split(capsys.readouterr().out.partition("next: ")[2])
+        sizes = [word for word in command if word.startswith("data.params.image_size=")]
+        assert sizes == [f"data.params.image_size={size}"]
 
 
 def test_no_slice_with_enough_brain_is_what_a_training_would_say(folder):

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from ldm.cli.main import main
+from ldm.diagnosis.data import diagnose_data
 from ldm.errors import NonFiniteError
 
 
@@ -220,6 +221,26 @@ def test_lines_in_a_pipe_count_to_the_end_of_the_whole_run(tmp_path, train, caps
     words = command.replace("predictions/run", str(tmp_path / "predictions")).split()
     assert main(words[1:]) == 0
     assert (tmp_path / "predictions/Phantom_0003_t1ce.nii.gz").is_file()
+
+
+@pytest.mark.parametrize(
+    ("size", "told"),
+    [
+        (
+            "[64,64]",
+            "every brain (slices up to {}: data.params.image_size=[32,32] has 4.0",
+        ),
+        ("[32,16]", " of the brain (slices up to {}: data.params.image_size=[32,32] holds them)"),
+    ],
+)
+def test_a_training_names_the_image_size_that_holds_every_brain(
+    tmp_path, train, patients, capsys, size, told
+):
+    words = [f"data.params.image_size={size}", "lightning.trainer.max_steps=1"]
+    assert train(tmp_path / "run", *words) == 0
+    planes = [s.plane for s in diagnose_data(patients).subjects if s.id != "Phantom_0003"]
+    largest = " x ".join(str(max(sides)) for sides in zip(*planes, strict=True))
+    assert told.format(largest) in capsys.readouterr().err
 
 
 def test_a_run_is_resumed_from_another_folder(tmp_path, patients, train, monkeypatch):
