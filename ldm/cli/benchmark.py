@@ -42,7 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a benchmark YAML such as configs/benchmark.yaml, then overrides for all rows, as "
         "data.params.root=FOLDER seeds=[0,1,2] budget.steps=2000",
     )
-    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="FOLDER", help="of runs, report and tables"
+    )
     parser.add_argument(
         "--jobs",
         type=int,

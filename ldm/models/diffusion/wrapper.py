@@ -202,7 +202,7 @@ class DiffusionWrapper(nn.Module):
             raise ConfigError(
                 "CONFIG-MISSING",
                 f"the network is conditioned on '{self.reads}', which the data do not give: give "
-                f"data.params.{self.reads}",
+                f"data.params.{self.reads}; an encoder of the images has no attribute 'reads'",
             )
         return found | {self.reads: batch[self.reads]}
 
