@@ -131,7 +131,7 @@ class Evaluation:
             self.untold.append(row)
 
     def remarks(self) -> list[str]:
-        """Return, a sentence each, what labels mean and which models may know these patients."""
+        """Return, a sentence each, what holds of patients, labels, units and models."""
         said = [
             f"Labels of the {whose}: {'; '.join(_counted(found))}."
             for whose, found in self.labels.items()
@@ -148,6 +148,15 @@ class Evaluation:
         if self.same:
             said.append(
                 f"The real images themselves, so nothing is predicted: {', '.join(self.same)}."
+            )
+        judged: dict[str, set[str]] = {}
+        for score in self.scores:
+            if score.subject:
+                judged.setdefault(score.row, set()).add(score.subject)
+        if len(set(map(frozenset, judged.values()))) > 1:
+            said.append(
+                "Rows are of different patients (n), so their means do not compare: the paired "
+                "comparison takes those that two rows share."
             )
         if self.subjects and not self.labels and not self.scores and not self.failures:
             said.append(

@@ -183,7 +183,8 @@ def test_files_agree_with_each_other(tmp_path, truth, patients, capsys):
     output = tmp_path / "out"
     arguments = ["--prediction", str(truth), "--reference", str(patients), "--output", str(output)]
     assert main(["evaluate", *arguments]) == 0
-    assert "copy T1" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "copy T1" in shown and "different patients" not in shown
     with (output / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     written, stored = (
@@ -234,6 +235,7 @@ def test_failed_cases_are_shown_and_counted(tmp_path, truth, patients, capsys):
     shown = capsys.readouterr().out
     assert "Failed cases" in shown
     assert "1/3" in shown
+    assert "Rows are of different patients (n)" in shown
     written = json.loads((output / "metrics.json").read_text())
     assert written["subjects"] == ["Phantom_0001", "Phantom_0002", "Phantom_0003"]
     reasons = written["failures"]
