@@ -17,12 +17,12 @@ from ldm.checkpoint import (
     PRIOR,
     WEIGHTS,
     Loaded,
+    claim_model,
     load_model,
     read_run_config,
     require_free,
     write_model_folder,
 )
-from ldm.claims import claim
 from ldm.config import ENSEMBLE
 from ldm.data.seen import write_seen
 from ldm.errors import CheckpointError, ConfigError
@@ -108,7 +108,7 @@ def ensemble(
     first = members[0].loaded
     facts = {**first.model.facts(), WEIGHTS: first.weights, "dsdiff": ldm.__version__}
     folders = [member.folder for member in members]
-    with claim(output, "ensemble", inputs=folders, replace=overwrite):
+    with claim_model(output, "ensemble", folders, overwrite):
         write_seen(output, {"train": {}}, folders)
         write_model_folder(output, config, weights, facts)
     load_model(output, trust)

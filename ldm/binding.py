@@ -81,6 +81,20 @@ def require_resumable(before: Mapping[str, Any], now: Mapping[str, Any], run: st
             )
 
 
+def require_ahead(config: Mapping[str, Any], step: int, run: str) -> None:
+    """Refuse a length that a resumed run has passed already.
+
+    Raises:
+        CheckpointError: CKPT-MISMATCH.
+    """
+    length = trainer_options(config).get("max_steps") or -1
+    if 0 < length < step:
+        raise CheckpointError(
+            "CKPT-MISMATCH",
+            f"lightning.trainer.max_steps={length}, but {run} has trained {step} steps: give more",
+        )
+
+
 def rate_notice(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
     """Return what becomes of the learning rate of a resumed run whose length is another, if any.
 

@@ -13,7 +13,8 @@ import pickle
 import struct
 import zipfile
 import zlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from pytorch_lightning.plugins.io import CheckpointIO
 from torch import Tensor, nn
 
 from ldm.binding import PARTS, Decisive, decisive, require_bound
+from ldm.claims import claim
 from ldm.config import foreign_targets, read_saved_config, save_config, trusted_targets, validate
 from ldm.environment import require_safe_libraries
 from ldm.errors import CheckpointError, OutOfMemory, OutputError, UnsafeError, as_known_error
@@ -181,6 +183,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         ) from error
 
 
+def step_of(checkpoint: Path) -> int:
+    """Return the step of a training checkpoint that was verified, without reading its tensors."""
+    return torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)["global_step"]
+
+
 def newest_checkpoint(run: Path) -> Path:
     """Return the newest valid checkpoint of a run, reporting each that was skipped.
 
@@ -245,6 +252,18 @@ def require_free(folder: Path, overwrite: bool) -> None:
         raise OutputError(
             "OUT-EXISTS", f"{folder}/{MODEL_FILE} exists: choose another --output, or --overwrite"
         )
+
+
+@contextmanager
+def claim_model(folder: Path, verb: str, inputs: Iterable[Path], overwrite: bool) -> Iterator[None]:
+    """Own a folder that will hold a model; refuse what :func:`require_free` does, come meanwhile.
+
+    Raises:
+        OutputError: OUT-EXISTS; see :func:`ldm.claims.claim`. BusyError.
+    """
+    with claim(folder, verb, inputs=inputs, replace=overwrite):
+        require_free(folder, overwrite)
+        yield
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

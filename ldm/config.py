@@ -33,6 +33,7 @@ from ldm.util import (
     current_path,
     get_obj_from_str,
     nearest,
+    plain_value,
     resolve_target,
     targets_in,
     user_path,
@@ -379,7 +380,7 @@ def _words(overrides: Overrides) -> Iterable[str]:
         return [overrides] if overrides else []
     if isinstance(overrides, Mapping):
         return [
-            f"{key}={json.dumps(value, default=_plain_value)}" for key, value in overrides.items()
+            f"{key}={json.dumps(value, default=plain_value)}" for key, value in overrides.items()
         ]
     words = list(overrides) if isinstance(overrides, Iterable) else [overrides]
     for word in words:
@@ -388,11 +389,6 @@ def _words(overrides: Overrides) -> Iterable[str]:
                 "CONFIG-PARSE", f"an override is {word!r}: give 'key=value', or {{key: value}}"
             )
     return words
-
-
-def _plain_value(value: Any) -> Any:
-    """Return numbers of numpy and torch as JSON has them, all else, such as a path, as text."""
-    return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
 def _refuse_resolvers(config: Mapping[str, Any], source: str) -> None:

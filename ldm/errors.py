@@ -31,6 +31,7 @@ RENAMED = {  # in Python
     **{"bids": "form", "dicom": "form"},
 }
 LISTS = ("trust", "allow_missing", "protocols")
+REPEATED = re.compile(r"\b(\w+)=\[([^\]]*)\] \1=\[")  # an option given twice is one list
 _is_command_line = False
 
 
@@ -47,7 +48,12 @@ def on_the_command_line() -> Iterator[None]:
 
 def to_the_reader(text: str) -> str:
     """Return ``text`` with its options, such as ``--steps=4``, named as the reader gives them."""
-    return text if _is_command_line else OPTION.sub(_in_python, text)
+    if _is_command_line:
+        return text
+    text, found = OPTION.sub(_in_python, text), 1
+    while found:
+        text, found = REPEATED.subn(r"\1=[\2, ", text)
+    return text
 
 
 def _in_python(found: re.Match[str]) -> str:

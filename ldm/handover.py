@@ -10,12 +10,12 @@ import ldm
 from ldm.callbacks.metrics_file import read_curves
 from ldm.checkpoint import (
     WEIGHTS,
+    claim_model,
     load_model,
     read_run_config,
     require_free,
     write_model_folder,
 )
-from ldm.claims import claim
 from ldm.data.seen import SUBJECTS_FILE
 from ldm.denoiser import ONNX_FILE, PROGRAM_FILE, denoiser_files
 from ldm.errors import CheckpointError
@@ -86,7 +86,7 @@ def export(
     said = {name: metadata[name] for name in (*model.facts(), *KEPT) if name in metadata}
     require_private((config, said), set(_secrets(known)) | set(_secrets(cost)))
     beside = denoiser_files(model, loaded.digest) if onnx else {}
-    with claim(output, "export", inputs=[folder], replace=overwrite):
+    with claim_model(output, "export", [folder], overwrite):
         replaces = (output / MODEL_FILE).exists()
         for name in (CARD, ONNX_FILE, PROGRAM_FILE):
             remove(output / name)  # those of older weights never stand beside the new ones

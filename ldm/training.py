@@ -17,7 +17,7 @@ import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import Timer
 
-from ldm.binding import decisive, rate_notice, require_resumable
+from ldm.binding import decisive, rate_notice, require_ahead, require_resumable
 from ldm.calibrating import calibrate
 from ldm.callbacks.metrics_file import METRICS_FILE, MetricsFile, read_curves
 from ldm.callbacks.progress import TrainingProgress
@@ -30,6 +30,7 @@ from ldm.checkpoint import (
     load_start,
     newest_checkpoint,
     read_run_config,
+    step_of,
 )
 from ldm.claims import claim, folder_lock, permit
 from ldm.compiling import make_fast
@@ -146,6 +147,7 @@ def train(
         checkpoint, before = newest_checkpoint(folder), read_run_config(folder, trust)
         resolved = load_config([before], overrides)
         require_resumable(before, resolved, str(folder))
+        require_ahead(resolved, step_of(checkpoint), str(folder))
         if (notice := rate_notice(before, resolved)) and is_main_process():
             (say or log.warning)(notice)
         resolved = with_found_root(resolved, folder)

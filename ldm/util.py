@@ -296,14 +296,17 @@ def refuse_untrusted_targets(
         UnsafeError: UNSAFE-TARGET, UNSAFE-IMPORT.
         ConfigError: CONFIG-TARGET, a package is not installed.
     """
+    named = listed(named)  # one class, too, is no part of a name
     targets = [target for target in targets_in(config) if target not in named]
-    for target in targets:
-        if current_path(target) not in trusted:
-            raise UnsafeError(
-                "UNSAFE-TARGET",
-                f"{source} names the class '{target}', which is not one of this project's; "
-                f"if you trust it, add --trust {target}",
-            )
+    foreign = list(dict.fromkeys(t for t in targets if current_path(t) not in trusted))
+    if foreign:
+        told = ", ".join(f"'{target}'" for target in foreign)
+        kind, them = ("class", "it") if len(foreign) == 1 else ("classes", "them")
+        raise UnsafeError(
+            "UNSAFE-TARGET",
+            f"{source} names the {kind} {told}, not of this project; if you trust {them}, add "
+            f"{' '.join(trusting(foreign))}",
+        )
     for target in targets:
         _require_installed(target, source)
 
@@ -370,7 +373,7 @@ def evenly_spread(most: int, total: int) -> list[int]:
 
 def trusting(targets: Iterable[str]) -> list[str]:
     """Return the words of a command by which classes of a run folder are trusted."""
-    return [word for target in targets for word in ("--trust", target)]
+    return [word for target in listed(targets) for word in ("--trust", target)]
 
 
 def user_path(path: str | Path) -> Path:
@@ -383,6 +386,11 @@ def user_path(path: str | Path) -> Path:
         return Path(path).expanduser()
     except (TypeError, RuntimeError) as error:  # nobody of that name has a home
         raise bad_value(f"{path!r} is no path: give that of a file or folder") from error
+
+
+def plain_value(value: Any) -> Any:
+    """Return numbers of numpy and torch as JSON has them, all else, such as a path, as text."""
+    return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
 def listed(given: Any) -> list[Any]:

@@ -24,7 +24,7 @@ from ldm.config import (
     validate,
 )
 from ldm.config_arguments import admits, validate_arguments
-from ldm.errors import MAX_LINE, ConfigError, DsdiffError, UnsafeError
+from ldm.errors import MAX_LINE, ConfigError, DsdiffError, UnsafeError, on_the_command_line
 from ldm.util import (
     get_obj_from_str,
     image_sides,
@@ -542,6 +542,20 @@ def test_a_model_folder_cannot_name_another_class_anywhere(tiny, path, evil):
 def test_the_user_may_trust_a_class_by_name(tiny):
     changed = {**tiny, "extra": {"target": "my.Net"}}
     refuse_untrusted_targets(changed, trusted_targets(), "run", named={"my.Net"})
+
+
+def test_all_classes_that_need_trust_are_named_at_once(tiny):
+    names = ["my.Net", "my.Loss", "my.Data"]
+    parts = [{"target": name} for name in [*names, "my.Net"]]
+    error = refusal(refuse_untrusted_targets, {**tiny, "extra": parts}, trusted_targets(), "run")
+    assert error.message.endswith(f"if you trust them, add trust={names}")
+    with on_the_command_line():
+        told = "if you trust them, add --trust my.Net --trust my.Loss --trust my.Data"
+        assert error.message.endswith(told)
+    refuse_untrusted_targets({"extra": parts}, (), "run", named=names)
+    part = refusal(refuse_untrusted_targets, {"a": {"target": "my.Net"}}, (), "run", "my.NetOther")
+    assert part.code == "UNSAFE-TARGET"
+    refuse_untrusted_targets({"a": {"target": "my.Net"}}, (), "run", "my.Net")
 
 
 def test_an_argument_called_target_names_no_class():

@@ -1,6 +1,8 @@
 """Normalisation: every scale is undone inside its clip, and says what it measured."""
 
+import importlib
 import runpy
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -268,6 +270,42 @@ def test_the_truth_in_its_own_scale_is_the_truth(normaliser):
 
 
 # --- Choices by YAML ------------------------------------------------------------------------------
+
+
+OWN = """
+from ldm.data.normalise import Normaliser
+
+class Own(Normaliser):
+    def measure(self, values, contrast):
+        return {}
+"""
+
+
+def own_normaliser(folder, monkeypatch, module, returned):
+    """The class of a file of the user, as a new process would import it."""
+    (folder / f"{module}.py").write_text(OWN.format(returned))
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    sys.modules.pop(module, None)
+    return importlib.import_module(module).Own()
+
+
+def test_a_class_of_ones_own_is_told_apart_by_its_module_and_its_code(tmp_path, monkeypatch):
+    """So that what one has written to the cache is not read for another."""
+    told = [
+        own_normaliser(tmp_path, monkeypatch, *of).to_dict()
+        for of in (("a", "0.0, 10.0"), ("a", "0.0, 100.0"), ("b", "0.0, 100.0"), ("a", "0.0, 10.0"))
+    ]
+    assert told[0] == told[3] and len({t["code"] for t in told}) == 3
+    assert "code" not in RobustNormaliser().to_dict()
+
+
+@pytest.mark.parametrize("returned", ["1.0", "None", "(float('nan'), 1.0)", "(0.0, float('inf'))"])
+def test_a_measure_that_is_no_scale_is_refused(tmp_path, monkeypatch, returned):
+    own = own_normaliser(tmp_path, monkeypatch, "returns", returned)
+    image = np.linspace(1, 2, 8).reshape(2, 2, 2)
+    with pytest.raises(ConfigError, match=r"Own\.measure returned .* for t1: it must"):
+        own.fit(image, image > 0, "t1")
 
 
 def test_each_contrast_has_its_own_normaliser():

@@ -31,6 +31,7 @@ from ldm.storage import (
     write_json,
 )
 from ldm.study import LABELS, MASK_FILE
+from ldm.util import plain_value
 
 log = logging.getLogger(__name__)
 
@@ -134,7 +135,9 @@ def _entry_key(
         "preparation": preparation.to_dict(),
         "labels": str(scheme_of(subject)) if LABELS in subject.files else None,
     }
-    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(
+        json.dumps(described, sort_keys=True, default=plain_value).encode()
+    ).hexdigest()[:16]
 
 
 def _publish(folder: Path, arrays: dict[str, np.ndarray]) -> None:

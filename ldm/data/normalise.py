@@ -8,18 +8,26 @@ tumour rim, which the agent shows, do not set the scale. Effects: ``docs/preproc
 
 from __future__ import annotations
 
+import hashlib
+import inspect
+import math
+import os
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy.ndimage import gaussian_filter1d
 
-from ldm.errors import ConfigError, DataError
+from ldm.errors import ConfigError, DataError, bad_value
 from ldm.intensity import BACKGROUND, LOWER, UPPER
 from ldm.study import T1_WEIGHTED
 from ldm.util import instantiate_from_config, nearest, params_of, with_params
 
+OF_PROJECT = ("ldm", "builtins")
+THIS_PROCESS = os.urandom(16)
 BINS = 512  # of the histogram in which white matter is looked for
 
 
@@ -138,14 +146,30 @@ class Normaliser:
             DataError: DATA-CONSTANT when there is no spread to normalise by.
         """
         values = brain_values(array, brain)
-        centre, width = self.measure(values, contrast) if values.size else (0.0, 0.0)
+        centre, width = self._measured(values, contrast) if values.size else (0.0, 0.0)
         if not width > 0:
             raise no_spread(contrast, centre, case)
         return IntensityScale(centre, width, self.lower, self.upper)
 
+    def _measured(self, values: np.ndarray, contrast: str) -> tuple[float, float]:
+        measured: Any = self.measure(values, contrast)
+        try:
+            centre, width = (float(number) for number in measured)
+        except (TypeError, ValueError):
+            centre = width = math.nan
+        if not (math.isfinite(centre) and math.isfinite(width)):
+            raise bad_value(
+                f"{type(self).__name__}.measure returned {reprlib.repr(measured)} for {contrast}: "
+                "it must return centre and width, two finite numbers"
+            )
+        return centre, width
+
     def to_dict(self) -> dict[str, Any]:
-        """Return name and parameters, for a cache key or a report."""
-        return {"name": type(self).__name__, **vars(self)}
+        """Return name, parameters and, of a class of one's own, its code: for a cache key.
+
+        Two classes of one name, or one before and after a change, make other slices.
+        """
+        return {"name": type(self).__name__, **vars(self), **_own_code(type(self))}
 
     def to_learn(self, contrasts: Sequence[str]) -> list[str]:
         """Return those contrasts for which training subjects must be looked at first."""
@@ -154,6 +178,24 @@ class Normaliser:
     def learned_config(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the configuration of this normaliser with what it has learned."""
         return config
+
+
+def _own_code(cls: type) -> dict[str, str]:
+    """Return a digest of the files of a class that is not the project's, and of its bases.
+
+    A class without a file, such as that of a notebook, is never taken for one of another process.
+    """
+    own = [base for base in cls.__mro__ if base.__module__.partition(".")[0] not in OF_PROJECT]
+    if not own:
+        return {}
+    digest = hashlib.sha256()
+    for base in own:
+        digest.update(f"{base.__module__}.{base.__qualname__}".encode())
+        try:
+            digest.update(Path(inspect.getfile(base)).read_bytes())
+        except (TypeError, OSError):
+            digest.update(THIS_PROCESS)
+    return {"code": digest.hexdigest()}
 
 
 def brain_values(array: np.ndarray, brain: np.ndarray) -> np.ndarray:

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 import ldm
-from ldm.checkpoint import PRIOR, require_free, require_same_state, write_model_folder
-from ldm.claims import claim
+from ldm.checkpoint import PRIOR, claim_model, require_free, require_same_state, write_model_folder
 from ldm.config import Overrides
 from ldm.errors import CheckpointError, ConfigError, one_of
 from ldm.importing.files import PublicCheckpoint, read_public_checkpoint
@@ -194,7 +193,7 @@ def write_imported(
         config = {**config, "model": with_params(config["model"], {"prior_config": None})}
     config = _of_public(config)
     origin = {"file": source.name, "sha256": sha256(source)}
-    with claim(folder, "import", inputs=[source], replace=overwrite):
+    with claim_model(folder, "import", [source], overwrite):
         remove(folder / MODEL_FILE)  # never an old model beside a new config
         facts = {**model.facts(), "imported": origin, "dsdiff": ldm.__version__}
         write_model_folder(folder, config, model.state_dict(), facts)

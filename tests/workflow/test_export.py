@@ -9,6 +9,7 @@ import pytest
 
 import ldm
 from ldm.callbacks.metrics_file import read_curves
+from ldm.checkpoint import load_model
 from ldm.cli.main import main
 from ldm.cli.terminal import sampling_command
 from ldm.denoiser import ONNX_FILE, PROGRAM_FILE
@@ -42,6 +43,21 @@ def test_nothing_of_a_patient_is_in_the_folder(exported, run_folder, patients):
     assert found(run_folder) >= secrets - {str(run_folder)}
     assert found(exported) == set()
     assert {p.name for p in exported.iterdir()} <= {MODEL_FILE, CONFIG_FILE, "README.md", ".lock"}
+
+
+def test_a_model_that_another_export_wrote_meanwhile_stays(tmp_path, run_folder, monkeypatch):
+    output = tmp_path / "model"
+
+    def late(run, trust):
+        """The other command comes between the first look at the folder and the claim on it."""
+        monkeypatch.setattr("ldm.handover.load_model", load_model)
+        ldm.export(run_folder, output)
+        return load_model(run, trust)
+
+    monkeypatch.setattr("ldm.handover.load_model", late)
+    with pytest.raises(OutputError, match="OUT-EXISTS"):
+        ldm.export(run_folder, output, licence="CC0-1.0")
+    assert "CC0" not in (output / "README.md").read_text()
 
 
 @pytest.mark.parametrize("last", [CONFIG_FILE, "README.md"])

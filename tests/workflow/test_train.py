@@ -4,6 +4,7 @@ import csv
 import os
 import shutil
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -201,6 +202,14 @@ def test_copied_run_folder_resumes(tmp_path, run_folder):
     copy = tmp_path / "elsewhere"
     shutil.copytree(run_folder, copy)
     assert main(["train", "--resume", str(copy), "lightning.trainer.max_steps=5"]) == 0
+
+
+def test_a_length_that_a_run_has_passed_is_refused_before_it_is_saved(tmp_path, run_folder, capsys):
+    copy = Path(shutil.copytree(run_folder, tmp_path / "copy"))
+    before = (copy / "config.yaml").read_bytes()
+    assert main(["train", "--resume", str(copy), "lightning.trainer.max_steps=2"]) == 4
+    assert "max_steps=2, but " in (told := capsys.readouterr().err) and "trained 4 steps" in told
+    assert (copy / "config.yaml").read_bytes() == before
 
 
 def test_lines_in_a_pipe_count_to_the_end_of_the_whole_run(tmp_path, train, capsys):
