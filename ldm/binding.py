@@ -81,14 +81,14 @@ def require_resumable(before: Mapping[str, Any], now: Mapping[str, Any], run: st
             )
 
 
-def require_ahead(config: Mapping[str, Any], step: int, run: str) -> None:
-    """Refuse a length that a resumed run has passed already.
+def require_ahead(before: Mapping[str, Any], now: Mapping[str, Any], step: int, run: str) -> None:
+    """Refuse another length that a resumed run has passed already.
 
     Raises:
         CheckpointError: CKPT-MISMATCH.
     """
-    length = trainer_options(config).get("max_steps") or -1
-    if 0 < length < step:
+    begun, length = (trainer_options(c).get("max_steps") or -1 for c in (before, now))
+    if length != begun and 0 < length < step:
         raise CheckpointError(
             "CKPT-MISMATCH",
             f"lightning.trainer.max_steps={length}, but {run} has trained {step} steps: give more",

@@ -147,7 +147,7 @@ def train(
         checkpoint, before = newest_checkpoint(folder), read_run_config(folder, trust)
         resolved = load_config([before], overrides)
         require_resumable(before, resolved, str(folder))
-        require_ahead(resolved, step_of(checkpoint), str(folder))
+        require_ahead(before, resolved, step_of(checkpoint), str(folder))
         if (notice := rate_notice(before, resolved)) and is_main_process():
             (say or log.warning)(notice)
         resolved = with_found_root(resolved, folder)
