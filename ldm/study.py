@@ -225,8 +225,8 @@ class Study:
 
     Args:
         conditions: input contrasts, in channel order.
-        target: contrast to synthesise; None where ``seg`` is what is learned; :data:`ANY`: each of
-            the conditions in turn, from the others.
+        target: contrast to synthesise; ``any``: each of the conditions in turn, from the others;
+            None where ``seg`` is what is learned.
         image_size: (H, W) of slices or (D, H, W) of patches.
         neighbours: slices on each side that are further conditions (2.5-D); 0 for patches.
         covariates: columns of a table that are numbers of a patient, such as ``age``.

@@ -139,6 +139,7 @@ def shows(*owners: Callable) -> Callable[[Callable], Callable]:
                 hint = hints.get(name, p.annotation)
                 shown.setdefault(name, p.replace(kind=p.KEYWORD_ONLY, annotation=hint))
         init.__signature__ = inspect.Signature(list(shown.values()))
+        init.shown = owners  # whose docstrings say what they mean
         return init
 
     return decorate

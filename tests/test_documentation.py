@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -211,6 +212,27 @@ def test_the_site_builds(tmp_path):
     done = subprocess.run(words, cwd=REPO, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Synthesiser" in prose(tmp_path / "site/api/index.html")
+
+
+def holds(after, before) -> bool:
+    """Whether all of a nested configuration is in another."""
+    if isinstance(before, dict):
+        return all(key in after and holds(after[key], value) for key, value in before.items())
+    return after == before
+
+
+def test_the_settings_are_those_of_the_code():
+    """The page is what the script makes; each key is one, and its default changes nothing."""
+    script = runpy.run_path(str(REPO / "scripts/describe_settings.py"))
+    assert prose(script["PAGE"]) == script["page"](), "run python scripts/describe_settings.py"
+    file = script["SYNTHESIS"]
+    found = script["settings"](file)
+    assert [setting.key for setting in found if not setting.meaning] == []
+    plain = [s for s in found if not s.default.strip("[")[:1].isupper()]  # no class
+    assert len(plain) > 80
+    before = load_config([file])
+    assert holds(load_config([file], [f"{s.key}={s.default}" for s in plain]), before)
+    assert not holds(load_config([file], ["data.params.batch_size=5"]), before)
 
 
 def test_the_facts_of_a_citation_are_those_of_the_package():

@@ -142,8 +142,10 @@ class SliceAugmentation(_Augmentation):
         rotation: largest rotation, degrees.
         scale: largest relative change of size.
         shift: largest shift, voxels.
-        contrast: see ``strength`` of :class:`RandContrastd`.
-        curves: see ``strength`` of :class:`RandCurvesd`; 0: none.
+        contrast: how far the intensities of all contrasts are stretched or shrunk together,
+            ``strength`` of :class:`RandContrastd`.
+        curves: how far each free contrast goes through a curve of its own, as of another scanner,
+            ``strength`` of :class:`RandCurvesd`; 0: none.
         contrasts: number of the conditions; passed in.
         free: which of them may change by themselves, because the target is not compared with them;
             passed in.

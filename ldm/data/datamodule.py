@@ -46,18 +46,22 @@ class ContrastDataModule(pl.LightningDataModule):
 
     Args:
         root: folder of subjects, or CSV file.
-        train, val, test: ids, or a fraction (see :func:`ldm.data.split.split_subjects`).
-        fold, folds: k-fold instead of a fraction.
+        train: patients to train on: ids, or a fraction (see :func:`ldm.data.split.split_subjects`);
+            None: all that ``val`` and ``test`` leave.
+        val: patients on whom validation watches the training: ids, or a fraction.
+        test: patients whom the training never sees, to judge it by: ids, or a fraction.
+        fold: which of the ``folds`` parts, from 0, is ``val``, in place of a fraction.
+        folds: number of parts of a cross-validation.
         patient: a regular expression whose first group is, of an id, the patient; None: a column
             ``patient`` of a CSV, or the conventions of the field (:mod:`ldm.data.patients`).
         seed: seed of split, order and augmentation.
         batch_size: slices or patches a step and process.
         val_slices: number of slices or patches, spread evenly over the validation subjects, that
             are sampled.
-        augmentation_config: ``target`` / ``params`` of an augmentation, or None.
+        augmentation_config: ``target`` / ``params`` of an augmentation; None: none.
         num_workers: processes that load slices; None: 4 beside an accelerator, else 0.
-        worker_timeout: seconds that a batch of theirs may take, after which the training ends;
-            None: 30, or 120 where a process is not forked and imports everything first.
+        worker_timeout: seconds that such a process may take for a batch, after which the training
+            ends; None: 30, or 120 where a process is not forked and imports everything first.
         cache: folder of decoded subjects; None: ``$DSDIFF_CACHE`` or the user's cache folder.
         layout: naming of the files, see :func:`ldm.data.layouts.build_layout`; None: recognised.
         **settings: the study (:meth:`ldm.study.Study.of`: conditions, target, size, ...), the

@@ -35,9 +35,12 @@ class Request:
     """What is asked of a model; None: as its configuration says.
 
     Args:
-        sampler, steps: see :data:`ldm.models.diffusion.samplers.SAMPLERS`.
+        sampler: a name of :data:`ldm.models.diffusion.samplers.SAMPLERS`.
+        steps: of the sampler.
         eta: of DDIM: 0 deterministic to 1 as DDPM.
-        guidance, rescale: see :func:`ldm.models.diffusion.guidance.guide`.
+        guidance: above 1 exaggerates what the conditions say (a model trained with ``drop_all``),
+            see :func:`ldm.models.diffusion.guidance.guide`.
+        rescale: share, 0 to 1, of the contrast that guidance adds which is taken back.
         enhancement: factor of what the prior of a model changes, see :mod:`ldm.models.prior`.
         spread: how far samples lie from the posterior mean; 1: as far as data of unit variance, see
             :mod:`ldm.models.diffusion.spread`.

@@ -29,11 +29,12 @@ class AutoencoderLoss(nn.Module):
         disc_start: optimizer step from which the discriminator learns and is listened to.
         kl_weight: weight of the KL divergence in nats a pixel of the image.
         perceptual_weight: weight of the perceptual term; 0: none.
-        disc_weight: see above; 0: no discriminator.
+        disc_weight: weight of the adversarial terms; 0: no discriminator.
         disc_num_layers, disc_in_channels, disc_channels: size of the discriminator (PatchGAN,
             Isola et al. 2017).
-        lpips_weights, lpips_net: see :class:`ldm.losses.perceptual.LPIPS`; without weights
-            :func:`ldm.losses.perceptual.multi_scale_gradient` is the perceptual term.
+        lpips_weights: file of :class:`ldm.losses.perceptual.LPIPS`, which is then the perceptual
+            term; None: :func:`ldm.losses.perceptual.multi_scale_gradient`.
+        lpips_net: network of that file.
     """
 
     def __init__(

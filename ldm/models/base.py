@@ -44,7 +44,7 @@ class RunModule(pl.LightningModule):
         rate_schedule: how it falls then: ``constant`` (not at all), ``cosine`` or ``polynomial``.
         decay_steps: step at which it has fallen to ``decay_to`` of its height, the length of the
             run; None, or -1 as of a run without an end: it does not fall.
-        decay_to: see ``decay_steps``.
+        decay_to: share of its height that it has fallen to at ``decay_steps``.
         seed: seed of the training noise.
 
     Attributes:

@@ -80,7 +80,8 @@ class EnhancementPrior(nn.Module):
         shrink: share of what the network makes of abnormal tissue that is taken back.
         through: whether the Gaussians reach through the slices around each, by their distance; else
             they lie in its plane, and in patches of volumes take voxels for cubes.
-        relative: whether p is that curve; else the score itself, from 0 to 1, after a line.
+        relative: whether p is a logistic curve of the score in units of the patient; else the score
+            itself, from 0 to 1, after a line.
         pools: whether what it takes from patients stays with the weights (sums over them), so that
             a training that starts from its run adds its own patients to those; of a curve alone.
     """

@@ -45,12 +45,12 @@ class LatentDiffusion(RunModule):
         image_size: side or [H, W] of the training slices, or [D, H, W] of patches.
         neighbours: slices on each side that join the conditions.
         covariates: numbers of a patient that a batch gives, by name.
-        conditioning_key, cond_stage_config: see :class:`DiffusionWrapper`.
+        conditioning_key: how the backbone gets the conditions, see :class:`DiffusionWrapper`.
+        cond_stage_config: what encodes them for it, see :class:`DiffusionWrapper`.
         loss_config: further losses {name: ``target`` / ``params``}, see
-            :mod:`ldm.losses.prediction`; each returns weighted terms, which are added and logged by
-            name.
-        sparsity: weight of a :class:`~ldm.losses.prediction.Sparsity` among them; none where
-            ``subtract=auto`` found nothing to subtract, because a target itself is not sparse.
+            :mod:`ldm.losses.prediction`; each returns weighted terms, added and logged by name.
+        sparsity: weight of a :class:`~ldm.losses.prediction.Sparsity` among them: enhance where it
+            is likely only; none where ``subtract=auto`` found nothing to subtract.
         voxel_weight_config: ``target`` / ``params`` of how much the error of each voxel counts,
             see :mod:`ldm.losses.weights`; None: all alike.
         prior_config: ``target`` / ``params`` of what few patients tell of where tissue enhances,

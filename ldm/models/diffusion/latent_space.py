@@ -57,7 +57,7 @@ class LatentSpace:
             network shrink by ``gain``. ``auto``: the contrast that an agent turns into the target,
             T1 for T1ce, where it is a condition, else None; of a target that varies, see
             :class:`ldm.models.diffusion.anchors.AkinAnchor`.
-        gain: see ``subtract``; brings the subtraction image to about unit variance.
+        gain: factor of the subtraction image, which brings it to about unit variance.
         standard_inputs: whether the network sees the conditions of pixel space in units of healthy
             tissue, background 0 (see :func:`ldm.intensity.standard_units`), and not from -1 to 1,
             where the brain is a sixth of the range and the background outweighs it.

@@ -74,8 +74,8 @@ class GaussianProcess:
             ``rescaled_kl`` T times it. Beside an error of the output the bound trains the variance
             only (Nichol & Dhariwal 2021, section 3.1).
         loss_type: the error of the output, ``l1``, ``l2`` or ``charbonnier``.
-        loss_weight: its weight over timesteps, ``min_snr``, ``p2`` or ``truncated_snr``; None: all
-            outputs alike.
+        loss_weight: weight of that error over timesteps, ``min_snr``, ``p2`` or
+            ``truncated_snr``; None: all outputs alike.
         mean_share: share of each training batch that learns the posterior mean, where sampling at
             temperature 0 asks for it, see :meth:`at_mean`. 1 is a one-step regression; ``auto`` is
             three quarters, and 0 with ``eps``, which in pure noise says next to nothing of x_0.

@@ -166,9 +166,11 @@ class Sampling:
     """How a model is sampled in validation, and by ``dsdiff sample`` where nothing else is asked.
 
     Args:
-        sampler: a key of :data:`SAMPLERS`.
-        sampling_steps: their number.
-        temperature: of the noise, see :class:`~ldm.models.diffusion.noise.KeyedNoise`.
+        sampler: ``ddim``, ``ddpm``, ``dpmpp_2m``, ``unipc_3``, ``heun`` or another of
+            :data:`SAMPLERS`.
+        sampling_steps: steps of the sampler.
+        temperature: of the noise: 0, one image close to the conditional mean; 1, a sample, see
+            :class:`~ldm.models.diffusion.noise.KeyedNoise`.
         threshold: of predicted images in pixel space: ``clip``, ``dynamic`` or ``none``.
         spread: of samples about the posterior mean, where the model has learned it; 1: as wide as
             data of unit variance are, whatever the sampler and its steps, see

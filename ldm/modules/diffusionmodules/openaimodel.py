@@ -71,7 +71,8 @@ class UNetSettings:
         transformer_depth: blocks of a transformer, one number or a list over levels.
         context_dim: width of the context, or a list with one width for each transformer block.
         disable_self_attentions: for each level, whether both attentions of a transformer block look
-            at the context; ``disable_middle_self_attn`` is the same for the middle.
+            at the context.
+        disable_middle_self_attn: the same for the middle.
         num_attention_blocks: for each level, how many residual blocks are followed by attention.
         use_linear_in_transformer: linear projections in the transformers (Stable Diffusion 2).
         legacy: head rule of guided-diffusion, see ``num_heads_upsample``.
