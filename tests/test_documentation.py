@@ -1,6 +1,8 @@
 """What the documentation says is so: links lead somewhere, commands are commands, cells run."""
 
+import argparse
 import contextlib
+import inspect
 import io
 import json
 import re
@@ -127,6 +129,61 @@ def shown_help(*words: str) -> list[str]:
     with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
         parser.parse_args([*words, "--help"])
     return printed.getvalue().split()
+
+
+TASKS = {"segment": ("train", "predict", "evaluate"), "diagnose": ("data", "run")}
+HELPED = [*((verb,) for verb in VERBS), *((v, t) for v, ts in TASKS.items() for t in ts)]
+MOST_OPTIONS = 10  # of a verb without groups
+
+
+def options(*words: str) -> tuple[argparse.ArgumentParser, list[argparse.Action]]:
+    """The parser of a verb or of its task, and the options it declares."""
+    parser = build_parser(words[0])
+    for word in words:
+        subparsers = next(a for a in parser._actions if isinstance(a.choices, dict))
+        parser = subparsers.choices[word]
+    return parser, [action for action in parser._actions if action.option_strings]
+
+
+@pytest.mark.parametrize("words", HELPED, ids=" ".join)
+def test_help_ends_with_commands_that_are_commands(words, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    parser, _ = options(*words)
+    *_, shown = re.split(r"^examples?:$", parser.format_help(), flags=re.MULTILINE)
+    examples = shown.strip("\n").splitlines()
+    assert examples and max(map(len, examples)) <= 80
+    for line in examples:
+        assert line.startswith(f"  dsdiff {' '.join(words)}")
+        test_commands_are_commands(" ".join(words), line.strip())
+
+
+@pytest.mark.parametrize("words", HELPED, ids=" ".join)
+def test_help_says_each_default_and_groups_many_options(words):
+    parser, declared = options(*words)
+    shown = " ".join(parser.format_help().split())
+    for action in declared:
+        value = action.default
+        if isinstance(value, str | int | float) and action.nargs != 0:  # no switch
+            said = re.search(rf" {action.option_strings[0]} .*?default: ([^)]*)\)", shown)
+            assert value == argparse.SUPPRESS or said and str(value) in said[1], action.dest
+    own = {group.title for group in parser._action_groups if group._group_actions}
+    own_options = [a for a in declared if a.dest not in ("help", "debug")]
+    assert len(own_options) <= MOST_OPTIONS or len(own - {"options", "positional arguments"}) >= 3
+
+
+def test_help_says_what_the_model_takes_where_nothing_is_asked():
+    from ldm.models.diffusion.ddpm import LatentDiffusion
+    from ldm.models.diffusion.samplers import ddim
+    from ldm.models.diffusion.tiling import Tiling
+
+    shown = " ".join(options("sample")[0].format_help().split())
+    owners = {"enhancement": LatentDiffusion.synthesise, "guidance": LatentDiffusion.generate}
+    owners |= {"rescale": LatentDiffusion.generate, "overlap": Tiling}
+    for name, owner in owners.items():
+        said = re.search(rf" --{name} N .*?default: ([\d.]+)\)", shown)
+        assert float(said[1]) == inspect.signature(owner).parameters[name].default, name
+    assert "0 deterministic (default)" in shown
+    assert inspect.signature(ddim).parameters["eta"].default == 0
 
 
 def test_there_are_commands_and_a_wrong_one_is_found():

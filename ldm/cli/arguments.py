@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from ldm.cli.help import group
 from ldm.cli.terminal import print_found, show_progress
 
 if TYPE_CHECKING:
@@ -14,11 +15,13 @@ if TYPE_CHECKING:
     from ldm.data.layouts.base import Layout, Subject
 
 SAMPLERS = "as ddim, ddpm, dpmpp_2m, unipc_3, heun; a wrong name is answered with all"
+# Groups of options, where a verb has many
+PATIENTS, OUTPUT, MACHINE = "patients", "output", "speed and memory"
 # As ldm.data.brain names them, which is not imported to show help; a test holds them together.
 MASKS = "auto, nonzero, head"
 
 
-def add_trust_argument(parser: argparse.ArgumentParser) -> None:
+def add_trust_argument(parser: Any) -> None:
     """Declare ``--trust``."""
     parser.add_argument(
         "--trust",
@@ -29,7 +32,7 @@ def add_trust_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_layout_argument(parser: argparse.ArgumentParser) -> None:
+def add_layout_argument(parser: Any) -> None:
     """Declare ``--layout``."""
     parser.add_argument(
         "--layout",
@@ -87,24 +90,34 @@ def add_subject_arguments(parser: argparse.ArgumentParser, written: str, whom: s
         help="run folder, its model.safetensors, or a checkpoint; or hub:owner/name, which is "
         "downloaded",
     )
-    parser.add_argument("--input", type=Path, required=True, metavar="FOLDER|CSV", help="subjects")
-    add_layout_argument(parser)
-    parser.add_argument(
+    patients, output = group(parser, PATIENTS), group(parser, OUTPUT)
+    patients.add_argument(
+        "--input", type=Path, required=True, metavar="FOLDER|CSV", help="subjects"
+    )
+    add_layout_argument(patients)
+    patients.add_argument(
+        "--subjects", nargs="+", metavar="ID", help=f"only these (default: {whom})"
+    )
+    output.add_argument(
         "--output", type=Path, required=True, metavar="FOLDER", help=f"for the {written}"
     )
-    parser.add_argument("--subjects", nargs="+", metavar="ID", help=f"only these (default: {whom})")
 
 
 def add_devices_argument(parser: argparse.ArgumentParser) -> None:
     """Declare ``--devices``."""
-    parser.add_argument(
+    group(parser, MACHINE).add_argument(
         "--devices",
         type=int,
         default=1,
         metavar="N",
         help="share the subjects among N processes, each on a GPU of its own, or all on the CPU; "
-        "the volumes are byte for byte those of one (default: 1)",
+        "the volumes are byte for byte those of one",
     )
+
+
+def add_device_argument(parser: Any) -> None:
+    """Declare ``--device``."""
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, ...")
 
 
 def add_run_arguments(parser: argparse.ArgumentParser, default: str) -> None:
@@ -124,21 +137,22 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare where and on what a trained model is run."""
     from ldm.inference.request import NONFINITE, Request
 
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, ...")
-    parser.add_argument(
+    patients, machine = group(parser, PATIENTS), group(parser, MACHINE)
+    add_device_argument(machine)
+    patients.add_argument(
         "--allow-missing",
         nargs="+",
         default=[],
         metavar="CONTRAST",
         help="go on where this contrast is absent (a model trained with condition_dropout)",
     )
-    parser.add_argument(
+    patients.add_argument(
         "--nonfinite", choices=NONFINITE, default=Request.nonfinite, help="NaN or Inf in an input"
     )
-    parser.add_argument(
+    machine.add_argument(
         "--batch-size",
         type=int,
         default=Request.batch_size,
-        help="slices, or windows of a volume, at once (default: %(default)s)",
+        help="slices, or windows of a volume, at once",
     )
     add_trust_argument(parser)

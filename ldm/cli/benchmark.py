@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 SHOWN = {"say": partial(print, flush=True), "progress": show_progress}
 SHORT = ("backbone", "PSNR dB", "Recovery", "AUC tumour", "SSIM", "n")
 EPILOG = """\
-rows x spaces x seeds are trainings; each is sampled with every sampler and number of steps: a cell.
-Lists in `seeds` and `sampling` are axes of the grid. Without --plan, --cell or --collect, all cells
-are run and the report is written; started again, the same command goes on.
-See docs/run-a-benchmark.md.
-"""
+rows x spaces x seeds are trainings; each is sampled with every sampler and number of steps: a \
+cell. Lists in `seeds` and `sampling` are axes of the grid. Without --plan, --cell or --collect, \
+all cells are run and the report is written; started again, the same command goes on. See \
+docs/run-a-benchmark.md."""
+EXAMPLES = ("dsdiff benchmark configs/benchmark.yaml data.params.root=DATA --output bench",)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

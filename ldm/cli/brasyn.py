@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ldm.cli.arguments import add_trust_argument
+from ldm.cli.arguments import add_device_argument, add_trust_argument
 from ldm.cli.terminal import report_written, reporter, show_progress
+
+EXAMPLES = ("dsdiff brasyn --model MODEL --input CASES --output made",)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RUN",
         help="run or model folder, or hub:owner/name, trained with configs/any_missing.yaml",
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, ...")
+    add_device_argument(parser)
     add_trust_argument(parser)
 
 

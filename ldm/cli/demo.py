@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 HELD_OUT = ("Phantom_0002", "Phantom_0006")
+EXAMPLES = ("dsdiff demo", "dsdiff demo --output demo budget.steps=100")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,10 +16,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=Path("dsdiff-demo"),
         metavar="FOLDER",
-        help="default: %(default)s",
+        help="for patients, runs and the report",
     )
-    parser.add_argument("--subjects", type=int, default=30, help="patients (default: %(default)s)")
-    parser.add_argument("--size", type=int, default=96, help="voxels across (default: %(default)s)")
+    parser.add_argument("--subjects", type=int, default=30, help="patients")
+    parser.add_argument("--size", type=int, default=96, help="voxels across")
     parser.add_argument(
         "config", nargs="*", metavar="KEY=VALUE", help="overrides of configs/demo.yaml"
     )

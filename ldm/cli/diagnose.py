@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldm.cli.arguments import add_config_argument, add_layout_argument, configured_data
+from ldm.cli.help import with_examples
 from ldm.cli.main import DEBUG
 from ldm.cli.terminal import print_next, show_progress, training_command
 
@@ -20,6 +21,11 @@ MOST_FINDINGS = 40
 MOST_NAMED = 3  # subjects of one finding
 MOST_LABELS = 6
 STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
+EXAMPLES = (
+    "dsdiff diagnose data PATIENTS",
+    "dsdiff diagnose data PATIENTS --config data.params.axis=coronal",
+    "dsdiff diagnose run runs/mine",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     run_parser.add_argument(
         "--root", type=Path, metavar="FOLDER", help="where the subjects are now, if they moved"
     )
+    data.epilog, run_parser.epilog = with_examples(EXAMPLES[:2]), with_examples(EXAMPLES[2:])
     for kind in (data, run_parser):
         add_layout_argument(kind)
         kind.add_argument("--debug", **DEBUG)

@@ -8,6 +8,11 @@ from pathlib import Path
 from ldm.cli.arguments import add_run_arguments
 from ldm.cli.train import SHOWN, describe, finish
 
+EXAMPLES = (
+    "dsdiff distill runs/mine --steps 4",
+    "dsdiff distill runs/mine --steps 1 lightning.trainer.max_steps=2000",
+)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
@@ -19,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="changes of configs/distill.yaml or of the teacher's configuration, as "
         "lightning.trainer.max_steps=2000 model.params.substeps=8",
     )
-    parser.add_argument("--steps", type=int, default=4, help="of the student (default: 4)")
+    parser.add_argument("--steps", type=int, default=4, help="of the student")
     add_run_arguments(parser, "RUN-distilled-STEPS")
 
 

@@ -21,6 +21,9 @@ TORCHVISION = {
 }
 
 
+EXAMPLES = ("dsdiff doctor",)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare no arguments."""
 

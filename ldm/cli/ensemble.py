@@ -8,6 +8,8 @@ from pathlib import Path
 from ldm.cli.arguments import add_trust_argument
 from ldm.cli.terminal import print_next, sampling_command
 
+EXAMPLES = ("dsdiff ensemble runs/one runs/two --output both",)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""

@@ -7,68 +7,86 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ldm.cli.arguments import MASKS, add_layout_argument, add_trust_argument
+from ldm.cli.arguments import MASKS, OUTPUT, PATIENTS, add_layout_argument, add_trust_argument
+from ldm.cli.help import group
 from ldm.errors import bad_value
 from ldm.util import user_path
+
+EXAMPLES = (
+    "dsdiff evaluate --prediction predictions --reference PATIENTS --output report",
+    "dsdiff evaluate --prediction a=one b=two --reference PATIENTS --output both",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument(
+    patients, output = group(parser, PATIENTS), group(parser, OUTPUT)
+    patients.add_argument(
         "--prediction",
         nargs="+",
         action="extend",
         required=True,
         metavar="[NAME=]FOLDER",
         help="holds ID_TARGET.nii.gz or ID.nii.gz, and ID_TARGET_std.nii.gz where its spread is "
-        "judged; "
-        "several NAMEs are compared, folders of one NAME are its training seeds",
+        "judged; several NAMEs are compared, folders of one NAME are its training seeds",
     )
-    parser.add_argument(
+    patients.add_argument(
         "--reference", type=Path, required=True, metavar="FOLDER|CSV", help="the real subjects"
     )
-    add_layout_argument(parser)
-    parser.add_argument(
-        "--target",
-        metavar="CONTRAST",
-        help="that was synthesised (default: as the sidecars state, else as in configs/base.yaml)",
+    add_layout_argument(patients)
+    patients.add_argument("--subjects", nargs="+", metavar="ID", help="only these (default: all)")
+    add_seen_argument(patients)
+    _add_judged_arguments(group(parser, "what is judged"))
+    add_segmenter_arguments(group(parser, "a segmenter as the judge"))
+    compared = group(parser, "paired comparison")
+    compared.add_argument("--metric", help="default: the first of the protocol, psnr")
+    compared.add_argument("--region", help="default: that of the protocol, brain")
+    compared.add_argument(
+        "--against", metavar="NAME", help="compare with this row only (default: every pair)"
     )
-    parser.add_argument("--subjects", nargs="+", metavar="ID", help="only these")
-    parser.add_argument(
-        "--mask",
-        choices=MASKS.split(", "),
-        default="auto",
-        help="what is brain (default: auto, which decides as in sampling)",
-    )
-    parser.add_argument(
-        "--protocol",
-        nargs="+",
-        default=["default"],
-        metavar="NAME",
-        help="default, region, slices, brasyn, legacy: what is compared with what, see "
-        "docs/metrics.md",
-    )
-    parser.add_argument("--metric", help="of the paired comparison (psnr)")
-    parser.add_argument("--region", help="of the paired comparison (brain)")
-    parser.add_argument("--against", metavar="NAME", help="compare with this row only")
-    parser.add_argument(
-        "--lpips-weights", type=Path, metavar="FILE", help="torchvision's vgg16, for LPIPS"
-    )
-    parser.add_argument(
+    output.add_argument(
         "--output",
         type=Path,
         metavar="FOLDER",
         help="for report.html, table.tex, .md and .csv, figures and metrics",
     )
-    add_columns_argument(parser)
-    parser.add_argument(
+    add_columns_argument(output)
+    output.add_argument(
         "--verbose",
         action="store_true",
         help="print every table: all regions, enhancement, detail, intervals",
     )
-    add_label_argument(parser, "--labels", "those of the reference")
-    add_seen_argument(parser)
-    add_segmenter_arguments(parser)
+    add_trust_argument(parser)
+
+
+def _add_judged_arguments(judged: Any) -> None:
+    """Declare what is compared with what."""
+    judged.add_argument(
+        "--target",
+        metavar="CONTRAST",
+        help="that was synthesised (default: as the sidecars state, else as in configs/base.yaml)",
+    )
+    judged.add_argument(
+        "--mask",
+        choices=MASKS.split(", "),
+        default="auto",
+        help="what is brain (default: auto, which decides as in sampling)",
+    )
+    add_label_argument(judged, "--labels", "those of the reference")
+    judged.add_argument(
+        "--protocol",
+        nargs="+",
+        default=["default"],
+        metavar="NAME",
+        help="default, region, slices, brasyn, legacy: what is compared with what, see "
+        "docs/metrics.md (default: default)",
+    )
+    judged.add_argument(
+        "--lpips-weights",
+        type=Path,
+        metavar="FILE",
+        help="torchvision's vgg16, for LPIPS (default: LPIPS is left out)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -205,7 +223,7 @@ def terminal_table(table: Any) -> Any:
     return shown
 
 
-def add_columns_argument(parser: argparse.ArgumentParser) -> None:
+def add_columns_argument(parser: Any) -> None:
     """Declare ``--columns``."""
     parser.add_argument(
         "--columns",
@@ -217,7 +235,7 @@ def add_columns_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_label_argument(parser: argparse.ArgumentParser, option: str, whose: str) -> None:
+def add_label_argument(parser: Any, option: str, whose: str) -> None:
     """Declare what labels mean."""
     parser.add_argument(
         option,
@@ -227,7 +245,7 @@ def add_label_argument(parser: argparse.ArgumentParser, option: str, whose: str)
     )
 
 
-def add_seen_argument(parser: argparse.ArgumentParser) -> None:
+def add_seen_argument(parser: Any) -> None:
     """Declare whether patients of the training are judged."""
     parser.add_argument(
         "--allow-seen",
@@ -236,7 +254,7 @@ def add_seen_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_segmenter_arguments(parser: argparse.ArgumentParser) -> None:
+def add_segmenter_arguments(parser: Any) -> None:
     """Declare what judges synthetic volumes by what is found on them."""
     judge = parser.add_mutually_exclusive_group()
     judge.add_argument(
@@ -251,7 +269,6 @@ def add_segmenter_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="COMMAND",
         help="any program instead, as 'my-segmenter {input} {output}', called for each patient",
     )
-    add_trust_argument(parser)
 
 
 def _segmenter(args: argparse.Namespace) -> Any:

@@ -8,6 +8,11 @@ from pathlib import Path
 from ldm.cli.arguments import add_trust_argument
 from ldm.cli.terminal import print_next, sampling_command
 
+EXAMPLES = (
+    "dsdiff export runs/mine --output model --licence CC-BY-4.0",
+    "dsdiff export runs/mine --output model --onnx",
+)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from ldm.importing.model import Imported
 
 SHOWN = 10  # keys of a kind on the terminal; --report has them all
+EXAMPLES = (
+    "dsdiff import CHECKPOINT --config configs/backbone/unet.yaml --output made",
+    "dsdiff import CHECKPOINT --config THEIRS.yaml --output made",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--weights",
         choices=("auto", "ema", "raw"),
         default="auto",
-        help="moving average or not (default: the average where there is one)",
+        help="moving average or not; auto: the average where there is one",
     )
     parser.add_argument(
         "--report", type=Path, metavar="FILE", help="write what was loaded or does not fit as JSON"

@@ -17,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ldm import __version__
+from ldm.cli.help import Parser, with_examples
 from ldm.cli.streams import steady_streams
 from ldm.errors import ConfigError, DsdiffError, as_known_error, on_the_command_line, one_line
 from ldm.progress import is_part
@@ -47,7 +48,7 @@ DESCRIPTION = "Contrast-enhanced MRI from T1, T2 and FLAIR: diffusion with swapp
 
 def build_parser(verb: str | None) -> argparse.ArgumentParser:
     """Return the parser; only the module of ``verb`` is imported, so that ``--help`` is quick."""
-    parser = argparse.ArgumentParser(prog="dsdiff", description=DESCRIPTION)
+    parser = Parser(prog="dsdiff", description=DESCRIPTION)
     parser.add_argument("--version", action="version", version=f"dsdiff {__version__}")
     commands = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for name, text in VERBS.items():
@@ -59,6 +60,7 @@ def build_parser(verb: str | None) -> argparse.ArgumentParser:
         if name == verb:
             module = importlib.import_module(f"ldm.cli.{MODULES.get(name, name)}")
             module.add_arguments(command)
+            command.epilog = with_examples(module.EXAMPLES, command.epilog or "")
             command.set_defaults(run=module.run)
     return parser
 

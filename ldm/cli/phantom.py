@@ -8,15 +8,18 @@ from pathlib import Path
 
 from ldm.cli.terminal import print_next, show_progress
 
+EXAMPLES = (
+    "dsdiff phantom PATIENTS",
+    "dsdiff phantom PATIENTS --subjects 20 --size 64",
+)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("output", type=Path, help="folder for Phantom_0001, Phantom_0002, ...")
-    parser.add_argument("--subjects", type=int, default=8, help="how many (default: 8)")
-    parser.add_argument(
-        "--size", type=int, default=128, help="voxels across, 32 to 240 (default: 128)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="which patients (default: 0)")
+    parser.add_argument("--subjects", type=int, default=8, help="how many")
+    parser.add_argument("--size", type=int, default=128, help="voxels across, 32 to 240")
+    parser.add_argument("--seed", type=int, default=0, help="which patients")
     parser.add_argument(
         "--dwi", action="store_true", help="a diffusion-weighted image (_dwi) of each too"
     )

@@ -16,6 +16,11 @@ from ldm.cli.terminal import print_found, print_next, reporter, show_progress, t
 from ldm.errors import ConfigError, DataError, PartialError
 
 Row = dict[str, str]  # of a manifest
+EXAMPLES = (
+    "dsdiff prepare PATIENTS --output prepared",
+    "dsdiff prepare PATIENTS --register --output registered",
+    "dsdiff prepare --verify prepared/manifest.csv",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -9,17 +9,24 @@ from typing import Any
 
 from ldm.cli import train
 from ldm.cli.arguments import (
+    OUTPUT,
     add_devices_argument,
     add_layout_argument,
     add_model_arguments,
     add_subject_arguments,
 )
 from ldm.cli.evaluate import add_label_argument, add_seen_argument
+from ldm.cli.help import group, with_examples
 from ldm.cli.main import DEBUG
 from ldm.cli.terminal import print_found, print_next, report_written, reporter
 
 PREDICT = ("subjects", "layout", "overwrite", "devices", "device", "trust", "batch_size")
 PREDICT += ("allow_missing", "nonfinite")
+EXAMPLES = (
+    "dsdiff segment train configs/segmentation/unet.yaml data.params.root=DATA",
+    "dsdiff segment predict runs/segment-unet --input DATA --output labels",
+    "dsdiff segment evaluate --prediction labels --reference DATA --output report",
+)
 TASKS = {
     "train": "train a network from configs/segmentation, or resume a run",
     "predict": "write label maps (NIfTI) of the subjects in a folder",
@@ -40,6 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         task.add_argument("--debug", **DEBUG)
         add, run_task = declare[name]
         add(task)
+        own = [command for command in EXAMPLES if command.split()[2] == name]
+        task.epilog = with_examples(own)
         task.set_defaults(run_task=run_task)
 
 
@@ -52,8 +61,9 @@ def _add_predict_arguments(parser: argparse.ArgumentParser) -> None:
     add_subject_arguments(parser, "label maps")
     add_devices_argument(parser)
     add_model_arguments(parser)
-    parser.add_argument("--no-pictures", action="store_true", help="write no pictures/*.png")
-    parser.add_argument("--overwrite", action="store_true", help="replace existing outputs")
+    output = group(parser, OUTPUT)
+    output.add_argument("--no-pictures", action="store_true", help="write no pictures/*.png")
+    output.add_argument("--overwrite", action="store_true", help="replace existing outputs")
 
 
 def _add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:

@@ -8,9 +8,15 @@ from __future__ import annotations
 import argparse
 
 from ldm.cli.arguments import SAMPLERS
-from ldm.cli.sample import add_volume_arguments
+from ldm.cli.help import group
+from ldm.cli.sample import DRAWN, add_volume_arguments
 from ldm.cli.terminal import print_found, reporter, show_progress
 from ldm.errors import PartialError
+
+EXAMPLES = (
+    "dsdiff sweep runs/mine --input PATIENTS --output sweep",
+    "dsdiff sweep runs/mine --input PATIENTS --output sweep --steps 1,2,4",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,19 +25,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     written = "volumes, table, plot and report"
     add_volume_arguments(parser, written, "those that the run has not seen", temperature="1")
-    parser.add_argument(
-        "--steps",
-        type=_numbers,
-        default=SWEPT_STEPS,
-        metavar="N,N,...",
-        help=f"of the samplers (default: {','.join(map(str, SWEPT_STEPS))})",
+    drawn = group(parser, DRAWN)
+    drawn.add_argument(
+        "--steps", type=_numbers, default=SWEPT_STEPS, metavar="N,N,...", help="of the samplers"
     )
-    parser.add_argument(
+    drawn.add_argument(
         "--sampler",
         type=_names,
         default=SWEPT_SAMPLERS,
         metavar="NAME,NAME,...",
-        help=f"all, or {SAMPLERS} (default: {','.join(SWEPT_SAMPLERS)})",
+        help=f"all, or {SAMPLERS}",
     )
 
 

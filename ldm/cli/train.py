@@ -23,6 +23,13 @@ def say(text: str) -> None:
 SHOWN: dict[str, Any] = {"say": say, "progress": show_progress}
 SEEN = ("samples/", "loss.svg", "metrics.csv", "tensorboard/")  # in a run, by who looks at it
 
+EXAMPLES = (
+    "dsdiff train configs/backbone/unet.yaml data.params.root=PATIENTS name=mine",
+    "dsdiff train configs/backbone/unet.yaml data.params.root=PATIENTS --dry-run",
+    "dsdiff train --resume runs/mine",
+    "dsdiff train --from runs/mine data.params.root=OTHERS",
+)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
@@ -31,7 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         metavar="CONFIG|KEY=VALUE",
         help="YAML files, merged left to right, then overrides such as data.params.root=FOLDER "
-        "data.params.val=[ID1,ID2] lightning.trainer.max_steps=5000 name=my-run",
+        "data.params.val=[ID1,ID2] lightning.trainer.max_steps=5000 name=my-run; every key, with "
+        "its default: docs/settings.md",
     )
     parser.add_argument("--resume", type=Path, metavar="RUN", help="continue this run exactly")
     parser.add_argument(
