@@ -108,10 +108,10 @@ def ensemble(
     first = members[0].loaded
     facts = {**first.model.facts(), WEIGHTS: first.weights, "dsdiff": ldm.__version__}
     folders = [member.folder for member in members]
-    with claim_model(output, "ensemble", folders, overwrite):
-        write_seen(output, {"train": {}}, folders)
-        write_model_folder(output, config, weights, facts)
-    load_model(output, trust)
+    with claim_model(output, "ensemble", folders, overwrite) as place:
+        write_seen(place, {"train": {}}, folders)
+        write_model_folder(place, config, weights, facts)
+        load_model(place, trust)
     return output
 
 

@@ -27,6 +27,7 @@ from ldm.claims import claim
 from ldm.config import foreign_targets, read_saved_config, save_config, trusted_targets, validate
 from ldm.environment import require_safe_libraries
 from ldm.errors import CheckpointError, OutOfMemory, OutputError, UnsafeError, as_known_error
+from ldm.folders import written_together
 from ldm.model_file import (
     FORMAT_VERSION,
     looks_like,
@@ -217,10 +218,7 @@ def newest_checkpoint(run: Path) -> Path:
 def write_model_folder(
     folder: Path, config: Mapping[str, Any], state: Mapping[str, Tensor], facts: Mapping[str, Any]
 ) -> None:
-    """Write ``config.yaml``, and weights that are bound to it as it will be read.
-
-    Whatever else a verb writes there comes before, see :func:`require_free`.
-    """
+    """Write ``config.yaml``, and weights that are bound to it as it will be read."""
     save_config(config, folder / CONFIG_FILE)
     bound = decisive(read_saved_config(folder / CONFIG_FILE))
     save_model(folder, state, {**facts, BOUND: bound})
@@ -255,15 +253,19 @@ def require_free(folder: Path, overwrite: bool) -> None:
 
 
 @contextmanager
-def claim_model(folder: Path, verb: str, inputs: Iterable[Path], overwrite: bool) -> Iterator[None]:
-    """Own a folder that will hold a model; refuse what :func:`require_free` does, come meanwhile.
+def claim_model(folder: Path, verb: str, inputs: Iterable[Path], overwrite: bool) -> Iterator[Path]:
+    """Own a folder that will hold a model, and yield one where it is written and can be read.
+
+    It is there once the block ends, in place of an older one: see
+    :func:`ldm.storage.written_together`. What :func:`require_free` refuses may come meanwhile.
 
     Raises:
         OutputError: OUT-EXISTS; see :func:`ldm.claims.claim`. BusyError.
     """
-    with claim(folder, verb, inputs=inputs, replace=overwrite):
+    with claim(folder, verb, inputs=inputs, replace=overwrite) as own:
         require_free(folder, overwrite)
-        yield
+        with written_together(own, last=MODEL_FILE) as temporary:
+            yield temporary
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

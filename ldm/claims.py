@@ -169,6 +169,8 @@ class Claim:
     def name_of(self, path: Path) -> str | None:
         """Return the name of ``path`` relative to the folder, None for a path outside it.
 
+        What lies in a temporary folder is outside: it gets its name when all of it is there.
+
         Raises:
             OutputError: OUT-LINK where a folder on the way is a link.
         """
@@ -177,6 +179,8 @@ class Claim:
         if root is None:
             return None
         name = place.relative_to(root)
+        if any(part.startswith(TEMPORARY) for part in name.parts[:-1]):
+            return None
         if (place.parent.resolve() / place.name) != self.folder / name:
             raise OutputError(
                 "OUT-LINK", f"{name.parent} in {self.given} is a link: remove it, none is followed"
@@ -221,18 +225,22 @@ def _signs(lines: Iterable[str]) -> dict[str, str]:
 _claims: list[Claim] = []  # of this process, in all its threads; the innermost comes last
 
 
+def owner_of(folder: Path) -> str | None:
+    """Return the verb that writes a folder; None where the folder has no lock."""
+    lock = folder / LOCK
+    first = next(iter(_read_lines(lock)), "") if lock.is_file() else ""
+    return first.removeprefix("dsdiff ") or None
+
+
 def is_synthetic(folder: Path) -> bool:
     """Return whether a verb of :data:`SYNTHETIC` has written every file of a folder.
 
     What is hidden does not count, nor what holds no volume.
     """
-    lock = folder / LOCK
-    if not lock.is_file():
+    if owner_of(folder) not in SYNTHETIC:
         return False
-    first, *lines = _read_lines(lock) or [""]
-    if first.removeprefix("dsdiff ") not in SYNTHETIC:
-        return False
-    own = {name for name, sign in _signs(lines).items() if sign == "+"}
+    signs = _signs(_read_lines(folder / LOCK)[1:])
+    own = {name for name, sign in signs.items() if sign == "+"}
     return all(name.as_posix() in own for name in _shown(folder, folder.rglob("*")))
 
 

@@ -17,7 +17,7 @@ from ldm.checkpoint import (
     write_model_folder,
 )
 from ldm.data.seen import SUBJECTS_FILE
-from ldm.denoiser import ONNX_FILE, PROGRAM_FILE, denoiser_files
+from ldm.denoiser import denoiser_files
 from ldm.errors import CheckpointError
 from ldm.model_file import read_model
 from ldm.storage import (
@@ -25,7 +25,6 @@ from ldm.storage import (
     ERROR_MODEL,
     MODEL_FILE,
     read_json,
-    remove,
     run_folder,
     write_files,
 )
@@ -86,16 +85,10 @@ def export(
     said = {name: metadata[name] for name in (*model.facts(), *KEPT) if name in metadata}
     require_private((config, said), set(_secrets(known)) | set(_secrets(cost)))
     beside = denoiser_files(model, loaded.digest) if onnx else {}
-    with claim_model(output, "export", [folder], overwrite):
-        replaces = (output / MODEL_FILE).exists()
-        for name in (CARD, ONNX_FILE, PROGRAM_FILE):
-            remove(output / name)  # those of older weights never stand beside the new ones
-        if not replaces:  # the weights come last, so that the same command goes on without them
-            write_files(output, {CARD: card, **beside})
-        write_model_folder(output, config, tensors, {**said, "dsdiff": ldm.__version__})
-        if replaces:
-            write_files(output, {CARD: card, **beside})
-    load_model(output, trust)
+    with claim_model(output, "export", [folder], overwrite) as place:
+        write_files(place, {CARD: card, **beside})
+        write_model_folder(place, config, tensors, {**said, "dsdiff": ldm.__version__})
+        load_model(place, trust)
     return output
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ldm.environment import require_safe_libraries
 from ldm.errors import CheckpointError
-from ldm.storage import MODEL_FILE, atomic_path, head_of, refused_write
+from ldm.storage import MODEL_FILE, atomic_path, head_of, refused_write, require_part
 
 FORMAT_VERSION = 1
 
@@ -60,8 +60,7 @@ def read_model(path: Path, own: bool = True) -> tuple[dict[str, Tensor], dict[st
         CheckpointError: CKPT-MISSING, CKPT-FORMAT, CKPT-CORRUPT, CKPT-VERSION or CKPT-NONFINITE.
     """
     require_safe_libraries()
-    if not path.is_file():
-        raise CheckpointError("CKPT-MISSING", f"there is no {path}: give a run folder or a model")
+    require_part(path, f"there is no {path}: give a run folder or a model")
     try:
         with safe_open(path, framework="pt") as file:
             texts = file.metadata() or {}

@@ -21,15 +21,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from ldm.claims import NO_FOLLOW, TEMPORARY, Claim, open_own, permit, refuse_existing, sweep_folder
+from ldm.claims import NO_FOLLOW, TEMPORARY, Claim, open_own, owner_of, permit, refuse_existing
 from ldm.errors import CheckpointError, DataError, OutputError
 from ldm.util import user_path
 
 CHUNK = 1 << 20
 MODEL_FILE, CONFIG_FILE = "model.safetensors", "config.yaml"  # of a run
+MODEL_VERBS = ("export", "ensemble", "import")  # which write a model as a whole
 COST_FILE = "cost.json"  # what a training, or a sampling, took
 ERROR_MODEL = "error_model"  # beside weights and in sidecars: ldm.models.diffusion.error_model
-ABANDONED_AFTER = 86400  # seconds; no folder takes a day to write
 NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP)  # of file systems without hard links
 
 
@@ -47,6 +47,11 @@ def refused_write(path: Path, error: Exception) -> OutputError:
         f"cannot write {path.name}, as on a full disk ({error}): free space, then give the same "
         "command again",
     )
+
+
+def temporary_path(folder: Path, suffix: str = "") -> Path:
+    """Return a new name in a folder for what is swept away if this process dies."""
+    return folder / f"{TEMPORARY}{os.getpid()}-{secrets.token_hex(4)}{suffix}"
 
 
 @contextmanager
@@ -67,7 +72,7 @@ def atomic_path(path: Path, replace: bool = False, private: bool = False) -> Ite
     """
     path = Path(path)
     suffix = "".join(path.suffixes[-2:])  # writers choose the format by the ending
-    temporary = path.parent / f"{TEMPORARY}{os.getpid()}-{secrets.token_hex(4)}{suffix}"
+    temporary = temporary_path(path.parent, suffix)
     permitted = permit(path, replace)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -163,45 +168,6 @@ def appending(path: Path) -> Iterator[IO[str]]:
             yield file
     except OSError as error:
         raise OutputError("OUT-IO", f"cannot write {path.name}: {error.strerror}") from error
-
-
-_swept: set[Path] = set()  # by this process
-
-
-@contextmanager
-def atomic_folder(folder: Path) -> Iterator[Path]:
-    """Yield a temporary folder that becomes ``folder``, unless that exists by then.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    temporary = folder.parent / f"{TEMPORARY}{os.getpid()}-{secrets.token_hex(4)}"
-    try:
-        temporary.mkdir(parents=True)
-        if folder.parent not in _swept:  # once: it may hold an entry of each of 10^5 patients
-            sweep_folder(folder.parent, older_than=ABANDONED_AFTER)  # machines may share the parent
-            _swept.add(folder.parent)
-        mode = temporary.stat().st_mode
-        temporary.chmod(0o700)
-        yield temporary
-        for path in temporary.iterdir():
-            flush(path)
-        temporary.chmod(mode)
-        temporary.rename(folder)
-        flush(folder.parent)
-    except OSError:
-        if not folder.is_dir():  # else another process was first
-            raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def remove_folder(folder: Path) -> None:
-    """Remove a folder of ours as a whole: from one moment to the next, nobody finds it."""
-    temporary = folder.parent / f"{TEMPORARY}{os.getpid()}-{secrets.token_hex(4)}"
-    with suppress(FileNotFoundError):  # another process was first
-        folder.rename(temporary)
-    shutil.rmtree(temporary, ignore_errors=True)
 
 
 def remove_own(paths: Iterable[Path]) -> None:
@@ -343,9 +309,27 @@ def require_run(model: Path) -> Path:
         CheckpointError: CKPT-MISSING.
     """
     folder = run_folder(model)
-    if not (folder / CONFIG_FILE).is_file():
-        raise CheckpointError("CKPT-MISSING", f"{folder} is no run folder (no {CONFIG_FILE})")
+    require_part(folder / CONFIG_FILE, f"{folder} is no run folder (no {CONFIG_FILE})")
     return folder
+
+
+def require_part(path: Path, otherwise: str) -> None:
+    """Refuse a model folder without one of its files, for which an interruption may be the reason.
+
+    Args:
+        otherwise: the refusal where none is known of.
+
+    Raises:
+        CheckpointError: CKPT-MISSING.
+    """
+    if path.is_file():
+        return
+    if (verb := owner_of(path.parent)) in MODEL_VERBS:
+        otherwise = (
+            f"{path.parent} holds no whole model: dsdiff {verb} was interrupted there, or is still "
+            "at work; the same command makes it anew"
+        )
+    raise CheckpointError("CKPT-MISSING", otherwise)
 
 
 def require_subjects(root: Path) -> Path:

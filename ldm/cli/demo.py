@@ -32,8 +32,8 @@ def run(args: argparse.Namespace) -> int:
     from ldm.cli.benchmark import SHOWN, run_all
     from ldm.cli.terminal import training_command
     from ldm.errors import bad_value
+    from ldm.folders import atomic_folder
     from ldm.phantom import write_phantoms
-    from ldm.storage import atomic_folder
 
     fewest = int(HELD_OUT[-1][-4:]) + 1
     if args.subjects < fewest:

@@ -22,11 +22,10 @@ from ldm.data.contrasts import scheme_of
 from ldm.data.layouts import Layout, Subject
 from ldm.data.prepare import Preparation, aspect_of, prepare_subject
 from ldm.errors import DataError, OutputError
+from ldm.folders import atomic_folder, remove_folder
 from ldm.storage import (
-    atomic_folder,
     cache_root,
     read_json,
-    remove_folder,
     sha256,
     write_json,
 )

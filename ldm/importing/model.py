@@ -21,7 +21,7 @@ from ldm.importing.research_yaml import read_import_config
 from ldm.model_file import read_model, require_finite
 from ldm.models.diffusion.noise import KeyedNoise
 from ldm.models.diffusion.schedule import NoiseSchedule
-from ldm.storage import MODEL_FILE, remove, sha256
+from ldm.storage import MODEL_FILE, sha256
 from ldm.study import Study, build_model, read_study
 from ldm.util import listed, params_of, user_path, with_params
 
@@ -193,11 +193,10 @@ def write_imported(
         config = {**config, "model": with_params(config["model"], {"prior_config": None})}
     config = _of_public(config)
     origin = {"file": source.name, "sha256": sha256(source)}
-    with claim_model(folder, "import", [source], overwrite):
-        remove(folder / MODEL_FILE)  # never an old model beside a new config
-        facts = {**model.facts(), "imported": origin, "dsdiff": ldm.__version__}
-        write_model_folder(folder, config, model.state_dict(), facts)
-    return read_model(folder / MODEL_FILE)[1]["sha256"]
+    facts = {**model.facts(), "imported": origin, "dsdiff": ldm.__version__}
+    with claim_model(folder, "import", [source], overwrite) as place:
+        write_model_folder(place, config, model.state_dict(), facts)
+        return read_model(place / MODEL_FILE)[1]["sha256"]
 
 
 def _of_public(config: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -13,7 +13,8 @@ import pytest
 from ldm import claims
 from ldm.claims import claim
 from ldm.errors import DataError, DsdiffError
-from ldm.storage import appending, atomic_folder, atomic_path, remove, rename, write_json
+from ldm.folders import atomic_folder
+from ldm.storage import appending, atomic_path, remove, rename, write_json
 
 DEAD = 4_000_000  # above the largest process number of Linux, 2**22, is 4_194_304: none has it
 

@@ -1,21 +1,27 @@
 """A model to hand over: it samples as the run does, and nothing in it tells of a patient."""
 
+import itertools
 import json
+import os
 import re
+import shutil
+import signal
 import sys
 import types
+from pathlib import Path
 
 import pytest
 
 import ldm
 from ldm.callbacks.metrics_file import read_curves
 from ldm.checkpoint import load_model
+from ldm.claims import claim, owner_of
 from ldm.cli.main import main
 from ldm.cli.terminal import sampling_command
-from ldm.denoiser import ONNX_FILE, PROGRAM_FILE
+from ldm.denoiser import ONNX_FILE
 from ldm.errors import CheckpointError, ConfigError, OutputError
 from ldm.handover import require_private
-from ldm.model_file import read_model
+from ldm.model_file import read_model, save_model
 from ldm.storage import CONFIG_FILE, MODEL_FILE
 
 
@@ -60,23 +66,99 @@ def test_a_model_that_another_export_wrote_meanwhile_stays(tmp_path, run_folder,
     assert "CC0" not in (output / "README.md").read_text()
 
 
-@pytest.mark.parametrize("last", [CONFIG_FILE, "README.md"])
-def test_the_same_command_goes_on_where_it_was_interrupted(tmp_path, run_folder, last, monkeypatch):
-    def interrupt(*given):
-        raise KeyboardInterrupt
+def killed_at(number: int, export) -> bool:
+    """Export in a process that is killed before it gives a file its name, or removes one, again.
 
-    where = {CONFIG_FILE: "ldm.checkpoint.save_model", "README.md": "ldm.checkpoint.save_config"}
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(where[last], interrupt)
-        ldm.export(run_folder, tmp_path / "model")
-    assert (tmp_path / "model" / last).is_file()
-    ldm.export(run_folder, tmp_path / "model")
-    with pytest.raises(OutputError, match="OUT-EXISTS"):  # once it is whole
-        ldm.export(run_folder, tmp_path / "model")
+    Returns:
+        Whether there was such a moment; else the export is whole.
+    """
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    moments = itertools.count()
+
+    def or_killed(plain):
+        def act(*given, **options):
+            if next(moments) == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return plain(*given, **options)
+
+        return act
+
+    for place, name in ((os, "link"), (Path, "replace"), (Path, "unlink"), (os, "write")):
+        setattr(place, name, or_killed(getattr(place, name)))
+    export()
+    os._exit(0)
+
+
+@pytest.fixture
+def another_run(tmp_path, run_folder):
+    """A run whose weights are others."""
+    run = tmp_path / "another"
+    shutil.copytree(run_folder, run)
+    tensors, metadata = read_model(run / MODEL_FILE)
+    del metadata["sha256"], metadata["format"]
+    with claim(run, "train"):
+        save_model(run, {name: value * 2 for name, value in tensors.items()}, metadata)
+    return run
+
+
+@pytest.mark.parametrize("replaces", [True, False])
+def test_killed_at_any_moment_it_leaves_a_whole_model_or_says_so(
+    tmp_path, run_folder, another_run, replaces, monkeypatch
+):
+    """And the same command goes on. The older model has a denoiser beside it, the newer none."""
+    monkeypatch.setattr("ldm.handover.denoiser_files", lambda *given: {ONNX_FILE: b"of older"})
+    older = load_model(ldm.export(run_folder, tmp_path / "older", onnx=True)).digest
+    newer = load_model(another_run).digest
+    output, found = tmp_path / "model", []
+
+    def export():
+        ldm.export(another_run, output, overwrite=replaces)
+
+    for number in itertools.count():
+        shutil.rmtree(output, ignore_errors=True)
+        if replaces:
+            shutil.copytree(tmp_path / "older", output)
+        if not killed_at(number, export):
+            break
+        if not owner_of(output):  # it has done nothing yet
+            continue
+        try:
+            found.append(load_model(output).digest)
+            assert found[-1] in (output / "README.md").read_text()
+            assert (output / ONNX_FILE).exists() == (found[-1] == older)
+        except CheckpointError as error:
+            assert error.message.startswith(f"{output} holds no whole model: dsdiff export was int")
+            found.append("none")
+            export()
+            files = {MODEL_FILE, CONFIG_FILE, "README.md", ".lock"}
+            assert {path.name for path in output.iterdir()} == files  # the rest is swept
+            assert load_model(output).digest == newer
+    assert load_model(output).digest == newer
+    assert list(dict.fromkeys(found)) == [*[older] * replaces, "none"]
+
+
+def test_a_full_disk_leaves_the_older_model(tmp_path, run_folder, another_run, monkeypatch):
+    output = ldm.export(run_folder, tmp_path / "model")
+    before = {path.name: path.read_bytes() for path in output.iterdir()}
+
+    def full(*given, **options):
+        raise OSError(28, "No space left on device")
+
+    for write in ("ldm.model_file.save_file", "pathlib.Path.write_bytes"):
+        with monkeypatch.context() as patch, pytest.raises(OutputError, match="OUT-IO: .*No space"):
+            patch.setattr(write, full)
+            ldm.export(another_run, output, overwrite=True)
+        assert {path.name: path.read_bytes() for path in output.iterdir()} == before
+
+
+def test_a_file_of_somebody_else_is_no_file_of_an_export(tmp_path, run_folder):
     (tmp_path / "own").mkdir()
     (tmp_path / "own/config.yaml").write_text("of somebody else\n")
     with pytest.raises(OutputError, match=r"OUT-EXISTS: .*config\.yaml"):
         ldm.export(run_folder, tmp_path / "own")
+    assert [path.name for path in (tmp_path / "own").iterdir()] == ["config.yaml"]
     assert (tmp_path / "own/config.yaml").read_text() == "of somebody else\n"
 
 
@@ -208,25 +290,8 @@ def test_an_exported_folder_is_replaced_only_when_asked(exported, run_folder):
     kept = (exported / "README.md").read_bytes()
     assert main(again) == 5
     assert (exported / "README.md").read_bytes() == kept
-    for name in (ONNX_FILE, PROGRAM_FILE):
-        (exported / name).write_bytes(b"of older weights")
     assert main([*again, "--overwrite", "--licence", "CC-BY-4.0"]) == 0
-    assert not any((exported / name).exists() for name in (ONNX_FILE, PROGRAM_FILE))
     assert main(["export", str(run_folder), "--output", str(run_folder)]) == 5
-
-
-def test_no_card_of_older_weights_beside_new_ones(exported, run_folder, monkeypatch):
-    """Whatever the moment at which a replacement is killed."""
-
-    def killed(*given):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("ldm.checkpoint.save_model", killed)
-        ldm.export(run_folder, exported, licence="CC-BY-4.0", overwrite=True)
-    assert not (exported / "README.md").exists()
-    ldm.export(run_folder, exported, licence="CC-BY-4.0", overwrite=True)
-    assert "CC-BY-4.0" in (exported / "README.md").read_text()
 
 
 def test_the_next_command_trusts_what_this_one_did():
