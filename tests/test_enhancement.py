@@ -8,14 +8,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from ldm.callbacks.enhancement import ValidationRecovery
+from ldm.cli.evaluate import terminal_table
 from ldm.errors import DataError
 from ldm.evaluation.case import Case, Prediction
 from ldm.evaluation.metrics.enhancement import auc, enhancement, recovery, rim_to_core, robust_z
 from ldm.evaluation.protocol import DEFAULT, ENHANCEMENT, evaluate_case
 from ldm.evaluation.scores import Evaluation
-from ldm.report.score_tables import enhancement_table, enhances_nothing
+from ldm.report.score_tables import enhancement_table, enhances_nothing, main_table
 from ldm.report.tables import format_cell
 from ldm.study import Study
 
@@ -176,6 +178,24 @@ def test_the_table_has_a_line_a_row_and_names_what_enhances_nothing():
     assert "1 tumours of which no part enhances" in table.note
     assert table.note.endswith("mine enhances nothing: recovery below 0.1.")
     assert enhances_nothing(Evaluation(DEFAULT, ["a"])) == ""
+    # what is looked at first has both beside the PSNR, and room for them in 80 columns
+    first = main_table(result)
+    assert first.columns == ["", "PSNR dB", "Recovery", "AUC tumour", "SSIM", "MS-SSIM", "n"]
+    assert [format_cell(row[2]) for row in first.rows] == ["1.000", "0.000", "0.000"]
+    assert [format_cell(row[-1]) for row in first.rows] == ["3/3"] * 3
+    assert first.note.endswith("Of 2/3 patients.")
+    console = Console(width=80)
+    lines = console.render_lines(terminal_table(first))
+    assert "3/3" in "".join(segment.text for line in lines for segment in line)  # the last column
+
+
+def test_without_a_tumour_nothing_is_said_of_enhancement():
+    case = patient(seed=1)
+    case = Case("P", case.inputs, case.reference, case.brain)
+    result = Evaluation(DEFAULT, ["mine"], ["P"])
+    result.add("mine", "P", evaluate_case(case, Prediction(case.reference)))
+    table = main_table(result)
+    assert (table.columns, table.note) == (["", "PSNR dB", "SSIM", "MS-SSIM", "n"], "")
 
 
 def test_validation_logs_the_recovery_of_all_batches_together():

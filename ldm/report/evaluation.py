@@ -19,6 +19,7 @@ from ldm.report.score_tables import (
     comparison_tables,
     evaluation_tables,
     failure_table,
+    main_table,
     paper_table,
     region_table,
     segmentation_tables,
@@ -191,9 +192,9 @@ def write_evaluation(
 
 
 def main_tables(result: Evaluation, compared: Compared = DEFAULT_COMPARISON) -> list[Table]:
-    """Return what a reader looks at first: the brain, the comparison, what failed."""
+    """Return what a reader looks at first: brain and tumour, the comparison, what failed."""
     judged = [other for name, other in result.others.items() if name != DOWNSTREAM.name]
-    found = [region_table(r, r.main_region()) for r in (result, *judged)]
+    found = [main_table(r) for r in (result, *judged)]
     if DOWNSTREAM.name in result.others:
         found += segmentation_tables(result.others[DOWNSTREAM.name])[:1]
     found += comparison_tables(result, *compared)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from math import isnan
 from typing import NamedTuple
 
@@ -19,6 +20,8 @@ INTERVALS = 3  # measures whose intervals fit beside each other
 SIGNIFICANT = 0.05
 # what a paper shows unless it asks for other columns; what no row has is left out
 COLUMNS = ("psnr", "ssim", "ms_ssim", "nrmse", "recovery", "auc_tumour")
+HEADLINE = (("enhancing", "recovery"), ("tumour", "auc_tumour"))  # whether a tumour enhances
+SHORT = ("psnr", "ssim", "ms_ssim")  # of the main region, where there is little room
 OWN_REGION = {name for name, m in MEASURES.items() if m.level == "enhancement"}  # in their title
 Summaries = Mapping[tuple[str, str], SummaryRow]
 
@@ -45,6 +48,10 @@ ENHANCEMENT = (
     "predicted / true, in the enhancing tumour, median; 1 is the truth, 0 a copy of {}. AUC: does "
     "predicted enhancement tell the enhancing tumour from the rest? False / true: mean in the {} "
     "tumours of which no part enhances, over the true one in those that do."
+)
+HEADLINE_NOTE = (
+    "Recovery: of the true enhancement, median; 1 is the truth. AUC: is the enhancing part told "
+    "from the rest of the tumour? 0.5 is chance."
 )
 NOTHING = 0.1  # of the true enhancement: a row that recovers less shows nothing to a reader
 EMPTY = (
@@ -100,14 +107,40 @@ def segmentation_tables(result: Evaluation) -> list[Table]:
     return [table for table in found if table.rows]
 
 
-def region_table(result: Evaluation, region: str) -> Table:
-    """Mean ± standard deviation of each row in one region."""
-    names, body = result.protocol.measures, []
+def main_table(result: Evaluation) -> Table:
+    """What a reader looks at first: the main region, and where known whether the tumour enhances.
+
+    PSNR and enhancement do not rise together, so that either alone misleads.
+    """
+    measures, known = result.protocol.measures, [result.summary(row) for row in result.rows]
+    shown = [key for key in HEADLINE if any(key in own and own[key].n for own in known)]
+    names = SHORT if set(SHORT) <= set(measures) else measures
+    table = region_table(result, result.main_region(), names, shown)
+    if not shown:
+        return table
+    n = max(own[key].n for own in known for key in shown if key in own)
+    return replace(table, note=f"{HEADLINE_NOTE} Of {n}/{len(result.subjects)} patients.")
+
+
+def region_table(
+    result: Evaluation,
+    region: str,
+    names: Sequence[str] = (),
+    beside: Sequence[tuple[str, str]] = (),
+) -> Table:
+    """Mean ± standard deviation of each row in one region.
+
+    Args:
+        names: of the measures; none: those of the protocol.
+        beside: (region, measure) of other columns, which follow the first.
+    """
+    first, *others = ((region, m) for m in names or result.protocol.measures)
+    keys, body = [first, *beside, *others], []
     for row in result.rows:
         found = result.summary(row)
-        cells = [mean_cell(found.get((region, m))) for m in names]
+        cells = [mean_cell(found.get(key)) for key in keys]
         body.append([row, *cells, counted(result, found, region)])
-    columns = [MEASURES[m].title for m in names]
+    columns = [MEASURES[m].title for _, m in keys]
     title = titled(result, region.capitalize())
     return Table(title, ["", *columns, "n"], body, better=BETTER)
 
