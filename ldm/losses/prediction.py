@@ -122,7 +122,8 @@ def build_losses(
             raise bad_value(
                 f"model.params.loss_config.{name} needs a backbone with features, which "
                 f"{without_features} does not give: set it to null, or choose "
-                "UNet_DS_Diff.model.DSUnetModel or guided_diffusion.unet.UNet_disc_Model"
+                "UNet_DS_Diff.model.DSUnetModel or guided_diffusion.unet.UNet_disc_Model, or add "
+                "forward_with_features to your own class (docs/add-a-backbone.md)"
             )
     return nn.ModuleDict(losses | ({"sparsity": Sparsity(sparsity)} if sparsity else {}))
 

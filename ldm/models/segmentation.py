@@ -13,6 +13,7 @@ from ldm.errors import ConfigError, DataError
 from ldm.losses.segmentation import SegmentationLoss
 from ldm.models.base import Config, RunModule
 from ldm.models.draws import Draws
+from ldm.models.network import size_divisors, require_gradient, require_usable
 from ldm.modules.adapter import CONSTRUCTOR_NAMES, under_every_name
 from ldm.modules.broadcast import where_present
 from ldm.modules.diffusionmodules.util import crop_to, pad_to_multiple
@@ -100,7 +101,9 @@ class Segmentation(RunModule):
             "image_size": list(self.window),
             "dims": dims,
         }
-        return instantiate_from_config(config, where=WHERE, interface=under_every_name(facts))
+        network = instantiate_from_config(config, where=WHERE, interface=under_every_name(facts))
+        require_usable(network, WHERE, "x", dims)
+        return network
 
     @property
     def network(self) -> nn.Module:
@@ -108,9 +111,9 @@ class Segmentation(RunModule):
         return self.unet
 
     @property
-    def size_divisor(self) -> int:
-        """Number that must divide the sizes of what the network sees."""
-        return getattr(self.unet, "size_divisor", 1)
+    def size_divisor(self) -> tuple[int, ...]:
+        """Numbers that must divide the sizes of what the network sees."""
+        return size_divisors(self.unet, len(self.window))
 
     def network_inputs(self, batch: int = 1) -> Sequence[Tensor]:
         """Return blank images (B, C, *S)."""
@@ -165,6 +168,7 @@ class Segmentation(RunModule):
             coarser = features.get("deep_supervision", [])
         else:
             finest = self.unet(x)
+        require_gradient(self.unet, finest)
         return [crop_to(resize(each, x.shape[2:]), size) for each in (finest, *coarser)]
 
     def target(self, batch: Mapping[str, Any]) -> Tensor:

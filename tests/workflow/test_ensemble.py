@@ -11,7 +11,9 @@ from ldm.checkpoint import load_model
 from ldm.cli.main import main
 from ldm.data.seen import read_seen
 from ldm.errors import CheckpointError
+from ldm.models.diffusion.ensemble import Ensemble
 from ldm.models.prior import EnhancementPrior
+from ldm.util import with_params
 
 STEPS = "lightning.trainer.max_steps=2"
 ONE = "data.params.train=[Phantom_000{}]"
@@ -154,3 +156,15 @@ def test_its_configuration_says_what_it_is(joined, runs):
     targets = [member.target.rpartition(".")[2] for member in network.params.members]
     assert targets == ["UNetModel", "UNetModel", "DiT"]
     assert json.loads((joined / "subjects.json").read_text())["untold"] == []
+
+
+def test_members_of_volumes_pad_each_axis_as_all_of_them_need():
+    """The U-Net of volumes keeps its slices, so its divisor is one for each axis."""
+    unet = {
+        "target": "ldm.modules.diffusionmodules.openaimodel.UNetModel",
+        "params": {"model_channels": 32, "num_res_blocks": 1, "attention_resolutions": []},
+    }
+    members = [with_params(unet, {"channel_mult": mult}) for mult in ([1, 1], [1, 1, 1])]
+    network = Ensemble(members, 4, 1, image_size=[4, 8, 8], dims=3)
+    assert network.size_divisor == (1, 4, 4)
+    assert network(torch.zeros(1, 4, 3, 8, 8), torch.zeros(1)).shape == (1, 1, 3, 8, 8)

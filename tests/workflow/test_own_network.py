@@ -142,6 +142,44 @@ class OtherCall(Plain):
 class KeywordsAlone(Plain):
     def forward(self, x, *, timesteps):
         return super().forward(x, timesteps)
+
+
+class NoModule:
+    def __init__(self, in_channels, out_channels):
+        pass
+
+
+class NotBegun(nn.Module):
+    def __init__(self, in_channels, out_channels):
+        self.width = out_channels
+
+
+class NoForward(nn.Module):
+    def __init__(self, in_channels, out_channels):
+        super().__init__()
+        self.enter = nn.Conv2d(in_channels, out_channels, 1)
+
+
+class DivisorText(Plain):
+    size_divisor = "2"
+
+
+class DivisorZero(Plain):
+    size_divisor = 0
+
+
+class DivisorThree(Plain):
+    size_divisor = (2, 2, 2)
+
+
+class Detached(Plain):
+    def forward(self, x, timesteps=None):
+        return super().forward(x, timesteps).detach()
+
+
+class Whole(Plain):
+    def forward(self, x, timesteps=None):
+        return super().forward(x, timesteps).long()
 '''
 
 
@@ -197,8 +235,14 @@ def test_what_is_told_by_name_alone_is_said(own, patients):
         ("Expanded", "scale of Expanded has one value for several places (expand): add .clone()"),
         ("Lazy", "middle.weight of Lazy has no size before the first call"),
         ("ExtraState", "_extra_state of ExtraState is a dict, and a model file holds tensors"),
-        ("OtherCall", "OtherCall.forward: missing a required argument: 'condition'; a backbone is"),
-        ("KeywordsAlone", "KeywordsAlone.forward: too many positional arguments; a backbone is"),
+        ("OtherCall", "OtherCall.forward: missing a required argument: 'condition'; it is called"),
+        ("KeywordsAlone", "KeywordsAlone.forward: too many positional arguments; it is called"),
+        ("NoModule", "NoModule is no torch.nn.Module: derive the class from it"),
+        ("NotBegun", "NotBegun.__init__ does not call super().__init__()"),
+        ("NoForward", "NoForward has no method forward"),
+        ("DivisorText", "DivisorText.size_divisor is '2': give a whole number from 1, or 2 of"),
+        ("DivisorZero", "DivisorZero.size_divisor is 0: give a whole number from 1, or 2 of"),
+        ("DivisorThree", "DivisorThree.size_divisor is (2, 2, 2): give a whole number"),
     ],
 )
 def test_what_could_not_be_saved_or_called_is_refused_before_the_first_step(
@@ -208,3 +252,17 @@ def test_what_could_not_be_saved_or_called_is_refused_before_the_first_step(
         ldm.train(own(name), f"data.params.root={patients}", output=tmp_path / "run")
     assert said in str(refused.value)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["Detached", "Whole"])
+@pytest.mark.parametrize("task", ["synthesis", "segmentation"])
+def test_an_output_of_which_nothing_can_be_learned_is_refused_at_the_first_step(
+    own, patients, tmp_path, name, task
+):
+    config = [own(name)]
+    if task == "segmentation":  # AttentionUNet has params that this network does not take
+        network = f"{{target: own_networks.{name}, params: null}}"
+        (tmp_path / "own.yaml").write_text(f"model: {{params: {{unet_config: {network}}}}}")
+        config = ["configs/segmentation/attention_unet_tiny.yaml", tmp_path / "own.yaml"]
+    with pytest.raises(ConfigError, match=f"the output of {name} does not depend on its weights"):
+        ldm.train(config, [f"data.params.root={patients}", *SPLIT], output=tmp_path / "run")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ldm.errors import bad_value
 from ldm.models.base import Config
 from ldm.models.diffusion.wrapper import build_backbone
+from ldm.models.network import size_divisors
 
 BACKBONE = "model.diffusion_model."  # how the weights of a model's backbone begin
 MEMBERS = "members."  # and, in it, those of the members of an ensemble
@@ -49,7 +50,8 @@ class Ensemble(nn.Module):
             build_backbone(config, facts, f"{where}[{place}]")
             for place, config in enumerate(members)
         )
-        self.size_divisor = lcm(*(getattr(member, "size_divisor", 1) for member in self.members))
+        each = [size_divisors(member, dims) for member in self.members]
+        self.size_divisor = tuple(lcm(*of_axis) for of_axis in zip(*each, strict=True))
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """Return the mean output (B, C_out, *S) in float32 for x (B, C, *S) at timesteps t (B,)."""

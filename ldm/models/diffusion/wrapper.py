@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from ldm.errors import ConfigError, one_of
 from ldm.models.base import Config
+from ldm.models.network import require_gradient, require_usable
 from ldm.modules.broadcast import per_item
 from ldm.modules.condition import AskedVector
 from ldm.modules.diffusionmodules.util import crop_to, pad_to_multiple
@@ -44,7 +43,8 @@ def build_backbone(unet_config: Config, facts: Mapping[str, Any], where: str) ->
         where: key path of the configuration, for error messages.
 
     Raises:
-        ConfigError: see :func:`ldm.util.instantiate_from_config`; CONFIG-SHAPE for volumes.
+        ConfigError: see :func:`ldm.util.instantiate_from_config` and
+            :func:`ldm.models.network.require_usable`; CONFIG-SHAPE for volumes.
     """
     cls = resolve_target(unet_config, where)
     renamed = getattr(cls, "interface", {})
@@ -52,37 +52,8 @@ def build_backbone(unet_config: Config, facts: Mapping[str, Any], where: str) ->
     require_dims(cls, facts.get("dims", 2), known_as, where)
     told = {**facts, **{own: facts[fact] for own, fact in renamed.items()}}
     network = instantiate_from_config(unet_config, where=where, interface=told)
-    _require_usable(network, where)
+    require_usable(network, where, "x, timesteps", facts.get("dims", 2))
     return network
-
-
-def _require_usable(network: nn.Module, where: str) -> None:
-    """Refuse what would fail at the first call, or when a training is saved.
-
-    Raises:
-        ConfigError: CONFIG-TARGET.
-    """
-    name = type(network).__name__
-    try:
-        signature(network.forward).bind(None, None)
-    except ValueError:  # one that is written in C, or compiled, does not tell
-        pass
-    except TypeError as error:
-        raise ConfigError(
-            "CONFIG-TARGET",
-            f"{where}: {name}.forward: {error}; a backbone is called as forward(x, timesteps), and "
-            "with context or y if it is told more: give these defaults (docs/add-a-backbone.md)",
-        ) from error
-    for key, value in network.state_dict().items():
-        wrong = ""
-        if not isinstance(value, Tensor):
-            wrong = f"is a {type(value).__name__}, and a model file holds tensors: make it a buffer"
-        elif is_lazy(value):
-            wrong = "has no size before the first call: give its layer the number of channels"
-        elif 0 in value.stride() and value.numel():
-            wrong = "has one value for several places (expand): add .clone()"
-        if wrong:
-            raise ConfigError("CONFIG-TARGET", f"{where}: {key} of {name} {wrong}")
 
 
 class DiffusionWrapper(nn.Module):
@@ -259,5 +230,6 @@ class DiffusionWrapper(nn.Module):
                 f"{type(self.diffusion_model).__name__} returned {given} for {tuple(x.shape)}: "
                 f"expected one tensor {expected}; where it has learn_sigma, set it to false",
             )
+        require_gradient(self.diffusion_model, output)
         # a copy: what a CUDA graph returns is overwritten by its next call
         return crop_to(output, x_t.shape[2:]).to(torch.float32, copy=True)
