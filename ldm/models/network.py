@@ -15,7 +15,7 @@ from ldm.errors import ConfigError
 PAGE = "docs/add-a-backbone.md"
 
 
-def require_usable(network: Any, where: str, called: str, dims: int) -> None:
+def require_network(network: Any, where: str, called: str, dims: int) -> None:
     """Refuse what would fail at the first call, or when a training is saved.
 
     Args:

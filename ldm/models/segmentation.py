@@ -13,7 +13,7 @@ from ldm.errors import ConfigError, DataError
 from ldm.losses.segmentation import SegmentationLoss
 from ldm.models.base import Config, RunModule
 from ldm.models.draws import Draws
-from ldm.models.network import size_divisors, require_gradient, require_usable
+from ldm.models.network import require_gradient, require_network, size_divisors
 from ldm.modules.adapter import CONSTRUCTOR_NAMES, under_every_name
 from ldm.modules.broadcast import where_present
 from ldm.modules.diffusionmodules.util import crop_to, pad_to_multiple
@@ -102,7 +102,7 @@ class Segmentation(RunModule):
             "dims": dims,
         }
         network = instantiate_from_config(config, where=WHERE, interface=under_every_name(facts))
-        require_usable(network, WHERE, "x", dims)
+        require_network(network, WHERE, "x", dims)
         return network
 
     @property

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ldm.errors import ConfigError, one_of
 from ldm.models.base import Config
-from ldm.models.network import require_gradient, require_usable
+from ldm.models.network import require_gradient, require_network
 from ldm.modules.broadcast import per_item
 from ldm.modules.condition import AskedVector
 from ldm.modules.diffusionmodules.util import crop_to, pad_to_multiple
@@ -44,7 +44,7 @@ def build_backbone(unet_config: Config, facts: Mapping[str, Any], where: str) ->
 
     Raises:
         ConfigError: see :func:`ldm.util.instantiate_from_config` and
-            :func:`ldm.models.network.require_usable`; CONFIG-SHAPE for volumes.
+            :func:`ldm.models.network.require_network`; CONFIG-SHAPE for volumes.
     """
     cls = resolve_target(unet_config, where)
     renamed = getattr(cls, "interface", {})
@@ -52,7 +52,7 @@ def build_backbone(unet_config: Config, facts: Mapping[str, Any], where: str) ->
     require_dims(cls, facts.get("dims", 2), known_as, where)
     told = {**facts, **{own: facts[fact] for own, fact in renamed.items()}}
     network = instantiate_from_config(unet_config, where=where, interface=told)
-    require_usable(network, where, "x, timesteps", facts.get("dims", 2))
+    require_network(network, where, "x, timesteps", facts.get("dims", 2))
     return network
 
 
