@@ -28,6 +28,7 @@ from ldm.data.seen import write_seen
 from ldm.errors import CheckpointError, ConfigError
 from ldm.models.diffusion.ensemble import BACKBONE, MEMBERS
 from ldm.storage import run_folder
+from ldm.typed import typed
 from ldm.util import listed, user_path, with_params, without_params
 
 FORM = f"{PRIOR}coefficients"  # 0 where it has found nothing
@@ -63,6 +64,7 @@ class Member(NamedTuple):
         }
 
 
+@typed
 def ensemble(
     runs: str | Path | Sequence[str | Path],
     output: str | Path,

@@ -9,12 +9,12 @@ import types
 import typing
 from collections import ChainMap
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ldm.errors import bad_value
 from ldm.ranges import check_ranges
+from ldm.typed import annotations
 from ldm.util import (
     accepted_parameters,
     check_parameter_names,
@@ -47,7 +47,8 @@ def validate_arguments(cls: type, params: Mapping[str, Any], path: str) -> None:
     """
     check_parameter_names(cls, params, path)
     named, _ = accepted_parameters(cls)
-    hints = _annotations(cls, named)
+    scope = ChainMap(*(vars(sys.modules[c.__module__]) for c in cls.__mro__))
+    hints = annotations(named.values(), scope)
     for name, value in params.items():
         # Foreign annotations lie (`x: int = None`): a value of the default's type is right too.
         as_default = name in named and type(value) is type(named[name].default)
@@ -60,19 +61,6 @@ def validate_arguments(cls: type, params: Mapping[str, Any], path: str) -> None:
             )
         for nested_path, nested in _nested_nodes(value, f"{path}.{name}"):
             validate_node(nested, nested_path)
-
-
-def _annotations(cls: type, parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
-    """Return the annotations of constructor parameters, as far as they can be resolved."""
-    scope = ChainMap(*(vars(sys.modules[c.__module__]) for c in cls.__mro__))
-    hints: dict[str, Any] = {}
-    for name, parameter in parameters.items():
-        if parameter.annotation is not parameter.empty:
-            holder = types.SimpleNamespace(__annotations__={name: parameter.annotation})
-            # A foreign class may annotate with names that only its type checker imports.
-            with suppress(Exception):
-                hints |= typing.get_type_hints(holder, {}, scope)
-    return hints
 
 
 def _nested_nodes(value: Any, path: str) -> list[tuple[str, Mapping]]:

@@ -12,12 +12,14 @@ from ldm.models.diffusion.distillation import portable_teacher
 from ldm.progress import Progress, silent
 from ldm.storage import run_folder
 from ldm.training import TrainedRun, run_training
+from ldm.typed import typed
 from ldm.util import params_of, user_path
 
 DISTILL = "configs/distill.yaml"
 STEPS = 4
 
 
+@typed
 def distill(
     teacher: str | Path,
     overrides: Overrides = (),

@@ -29,6 +29,7 @@ from ldm.storage import (
     write_files,
 )
 from ldm.study import Study
+from ldm.typed import typed
 from ldm.util import user_path, without_params
 
 CARD = "README.md"
@@ -41,6 +42,7 @@ UNSTATED = "not stated: ask who gave you this folder before you use it"
 VALIDATION = "val/"
 
 
+@typed
 def export(
     run: str | Path,
     output: str | Path,

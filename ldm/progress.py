@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 Item = TypeVar("Item")
 Done = TypeVar("Done")
@@ -18,6 +18,7 @@ def is_part() -> bool:
     return PART_OF in os.environ
 
 
+@runtime_checkable
 class Progress(Protocol):
     """Yields the items and shows how many are done: ``tqdm.auto.tqdm``, ``rich.progress.track``."""
 

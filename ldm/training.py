@@ -54,6 +54,7 @@ from ldm.run_config import run_config, told_of_start, with_found_root
 from ldm.storage import CONFIG_FILE, COST_FILE, MODEL_FILE, read_json, run_folder
 from ldm.study import build_model
 from ldm.training_cost import write_training_cost
+from ldm.typed import typed
 from ldm.util import instantiate_from_config, params_of, trusting, user_path
 
 log = logging.getLogger(__name__)
@@ -106,6 +107,7 @@ class TrainedRun:
         return read_json(self.folder / COST_FILE)
 
 
+@typed
 def train(
     config: str | Path | Sequence[str | Path] | None = None,
     overrides: Overrides = (),

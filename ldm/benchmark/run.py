@@ -43,6 +43,7 @@ from ldm.report.gallery import Gallery
 from ldm.report.score_tables import column_key
 from ldm.storage import read_json
 from ldm.study import read_study
+from ldm.typed import typed
 from ldm.util import instantiate_from_config, listed, params_of, user_path, with_params
 
 log = logging.getLogger(__name__)
@@ -74,6 +75,7 @@ class Benchmark:
         OutputError: OUT-EXISTS, ``output`` holds the work of another configuration.
     """
 
+    @typed
     def __init__(
         self,
         plan: str | Path | Sequence[str | Path],
@@ -176,6 +178,7 @@ class Benchmark:
         numbered = sorted(self.cells, key=lambda cell: cell.number)
         return {cell.number: self.work.state(cell) for cell in numbered}
 
+    @typed
     def cell(self, number: int) -> GridCell:
         """Return the cell of a number.
 
@@ -187,6 +190,7 @@ class Benchmark:
                 return cell
         raise bad_value(f"--cell is {number}: give 0 to {len(self.cells) - 1}; see --plan")
 
+    @typed
     def run_cell(self, number: int) -> tuple[str, str]:
         """Run one cell, waiting for a training of it that another process does.
 
@@ -200,6 +204,7 @@ class Benchmark:
         self._run([cell], 1, [])
         return self.work.state(cell)
 
+    @typed
     def run(self, jobs: int | None = None) -> BenchmarkResult:
         """Run every cell that is not done, then report.
 

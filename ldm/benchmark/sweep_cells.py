@@ -44,6 +44,7 @@ from ldm.models.diffusion.samplers import SAMPLERS, get_sampler
 from ldm.progress import Progress, silent, unheard
 from ldm.storage import COST_FILE, read_json, run_folder
 from ldm.study import Study
+from ldm.typed import typed
 from ldm.util import listed, user_path
 
 log = logging.getLogger(__name__)
@@ -168,6 +169,7 @@ class SweepCells:
         return Quality.of(result)
 
 
+@typed
 def sweep(
     model: str | Path,
     source: str | Path,

@@ -18,6 +18,7 @@ from ldm.data.manifest import Row, examine, read_manifest, said_of, state, write
 from ldm.data.seen import leaks, subject_digests
 from ldm.errors import DsdiffError, OutputError, survived
 from ldm.progress import Progress, in_threads, silent
+from ldm.typed import typed
 from ldm.util import instantiate_from_config, listed, user_path
 
 MANIFEST = "manifest.csv"
@@ -43,6 +44,7 @@ class Prepared:
     failures: list[DsdiffError]
 
 
+@typed
 def prepare(
     source: str | Path,
     output: str | Path,

@@ -26,6 +26,7 @@ from ldm.label_scheme import TELL
 from ldm.losses.segmentation import positive_weight
 from ldm.progress import Progress, in_threads, silent
 from ldm.study import LABELS
+from ldm.typed import typed
 from ldm.util import check_parameter_names, evenly_spread
 
 MOST_CASES = 24  # subjects whose masks are compared with each other
@@ -87,6 +88,7 @@ class DataDiagnosis:
         }
 
 
+@typed
 def diagnose_data(
     root: str | Path,
     data_params: Mapping[str, Any] | None = None,

@@ -15,6 +15,7 @@ from ldm.diagnosis.data import data_params, diagnose_data
 from ldm.diagnosis.facts import Cause, RunFacts, read_facts
 from ldm.errors import DataError
 from ldm.progress import Progress, silent
+from ldm.typed import typed
 from ldm.util import user_path
 
 EXAMINED = 24  # subjects of a run's data that are read
@@ -86,6 +87,7 @@ class RunDiagnosis:
         }
 
 
+@typed
 def diagnose_run(
     folder: str | Path,
     with_data: bool = True,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -26,9 +26,23 @@ from ldm.progress import Progress, silent
 from ldm.study import LABELS, Study
 
 if TYPE_CHECKING:
-    from ldm.inference.segmentation import Segmented, Segmenter
+    from ldm.inference.segmentation import Segmented
 
 SEEN = "LEAK: the segmenter was trained on this patient: judge others, or --allow-seen"
+
+
+@runtime_checkable
+class Segmenter(Protocol):
+    """What downstream scores ask of a segmenter."""
+
+    regions: tuple[str, ...]
+    contrasts: tuple[str, ...] | None  # that it looks at; None: not known
+
+    def segment(self, subject: Subject, layout: Layout) -> Segmented:
+        """Segment a patient from the files of its contrasts."""
+
+    def has_seen(self, subject: Subject) -> bool | None:
+        """Return whether it was trained on a patient; None where that is not known."""
 
 
 def require_target(segmenter: Segmenter, study: Study) -> None:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ldm.data.brain import MASKS
 from ldm.data.contrasts import scheme_of
 from ldm.data.layouts import (
+    Choice,
     Layout,
     Subject,
     detect_layout,
@@ -31,7 +32,7 @@ from ldm.evaluation.case import (
     nonfinite_of,
     read_prediction,
 )
-from ldm.evaluation.downstream import downstream_scores
+from ldm.evaluation.downstream import Segmenter, downstream_scores
 from ldm.evaluation.measures import MEASURES
 from ldm.evaluation.metrics.calibration import Reliability, reliability
 from ldm.evaluation.protocol import (
@@ -45,11 +46,11 @@ from ldm.evaluation.scores import ROW, Evaluation
 from ldm.memory import keep_freed_memory
 from ldm.progress import Progress, silent
 from ldm.study import LABELS, Study
+from ldm.typed import typed
 from ldm.util import listed, user_path
 
 if TYPE_CHECKING:
     from ldm.evaluation.metrics.perceptual import Perceptual
-    from ldm.inference.segmentation import Segmenter
 
 Place = str | Path
 Folders = Mapping[str, Place | Sequence[Place]]
@@ -58,6 +59,7 @@ APART = 4.0  # times: further apart lie no two medians of one contrast in the sa
 NETWORK = ("lpips", "frechet")  # measures that need weights on disk
 
 
+@typed
 def evaluate_folders(
     predictions: Place | Folders,
     reference: Place,
@@ -69,7 +71,7 @@ def evaluate_folders(
     baseline: bool = True,
     segmenter: Segmenter | Place | None = None,
     lpips_weights: Place | None = None,
-    layout: Any = None,
+    layout: Choice = None,
     labels: str | Mapping[str, Any] | None = None,
     mask: str = "auto",
     allow_seen: bool = False,
@@ -153,13 +155,8 @@ def listed_folders(predictions: Place | Folders) -> dict[str, list[Path]]:
     """Return row -> folders: several are the training seeds of one row, one alone is the row ROW.
 
     Raises:
-        ConfigError: CONFIG-VALUE for anything but a folder, or row names and their folders.
+        ConfigError: CONFIG-VALUE for a row without a folder, or with one twice.
     """
-    if not isinstance(predictions, str | Path | Mapping):
-        raise bad_value(
-            f"predictions is a {type(predictions).__name__}: give a folder, or {{name: folder}}, "
-            "where the folders of one name are its training seeds"
-        )
     rows = {ROW: predictions} if isinstance(predictions, str | Path) else predictions
     found = {str(row): [_folder(path) for path in listed(own)] for row, own in rows.items()}
     for row, folders in found.items():

@@ -23,6 +23,7 @@ from ldm.models.diffusion.noise import KeyedNoise
 from ldm.models.diffusion.schedule import NoiseSchedule
 from ldm.storage import MODEL_FILE, sha256
 from ldm.study import Study, build_model, read_study
+from ldm.typed import typed
 from ldm.util import listed, params_of, user_path, with_params
 
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-8}  # public code keeps its schedule in float32
@@ -88,6 +89,7 @@ class Imported:
     sha256: str
 
 
+@typed
 def import_model(
     checkpoint: str | Path,
     config: str | Path | Sequence[str | Path],

@@ -17,11 +17,13 @@ from ldm.inference.trained import Read
 from ldm.inference.writing import FAILURES, Written, write_overlapped
 from ldm.progress import Progress, silent, unheard
 from ldm.study import Contrasts
+from ldm.typed import typed
 from ldm.util import user_path
 
 NAMING = "brats2023"  # of the volumes: t1n, t1c, t2w, t2f
 
 
+@typed
 def brasyn(
     input: str | Path,
     output: str | Path,

@@ -20,7 +20,7 @@ from ldm.study import MASK_FILE, Study
 from ldm.util import user_path
 
 # a path, a nibabel image, or (array, affine)
-VolumeLike: TypeAlias = "str | Path | nib.spatialimages.SpatialImage | tuple[Any, Any]"
+VolumeLike: TypeAlias = str | Path | nib.spatialimages.SpatialImage | tuple[Any, Any]
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ from ldm.plots.overlay import attention_figure, overlay_figure
 from ldm.progress import unheard
 from ldm.storage import write_file, write_json
 from ldm.study import LABELS
+from ldm.typed import typed
 from ldm.util import user_path
 
 
@@ -163,6 +164,7 @@ class LabelWriter(Writer):
         return drawn
 
 
+@typed
 def segment(
     model: str | Path,
     source: str | Path,

@@ -20,6 +20,7 @@ from ldm.data.synthetic import refuse_acquired
 from ldm.errors import OutputError
 from ldm.inference.forms import Image, digest_at, digest_of, form_named, spread_path, stored
 from ldm.storage import read_json, remove, write_file, write_json
+from ldm.typed import typed
 from ldm.util import user_path
 
 DECISIVE = ("Synthetic", "inputs", "request", "covariates")  # of a sidecar: what decides the voxels
@@ -93,6 +94,7 @@ class SyntheticVolume:
         beside = form_named(form).beside(self._images["sha256"])
         return {**self.described, "target": self.target, **beside, **digests}
 
+    @typed
     def save(self, folder: str | Path, overwrite: bool = False, form: str = "nifti") -> Path:
         """Write the volume, a JSON file beside it and, of several samples, their deviation.
 

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -28,6 +28,7 @@ from ldm.inference.windows import Windows
 from ldm.label_scheme import SCHEMES, LabelScheme
 from ldm.models.segmentation import Segmentation
 from ldm.regions import ENHANCING, REGION_SETS, label_map, region_names
+from ldm.typed import typed
 
 
 @dataclass(frozen=True)
@@ -41,19 +42,6 @@ class Segmented:
     def image(self) -> nib.Nifti1Image:
         """The labels in memory, with the orientation and affine of the input."""
         return as_image(self.labels, self.geometry)
-
-
-class Segmenter(Protocol):
-    """What downstream scores ask of a segmenter."""
-
-    regions: tuple[str, ...]
-    contrasts: tuple[str, ...] | None  # that it looks at; None: not known
-
-    def segment(self, subject: Subject, layout: Layout) -> Segmented:
-        """Segment a patient from the files of its contrasts."""
-
-    def has_seen(self, subject: Subject) -> bool | None:
-        """Return whether it was trained on a patient; None where that is not known."""
 
 
 class NetworkSegmenter:
@@ -70,6 +58,7 @@ class NetworkSegmenter:
         CheckpointError: CKPT-MISMATCH for a model that does not segment. ConfigError: CONFIG-VALUE.
     """
 
+    @typed
     def __init__(
         self,
         path: str | Path,
@@ -102,6 +91,7 @@ class NetworkSegmenter:
         """Return the segmenter of a run folder; options are those of the class."""
         return cls(path, **options)
 
+    @typed
     def __call__(self, *, subject: str = "subject", **contrasts: VolumeLike) -> nib.Nifti1Image:
         """Return the label map of one subject, on the grid of its inputs.
 
@@ -211,6 +201,7 @@ class CommandSegmenter:
         ConfigError: CONFIG-VALUE for a command without one of the two.
     """
 
+    @typed
     def __init__(self, command: str, regions: str | Sequence[str] = "tumour") -> None:
         if "{input}" not in command or "{output}" not in command:
             raise bad_value(

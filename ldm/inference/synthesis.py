@@ -49,6 +49,7 @@ from ldm.models.prior import maps_of
 from ldm.progress import Progress, silent
 from ldm.storage import ERROR_MODEL
 from ldm.study import ASKED, MAPS
+from ldm.typed import typed
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +72,7 @@ class Synthesiser:
             contrast of ``allow_missing``. ConfigError: a request that the model cannot meet.
     """
 
+    @typed
     def __init__(
         self, trained: TrainedModel, request: Request | None = None, progress: Progress = silent
     ) -> None:
@@ -97,6 +99,7 @@ class Synthesiser:
             model.model.forward = OnnxDenoiser(file, trained.digest, others, trained.device.type)
 
     @classmethod
+    @typed
     def load(
         cls,
         path: str | Path,
@@ -168,6 +171,7 @@ class Synthesiser:
         options = {name: given.pop(name) for name in OPTIONS if name in given}
         return self.at(**options).volume(subject, given).image
 
+    @typed
     def volume(self, subject: str, given: Mapping[str, VolumeLike | float]) -> SyntheticVolume:
         """Return the synthetic volume of one subject with all that is known of it.
 
@@ -185,6 +189,7 @@ class Synthesiser:
         known = given_subject(subject, given, study, self.request.allow_missing)
         return self.synthesise(known, GivenLayout())
 
+    @typed
     def volumes(
         self,
         folder: str | Path,
@@ -244,10 +249,7 @@ class Synthesiser:
     def synthesise(
         self, subject: Subject, layout: Layout, title: str | None = None
     ) -> SyntheticVolume:
-        """Return the synthetic volume of a subject.
-
-        Args:
-            title: of the progress.
+        """Return the synthetic volume of a subject; ``title`` is that of the progress.
 
         Raises:
             DataError, NonFiniteError: the subject cannot be sampled.

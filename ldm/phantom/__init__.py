@@ -24,6 +24,7 @@ from ldm.phantom.tissues import INDEX, TISSUES
 from ldm.progress import Progress, silent
 from ldm.regions import ENHANCING, NECROTIC_CORE, OEDEMA
 from ldm.storage import write_file
+from ldm.typed import typed
 from ldm.util import user_path
 
 MIN_SIZE, MAX_SIZE = 32, 240
@@ -105,6 +106,7 @@ def brats_affine(shape: tuple[int, ...], voxel: float) -> np.ndarray:
     return affine
 
 
+@typed
 def write_phantoms(
     output: str | Path,
     subjects: int,

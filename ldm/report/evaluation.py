@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ldm.claims import claim
+from ldm.data.layouts import Choice
 from ldm.errors import bad_value, one_of
+from ldm.evaluation.downstream import Segmenter
 from ldm.evaluation.folder import Folders, Place, evaluate_folders, listed_folders
 from ldm.evaluation.protocol import DEFAULT, DOWNSTREAM, MetricProtocol, find_protocol
 from ldm.evaluation.scores import Evaluation
@@ -26,6 +28,7 @@ from ldm.report.score_tables import (
 )
 from ldm.report.tables import Table, write_table
 from ldm.storage import remove_own
+from ldm.typed import typed
 from ldm.util import listed, user_path
 
 if TYPE_CHECKING:
@@ -56,6 +59,7 @@ class Compared(NamedTuple):
 DEFAULT_COMPARISON = Compared()
 
 
+@typed
 def evaluate(
     predictions: Place | Folders,
     reference: Place,
@@ -65,9 +69,9 @@ def evaluate(
     subjects: Sequence[str] | None = None,
     protocols: Sequence[MetricProtocol | str] = (DEFAULT,),
     baseline: bool = True,
-    segmenter: Any = None,
+    segmenter: Segmenter | Place | None = None,
     lpips_weights: Place | None = None,
-    layout: Any = None,
+    layout: Choice = None,
     labels: str | Mapping[str, Any] | None = None,
     mask: str = "auto",
     allow_seen: bool = False,

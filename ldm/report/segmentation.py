@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from ldm.data.layouts import Choice
 from ldm.evaluation.scores import Evaluation
 from ldm.evaluation.segmentation import Told, compare_segmentations
 from ldm.progress import Progress, silent
 from ldm.report.evaluation import claim_report
 from ldm.report.page import Report, Section, shareable, write_all
 from ldm.report.score_tables import segmentation_tables
+from ldm.typed import typed
 from ldm.util import user_path
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ NAME = "segmentation"
 SEGMENTATION_FILES = (f"{NAME}.csv", f"{NAME}.json", "report.html")
 
 
+@typed
 def evaluate_segmentations(
     prediction: str | Path,
     reference: str | Path,
@@ -28,7 +31,7 @@ def evaluate_segmentations(
     output: str | Path | None = None,
     subjects: Sequence[str] | None = None,
     regions: str | Sequence[str] | None = None,
-    layout: Any = None,
+    layout: Choice = None,
     labels: Told = None,
     prediction_labels: Told = None,
     allow_seen: bool = False,

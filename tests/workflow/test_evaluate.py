@@ -75,7 +75,7 @@ def test_the_mean_of_a_mistyped_name_is_refused(truth, patients, asked, nearest)
         ({"a": []}, {}, "a is no folder"),
         ({"a": ["truth", "./truth"]}, {}, "a is truth, truth: give each a folder"),
         ({COPY_T1: "truth"}, {}, "two rows are called copy T1"),
-        (["truth"], {}, "predictions is a list"),
+        (["truth"], {}, r"predictions is \['truth'\] \(list\): give str \| Path \| Mapping"),
         ({"a": object()}, {}, "a prediction is a object"),
         ({"a": "truth"}, {"mask": "banana"}, "mask is 'banana': give one of auto, nonzero, head"),
         ({"a": "truth"}, {"columns": "brian:psnr"}, "brian"),

@@ -243,7 +243,7 @@ def test_home_is_found_in_every_path(tmp_path, monkeypatch, run_folder, patients
 )
 def test_what_is_no_path_is_named(call, path, run_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match=re.escape(f"{path!r} is no path")):
+    with pytest.raises(ConfigError, match=rf"CONFIG-VALUE: .*{path!r}.*: give "):
         call(path, run_folder)
     assert list(tmp_path.iterdir()) == []
 
