@@ -9,6 +9,7 @@ from ldm.data.layouts import detect_layout
 from ldm.data.seen import (
     inherited,
     leaks,
+    named_subjects,
     read_seen,
     refuse_leaks,
     subject_digests,
@@ -16,6 +17,7 @@ from ldm.data.seen import (
 )
 from ldm.errors import DataError
 from ldm.storage import sha256, write_json
+from ldm.study import Study
 
 
 @pytest.fixture
@@ -75,3 +77,22 @@ def test_a_student_and_a_latent_model_have_seen_what_they_are_built_from(tmp_pat
     both = inherited({"params": {**stage, "teacher": teacher}})
     assert both == {"of autoencoder": {}, "of teacher": {}}
     assert inherited({"params": {"first_stage_config": {"target": "x"}}}) == inherited({}) == {}
+
+
+def test_unseen_are_those_of_neither_training_nor_validation(tmp_path, patients):
+    known, run = subject_digests(patients.values(), tmp_path / "cache"), tmp_path / "run"
+    write_seen(run, {"train": {"renamed": known["p1"]}, "val": {}})
+    study = Study()
+    assert named_subjects("unseen", run, patients, study) == ["p0", "p2"]  # p1 was trained on
+    other = tmp_path / "other"
+    write_seen(other, {"train": {"p1": known["p1"]}, "val": {"p0": known["p0"]}})
+    assert named_subjects("unseen", other, patients, study) == ["p0", "p2"]  # there is no other
+    with pytest.raises(DataError, match=r"DATA-EMPTY: .*unseen by .* data\.params\.test=0\.2"):
+        named_subjects(["unseen"], tmp_path / "untold", patients, study)
+
+
+def test_whoever_is_named_is_named(tmp_path, patients):
+    for named in (None, "p1", ["p1", "p2"], ["p1", "unseen"]):
+        assert named_subjects(named, tmp_path, patients, Study()) == named
+    called = {**patients, "unseen": patients["p0"]}  # a subject of that name
+    assert named_subjects(["unseen"], tmp_path, called, Study()) == ["unseen"]

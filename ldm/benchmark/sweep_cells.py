@@ -6,7 +6,7 @@ What is finished is not done again, so that an interrupted sweep goes on with th
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from ldm.data.layouts import (
     summary,
 )
 from ldm.data.layouts.base import stored_files
-from ldm.data.seen import as_read, leaks, read_seen, subject_digests
+from ldm.data.seen import held_out, named_subjects, seen_among, subject_digests
 from ldm.errors import (
     CheckpointError,
     ConfigError,
@@ -42,7 +42,7 @@ from ldm.inference.trained import load_for_inference
 from ldm.inference.volume_writer import VolumeWriter
 from ldm.models.diffusion.samplers import SAMPLERS, get_sampler
 from ldm.progress import Progress, silent, unheard
-from ldm.storage import COST_FILE, read_json, run_folder
+from ldm.storage import COST_FILE, read_json
 from ldm.study import Study
 from ldm.typed import typed
 from ldm.util import listed, user_path
@@ -53,33 +53,6 @@ SEEN = (
     "No subject is known to be held out: sweeping on all, the training's too; name others with "
     "--subjects"
 )
-
-
-def seen_among(model: Path, subjects: Iterable[Subject], study: Study, part: str) -> set[str]:
-    """Return the ids of those who are patients of a run's ``train`` or ``val``, by any evidence.
-
-    Raises:
-        DataError: DATA-IO when a file cannot be read.
-    """
-    if not (seen := read_seen(run_folder(model), part)):
-        return set()
-    known = subject_digests(as_read(subject, study) for subject in subjects)
-    return {leak.test for leak in leaks(seen, known)}
-
-
-def held_out(model: Path, subjects: Collection[Subject], study: Study) -> list[str]:
-    """Return the ids to sweep on: those that the run never saw, else its validation's.
-
-    Empty where the run folder does not tell, or was trained on all.
-
-    Raises:
-        DataError: DATA-IO when a file cannot be read.
-    """
-    if not read_seen(run_folder(model)):
-        return []
-    train, val = (seen_among(model, subjects, study, part) for part in ("train", "val"))
-    untrained = sorted({subject.id for subject in subjects} - train)
-    return [i for i in untrained if i not in val] or untrained
 
 
 @dataclass(frozen=True)
@@ -236,6 +209,7 @@ def _chosen(
     model: Path, found: Mapping[str, Subject], study: Study, named: str | Sequence[str] | None
 ) -> tuple[list[Subject], list[str]]:
     """Return the subjects to sweep on, and the ids of those whom the training has seen."""
+    named = named_subjects(named, model, found, study)
     ids = named or held_out(model, found.values(), study)
     if not ids:
         log.warning("%s", to_the_reader(SEEN))

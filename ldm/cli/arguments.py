@@ -96,7 +96,11 @@ def add_subject_arguments(parser: argparse.ArgumentParser, written: str, whom: s
     )
     add_layout_argument(patients)
     patients.add_argument(
-        "--subjects", nargs="+", metavar="ID", help=f"only these (default: {whom})"
+        "--subjects",
+        nargs="+",
+        metavar="ID",
+        help="only these; unseen: those that the run has not seen, as of data.params.test=0.2 "
+        f"(default: {whom})",
     )
     output.add_argument(
         "--output", type=Path, required=True, metavar="FOLDER", help=f"for the {written}"

@@ -53,8 +53,8 @@ def run(args: argparse.Namespace) -> int:
     told = ("configs/demo.yaml", [*overrides, *args.config], args.output / "benchmark")
     code = run_all(Benchmark(*told, command=f"dsdiff demo --output {args.output}", **SHOWN))
     if code == 0:
-        print("\nThe same on your own patients (a folder; NEW: those that are not trained on):")
-        print(f"  {training_command('FOLDER')}")
-        print("  dsdiff sample runs/mine --input NEW --output predictions")
-        print("  dsdiff evaluate --prediction predictions --reference NEW")
+        print("\nThe same on your own patients (a folder, of which a fifth is kept to test on):")
+        print(f"  {training_command('FOLDER', ['data.params.test=0.2'])}")
+        print("  dsdiff sample runs/mine --input FOLDER --subjects unseen --output predictions")
+        print("  dsdiff evaluate --prediction predictions --reference FOLDER")
     return code

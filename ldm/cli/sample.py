@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 DRAWN = "what is sampled"
 EXAMPLES = (
-    "dsdiff sample runs/mine --input PATIENTS --output predictions",
+    "dsdiff sample runs/mine --input NEW_PATIENTS --output predictions",
+    "dsdiff sample runs/mine --input PATIENTS --subjects unseen --output tested",
     "dsdiff sample runs/mine --input PATIENTS --output drawn --temperature 1",
     "dsdiff sample runs/mine --input PATIENTS --output eight --samples 8",
 )
@@ -177,6 +178,7 @@ def run(args: argparse.Namespace) -> int:
     from ldm.config import foreign_targets
     from ldm.data.layouts import select_subjects
     from ldm.data.layouts.base import stored_files
+    from ldm.data.seen import named_subjects
     from ldm.inference.forms import form_named
     from ldm.inference.outputs import write_about
     from ldm.inference.parallel import shared_among
@@ -188,7 +190,7 @@ def run(args: argparse.Namespace) -> int:
     request(args)  # a wrong one is refused before the folder is listed
     study, form = study_of(args.model, args.trust), form_named(args.form)
     layout, found = subjects_of(args, study.contrasts)
-    subjects = select_subjects(found, args.subjects)
+    subjects = select_subjects(found, named_subjects(args.subjects, args.model, found, study))
     targets = [args.target] if args.target else study.targets
     form.check([subject.id for subject in subjects], targets)
     inputs = [args.input, args.model, *stored_files(found.values())]

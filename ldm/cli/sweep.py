@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from ldm.inference.request import SWEPT_SAMPLERS, SWEPT_STEPS
 
     written = "volumes, table, plot and report"
-    add_volume_arguments(parser, written, "those that the run has not seen", temperature="1")
+    add_volume_arguments(parser, written, "unseen", temperature="1")
     drawn = group(parser, DRAWN)
     drawn.add_argument(
         "--steps", type=_numbers, default=SWEPT_STEPS, metavar="N,N,...", help="of the samplers"

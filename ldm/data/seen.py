@@ -8,7 +8,7 @@ still the same patient.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,10 +25,11 @@ from ldm.errors import CheckpointError, DataError
 from ldm.progress import in_threads
 from ldm.storage import COST_FILE, cache_root, read_json, run_folder, write_json
 from ldm.study import KNOWN, LABELS, MASK_FILE, Study
-from ldm.util import params_of
+from ldm.util import listed, params_of
 
 SUBJECTS_FILE = "subjects.json"
 FORMAT = 3  # of a kept digest
+UNSEEN = "unseen"  # in place of ids: the subjects that a run has not seen
 UNTOLD = "untold"  # in subjects.json: what the weights are built from and does not say whom it saw
 VOXELS, ANATOMY, PATIENT, SPACING = "voxels_", "anatomy", "patient", "spacing"
 ALIKE_SPACING = 1.1  # ratio of voxel sizes that make no difference
@@ -221,6 +222,52 @@ def leaks(train: Digests, test: Digests) -> list[Leak]:
         elif subject in similar:
             found.append(Leak(similar[subject], subject, "same anatomy"))
     return found
+
+
+def seen_among(model: Path, subjects: Iterable[Subject], study: Study, part: str) -> set[str]:
+    """Return the ids of those who are patients of a run's ``train`` or ``val``, by any evidence.
+
+    Raises:
+        DataError: DATA-IO when a file cannot be read.
+    """
+    if not (seen := read_seen(run_folder(model), part)):
+        return set()
+    known = subject_digests(as_read(subject, study) for subject in subjects)
+    return {leak.test for leak in leaks(seen, known)}
+
+
+def held_out(model: Path, subjects: Collection[Subject], study: Study) -> list[str]:
+    """Return the ids of those whom a run has not seen, or else only in validation.
+
+    Empty where the run folder does not tell, or was trained on all.
+
+    Raises:
+        DataError: DATA-IO when a file cannot be read.
+    """
+    if not read_seen(run_folder(model)):
+        return []
+    train, val = (seen_among(model, subjects, study, part) for part in ("train", "val"))
+    untrained = sorted({subject.id for subject in subjects} - train)
+    return [i for i in untrained if i not in val] or untrained
+
+
+def named_subjects(
+    named: str | Sequence[str] | None, model: Path, subjects: Mapping[str, Subject], study: Study
+) -> str | Sequence[str] | None:
+    """Return the ids that a user names; :data:`UNSEEN` names those of :func:`held_out`.
+
+    Raises:
+        DataError: DATA-EMPTY where nobody is known to be unseen.
+    """
+    if listed(named) != [UNSEEN] or UNSEEN in subjects:
+        return named
+    if ids := held_out(model, subjects.values(), study):
+        return ids
+    raise DataError(
+        "DATA-EMPTY",
+        f"no subject is known to be unseen by {model}: keep some out of a training with "
+        "data.params.test=0.2, or name them",
+    )
 
 
 def refuse_seen(file: VolumeFile, subject: str) -> None:

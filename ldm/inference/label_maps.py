@@ -22,6 +22,7 @@ from ldm.data.layouts import (
 from ldm.data.layouts.base import stored_files
 from ldm.data.nifti import encode_volume, write_volume
 from ldm.data.prepare import PreparedSubject
+from ldm.data.seen import named_subjects
 from ldm.errors import DsdiffError
 from ldm.hub import local_folder
 from ldm.inference.outputs import is_written, require_remade, volume_paths
@@ -192,7 +193,7 @@ def segment(
         model: run of ``dsdiff segment train``, or its ``model.safetensors``.
         source: folder of subjects in any layout, or a CSV.
         output: folder for ``ID_seg.nii.gz``, ``ID_seg.json`` and ``pictures/``.
-        subjects: only these ids; None: all.
+        subjects: only these ids; ``unseen``: those that the run has not seen; None: all.
         layout: of the files; None: recognised.
         overwrite: replace other outputs of these names.
         pictures: draw the regions on the images.
@@ -210,10 +211,11 @@ def segment(
     """
     model, source = local_folder(model), user_path(source)
     output = user_path(output)
-    own_layout, found = detect_layout(source, layout, study_of(model, trust).contrasts)
+    study = study_of(model, trust)
+    own_layout, found = detect_layout(source, layout, study.contrasts)
     if watch:
         watch(own_layout, found)
-    chosen = select_subjects(found, subjects)
+    chosen = select_subjects(found, named_subjects(subjects, model, found, study))
     inputs = [source, model, *stored_files(found.values())]
     with claim(output, "segment", inputs=inputs, replace=overwrite):
         told = (trust, device, batch_size, allow_missing, nonfinite)

@@ -24,6 +24,7 @@ from ldm.cost.network import peak_memory
 from ldm.cost.timing import measure
 from ldm.data.layouts import Layout, Subject, detect_layout, select_subjects
 from ldm.data.prepare import PreparedSubject
+from ldm.data.seen import named_subjects
 from ldm.denoiser import ONNX_FILE, OnnxDenoiser
 from ldm.environment import resolve_weights
 from ldm.errors import (
@@ -199,12 +200,11 @@ class Synthesiser:
     ) -> Iterator[SyntheticVolume]:
         """Yield the synthetic volume of each subject in a folder, as ``dsdiff sample`` writes it.
 
-        A subject that cannot be sampled does not stop the others: it is logged, and told at the
-        end.
+        A subject that cannot be sampled does not stop the others: it is logged, and told last.
 
         Args:
             folder: of subjects in any known layout, or a CSV.
-            subjects: only these ids.
+            subjects: only these ids; ``unseen``: those that the run has not seen.
             layout: of the files; None: recognised.
             **options: see :class:`Request`.
 
@@ -215,7 +215,8 @@ class Synthesiser:
         """
         other = self.at(**options)
         own_layout, found = detect_layout(Path(folder), layout, self.study.contrasts)
-        return other._each(select_subjects(found, subjects), own_layout)
+        chosen = named_subjects(subjects, self.trained.path, found, self.study)
+        return other._each(select_subjects(found, chosen), own_layout)
 
     def _each(self, subjects: Sequence[Subject], layout: Layout) -> Iterator[SyntheticVolume]:
         failures: list[DsdiffError] = []

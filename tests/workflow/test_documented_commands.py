@@ -81,7 +81,10 @@ def shortened(words: list[str]) -> list[str]:
     """A command that asks for the same in seconds."""
     verb, task = words[0], " ".join(words[:2])
     words = [small(word) for word in words if not REPLACED.match(word)]
-    if "--subjects" in words:
+    own = ["--subjects", HELD_OUT]
+    if "unseen" in words:  # which are that one
+        own = []
+    elif "--subjects" in words:
         first = words.index("--subjects") + 1
         last = next((i for i in range(first, len(words)) if words[i].startswith("-")), len(words))
         words[first - 1 : last] = []
@@ -97,10 +100,10 @@ def shortened(words: list[str]) -> list[str]:
             words.append("data.params.root=PATIENTS")
     more = {
         "phantom": ["--subjects", "3", "--size", "32", "--seed", "0", "--overwrite"],
-        "sample": ["--subjects", HELD_OUT, "--steps", "1"],
-        "evaluate": ["--subjects", HELD_OUT],
-        "segment predict": ["--subjects", HELD_OUT],
-        "sweep": ["--subjects", HELD_OUT, "--steps", "1", "--sampler", "ddim"],
+        "sample": [*own, "--steps", "1"],
+        "evaluate": own,
+        "segment predict": own,
+        "sweep": [*own, "--steps", "1", "--sampler", "ddim"],
         "distill": ["lightning.trainer.max_steps=1", "model.params.substeps=2"],
         "benchmark": [f"data.params.test=[{HELD_OUT}]", "--plan"],
     }

@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from ldm.cli.main import main
+from ldm.data.seen import read_seen
 from ldm.errors import OutputError
 from ldm.inference.fidelity import LIMIT
+from ldm.inference.synthesis import Synthesiser
 from ldm.storage import sha256
 
 
@@ -335,3 +337,16 @@ def test_processes_that_share_subjects_write_the_volumes_of_one(
 def test_a_number_of_processes_below_one_is_refused(tmp_path, patients, run_folder, devices):
     where = ["--input", str(patients), "--output", str(tmp_path / "out")]
     assert main(["sample", str(run_folder), *where, "--devices", devices]) == 2
+
+
+def test_unseen_are_the_patients_that_the_run_kept_out(tmp_path, train, patients):
+    run, output = tmp_path / "run", tmp_path / "out"
+    parts = ["train=null", "val=[Phantom_0003]", "test=0.2"]
+    assert train(run, "lightning.trainer.max_steps=1", *(f"data.params.{p}" for p in parts)) == 0
+    told = ["--input", str(patients), "--output", str(output), "--subjects", "unseen"]
+    assert main(["sample", str(run), *told, "--steps", "1"]) == 0
+    written = {path.name for path in output.glob("*.nii.gz")}
+    assert len(written) == 1 and "Phantom_0003_t1ce.nii.gz" not in written
+    (made,) = Synthesiser.load(run).volumes(patients, subjects="unseen", steps=1)
+    assert {f"{made.id}_t1ce.nii.gz"} == written
+    assert made.id not in read_seen(run) and len(read_seen(run)) == 1
