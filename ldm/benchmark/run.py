@@ -214,7 +214,7 @@ class Benchmark:
         Raises:
             ConfigError: CONFIG-VALUE. Stopped: it was interrupted; run again, it goes on.
         """
-        if jobs is not None and (type(jobs) is not int or jobs < 1):
+        if jobs is not None and jobs < 1:
             raise bad_value(f"jobs is {jobs!r}: give 1 or more")
         gpus = visible_gpus()
         jobs = jobs or max(1, len(gpus))
