@@ -1,5 +1,6 @@
 """Layouts: subjects are found by exact file-name endings, and every id names one patient."""
 
+import json
 import os
 from pathlib import Path
 
@@ -36,8 +37,11 @@ def found(root: Path) -> dict[str, set[str]]:
 
 
 def refusal(root: Path) -> str:
+    """Return why a folder, or a file of one of its subjects, is not read."""
     with pytest.raises(DataError) as caught:
-        detect_layout(root)
+        for subject in detect_layout(root)[1].values():
+            for contrast in subject.files:
+                subject.sha256(contrast)
     line = str(caught.value)
     assert line.isprintable()
     assert len(line) <= MAX_LINE
@@ -108,6 +112,62 @@ def test_an_id_that_cannot_name_an_output_is_refused(tmp_path, bad):
 def test_two_files_of_one_contrast_are_ambiguous(tmp_path):
     touch(tmp_path, "p/p_t1.nii", "p/p_t1.nii.gz")
     assert "p_t1.nii and p_t1.nii.gz are both t1" in refusal(tmp_path)
+
+
+CHANNELS = json.dumps({"channel_names": {"0": "T1"}})
+SAME_NAME = {  # files of q; of p, which has two of its T1; what else makes the layout
+    "brats2021": ("q_t1.nii.gz", ("p_t1.nii.gz", "p_t1.nii"), {}),
+    "brats2023": ("q-t1n.nii.gz", ("p-t1n.nii.gz", "p-t1n.nii"), {}),
+    "bids": (
+        "sub-q/anat/sub-q_T1w.nii.gz",
+        [f"sub-p/anat/sub-p_run-{run}_T1w.nii.gz" for run in (1, 2)],
+        {},
+    ),
+    "flat": ("q/t1.nii.gz", ("p/t1.nii.gz", "p/t1.nii"), {}),
+    "nnunet": (
+        "imagesTr/q_0000.nii.gz",
+        ("imagesTr/p_0000.nii.gz", "imagesTr/p_0000.nii"),
+        {"dataset.json": CHANNELS},
+    ),
+    "decathlon": (
+        "imagesTr/q.nii.gz",
+        ("imagesTr/p.nii.gz", "imagesTr/p.nii"),
+        {"dataset.json": CHANNELS},
+    ),
+    "CSV": (
+        "q.nii.gz",
+        ("p.nii.gz", "p.nii"),
+        {"table.csv": "id,t1\nq,q.nii.gz\np,p.nii.gz\np,p.nii\n"},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", SAME_NAME)
+def test_an_ambiguous_patient_is_refused_when_it_is_read_and_no_other(tmp_path, kind):
+    other, twins, beside = SAME_NAME[kind]
+    touch(tmp_path, other, *twins)
+    for name, text in beside.items():
+        (tmp_path / name).write_text(text)
+    is_table = kind == "CSV"
+    layout = None if is_table else kind
+    _, subjects = detect_layout(tmp_path / "table.csv" if is_table else tmp_path, layout)
+    assert {i.removeprefix("sub-") for i in subjects} == {"p", "q"}
+    for i, subject in subjects.items():
+        if i.endswith("q"):
+            assert subject.sha256("t1") and subject.files["t1"].state()
+            continue
+        file, code = subject.files["t1"], "DATA-ID" if is_table else "DATA-AMBIGUOUS"
+        assert is_table or len(file.paths) == 2  # of which neither may be written to
+        for read in (file.read, file.sha256, file.state):
+            with pytest.raises(DataError, match=f"{code} case={i}"):
+                read(i)
+        with pytest.raises(DataError, match=code):  # which may be why there is no T2
+            subject.require(["t2"], BraTS2021())
+
+
+def test_namesakes_in_folders_of_one_name_are_told_apart(tmp_path):
+    touch(tmp_path, "one/p/p_t1.nii.gz", "two/p/p_t2.nii.gz")
+    assert f"in {tmp_path}/one/p (as p) and in {tmp_path}/two/p" in refusal(tmp_path)
 
 
 def test_hidden_and_temporary_files_are_passed_over(tmp_path):

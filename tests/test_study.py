@@ -94,7 +94,7 @@ def test_two_spellings_of_one_contrast_are_ambiguous(tmp_path):
     for name in ("t1", "dwi", "adc"):
         write(tmp_path / f"S1_{name}.nii.gz")
     with pytest.raises(DataError, match=r"DATA-AMBIGUOUS.*both dwi"):
-        files_in(tmp_path, KNOWN.with_own({"dwi": ["adc"]}))
+        files_in(tmp_path, KNOWN.with_own({"dwi": ["adc"]})).sha256("dwi")
 
 
 @pytest.mark.parametrize(

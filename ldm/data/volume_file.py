@@ -101,6 +101,39 @@ class VolumeFile:
         return hashlib.sha256("".join(digests).encode()).hexdigest() if others else only
 
 
+@dataclass(frozen=True)
+class RefusedVolume(VolumeFile):
+    """A volume of which it cannot be told where it is: whoever reads it is told why.
+
+    So it is the fault of one subject, and of those verbs that need this volume.
+
+    Args:
+        code, why: of the error, see :class:`ldm.errors.DataError`.
+        claimants: the files that it could be.
+    """
+
+    code: str = "DATA-AMBIGUOUS"
+    why: str = ""
+    claimants: tuple[VolumeFile, ...] = ()
+
+    @property
+    def paths(self) -> tuple[Path, ...]:  # noqa: D102
+        return tuple(path for file in self.claimants for path in file.paths)
+
+    def refusal(self, case: str | None = None) -> DataError:
+        """Return why it cannot be read."""
+        return DataError(self.code, self.why, case)
+
+    def read(self, case: str | None = None, nonfinite: str = "refuse") -> Volume:  # noqa: D102
+        raise self.refusal(case)
+
+    def sha256(self, case: str | None = None) -> str:  # noqa: D102
+        raise self.refusal(case)
+
+    def state(self, case: str | None = None) -> list[Any]:  # noqa: D102
+        raise self.refusal(case)
+
+
 def is_drawn(labels: VolumeFile) -> bool:
     """Return whether a network of this project drew a label map, as its sidecar says."""
     return labels.described().get("Segmentation") is True

@@ -58,8 +58,10 @@ def test_a_row_without_an_id_is_named_by_its_line(patient, empty):
 @pytest.mark.parametrize("start", ["C:", r"\\server"])
 def test_a_drive_of_windows_is_named(patient, start):
     path = table(patient, f"p,{cells()},", rf"q,{start}\scans\q_t1.nii.gz,,,,")
+    subjects = detect_layout(path)[1]
+    assert subjects["p"].sha256("t1")
     with pytest.raises(DataError) as refused:
-        detect_layout(path)
+        subjects["q"].sha256("t1")
     assert rf"line 3: {start}\scans\q_t1.nii.gz is a path of Windows" in str(refused.value)
 
 

@@ -1,6 +1,7 @@
 """Sampling: the geometry of the input, independent of batching, never mixed, resumed."""
 
 import csv
+import gzip
 import json
 import shutil
 
@@ -296,6 +297,22 @@ def test_lps_and_ras_input_give_one_brain(tmp_path, run_folder, patients, one):
     assert nib.aff2axcodes(turned.affine) == ("R", "A", "S")
     expected = nib.as_closest_canonical(nib.load(one / "Phantom_0003_t1ce.nii.gz"))
     np.testing.assert_array_equal(turned.get_fdata(), expected.get_fdata())
+
+
+def test_a_patient_with_two_files_of_a_contrast_fails_alone(tmp_path, patients, run_folder, capsys):
+    """Beside a named one it is no matter; asked for, it fails as one that cannot be read."""
+    folder = tmp_path / "patients"
+    shutil.copytree(patients, folder)
+    packed = folder / "Phantom_0002" / "Phantom_0002_t2.nii.gz"
+    packed.with_suffix("").write_bytes(gzip.decompress(packed.read_bytes()))
+    command = ["sample", str(run_folder), "--input", str(folder), "--steps", "1", "--subjects"]
+    assert main([*command, "Phantom_0001", "--output", str(tmp_path / "one")]) == 0
+    both = [*command, "Phantom_0001", "Phantom_0002", "--output", str(tmp_path / "two")]
+    capsys.readouterr()
+    assert main(both) == 9
+    assert "DATA-AMBIGUOUS case=Phantom_0002: Phantom_0002_t2.nii and" in capsys.readouterr().err
+    written = [{p.name for p in (tmp_path / o).glob("*.nii.gz")} for o in ("one", "two")]
+    assert written == [{"Phantom_0001_t1ce.nii.gz"}] * 2
 
 
 @pytest.mark.slow

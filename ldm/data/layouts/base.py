@@ -20,7 +20,7 @@ from typing import NamedTuple
 from ldm.claims import LOCK, is_synthetic
 from ldm.data.nifti import volume_stem
 from ldm.data.patients import is_examination, patient_of
-from ldm.data.volume_file import VolumeFile
+from ldm.data.volume_file import RefusedVolume, VolumeFile
 from ldm.errors import DataError
 from ldm.label_scheme import USUAL, LabelScheme
 from ldm.study import KNOWN, LABELS, MASK_FILE, Contrasts
@@ -166,10 +166,18 @@ class Subject:
         return tuple(path for file in found for path in file.paths)
 
     def require(self, contrasts: Iterable[str], layout: Layout) -> None:
-        """Raise DATA-MISSING, naming the file that was expected, unless every contrast exists."""
+        """Refuse a subject that lacks a contrast.
+
+        Raises:
+            DataError: DATA-MISSING, naming the file that was expected; or what is unclear about
+                others of its files, which may be why.
+        """
         for contrast in contrasts:
             if contrast in self.files:
                 continue
+            for file in self.files.values():
+                if isinstance(file, RefusedVolume):
+                    raise file.refusal(self.id)
             if contrast in layout.contrasts.known:
                 expected = f"expected {layout.file_name(self.id, contrast)} ({layout.name})"
                 if beside := self._beside():
@@ -265,29 +273,32 @@ class Layout:
     def subjects(self, entries: Iterable[Entry]) -> dict[str, Subject]:
         """Return the subjects, sorted by id.
 
+        Where two files are one contrast (DATA-AMBIGUOUS), or the ids of two subjects are equal or
+        differ in case only (DATA-ID), that is the fault of these: reading their files is refused.
+
         Raises:
-            DataError: DATA-AMBIGUOUS (two files for one contrast) or DATA-ID (two subjects whose
-                ids are equal, or differ in case only; an id that cannot name an output).
+            DataError: DATA-ID for an id that cannot name an output.
         """
         found: dict[str, dict[str, VolumeFile]] = {}
         owners: dict[str, tuple[str, Path]] = {}
+        namesakes: dict[str, str] = {}
         for subject, contrast, file, owner in entries:
             first = owners.setdefault(folded_id(subject), (subject, owner))
             if first != (subject, owner):
-                raise DataError(
-                    "DATA-ID",
-                    f"id found in {first[1].name} (as {first[0]}) and in {owner.name}: "
-                    "every subject needs an id of its own; rename one",
-                    subject,
+                places = _told_apart(first[1], owner)
+                why = (
+                    f"id found in {places[0]} (as {first[0]}) and in {places[1]}: every subject "
+                    "needs an id of its own; rename one"
                 )
-            other = found.setdefault(subject, {}).setdefault(contrast, file)
-            if other != file:
-                names = [f.name if other.name != file.name else str(f) for f in (other, file)]
-                raise DataError(
-                    "DATA-AMBIGUOUS",
-                    f"{names[0]} and {names[1]} are both {contrast}: {self.ambiguous}",
-                    subject,
-                )
+                namesakes |= {first[0]: why, subject: why}
+            files = found.setdefault(subject, {})
+            if (other := files.setdefault(contrast, file)) != file:
+                files[contrast] = self._both(other, file, contrast)
+        for subject, why in namesakes.items():
+            found[subject] = {
+                contrast: RefusedVolume(file.path, file.channel, "DATA-ID", why, (file,))
+                for contrast, file in found[subject].items()
+            }
         images = {i: files for i, files in found.items() if set(files) != {MASK_FILE}}
         found = images or found  # a mask of the brain alone is a file of some program
         places = {name: place for place, name in enumerate(self.contrasts.known)}
@@ -303,9 +314,19 @@ class Layout:
             for i, names in ordered.items()
         }
 
+    def _both(self, one: VolumeFile, other: VolumeFile, contrast: str) -> RefusedVolume:
+        """Return the volume that two files claim to be."""
+        why = f"{' and '.join(_told_apart(one, other))} are both {contrast}: {self.ambiguous}"
+        return RefusedVolume(one.path, one.channel, "DATA-AMBIGUOUS", why, (one, other))
+
     def scheme_of(self, subject: str) -> LabelScheme:
         """Return what the labels of a subject mean."""
         return self.contrasts.scheme or self.scheme
+
+
+def _told_apart(one: VolumeFile | Path, other: VolumeFile | Path) -> list[str]:
+    """Return the names of two files or folders, in full where they are equal."""
+    return [place.name if one.name != other.name else str(place) for place in (one, other)]
 
 
 def folded_id(subject: str) -> str:

@@ -15,7 +15,7 @@ from ldm.data.layouts.base import Entry, Layout, Subject
 from ldm.data.layouts.dicom import DicomSeries
 from ldm.data.layouts.hdf5 import ENDINGS, HDF5Stack
 from ldm.data.nifti import volume_stem
-from ldm.data.volume_file import VolumeFile
+from ldm.data.volume_file import RefusedVolume, VolumeFile
 from ldm.errors import DataError
 from ldm.label_scheme import NOT_TOLD, LabelScheme, read_scheme
 from ldm.storage import require_regular
@@ -196,17 +196,24 @@ def _entries(
             )
         for column, contrast in columns.items():
             if cell := row.get(column):
-                _refuse_drive(cell, number, path, row["id"])
-                yield Entry(row["id"], contrast, volume_at(cell, path.parent, contrast), owner)
+                yield Entry(row["id"], contrast, _volume(cell, contrast, number, path), owner)
 
 
-def _refuse_drive(cell: str, number: int, path: Path, subject: str) -> None:
+def _volume(cell: str, contrast: str, number: int, table: Path) -> VolumeFile:
+    """Return the volume of a cell; of one that names none, what says so when it is read."""
+    try:
+        _refuse_drive(cell, number, table)
+        return volume_at(cell, table.parent, contrast)
+    except DataError as error:
+        return RefusedVolume(table.parent / cell, None, error.code, error.args[1])
+
+
+def _refuse_drive(cell: str, number: int, path: Path) -> None:
     if DRIVE.match(cell) and os.name != "nt":
         raise DataError(
             "DATA-MISSING",
             f"{path.name} line {number}: {cell} is a path of Windows, which does not exist here: "
             "give it relative to the CSV file",
-            subject,
         )
 
 
