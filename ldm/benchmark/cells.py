@@ -26,6 +26,7 @@ from typing import Any
 
 from ldm.benchmark.kept_scores import evaluate_once
 from ldm.benchmark.plan import GridCell, Training
+from ldm.benchmark.tally import tally, to_train
 from ldm.claims import folder_lock
 from ldm.config import read_saved_config, save_config
 from ldm.data.seen import Digests, read_seen, refuse_leaks
@@ -63,6 +64,7 @@ class Work:
         held_out: the patients to test on, with the digests of their files.
         train: those that baselines are fitted on.
         data: the ``data`` section that baselines use.
+        cells: all of the plan, by which it is told how far the work is.
         timing: repeats of the measurement of time; 0: none.
         layout: of ``reference``; None: recognised.
         mask: what is brain, see :func:`ldm.data.brain.subject_brain`.
@@ -76,6 +78,7 @@ class Work:
     held_out: Digests
     train: Sequence[str]
     data: Mapping[str, Any]
+    cells: Sequence[GridCell] = ()
     timing: int = 3
     layout: str | Mapping[str, Any] | None = None
     mask: str = "auto"
@@ -122,7 +125,9 @@ class Work:
         said = False
         while True:
             try:
-                return self._run(cell, gpu)
+                if self._run(cell, gpu):
+                    self._say_ended(cell)
+                return
             except BusyError:
                 if not wait:
                     raise
@@ -155,10 +160,11 @@ class Work:
         """Shows how many patients are evaluated, unless several cells run at once."""
         return silent if self.is_quiet else self.progress
 
-    def _run(self, cell: GridCell, gpu: str | None) -> None:
+    def _run(self, cell: GridCell, gpu: str | None) -> bool:
+        """Bring one cell to an end; return whether there was anything to do."""
         with self._lock(cell.folder):
             if self.state(cell)[0] == "done":
-                return
+                return False
             reason = ""
             try:
                 if cell.baseline:
@@ -179,6 +185,7 @@ class Work:
                 state, reason = "failed", str(known)
             described = {"state": state, "reason": reason, "request": self.request(cell)}
             write_json(cell.folder / "cell.json", described)
+        return True
 
     def _train(self, cell: GridCell, gpu: str | None) -> str:
         """Train as far as that is not done; return the reason of a failure."""
@@ -191,7 +198,9 @@ class Work:
                 save_config(training.config, config)
                 begun = any(training.run.glob("checkpoints/*.ckpt"))
                 start = ["--resume", training.run] if begun else [config, "--output", training.run]
-                self._say(cell, "resuming the training" if begun else "training")
+                every = [t.folder for t in to_train(self.cells)]
+                place = f"{every.index(training.folder) + 1} of {len(every)}"
+                self._say(cell, f"{'resuming training' if begun else 'training'} {place}")
                 code, reason = self._dsdiff(training.folder, gpu, "train", *start, *trust(training))
                 if code:
                     self.failed[training.run] = reason
@@ -209,7 +218,8 @@ class Work:
             told = self.layout if isinstance(self.layout, str) else json.dumps(self.layout)
             start += ["--layout", told]
         subjects = ["--subjects", *sorted(self.held_out)]
-        self._say(cell, f"sampling {len(self.held_out)} patients")
+        count = len(self.held_out)
+        self._say(cell, f"sampling {count} patient{'s' * (count != 1)}")
         code, reason = self._dsdiff(
             cell.folder, gpu, *start, "--output", cell.prediction, *subjects, *options
         )
@@ -282,6 +292,11 @@ class Work:
     def _say(self, cell: GridCell, what: str) -> None:
         if self.say:
             self.say(f"{cell.name}: {what}" if self.is_quiet else f"\n{cell.name}: {what}")
+
+    def _say_ended(self, cell: GridCell) -> None:
+        if self.say:
+            told = ", ".join(filter(None, self.state(cell)))
+            self.say(f"{cell.name}: {told} ({tally([self.state(c)[0] for c in self.cells])})")
 
     def _lock(self, folder: Path) -> Any:
         return folder_lock(self.output / "locks" / folder.relative_to(self.output))

@@ -17,11 +17,12 @@ from typing import Any
 
 import torch
 
-from ldm.benchmark.cells import Stopped, Work, require_same_config, run_cells
+from ldm.benchmark.cells import Stopped, Work, is_trained, require_same_config, run_cells
 from ldm.benchmark.costs import cell_cost, loss_curve
 from ldm.benchmark.kept_scores import judge_once
 from ldm.benchmark.plan import OWN_KEYS, GridCell, Training, plan_cells, read_budget
 from ldm.benchmark.results import BenchmarkResult, mean_cost
+from ldm.benchmark.tally import planned, tally, to_train, trainings_of
 from ldm.claims import Claim, claim, folder_lock
 from ldm.config import TOP_LEVEL, Overrides, merge_config, save_config
 from ldm.data.layouts import Subject
@@ -127,6 +128,7 @@ class Benchmark:
         return Work(
             output=output,
             reference=data.root,
+            cells=self.cells,
             held_out=subject_digests((subjects[i] for i in ids), data.cache),
             train=data.split["train"],
             data=config,
@@ -178,6 +180,14 @@ class Benchmark:
         numbered = sorted(self.cells, key=lambda cell: cell.number)
         return {cell.number: self.work.state(cell) for cell in numbered}
 
+    def overview(self) -> str:
+        """Return what the plan holds and how much of it is done, in a line each."""
+        trainings = to_train(self.cells)
+        done = tally([state for state, _ in self.states().values()])
+        if trainings:
+            done = f"{sum(map(is_trained, trainings))} of {len(trainings)} trainings, {done}"
+        return f"{planned(self.cells)}\n{done}"
+
     @typed
     def cell(self, number: int) -> GridCell:
         """Return the cell of a number.
@@ -219,6 +229,8 @@ class Benchmark:
         gpus = visible_gpus()
         jobs = jobs or max(1, len(gpus))
         self.work.is_quiet |= jobs > 1
+        if self.work.say:
+            self.work.say(self.overview())
         self._run(self.cells, jobs, gpus)
         return self.collect()
 
@@ -338,11 +350,6 @@ class Benchmark:
             "training subjects": len(self.work.train),
             "sampling": ", ".join(f"{key} {value}" for key, value in sampling.items()),
         }
-
-
-def trainings_of(cells: Sequence[GridCell]) -> list[Training]:
-    """Return each training of the cells once."""
-    return list({c.training.folder: c.training for c in cells if c.training}.values())
 
 
 def _check_segmenter(path: Path, work: Work, trusted: Sequence[str]) -> None:

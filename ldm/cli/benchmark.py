@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 SHOWN = {"say": partial(print, flush=True), "progress": show_progress}
 SHORT = ("backbone", "PSNR dB", "Recovery", "AUC tumour", "SSIM", "n")
+SHOWS = "every region, quality against enhancement and cost, seeds, the patients worst first"
 EPILOG = """\
 rows x spaces x seeds are trainings; each is sampled with every sampler and number of steps: a \
 cell. Lists in `seeds` and `sampling` are axes of the grid. Without --plan, --cell or --collect, \
@@ -125,8 +126,8 @@ def show_plan(benchmark: Benchmark) -> int:
     with benchmark.claim():
         write_json(benchmark.work.output / "plan.json", described)
     body = [[str(c["cell"]), c["state"], c["name"]] for c in listed]
-    title = f"{len(listed)} cells of {len(benchmark.trainings)} trainings"
-    Console().print(terminal_table(Table(title, ["cell", "state", "name"], body)))
+    print(benchmark.overview())
+    Console().print(terminal_table(Table("", ["cell", "state", "name"], body)))
     for line in array_lines(benchmark):
         print(line)
     return 0
@@ -164,7 +165,7 @@ def show_result(result: BenchmarkResult, output: Path) -> int:
     Console().print(terminal_table(Table(result.title, shown, rows)))
     if nothing := enhances_nothing(result.result):
         print(nothing)
-    report_paths(output)
+    report_paths(output, SHOWS)
     result.require_complete()
     return 0
 

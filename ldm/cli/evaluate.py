@@ -16,6 +16,7 @@ EXAMPLES = (
     "dsdiff evaluate --prediction predictions --reference PATIENTS --output report",
     "dsdiff evaluate --prediction a=one b=two --reference PATIENTS --output both",
 )
+SHOWS = "every region, the patients worst first, a viewer of their slices"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -141,7 +142,7 @@ def _evaluate(
     _show(result, compared, args.verbose)
     if gallery:
         write_evaluation(result, gallery, args.output, args.columns, compared, args.typed)
-        report_paths(args.output)
+        report_paths(args.output, SHOWS)
     else:
         print("Every table: --verbose; report, LaTeX and figures: --output FOLDER")
     return result
@@ -282,7 +283,7 @@ def _segmenter(args: argparse.Namespace) -> Any:
     return CommandSegmenter(args.segmenter_command)
 
 
-def report_paths(output: Path) -> None:
-    """Print where the report is, and the files for a paper."""
-    print(f"Report: {output}/report.html")
+def report_paths(output: Path, shows: str) -> None:
+    """Print where the report is and what there is to look at, and the files for a paper."""
+    print(f"Report: {output}/report.html ({shows})")
     print("For a paper, beside it: table.tex, .md and .csv; all of it: tables/, figures/")

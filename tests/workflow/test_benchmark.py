@@ -22,6 +22,7 @@ from ldm.benchmark import cells
 from ldm.benchmark.cells import Stopped, Work
 from ldm.benchmark.results import BenchmarkResult
 from ldm.benchmark.run import Benchmark
+from ldm.benchmark.tally import tally
 from ldm.callbacks.run import GradientGuard
 from ldm.claims import claim, folder_lock
 from ldm.cli.main import main
@@ -332,7 +333,9 @@ def test_plan_cell_and_collect(tmp_path, plan, undisturbed, copies, capsys):
     shutil.rmtree(output / "baselines/linear")
     assert benchmark(plan, output, "--plan") == 0
     printed = capsys.readouterr().out
-    assert "10 cells of 4 trainings" in printed
+    shown = " ".join(printed.split())
+    assert "10 cells: 6 samplings of 4 trainings (2 rows x 2 seeds), 4 baselines" in shown
+    assert "4 of 4 trainings, 8 of 10 cells done" in shown
     jobs = submitted(tmp_path, printed.partition("SLURM")[2].partition("\n")[2])
     own = ["dsdiff", "benchmark", str(plan), "--output", str(output)]
     cell = [*own, "--cell", "$SLURM_ARRAY_TASK_ID"]
@@ -361,6 +364,33 @@ def test_plan_cell_and_collect(tmp_path, plan, undisturbed, copies, capsys):
     for metrics in ("metrics.csv", "metrics.json"):
         assert (output / metrics).read_bytes() == (undisturbed / metrics).read_bytes()
     assert benchmark(plan, output, "--cell", 10) == 2
+
+
+def test_it_says_how_much_there_is_and_how_far_it_is(tmp_path, plan, undisturbed, copies, capsys):
+    """The work of one training is missing, and a baseline: what is done is not counted anew."""
+    output = tmp_path / "out"
+    shutil.copytree(undisturbed, output)
+    shutil.rmtree(output / "rows/unet/seed-1")
+    shutil.rmtree(output / "baselines/linear")
+    assert benchmark(plan, output) == 0
+    said = [line for line in capsys.readouterr().out.splitlines() if line]
+    assert said[:8] == [
+        "10 cells: 6 samplings of 4 trainings (2 rows x 2 seeds), 4 baselines",
+        "3 of 4 trainings, 7 of 10 cells done",
+        "unet · steps 1 · seed 1: training 2 of 4",
+        "unet · steps 1 · seed 1: sampling 1 patient",
+        "unet · steps 1 · seed 1: done (8 of 10 cells done)",
+        "unet · steps 2 · seed 1: sampling 1 patient",
+        "unet · steps 2 · seed 1: done (9 of 10 cells done)",
+        "linear: done (10 of 10 cells done)",
+    ]
+    assert f"Report: {output}/report.html (every region, quality against" in said[-2]
+
+
+def test_what_was_lost_is_counted():
+    assert tally(["done", "failed", "partial", "missing", "done"]) == (
+        "2 of 5 cells done, 1 failed, 1 with failed patients"
+    )
 
 
 def test_two_processes_never_train_one_training(tmp_path, plan, copies, monkeypatch):
