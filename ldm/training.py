@@ -83,6 +83,8 @@ class TrainedRun:
         stopped_by: number of the signal that ended the training early, or None.
         next_command: what to do with the run on the command line.
         resume_command: what goes on with it there.
+        begun_at: optimizer steps that it had had when this call began.
+        longer: override with which a run that has ended goes on.
     """
 
     folder: Path
@@ -90,6 +92,13 @@ class TrainedRun:
     stopped_by: int | None
     next_command: str
     resume_command: str
+    begun_at: int = 0
+    longer: str = ""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the run had ended before, so that this call had nothing to train."""
+        return self.steps == self.begun_at
 
     @property
     def model(self) -> Path:
@@ -204,6 +213,7 @@ def run_training(
     """
     require_safe_libraries()
     is_main, is_resumed = is_main_process(), checkpoint is not None
+    begun_at = step_of(checkpoint) if checkpoint else 0  # which is replaced as it goes
     if not is_resumed and is_main:
         _refuse_begun(folder)
     data = _data(config, progress if is_main else silent, say if is_main else None)
@@ -233,7 +243,19 @@ def run_training(
             if not stop.received:
                 calibrate(folder, model, data, device, foreign_targets(config))
     commands = _commands(model, data, folder, foreign_targets(config))
-    return TrainedRun(folder, trainer.global_step, stop.received, *commands)
+    return TrainedRun(
+        folder, trainer.global_step, stop.received, *commands, begun_at, _longer(trainer)
+    )
+
+
+def _longer(trainer: pl.Trainer) -> str:
+    """Return the override with which a run that has ended goes on, by what has ended it."""
+    if 0 < trainer.max_steps <= trainer.global_step:
+        return f"lightning.trainer.max_steps={2 * trainer.global_step}"
+    left = [c.time_remaining() for c in trainer.callbacks if isinstance(c, Timer)]
+    if any(seconds is not None and seconds <= 0 for seconds in left):
+        return "lightning.trainer.max_time=DD:HH:MM:SS"
+    return "lightning.callbacks.checkpoint.params.patience=null"
 
 
 def _refuse_begun(folder: Path) -> None:

@@ -60,17 +60,36 @@ def test_what_is_left_follows_from_the_steps_since_the_start(monkeypatch):
 @pytest.mark.parametrize(
     ("step", "steps", "batches", "accumulated", "said"),
     [
-        (0, 4000, 1000, 1, "every 1000 steps"),
-        (0, 4000, 1000, 4, "every 250 steps"),
-        (0, -1, 1000, 1, "every 1000 steps"),
-        (0, 300, 1000, 1, "never in 300 steps: try lightning.trainer.val_check_interval=75"),
-        (1100, 1900, 1000, 1, "never in 1900 steps: try lightning.trainer.val_check_interval=475"),
+        (0, 4000, 1000, 1, ", every 1000 steps"),
+        (0, 4000, 1000, 4, ", every 250 steps"),
+        (0, -1, 1000, 1, ", every 1000 steps"),
+        (1100, 2000, 1000, 1, ", every 1000 steps"),
+        (0, 5, 1, 1, ", every 1 step"),
     ],
 )
-def test_a_run_without_validation_says_so(step, steps, batches, accumulated, said):
+def test_a_training_says_when_it_validates(step, steps, batches, accumulated, said):
     at = trainer(step, steps)
     at.val_check_interval, at.accumulate_grad_batches = batches, accumulated
-    assert _validations(at) == said
+    assert _validations(at) == (said, "")
+
+
+@pytest.mark.parametrize(
+    ("step", "steps", "batches", "accumulated", "coming", "advice"),
+    [
+        (0, 300, 1000, 1, 1000, "=75 validates every 75 steps."),
+        (0, 300, 4000, 4, 1000, "=300 validates every 75 steps."),  # it is counted in batches
+        (1100, 1900, 1000, 1, 2000, "=475 validates every 475 steps."),
+        (0, 3, 1000, 1, 1000, "=1 validates every step."),
+    ],
+)
+def test_a_run_without_validation_says_so(step, steps, batches, accumulated, coming, advice):
+    at = trainer(step, steps)
+    at.val_check_interval, at.accumulate_grad_batches = batches, accumulated
+    assert _validations(at) == (
+        "",
+        f"Nothing is validated: the run ends at step {steps}, and the next validation would be at "
+        f"step {coming}. lightning.trainer.val_check_interval{advice}",
+    )
 
 
 def test_waiting_for_data_is_told_apart_from_working(monkeypatch):

@@ -163,7 +163,7 @@ def images_a_step(trainer: pl.Trainer) -> int:
 
 
 def described(trainer: pl.Trainer) -> Iterator[str]:
-    """Yield three lines: where it runs, on whom, and on how much of them."""
+    """Yield lines: where it runs, on whom, on how much of them, and whether none will be judged."""
     data, folder = trainer.datamodule, trainer.default_root_dir
     several = f"{trainer.world_size} x " if trainer.world_size > 1 else ""
     device = device_name(trainer.strategy.root_device.type)
@@ -171,20 +171,30 @@ def described(trainer: pl.Trainer) -> Iterator[str]:
     kind = "slices" if data.study.dims == 2 else "patches"
     parts = [f"{len(data.split['train'])} to train on ({len(data.train_slices)} {kind})"]
     shown, own = min(data.val_slices, len(data.val_dataset)), len(data.split["val"])
-    when = f"({shown} of {len(data.val_dataset)} {kind}, {_validations(trainer)})" if shown else ""
+    every, never = _validations(trainer)
+    when = f"({shown} of {len(data.val_dataset)} {kind}{every})" if shown else ""
     parts.append(" ".join(filter(None, [f"{own or 'none'} to validate", when])))
     yield f"patients  {', '.join(parts)}, {len(data.split.get('test') or [])} to test"
     size = " x ".join(map(str, data.image_size))
     yield f"size      {kind} of {size}, {_cut(data)}; batches of {data.batch_size}"
+    if shown and never:
+        yield never
 
 
-def _validations(trainer: pl.Trainer) -> str:
-    """Say when validation is; a run that ends before the first is told how it can have one."""
+def _validations(trainer: pl.Trainer) -> tuple[str, str]:
+    """Say when validation is, or why it never is: the run ends before the next one."""
     batches, most = int(trainer.val_check_interval), trainer.max_steps
-    every = max(1, batches // trainer.accumulate_grad_batches)
-    if most < 0 or trainer.global_step // every < most // every:
-        return f"every {every} steps"
-    return f"never in {most} steps: try lightning.trainer.val_check_interval={max(1, most // 4)}"
+    accumulated = trainer.accumulate_grad_batches
+    every = max(1, batches // accumulated)
+    coming = (trainer.global_step // every + 1) * every
+    if most < 0 or coming <= most:
+        return f", every {every} step{'s' * (every != 1)}", ""
+    often = max(1, most // 4)
+    return "", (
+        f"Nothing is validated: the run ends at step {most}, and the next validation would be at "
+        f"step {coming}. lightning.trainer.val_check_interval={often * accumulated} validates "
+        f"every {f'{often} steps' if often > 1 else 'step'}."
+    )
 
 
 def _cut(data: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -109,7 +110,13 @@ def finish(run: TrainedRun) -> int:
         how = "" if is_part() else f" To continue:\n  {run.resume_command}"
         print(f"\nStopped after step {run.steps}; nothing is lost.{how}")
         return 128 + run.stopped_by
-    print(f"\nTrained {run.steps} steps: {run.folder}")
+    if run.is_over:
+        start = shlex.join(["dsdiff", "train", "--from", str(run.folder)])
+        print(f"\nFinished before, after {run.steps} steps; nothing was trained: {run.folder}")
+        print(f"  to train it on: {run.resume_command} {run.longer}")
+        print(f"  a new run with its weights: {start}")
+    else:
+        print(f"\nTrained {run.steps} steps: {run.folder}")
     if seen := ", ".join(name for name in SEEN if (run.folder / name).exists()):
         print(f"  to look at: {seen}")
     print_next(run.next_command)

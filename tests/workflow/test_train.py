@@ -212,6 +212,29 @@ def test_a_length_that_a_run_has_passed_is_refused_before_it_is_saved(tmp_path, 
     assert (copy / "config.yaml").read_bytes() == before
 
 
+def test_a_finished_run_says_so_and_how_to_go_on(tmp_path, run_folder, weights, capsys):
+    """Resumed as it is nothing is trained; the command that it prints trains on."""
+    copy = Path(shutil.copytree(run_folder, tmp_path / "copy"))
+    whole = weights(copy)
+    assert main(["train", "--resume", str(copy)]) == 0
+    told = capsys.readouterr().out
+    assert f"Finished before, after 4 steps; nothing was trained: {copy}" in told
+    assert "Trained" not in told and f"dsdiff train --from {copy}" in told
+    assert weights(copy) == whole
+    command = told.partition("to train it on: dsdiff ")[2].splitlines()[0]
+    assert main(command.split()) == 0
+    assert f"Trained 8 steps: {copy}" in capsys.readouterr().out
+
+
+def test_what_time_or_patience_ended_is_not_told_to_take_more_steps(tmp_path, train, capsys):
+    run = tmp_path / "run"
+    ended = ["lightning.trainer.max_steps=-1", "lightning.trainer.max_time=00:00:00:01"]
+    assert train(run, *ended) == 0
+    capsys.readouterr()
+    assert main(["train", "--resume", str(run)]) == 0
+    assert f"--resume {run} lightning.trainer.max_time=DD:HH:MM:SS" in capsys.readouterr().out
+
+
 def test_lines_in_a_pipe_count_to_the_end_of_the_whole_run(tmp_path, train, capsys):
     """No bar, no number of an epoch; a resumed run counts on, and the printed command runs."""
     every = "lightning.trainer.val_check_interval=2"
