@@ -248,7 +248,7 @@ def run_training(
     )
 
 
-def _longer(trainer: pl.Trainer) -> str:
+def _longer(trainer: Any) -> str:
     """Return the override with which a run that has ended goes on, by what has ended it."""
     if 0 < trainer.max_steps <= trainer.global_step:
         return f"lightning.trainer.max_steps={2 * trainer.global_step}"
