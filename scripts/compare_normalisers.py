@@ -25,7 +25,7 @@ from ldm.data.normalise import (
 from ldm.evaluation.case import Case, in_reference_units, load_case
 from ldm.evaluation.metrics.similarity import psnr
 from ldm.evaluation.protocol import DEFAULT
-from ldm.plots.figures import COLOURS
+from ldm.plots.axes import COLOURS
 from ldm.report.tables import markdown_table
 from ldm.storage import atomic_path
 from ldm.study import KNOWN, Study

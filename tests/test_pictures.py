@@ -2,6 +2,7 @@
 
 import io
 import math
+import re
 
 import numpy as np
 import pytest
@@ -13,7 +14,15 @@ from ldm.data.nifti import Geometry
 from ldm.evaluation.case import Case, Prediction
 from ldm.evaluation.protocol import DEFAULT, PROTOCOLS
 from ldm.evaluation.scores import Evaluation
-from ldm.plots.figures import Pane, panes_figure, pareto_front, scatter_figure
+from ldm.plots.axes import row_styles
+from ldm.plots.figures import (
+    Pane,
+    loss_figure,
+    panes_figure,
+    pareto_front,
+    reliability_figure,
+    scatter_figure,
+)
 from ldm.report.gallery import Gallery, comparison_strip, shown_volumes
 
 COPY_T1 = "copy T1"
@@ -168,6 +177,48 @@ def test_colour_maps_use_one_limit_and_leave_the_outside_dark():
 def test_the_front_holds_what_no_cheaper_point_matches():
     points = [(3, 20), (1, 10), (2, 20), (4, 15), (5, 21), (1, 9)]
     assert pareto_front(points) == [(1, 10), (2, 20), (5, 21)]
+
+
+def drawn_as(picture):
+    """Label -> colour and marker of what a figure draws under it."""
+    lines = picture.canvas.axes[0].lines
+    named = [line for line in lines if not line.get_label().startswith("_")]
+    return {line.get_label(): (line.get_color(), line.get_marker()) for line in named}
+
+
+def test_a_row_looks_alike_in_every_figure_of_a_page():
+    """In one figure b is above a and in the other a is missing: neither changes b."""
+    rows = ["a", "b", "c"]
+    styles = row_styles(rows)
+    every = scatter_figure([("a", 1, 20.0), ("b", 2, 21.0), ("c", 3, 19.0)], "s", "dB")
+    fewer = scatter_figure([("c", 3, 19.0), ("b", 2, 21.0)], "s", "dB", styles=styles)
+    spread = (np.arange(1.0, 4), np.arange(1.0, 4))
+    line = reliability_figure({"b": [spread]}, styles)
+    assert drawn_as(fewer) == {row: drawn_as(every)[row] for row in ("c", "b")}
+    assert drawn_as(line)["b"] == drawn_as(every)["b"]
+    assert drawn_as(loss_figure({"b": ([1, 2], [1.0, 0.5])}, styles))["b"][0] == styles["b"].colour
+    assert len(set(row_styles(map(str, range(56))).values())) == 56
+
+
+@pytest.mark.parametrize(
+    ("seconds", "quality"),
+    [((0.31, 0.39), (20.5100, 20.5184)), ((0.3, 9.0), (20.1, 20.4)), ((0.01, 200.0), (-0.3, 0.3))],
+)
+def test_ticks_are_plain_numbers_with_equally_many_decimals(seconds, quality):
+    points = [
+        (str(place), *point) for place, point in enumerate(zip(seconds, quality, strict=True))
+    ]
+    canvas = scatter_figure(points, "seconds", "dB").canvas
+    canvas.draw_without_rendering()
+    ax = canvas.axes[0]
+    assert not ax.yaxis.get_offset_text().get_text()
+    for axis, values in ((ax.xaxis, seconds), (ax.yaxis, quality)):
+        texts = [label.get_text().replace("\N{MINUS SIGN}", "-") for label in axis.get_ticklabels()]
+        places = zip(axis.get_majorticklocs(), texts, strict=True)
+        shown = [text for place, text in places if values[0] <= place <= values[1]]
+        assert len(shown) >= 2 and all(re.fullmatch(r"-?\d+(\.\d{1,6})?", t) for t in shown)
+        if axis.get_scale() == "linear":
+            assert len({len(text.partition(".")[2]) for text in shown}) == 1
 
 
 def test_of_a_second_quality_the_line_leads_to_its_best_value_from_either_side():

@@ -10,11 +10,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from ldm.benchmark.plan import SEPARATOR
 from ldm.cost.network import peak_memory_label
 from ldm.environment import environment
 from ldm.errors import PartialError
 from ldm.evaluation.measures import MEASURES
 from ldm.evaluation.scores import FORMAT, Evaluation, Score, SummaryRow
+from ldm.plots.axes import row_styles
 from ldm.plots.figures import loss_figure, scatter_figure
 from ldm.regions import region_title
 from ldm.report.charts import charts
@@ -340,18 +342,20 @@ class BenchmarkResult:
     def figures(self) -> list[Figure]:
         """Return the charts of the scores, quality against cost, loss curves, and the patients."""
         figures = charts(self.result)
-        for name, xlabel in (
-            ("volume_seconds", "seconds a volume"),
-            ("parameters", "parameters"),
-            ("train_memory", "peak memory in training, bytes"),
+        styles = row_styles([*self.result.rows, *self.curves])
+        for column, xlabel in (
+            ("s a volume", "seconds a volume"),
+            ("parameters M", "parameters, millions"),
+            ("train GiB", "peak memory in training, GiB"),
         ):
+            costs = {row: SUMMARY_COSTS[column](cost) for row, cost in self.costs.items()}
             points = [
-                (row, getattr(cost, name), self.result.mean(row, "brain", "psnr"))
-                for row, cost in self.costs.items()
-                if getattr(cost, name) is not None and row in self.result.rows
+                (row, cost, self.result.mean(row, "brain", "psnr"))
+                for row, cost in costs.items()
+                if cost is not None and row in self.result.rows
             ]
             if points:
-                image = scatter_figure(points, xlabel, "PSNR in the brain, dB")
+                image = scatter_figure(points, xlabel, "PSNR in the brain, dB", styles=styles)
                 caption = "Higher and further left is better."
                 if (copied := self.result.copied) in self.result.rows:
                     psnr = self.result.mean(copied, "brain", "psnr")
@@ -361,12 +365,18 @@ class BenchmarkResult:
                     Figure(title, image, caption, f"PSNR against {xlabel} by row", False)
                 )
         if self.curves:
-            image = loss_figure(self.curves)
+            own = {name: styles[self._first_row(name)] for name in self.curves}
+            image = loss_figure(self.curves, own)
             caption = "Losses of different targets (noise, v, image) have different scales."
             figures.append(
                 Figure("Training loss", image, caption, "Training loss over steps", False)
             )
         return [*figures, *self.gallery.figures(self.result)]
+
+    def _first_row(self, training: str) -> str:
+        """Return the row in whose colour the curve of a training is drawn: the first of its own."""
+        start = training + SEPARATOR
+        return next((r for r in self.result.rows if f"{r}{SEPARATOR}".startswith(start)), training)
 
 
 def _scored(result: Evaluation, row: str) -> Mapping[tuple[str, str], SummaryRow]:

@@ -18,7 +18,8 @@ from ldm.diagnosis.facts import LOSS, VALIDATION
 from ldm.diagnosis.findings import NOTE
 from ldm.diagnosis.run import RunDiagnosis
 from ldm.errors import DataError
-from ldm.plots.figures import COLOURS, GRID, STRIP_BACKGROUND, figure_bytes
+from ldm.plots.axes import COLOURS, GRID
+from ldm.plots.figures import STRIP_BACKGROUND, figure_bytes
 from ldm.storage import write_file
 
 MOST_PICTURES, MOST_LINES = 24, 6

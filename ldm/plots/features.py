@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from ldm.plots.figures import INK, figure_bytes
+from ldm.plots.axes import INK
+from ldm.plots.figures import figure_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,7 +1,6 @@
 """Charts and strips of slices as PNG and SVG bytes: the same for the same content.
 
-Colours are told apart with every common colour blindness, and never carry a meaning alone: lines
-and points differ in their marker, too.
+How a row is drawn, the same in every figure of a page, is in :mod:`ldm.plots.axes`.
 """
 
 from __future__ import annotations
@@ -14,19 +13,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ldm.plots.axes import INK, Style, logarithmic, row_styles, style_axes
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Canvas
 
-# Okabe & Ito (2008), without yellow, pale on white
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-DASHES = ("-", "--", ":", "-.")  # of the next seven lines
-MARKERS = "osD^vPX*"  # eight shapes against seven colours: no pair comes twice before 56 points
 SHARED_WINDOW = ("T1", "synthetic", "real")  # labels of images in one grey window
 STRIP_CELL = 1.7  # inches, width of an image
 WIDEST_TITLE = 24  # letters of 9 points above a cell
 STRIP_BACKGROUND = "#101114"  # dark like a viewing station, in a light and in a dark page
-INK, GRID = "#2b2f36", "#e3e5e8"
 COLOUR_MAPS = {"error": "magma", "spread": "cividis"}  # perceptually uniform, rising in lightness
 
 
@@ -165,15 +161,20 @@ def _draw_pane(
     return ax.imshow(image, cmap=colours, vmin=0, vmax=high, aspect=aspect)
 
 
-def loss_figure(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> bytes:
+def loss_figure(
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    styles: Mapping[str, Style] | None = None,
+) -> bytes:
     """Loss against training step on a logarithmic scale, raw and smoothed, as SVG.
 
     Args:
         curves: ``{name: (steps, values)}``. Values that are not positive and finite are left out.
+        styles: name -> how it is drawn; None: by their order.
     """
     canvas, ax = _chart("training step", "loss")
-    for place, (name, (steps, values)) in enumerate(curves.items()):
-        colour, dashes = COLOURS[place % len(COLOURS)], DASHES[place // len(COLOURS) % len(DASHES)]
+    styles = styles or row_styles(curves)
+    for name, (steps, values) in curves.items():
+        colour, _, dashes = styles[name]
         steps, values = np.asarray(steps, float), np.asarray(values, float)
         valid = np.isfinite(values) & (values > 0)
         steps, values = steps[valid], values[valid]
@@ -183,7 +184,7 @@ def loss_figure(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -
             values = _smooth(values, window=len(values) / 30)
         marker = "o" if sparse else ""
         ax.plot(steps, values, marker + dashes, color=colour, markersize=4, label=name)
-    ax.set_yscale("log")
+    logarithmic(ax, "y")
     _legend(ax, loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure_bytes(canvas, "svg")
 
@@ -203,6 +204,7 @@ def scatter_figure(
     xlabel: str,
     ylabel: str,
     ideal: float | None = None,
+    styles: Mapping[str, Style] | None = None,
 ) -> bytes:
     """Quality against cost, a point a backbone, named beside it and in the legend, as SVG.
 
@@ -213,13 +215,13 @@ def scatter_figure(
         xlabel: the cost; its axis is logarithmic if the values span a factor of 20.
         ylabel: the quality.
         ideal: of a second quality in place of a cost, its best value: a dotted line.
+        styles: label -> how it is drawn; None: by their order.
     """
-    from matplotlib.ticker import EngFormatter
-
     canvas, ax = _chart(xlabel, ylabel)
-    shown = sorted((p for p in points if np.isfinite(p[1:]).all()), key=lambda point: -point[2])
-    for place, (label, x, y) in enumerate(shown):
-        colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
+    styles = styles or row_styles(label for label, *_ in points)
+    shown = [point for point in points if np.isfinite(point[1:]).all()]
+    for label, x, y in shown:
+        colour, marker, _ = styles[label]
         ax.plot(x, y, marker, color=colour, markersize=9, alpha=0.9, label=label)
     for label, *_ in (point for point in points if point not in shown):
         ax.plot([], [], " ", label=f"{label}: n/a")
@@ -233,9 +235,7 @@ def scatter_figure(
     elif len(front) > 1:
         ax.step(*zip(*front, strict=True), where="post", **line)
     if ideal is None and costs and min(costs) > 0 and max(costs) / min(costs) >= 20:
-        ax.set_xscale("log")
-    if costs and max(costs) >= 1e4:  # parameters, bytes: 18M, 2G
-        ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+        logarithmic(ax, "x")
     ax.margins(0.12)
     _legend(ax, loc="center left", bbox_to_anchor=(1.01, 0.5))
     _name_points(canvas, ax, shown)
@@ -298,20 +298,23 @@ def _name_points(canvas: Canvas, ax: Axes, points: Sequence[tuple[str, float, fl
 
 def reliability_figure(
     curves: Mapping[str, Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]]],
+    styles: Mapping[str, Style] | None = None,
 ) -> bytes:
     """Observed error over predicted spread with the diagonal of a calibrated one, as SVG.
 
     Args:
         curves: ``{name: [(spread, error), ...]}``, a pair of arrays of one length for each patient.
             Beside each of them the root mean square over patients is drawn.
+        styles: name -> how it is drawn; None: by their order.
     """
     canvas, ax = _chart("predicted spread", "observed error")
-    for place, (name, patients) in enumerate(curves.items()):
-        colour = COLOURS[place % len(COLOURS)]
+    styles = styles or row_styles(curves)
+    for name, patients in curves.items():
+        colour, marker, dashes = styles[name]
         for spread, error in patients:
             ax.plot(spread, error, color=colour, alpha=0.3, linewidth=0.8)
         together = np.sqrt(np.mean(np.square(patients), axis=0))
-        ax.plot(*together, "o-", color=colour, markersize=4, linewidth=2, label=name)
+        ax.plot(*together, marker + dashes, color=colour, markersize=4, linewidth=2, label=name)
     limit = max((np.nanmax(p, initial=0) for ps in curves.values() for p in ps), default=0) or 1
     ax.plot([0, limit], [0, limit], "--", color=INK, linewidth=1, label="calibrated")
     ax.set(xlim=(0, None), ylim=(0, None))
@@ -337,16 +340,15 @@ def lines_figure(
     )
     canvas.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
     grid = canvas.subplots(-(-len(panels) // 2), min(2, len(panels)), squeeze=False)
-    names = list(dict.fromkeys(name for lines in panels.values() for name in lines))
+    styles = row_styles(name for lines in panels.values() for name in lines)
     for ax, (quantity, lines) in zip(grid.flat, panels.items(), strict=False):
-        _style(ax, xlabel, quantity)
+        style_axes(ax, xlabel, quantity)
         costs = {x for line in lines.values() for x, _ in line}
         for name, line in lines.items():
-            place = names.index(name)
-            colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
+            colour, marker, dashes = styles[name]
             shown = [point for point in sorted(line) if np.isfinite(point).all()]
             xs, ys = zip(*shown, strict=True) if shown else ((), ())
-            ax.plot(xs, ys, f"{marker}-", color=colour, markersize=5, alpha=0.85, label=name)
+            ax.plot(xs, ys, marker + dashes, color=colour, markersize=5, alpha=0.85, label=name)
         ax.set_xscale("log", base=2)
         ax.set_xticks(_far_apart(sorted(costs)), minor=False)
         ax.xaxis.set_major_formatter("{x:g}")
@@ -383,17 +385,8 @@ def _chart(xlabel: str, ylabel: str) -> tuple[Canvas, Axes]:
     canvas = Canvas(figsize=(7, 3.9), layout="constrained", facecolor="white")
     canvas.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
     ax = canvas.add_subplot()
-    _style(ax, xlabel, ylabel)
+    style_axes(ax, xlabel, ylabel)
     return canvas, ax
-
-
-def _style(ax: Axes, xlabel: str, ylabel: str) -> None:
-    ax.set_xlabel(xlabel, color=INK)
-    ax.set_ylabel(ylabel, color=INK)
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.grid(color=GRID, linewidth=0.8)
-    ax.tick_params(colors=INK)
-    ax.set_axisbelow(True)
 
 
 class Picture(bytes):

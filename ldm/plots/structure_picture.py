@@ -9,7 +9,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from ldm.plots.figures import INK, figure_bytes
+from ldm.plots.axes import INK
+from ldm.plots.figures import figure_bytes
 from ldm.plots.structure import ATTENDING, INPUT, Structure
 from ldm.plots.structure_layout import FLAT, LEFT, LINE, TOP, WIDTH, Arrangement, Box, arrange
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ldm.evaluation.scores import Evaluation
+from ldm.plots.axes import row_styles
 from ldm.plots.figures import reliability_figure, scatter_figure
 from ldm.report.page import Figure
 
@@ -26,7 +27,11 @@ def enhancement_figure(result: Evaluation) -> list[Figure]:
     if len(points) < 2:
         return []
     image = scatter_figure(
-        points, "recovery of enhancement (median)", "PSNR in the brain, dB (mean)", ideal=1
+        points,
+        "recovery of enhancement (median)",
+        "PSNR in the brain, dB (mean)",
+        ideal=1,
+        styles=row_styles(result.rows),
     )
     caption = (
         "Higher is better, and further right up to the dotted line, where as much enhances as "
@@ -41,7 +46,8 @@ def spread_figure(result: Evaluation) -> list[Figure]:
     if not result.reliability:
         return []
     groups = {row: list(result.spread_groups(row).values()) for row in result.rows}
-    image = reliability_figure({row: found for row, found in groups.items() if found})
+    shown = {row: found for row, found in groups.items() if found}
+    image = reliability_figure(shown, row_styles(result.rows))
     caption = (
         "Voxels of the brain in ten groups of equal size, ordered by their predicted spread; thin: "
         "a patient, bold: all. On the dashed line the error is as large as predicted, above it the "

@@ -1,0 +1,67 @@
+"""How axes and rows look: ink, ticks, and one colour, marker and dash for a row of a page.
+
+Colours are told apart with every common colour blindness, and never carry a meaning alone: lines
+and points differ in their marker, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Okabe & Ito (2008), without yellow, pale on white
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+DASHES = ("-", "--", ":", "-.")  # of the next seven lines
+MARKERS = "osD^vPX*"  # eight shapes against seven colours: no pair comes twice before 56 points
+INK, GRID = "#2b2f36", "#e3e5e8"
+
+
+class Style(NamedTuple):
+    """How a row is drawn."""
+
+    colour: str
+    marker: str
+    dashes: str
+
+
+def row_styles(rows: Iterable[str]) -> dict[str, Style]:
+    """Return row -> how every figure of a page draws it, by its place among all rows there."""
+    return {
+        row: Style(
+            COLOURS[place % len(COLOURS)],
+            MARKERS[place % len(MARKERS)],
+            DASHES[place // len(COLOURS) % len(DASHES)],
+        )
+        for place, row in enumerate(dict.fromkeys(rows))
+    }
+
+
+def style_axes(ax: Axes, xlabel: str, ylabel: str) -> None:
+    """Label axes and set their ink; their ticks are plain numbers with equally many decimals."""
+    ax.set_xlabel(xlabel, color=INK)
+    ax.set_ylabel(ylabel, color=INK)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.grid(color=GRID, linewidth=0.8)
+    ax.tick_params(colors=INK)
+    ax.ticklabel_format(style="plain", useOffset=False)  # 20.516, not 0.006 + 2.051e1
+    ax.set_axisbelow(True)
+
+
+def logarithmic(ax: Axes, which: Literal["x", "y"]) -> None:
+    """Make an axis, whose values are drawn, logarithmic, its ticks plain numbers: 0.2, 0.5, 1."""
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
+
+    limits = ax.dataLim.intervalx if which == "x" else ax.dataLim.intervaly
+    ratio = limits[1] / limits[0] if limits[0] > 0 else 1.0
+    (ax.set_xscale if which == "x" else ax.set_yscale)("log")
+    axis = ax.xaxis if which == "x" else ax.yaxis
+    axis.set_minor_formatter(NullFormatter())
+    if ratio < 10:  # less than a decade: the ticks of a linear axis
+        axis.set_major_locator(MaxNLocator(6))
+        axis.set_major_formatter(ScalarFormatter(useOffset=False))
+    else:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if ratio < 1e3 else (1,)))
+        axis.set_major_formatter("{x:g}")
