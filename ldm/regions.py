@@ -27,6 +27,7 @@ LABELS = {  # region -> the labels that it is made of; none: every label above 0
     "wt": (NECROTIC_CORE, OEDEMA, ENHANCING_2023, ENHANCING),
     "lesion": (),
 }
+NAMES = {"et": "enhancing tumour", "tc": "tumour core", "wt": "whole tumour"}  # of short ones
 PAINTED = {"lesion": 1, "wt": OEDEMA, "tc": NECROTIC_CORE, "et": ENHANCING}  # the later on top
 
 Array = TypeVar("Array")  # a numpy array or a torch tensor
@@ -51,6 +52,17 @@ def region_names(regions: str | Sequence[str]) -> tuple[str, ...]:
 def region_title(region: str) -> str:
     """Return a region as it is written: ET, TC, WT, lesion."""
     return region.upper() if len(region) == 2 else region
+
+
+def region_name(region: str) -> str:
+    """Return a region spelled out, as a legend says it: ``enhancing tumour (ET)``, ``lesion``."""
+    return f"{NAMES[region]} ({region_title(region)})" if region in NAMES else region
+
+
+def spelled_out(regions: Sequence[str]) -> str:
+    """Return what the short names among regions mean, as a note of a table; empty without any."""
+    told = [f"{region_title(name)}: {NAMES[name]}" for name in regions if name in NAMES]
+    return f"{', '.join(told)}." if told else ""
 
 
 def region_masks(labels: Array, regions: Sequence[str]) -> dict[str, Array]:

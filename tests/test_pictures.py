@@ -12,7 +12,7 @@ from matplotlib.image import imread
 
 from ldm.data.nifti import Geometry
 from ldm.evaluation.case import Case, Prediction
-from ldm.evaluation.protocol import DEFAULT, PROTOCOLS
+from ldm.evaluation.protocol import DEFAULT, DOWNSTREAM, PROTOCOLS, SEGMENTATION
 from ldm.evaluation.scores import Evaluation
 from ldm.plots.axes import row_styles
 from ldm.plots.figures import (
@@ -23,7 +23,9 @@ from ldm.plots.figures import (
     reliability_figure,
     scatter_figure,
 )
+from ldm.plots.overlay import OPACITY, overlay, overlay_figure
 from ldm.report.gallery import Gallery, comparison_strip, shown_volumes
+from ldm.report.score_tables import segmentation_tables
 
 COPY_T1 = "copy T1"
 
@@ -198,6 +200,31 @@ def test_a_row_looks_alike_in_every_figure_of_a_page():
     assert drawn_as(line)["b"] == drawn_as(every)["b"]
     assert drawn_as(loss_figure({"b": ([1, 2], [1.0, 0.5])}, styles))["b"][0] == styles["b"].colour
     assert len(set(row_styles(map(str, range(56))).values())) == 56
+
+
+def test_a_legend_names_the_regions_that_are_drawn_in_their_colours():
+    image, mask = np.zeros((8, 8)), np.ones((8, 8), bool)
+    row = {"t1": image, "prediction": (image, {"et": mask, "wt": mask})}
+    (legend,) = overlay_figure([row], ["P1"]).canvas.legends
+    names = [text.get_text() for text in legend.get_texts()]
+    assert names == ["enhancing tumour (ET)", "whole tumour (WT)"]
+    for patch, region in zip(legend.get_patches(), ("et", "wt"), strict=True):
+        shown = np.array(patch.get_facecolor()[:3])  # over black only its strength is another
+        np.testing.assert_allclose(overlay(image, {region: mask})[0, 0], OPACITY * shown)
+    assert not overlay_figure([{"t1": image}], ["P1"]).canvas.legends
+
+
+def test_tables_of_segmentations_spell_out_the_regions_and_have_no_note_without_its_column():
+    result = Evaluation(SEGMENTATION, ["ours"], ["P1"])
+    found = {"dice": 0.5, "volume_ml": 2.0, "false_ml": math.nan}
+    result.add("ours", "P1", {"et": found, "wt": found})
+    agreement, volumes = segmentation_tables(result)
+    assert agreement.note.startswith("ET: enhancing tumour, WT: whole tumour. Nothing segmented")
+    assert (volumes.columns, volumes.note) == (["", "Region", "Found ml", "n"], "")
+    other = Evaluation(DOWNSTREAM, ["ours"], ["P2"])
+    other.add("ours", "P2", {"et": {"volume_ml": 1.0, "false_ml": 1.0}})
+    (volumes,) = segmentation_tables(other)
+    assert "False ml" in volumes.columns and volumes.note.startswith("False: enhancing tumour")
 
 
 @pytest.mark.parametrize(

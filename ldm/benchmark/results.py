@@ -18,7 +18,7 @@ from ldm.evaluation.measures import MEASURES
 from ldm.evaluation.scores import FORMAT, Evaluation, Score, SummaryRow
 from ldm.plots.axes import row_styles
 from ldm.plots.figures import loss_figure, scatter_figure
-from ldm.regions import region_title
+from ldm.regions import region_title, spelled_out
 from ldm.report.charts import charts
 from ldm.report.gallery import Gallery
 from ldm.report.page import Figure, Report, Section, shareable, write_all
@@ -270,6 +270,7 @@ class BenchmarkResult:
             )
         if self.downstream:
             note += " Dice: what a segmenter finds with the synthetic volumes, against the labels."
+            note += f" {spelled_out(self.downstream.regions())}".rstrip()
         return note
 
     def _further_columns(self) -> dict[str, Callable[[str], Cell]]:

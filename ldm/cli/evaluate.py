@@ -207,7 +207,14 @@ def terminal_table(table: Any) -> Any:
 
     from ldm.report.tables import format_cell
 
-    shown = Table(title=table.title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+    shown = Table(
+        title=table.title,
+        title_justify="left",
+        title_style="bold",
+        box=SIMPLE_HEAD,
+        collapse_padding=True,
+        pad_edge=False,
+    )
     cells = [[format_cell(cell) for cell in row] for row in table.rows]
     kept = [i for i in range(len(table.columns)) if any(row[i] != "n/a" for row in cells)]
     kept = kept if len(kept) > len(table.columns) / 2 else range(len(table.columns))

@@ -21,12 +21,17 @@ if TYPE_CHECKING:
 
 SHARED_WINDOW = ("T1", "synthetic", "real")  # labels of images in one grey window
 STRIP_CELL = 1.7  # inches, width of an image
+KEY = 1.85  # inches, width of a name in a legend
 WIDEST_TITLE = 24  # letters of 9 points above a cell
 STRIP_BACKGROUND = "#101114"  # dark like a viewing station, in a light and in a dark page
 COLOUR_MAPS = {"error": "magma", "spread": "cividis"}  # perceptually uniform, rising in lightness
 
 
-def strip_figure(rows: Sequence[Mapping[str, NDArray]], row_titles: Sequence[str]) -> bytes:
+def strip_figure(
+    rows: Sequence[Mapping[str, NDArray]],
+    row_titles: Sequence[str],
+    legend: Mapping[str, str] | None = None,
+) -> bytes:
     """Rows of labelled slices side by side, as PNG.
 
     Args:
@@ -35,10 +40,15 @@ def strip_figure(rows: Sequence[Mapping[str, NDArray]], row_titles: Sequence[str
             ``SHARED_WINDOW`` have one grey window, set by the last of them in the row, every other
             image its own; ``error`` is shown in colour, with one scale for all rows.
         row_titles: one a row, for example subject and slice.
+        legend: what is drawn in colour over the images -> its colour, in a line below.
     """
     labels = list(dict.fromkeys(label for row in rows for label in row))
     shape = next(iter(rows[0].values())).shape
-    canvas, grid = _strip_grid(labels, row_titles, shape, bar=0.75 if "error" in labels else 0.05)
+    bar, across = 0.75 if "error" in labels else 0.05, max(1, int(len(labels) * STRIP_CELL / KEY))
+    foot = 0.1 + 0.22 * -(-len(legend) // across) if legend else 0.05
+    canvas, grid = _strip_grid(labels, row_titles, shape, (bar, foot))
+    if legend:
+        _colour_key(canvas, legend, across)
     errors = [row["error"].ravel() for row in rows if "error" in row]
     error_limit = float(np.nanpercentile(np.concatenate(errors), 99.5)) if errors else 0
     for axes, row in zip(grid, rows, strict=True):
@@ -56,16 +66,23 @@ def strip_figure(rows: Sequence[Mapping[str, NDArray]], row_titles: Sequence[str
 
 
 def _strip_grid(
-    labels: Sequence[str], row_titles: Sequence[str], shape: tuple[int, int], bar: float
+    labels: Sequence[str],
+    row_titles: Sequence[str],
+    shape: tuple[int, int],
+    free: tuple[float, float],
 ) -> tuple[Canvas, NDArray]:
-    """Canvas and empty axes (rows, labels) with their titles; ``bar`` inches stay free at right."""
+    """Canvas and empty axes (rows, labels) with their titles.
+
+    Inches of ``free`` stay free at the right and at the bottom.
+    """
+    bar, foot = free
     from matplotlib.figure import Figure as Canvas
 
     margin, rows = 0.32, len(row_titles)
     width = margin + STRIP_CELL * len(labels) + bar
-    height = margin + STRIP_CELL * shape[0] / shape[1] * rows + 0.05
+    height = margin + STRIP_CELL * shape[0] / shape[1] * rows + foot
     canvas = Canvas(figsize=(width, height), facecolor=STRIP_BACKGROUND)
-    edges = {"left": margin / width, "right": 1 - bar / width, "bottom": 0.05 / height}
+    edges = {"left": margin / width, "right": 1 - bar / width, "bottom": foot / height}
     edges |= {"top": 1 - margin / height, "wspace": 0.03, "hspace": 0.03}
     grid = canvas.subplots(rows, len(labels), squeeze=False, gridspec_kw=edges)
     for ax in grid.flat:
@@ -76,6 +93,21 @@ def _strip_grid(
     for ax, title in zip(grid[:, 0], row_titles, strict=True):
         ax.set_ylabel(title, color="white", fontsize=8, parse_math=False)
     return canvas, grid
+
+
+def _colour_key(canvas: Canvas, legend: Mapping[str, str], across: int) -> None:
+    """Name colours at the bottom, so many in a line."""
+    from matplotlib.patches import Patch
+
+    canvas.legend(
+        handles=[Patch(color=colour, label=name) for name, colour in legend.items()],
+        loc="lower center",
+        ncols=across,
+        frameon=False,
+        fontsize=9,
+        labelcolor="white",
+        borderaxespad=0.2,
+    )
 
 
 def _grey_window(row: Mapping[str, NDArray], label: str) -> tuple[float, float]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ldm.plots.figures import COLOUR_MAPS, strip_figure
+from ldm.regions import region_name
 
 # Okabe & Ito (2008), told apart with every common colour blindness; the later covers the earlier
 REGION_COLOURS = {"lesion": "#E69F00", "wt": "#009E73", "tc": "#56B4E9", "et": "#D55E00"}
@@ -42,7 +43,14 @@ def overlay_figure(rows: Sequence[Mapping[str, Picture]], titles: Sequence[str])
         {n: overlay(*each) if isinstance(each, tuple) else _grey(each) for n, each in row.items()}
         for row in rows
     ]
-    return strip_figure(drawn, titles)
+    pictures = [each for row in rows for each in row.values()]
+    masks = [name for each in pictures if isinstance(each, tuple) for name in each[1]]
+    return strip_figure(drawn, titles, region_legend(masks))
+
+
+def region_legend(names: Collection[str]) -> dict[str, str]:
+    """Return what a legend calls those of the regions that are drawn -> colour; the inner first."""
+    return {region_name(n): c for n, c in reversed(REGION_COLOURS.items()) if n in names}
 
 
 def open_share(alpha: NDArray, brain: NDArray) -> float:
@@ -73,7 +81,7 @@ def attention_figure(
     for level, alpha in maps.items():
         name = f"level {level}: {open_share(alpha, brain):.0%} open"
         row[name] = colormaps[COLOUR_MAPS["error"]](alpha)[..., :3]
-    return strip_figure([row], [title])
+    return strip_figure([row], [title], region_legend(masks))
 
 
 def _grey(image: NDArray) -> NDArray:

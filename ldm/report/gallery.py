@@ -247,7 +247,8 @@ class OverlayGallery:
             return []
         titles = [f"{subject} · axial {index}" for subject, (index, _) in shown]
         image = overlay_figure([images for _, (_, images) in shown], titles)
-        caption = "The axial slice with most of the reference."
+        caption = "The axial slice with most of the reference. What lies inside covers the outer: "
+        caption += "enhancing tumour is part of the core, and the core of the whole tumour."
         return [Figure("Patients", image, caption, "Image, reference and predicted regions")]
 
 

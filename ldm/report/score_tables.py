@@ -12,7 +12,7 @@ from ldm.evaluation.measures import MEASURES
 from ldm.evaluation.protocol import DEFAULT
 from ldm.evaluation.scores import Evaluation, SummaryRow
 from ldm.evaluation.statistics import FEWEST, Comparison, fewest_patients, holm, smallest_p
-from ldm.regions import LABELS, region_title
+from ldm.regions import LABELS, region_title, spelled_out
 from ldm.report.tables import Cell, Number, Table
 
 BETTER = {m.title: f"{m.best}er" for m in MEASURES.values() if m.best != "one"}
@@ -66,7 +66,7 @@ SEGMENTED = {
         f"against what it finds with the real one. {EMPTY}",
     ),
 }
-VOLUMES = "False: in patients whose labels hold no enhancing tumour."
+FALSE = "False: enhancing tumour that is found in patients whose labels hold none."
 
 
 def evaluation_tables(
@@ -95,15 +95,20 @@ def evaluation_tables(
 
 def segmentation_tables(result: Evaluation) -> list[Table]:
     """Return agreement and volumes of what was segmented, on its own or downstream."""
-    protocol = result.protocol
-    groups = {
-        Group(SEGMENTED[protocol.name][0], ("segmentation",), SEGMENTED[protocol.name][1]): (
-            protocol.measures
+    protocol, levels = result.protocol, ("segmentation",)
+    title, note = SEGMENTED[protocol.name]
+    known = {m for row in result.rows for (_, m), s in result.summary(row).items() if s.n}
+    volumes = [name for name in protocol.more if name in known]
+    agreement = Group(title, levels, f"{spelled_out(result.regions())} {note}".lstrip())
+    found = [
+        group_table(result, agreement, protocol.measures),
+        group_table(
+            result,
+            Group("Volumes found", levels, FALSE if "false_ml" in known else ""),
+            volumes,
         ),
-        Group("Volumes found", ("segmentation",), VOLUMES): protocol.more,
-    }
-    found = [group_table(result, group, names) for group, names in groups.items()]
-    found.append(failure_table(result))
+        failure_table(result),
+    ]
     return [table for table in found if table.rows]
 
 
