@@ -10,6 +10,7 @@ from builders import RAS, head_image
 from matplotlib import colormaps
 from matplotlib.image import imread
 
+from ldm.benchmark.results import BenchmarkResult
 from ldm.data.nifti import Geometry
 from ldm.evaluation.case import Case, Prediction
 from ldm.evaluation.protocol import DEFAULT, DOWNSTREAM, PROTOCOLS, SEGMENTATION
@@ -225,6 +226,19 @@ def test_tables_of_segmentations_spell_out_the_regions_and_have_no_note_without_
     other.add("ours", "P2", {"et": {"volume_ml": 1.0, "false_ml": 1.0}})
     (volumes,) = segmentation_tables(other)
     assert "False ml" in volumes.columns and volumes.note.startswith("False: enhancing tumour")
+
+
+def test_the_loss_of_a_training_has_the_colour_of_its_first_row():
+    rows = ["a", "unet · steps 1", "unet · steps 2", "unet-b"]
+    curves = {name: ([1, 2], [1.0, 0.5]) for name in ("unet", "unet-b", "a")}
+    (figure,) = BenchmarkResult(
+        "t", Evaluation(DEFAULT, rows), costs={}, curves=curves, failures={}, command=""
+    ).figures()
+    styles, drawn = row_styles(rows), drawn_as(figure.image)
+    of = {"unet": "unet · steps 1", "unet-b": "unet-b", "a": "a"}
+    assert {n: colour for n, (colour, _) in drawn.items()} == {
+        name: styles[row].colour for name, row in of.items()
+    }
 
 
 @pytest.mark.parametrize(
