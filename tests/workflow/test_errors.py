@@ -175,7 +175,7 @@ def test_scripts_are_the_verbs():
 @pytest.mark.parametrize(
     ("forward", "said"),
     [
-        ("(self, x): return x", "a backbone is called as forward(x, timesteps), and"),
+        ("(self, x): return x", "it is called as forward(x, timesteps), and"),
         ("(self, x, timesteps, context=None, y=None): return nam", "in own_net.py line 5"),
     ],
     ids=["signature", "name"],
