@@ -25,11 +25,13 @@ from ldm.extras import how_to_install
 from ldm.label_scheme import TELL
 from ldm.losses.segmentation import positive_weight
 from ldm.progress import Progress, in_threads, silent
-from ldm.study import LABELS
+from ldm.study import LABELS, Study
 from ldm.typed import typed
 from ldm.util import check_parameter_names, evenly_spread
 
 MOST_CASES = 24  # subjects whose masks are compared with each other
+ALIKE, OTHERWISE = 0.7, 0.5  # correlations of T1 and T1ce above and below which a model gains least
+LEAST_MIXED = 0.1  # share of the subjects of one kind that makes a data set mixed
 COUNTED = re.compile(r"(.+)[_.-]\d{1,2}")  # an id with a number behind that of a patient
 
 
@@ -143,7 +145,8 @@ def diagnose(data: ContrastDataModule, limit: int | None = None) -> DataDiagnosi
         *_duplicates(found, reports, data.split),
         *_masks(diagnosis, data.study.target is None),
     ]
-    shared += [*_stripping(reports), *_sizes(reports, data), *_can_register(), *_numbered(found)]
+    shared += [*_stripping(reports), *_acquired(reports, data.study), *_sizes(reports, data)]
+    shared += [*_can_register(), *_numbered(found)]
     known = any(f.severity == ERROR for f in own)
     diagnosis.findings = by_severity([*own, *shared, *([] if known else learning)])
     return diagnosis
@@ -265,6 +268,24 @@ def _stripping(reports: list[SubjectReport]) -> list[Finding]:
         "data.params.mask=nonzero or head for all"
     )
     return [Finding(WARNING, "stripping", message, heads[0])]
+
+
+def _acquired(reports: list[SubjectReport], study: Study) -> list[Finding]:
+    """Return whether the target was acquired as its native contrast is in some subjects only.
+
+    What a model gains over a copied T1 follows from that (docs/what-helps.md).
+    """
+    known = [r.likeness for r in reports if r.likeness is not None]
+    as_native, otherwise = sum(c > ALIKE for c in known), sum(c < OTHERWISE for c in known)
+    if not known or min(as_native, otherwise) < max(1, LEAST_MIXED * len(known)):
+        return []
+    message = (
+        f"{study.target} correlates with {study.native} above {ALIKE} in {as_native} of "
+        f"{len(known)} subjects and below {OTHERWISE} in {otherwise}: they were acquired in two "
+        "ways, and a model that sees both paints what lies between; train on subjects of the kind "
+        "it will be used for (`likeness` in the diagnosis.json of --output)"
+    )
+    return [Finding(NOTE, "acquisition", message)]
 
 
 def _masks(diagnosis: DataDiagnosis, are_learned: bool) -> list[Finding]:

@@ -68,6 +68,8 @@ class SubjectReport:
         plane: voxels of the brain along the rows and columns of its slices.
         cut: share of the brain that ``image_size`` leaves out.
         examples: slices with enough brain to train on; None for patches.
+        likeness: correlation of the target with the contrast that it is the enhanced form of, in
+            the brain; None where there is no such pair.
         case, anatomy: what is compared with other subjects; ``anatomy`` is a contrast and its
             fingerprint.
     """
@@ -83,6 +85,7 @@ class SubjectReport:
     plane: tuple[int, ...] = ()
     cut: float = 0.0
     examples: int | None = None
+    likeness: float | None = None
     case: MaskCase | None = field(default=None, repr=False)
     anatomy: tuple[str, str] = field(default=("", ""), repr=False)
 
@@ -105,6 +108,7 @@ class SubjectReport:
             "foreground_share": self.share,
             "brain": self.brain,
             "brain_cut": self.cut,
+            "likeness": self.likeness and round(self.likeness, 3),
         }
 
 
@@ -140,6 +144,9 @@ def examine_subject(
     report.brain = prepared.mask
     _examine_images(images, brain, report)
     _examine_size(prepared, data, report)
+    if data.study.native in images and data.target in images:
+        pair = [images[name][brain] for name in (data.study.native, data.target)]
+        report.likeness = float(np.corrcoef(pair)[0, 1])
     if LABELS in volumes:
         _examine_mask(volumes[LABELS].array, brain, prepared.box, LABELS in study.needed, report)
         _examine_scheme(subject, volumes, LABELS in study.needed, report)

@@ -105,6 +105,24 @@ def test_a_contrast_that_is_mirrored_under_its_header_is_found(folder, contrast)
     assert found(folder) == set()
 
 
+def test_a_target_acquired_in_two_ways_is_noted(folder):
+    """T1ce is a line of T1, which has a correlation of 1, in some patients, and of T2 in others."""
+
+    def take_from(contrast, subjects):
+        for subject in subjects:
+            taken = nib.load(file_of(folder, subject, contrast)).get_fdata()
+            edit(folder, subject, "t1ce", lambda _, taken=taken: (3 * taken).astype("f4"))
+
+    take_from("t1", IDS)
+    alike = diagnose_data(folder)
+    assert [s.likeness for s in alike.subjects] == [pytest.approx(1)] * 5
+    assert not alike.of_kind("acquisition")
+    take_from("t2", IDS[:2])
+    (noted,) = diagnose_data(folder).of_kind("acquisition")
+    assert "above 0.7 in 3 of 5 subjects and below 0.5 in 2" in noted.message
+    assert not diagnose_data(folder, SEGMENTATION).of_kind("acquisition")
+
+
 def test_labels_that_cover_the_brain_are_pointed_out(folder):
     """A mask of the brain that is called as the labels."""
     brain = nib.load(file_of(folder, IDS[0], "t1")).get_fdata() != 0
