@@ -55,7 +55,7 @@ _NAMES = {
     SHARE: "min_brain mean_share visited decay_to abnormal_share shrink",
     INSIDE: "linear_start linear_end half_life",
     Range(-1, 1, above=True, below=True): "asymmetry",
-    Range(0, 1, below=True): "decay betas condition_dropout drop_all dropout",
+    Range(0, 1, below=True): "decay betas condition_dropout covariate_dropout drop_all dropout",
     Range(2): "timesteps folds",
     Range(0, 100): "low high",
     Range(0, 10): "spread",

@@ -82,7 +82,7 @@ GROUPS: tuple[tuple[str, str, str], ...] = (
         "What is made of what",
         "",
         "data.params.target data.params.conditions data.params.neighbours "
-        "data.params.covariates data.params.condition_dropout",
+        "data.params.condition_dropout data.params.covariates data.params.covariate_dropout",
     ),
     (
         "How volumes become slices",

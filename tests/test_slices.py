@@ -255,6 +255,20 @@ def test_dropout_hides_by_the_mask_and_leaves_the_images(brats_folder, tmp_path)
     assert all(torch.equal(item["condition"], plain["condition"]) for item in drawn)
 
 
+def test_numbers_of_a_patient_are_hidden_in_a_share_of_the_training_examples(
+    brats_folder, tmp_path
+):
+    cached = entry(tmp_path, brats_folder)
+    told = {"covariates": {cached.id: (0.25, 60.0)}, "covariate_dropout": 0.3}
+    dataset = SliceDataset([cached], (16, 16), **told)
+    drawn = torch.stack([dataset[2, seed]["covariates"] for seed in range(300)])
+    hidden = drawn.isnan().all(dim=1)
+    assert torch.equal(hidden, drawn.isnan().any(dim=1))  # all of them, or none
+    assert 0.2 < hidden.float().mean() < 0.4
+    assert (drawn[~hidden] == torch.tensor([0.25, 60.0])).all()
+    assert dataset[2]["covariates"].tolist() == [0.25, 60.0]  # a plain example has them
+
+
 def test_a_worker_opens_its_own_memory_maps(brats_folder, tmp_path):
     dataset = SliceDataset([entry(tmp_path, brats_folder)], (16, 16))
     first = dataset[0]
@@ -489,6 +503,7 @@ def test_neighbours_that_no_volume_has_are_an_error(brats_folder):
         {"min_brain": 1.5},
         {"condition_dropout": -0.1},
         {"condition_dropout": 1},
+        {"covariate_dropout": 1},
         {"worker_timeout": 0},
         {"axis": "diagonal"},
         {"image_size": 0},

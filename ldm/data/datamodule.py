@@ -98,8 +98,7 @@ class ContrastDataModule(pl.LightningDataModule):
         told = {"batch_size": batch_size, "val_slices": val_slices, "num_workers": num_workers}
         told |= {"worker_timeout": self.worker_timeout, **asdict(drawing)}
         check_ranges(told, "data.params")
-        self.min_brain, self.condition_dropout = drawing.min_brain, drawing.condition_dropout
-        self.abnormal_share = drawing.abnormal_share
+        self.drawing, self.min_brain = drawing, drawing.min_brain
         self.root = Path(root) if root else None
         self.normaliser_config = settings.get("normaliser_config")
         self.study = Study.of(**taken(settings, Study.of))
@@ -170,7 +169,7 @@ class ContrastDataModule(pl.LightningDataModule):
                 f"slices at most: give less than {deepest}"
             )
         self.train_slices = self._dataset(
-            [cached[i] for i in self.split["train"]], augmentation, self.condition_dropout
+            [cached[i] for i in self.split["train"]], augmentation, self.drawing
         )
         self.val_dataset = self._dataset([cached[i] for i in self.split["val"]])
         if not len(self.train_slices):
@@ -213,7 +212,7 @@ class ContrastDataModule(pl.LightningDataModule):
 
     def _abnormal(self) -> tuple[np.ndarray | None, float]:
         """Return how abnormal each training example is, and the share that is drawn by it."""
-        if not self.abnormal_share:
+        if not self.drawing.abnormal_share:
             return None, 0.0
         guide = clearest(self.conditions)
         if guide is None:
@@ -222,7 +221,9 @@ class ContrastDataModule(pl.LightningDataModule):
                 " or ".join(ABNORMAL_IN),
             )
             return None, 0.0
-        return abnormality_of(self.train_slices, self.study.channel(guide)), self.abnormal_share
+        return abnormality_of(
+            self.train_slices, self.study.channel(guide)
+        ), self.drawing.abnormal_share
 
     def patients_to_judge(
         self, find: Callable[[np.ndarray, float], np.ndarray | None] | None = None
@@ -277,7 +278,7 @@ class ContrastDataModule(pl.LightningDataModule):
         self,
         subjects: Sequence[CachedSubject],
         augmentation: Callable | None = None,
-        condition_dropout: float = 0.0,
+        drawing: Drawing = Drawing(),  # noqa: B008 - frozen
     ) -> SliceDataset:
         dataset = SliceDataset if len(self.image_size) == 2 else PatchDataset
         names = self.study.covariates
@@ -287,10 +288,11 @@ class ContrastDataModule(pl.LightningDataModule):
             self.image_size,
             self.min_brain,
             self.neighbours,
-            condition_dropout,
+            drawing.condition_dropout,
             augmentation,
             has_target=self.target is not None,
             covariates=numbers,
+            covariate_dropout=drawing.covariate_dropout,
             varies=self.study.varies,
         )
 

@@ -2,7 +2,8 @@
 
 Columns ``id``, those of the contrasts, ``seg``, ``brain``, ``split``, ``site``, ``patient`` and
 ``scheme`` are those of :class:`ldm.data.layouts.table.SubjectTable`. Then come ``shape`` (voxels),
-``spacing`` (mm), ``orientation`` (stored axes), ``brain_voxels``, ``labels`` of the segmentation,
+``spacing`` (mm), ``orientation`` (stored axes), ``brain_voxels``, ``likeness`` (correlation of the
+target with its native contrast in the brain), ``labels`` of the segmentation,
 ``state`` (changes with the files' sizes and times) and ``sha256_CONTRAST``.
 """
 
@@ -27,7 +28,7 @@ from ldm.progress import Progress, silent
 from ldm.storage import atomic_path
 from ldm.study import BRATS, LABELS, MASK_FILE, Study
 
-FACTS = ("shape", "spacing", "orientation", "brain_voxels", "labels", "scheme", "state")
+FACTS = ("shape", "spacing", "orientation", "brain_voxels", "likeness", "labels", "scheme", "state")
 
 Row = dict[str, str]
 

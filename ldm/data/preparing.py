@@ -15,6 +15,7 @@ from ldm.data.datamodule import ContrastDataModule
 from ldm.data.layouts import Choice, Subject
 from ldm.data.layouts.base import stored_files
 from ldm.data.manifest import Row, examine, read_manifest, said_of, state, write_manifest
+from ldm.data.prepare import likeness
 from ldm.data.seen import leaks, subject_digests
 from ldm.errors import DsdiffError, OutputError, survived
 from ldm.progress import Progress, in_threads, silent
@@ -148,11 +149,14 @@ def _row(subject: Subject, data: ContrastDataModule, folder: Path, row: Row) -> 
     """
     if row.get("state") != state(subject):
         row = examine(subject, data.layout, folder, data.study)
-    brain = int(data.decode(subject).open("brain").sum())
+    cached = data.decode(subject)
+    brain, alike = cached.open("brain"), ""
+    if (found := likeness(cached.open("slices"), brain, data.study)) is not None:
+        alike = f"{found:.3f}"
     part = next((p for p, ids in data.split.items() if subject.id in ids), "")
     covariates = {n: subject.columns.get(n, "") for n in data.study.covariates}
-    found = {"split": part, "brain_voxels": str(brain)}
-    return {**row, **covariates, **found, **said_of(subject)}
+    facts = {"split": part, "brain_voxels": str(int(brain.sum())), "likeness": alike}
+    return {**row, **facts, **covariates, **said_of(subject)}
 
 
 def _warn_of_leaks(data: ContrastDataModule, usable: set[str]) -> None:

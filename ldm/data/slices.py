@@ -34,12 +34,15 @@ class Drawing:
         min_brain: least share of a (brain-cropped) slice or patch that must be brain, to train on
             it.
         condition_dropout: probability of hiding each contrast in training.
+        covariate_dropout: probability of hiding the numbers of a patient in training, so that a
+            model can be asked without them.
         abnormal_share: share of the training examples that are drawn by how much of them is
             abnormal (bright in FLAIR, or in T2 where that is no condition); the others alike.
     """
 
     min_brain: float = 0.1
     condition_dropout: float = 0.0
+    covariate_dropout: float = 0.0
     abnormal_share: float = 0.0
 
 
@@ -99,6 +102,7 @@ class SliceDataset(Dataset):
         augmentation: callable on the item with ``set_random_state(seed)``, as in monai.
         has_target: whether the last channel is the target.
         covariates: id -> numbers of a patient, which join the item as ``covariates`` (K,) float32.
+        covariate_dropout: probability with which an item has none of them, but NaN.
         varies: whether the target is each of the conditions in turn.
 
     Indexing with an int gives the plain slice; with ``(index, seed)``, see :class:`Example`, it is
@@ -115,9 +119,11 @@ class SliceDataset(Dataset):
         augmentation: Callable | None = None,
         has_target: bool = True,
         covariates: Mapping[str, Sequence[float]] | None = None,
+        covariate_dropout: float = 0.0,
         varies: bool = False,
     ) -> None:
         self.has_target, self.covariates, self.varies = has_target, covariates, varies
+        self.covariate_dropout = covariate_dropout
         self.subjects = list(subjects)
         self.image_size = image_size
         self.min_brain = max(min_brain, 1e-9)
@@ -196,8 +202,16 @@ class SliceDataset(Dataset):
             item["condition"][target :: len(presence)] = BACKGROUND  # of neighbours too
             item[ASKED] = asked(target, presence)
         if self.covariates is not None:
-            item["covariates"] = torch.tensor(self.covariates[subject])
+            item["covariates"] = self._numbers(subject, seed)
         return item
+
+    def _numbers(self, subject: str, seed: int | None) -> torch.Tensor:
+        """Return the covariates of a subject (K,), or NaN where they are hidden."""
+        numbers = torch.tensor(self.covariates[subject])
+        if seed is None or not self.covariate_dropout:
+            return numbers
+        rng = np.random.default_rng(stable_seed(seed, "covariates"))
+        return numbers * torch.nan if rng.random() < self.covariate_dropout else numbers
 
     def _places_of(self, number: int) -> list[int]:
         """Return the places in a subject that are examples."""
@@ -269,8 +283,8 @@ class PatchDataset(SliceDataset):
     Where a subject is smaller than a patch, background is around it.
 
     Args:
-        subjects, condition_dropout, augmentation, has_target, covariates, varies: see
-            :class:`SliceDataset`.
+        subjects, condition_dropout, augmentation, has_target, covariates, covariate_dropout,
+            varies: see :class:`SliceDataset`.
         image_size: (D, H, W) of a patch.
         min_brain: least share of (what a subject fills of) a patch that must be brain.
         neighbours: 0.

@@ -15,7 +15,7 @@ from ldm.data.contrasts import load_contrasts, scheme_of
 from ldm.data.fingerprint import fingerprint
 from ldm.data.layouts import Subject
 from ldm.data.nifti import REGISTER, Volume
-from ldm.data.prepare import PreparedSubject, fit_size, prepare_subject
+from ldm.data.prepare import PreparedSubject, fit_size, likeness, prepare_subject
 from ldm.data.registration import Alignment, Reference
 from ldm.data.volume_file import VolumeFile
 from ldm.diagnosis.findings import ERROR, NOTE, WARNING, Finding
@@ -144,9 +144,7 @@ def examine_subject(
     report.brain = prepared.mask
     _examine_images(images, brain, report)
     _examine_size(prepared, data, report)
-    if data.study.native in images and data.target in images:
-        pair = [images[name][brain] for name in (data.study.native, data.target)]
-        report.likeness = float(np.corrcoef(pair)[0, 1])
+    report.likeness = likeness(prepared.slices, prepared.brain, data.study)
     if LABELS in volumes:
         _examine_mask(volumes[LABELS].array, brain, prepared.box, LABELS in study.needed, report)
         _examine_scheme(subject, volumes, LABELS in study.needed, report)

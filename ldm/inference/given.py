@@ -74,7 +74,8 @@ def given_subject(
                 f"{nearest(name, known)}: it takes {', '.join(known)}",
             )
     for name in known:
-        if name not in given and name not in allow_missing:
+        is_hidden = name in study.covariates and study.data.get("covariate_dropout")
+        if name not in given and name not in allow_missing and not is_hidden:
             kind = "NUMBER" if name in study.covariates else "FILE"
             raise DataError(
                 "DATA-MISSING",
@@ -82,7 +83,8 @@ def given_subject(
                 subject,
             )
     volumes = {name: value for name, value in given.items() if name not in study.covariates}
-    columns = {name.lower(): str(given[name]) for name in study.covariates if name in given}
+    told = [name for name in study.covariates if name in given]
+    columns = {name.lower(): str(given.get(name, "")) for name in study.covariates if told}
     files = {name: as_file(name, value, subject) for name, value in volumes.items()}
     return Subject(subject, files, columns=columns)
 

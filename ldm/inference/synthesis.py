@@ -349,9 +349,9 @@ class Synthesiser:
 
     def _numbers(self, subject: Subject) -> tuple[float, ...]:
         """Return the covariates of a subject; NaN for those that need not be known."""
-        names = self.study.covariates
-        known = subject.columns or not self.request.allow_missing
-        return subject.numbers(names) if known else (math.nan,) * len(names)
+        names, spared = self.study.covariates, self.study.data.get("covariate_dropout")
+        is_told = subject.columns or not (spared or self.request.allow_missing)
+        return subject.numbers(names) if is_told else (math.nan,) * len(names)
 
     def _others(self, prepared: PreparedSubject, places: Sequence[int]) -> dict[str, torch.Tensor]:
         """Return what the model is told beside the images, for a batch of slices, or a volume."""

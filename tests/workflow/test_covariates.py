@@ -2,6 +2,8 @@
 
 import csv
 
+import nibabel as nib
+import numpy as np
 import pytest
 
 from ldm import Synthesiser
@@ -49,3 +51,36 @@ def test_age_is_a_condition_by_yaml(tmp_path, patients, train):
 def test_a_folder_does_not_tell_the_age(tmp_path, patients, train, capsys):
     assert train(tmp_path / "run", *OF_AGE) == 3
     assert "DATA-MISSING" in capsys.readouterr().err
+
+
+def test_how_the_target_is_acquired_is_a_condition_that_need_not_be_told(tmp_path, patients, train):
+    """From `prepare`, which measures it, to patients of whom it is told, and others."""
+    assert main(["prepare", str(patients), "--output", str(tmp_path / "prepared")]) == 0
+    manifest = tmp_path / "prepared" / "manifest.csv"
+    with manifest.open() as file:
+        rows = {row["id"]: row for row in csv.DictReader(file)}
+    for name, row in rows.items():
+        t1, t1ce = (
+            nib.load(patients / name / f"{name}_{c}.nii.gz").get_fdata() for c in CONTRASTS[:2]
+        )
+        measured = np.corrcoef(t1[t1 > 0], t1ce[t1 > 0])[0, 1]
+        assert float(row["likeness"]) == pytest.approx(
+            measured, abs=0.05
+        )  # intensities are clipped
+
+    run, name = tmp_path / "run", "Phantom_0003"
+    told = ["configs/acquisition.yaml", "lightning.trainer.max_steps=3"]
+    assert train(run, *told, f"data.params.root={manifest}") == 0
+    outputs = {}
+    for source in (manifest, patients):
+        outputs[source] = tmp_path / source.name
+        told = ["--input", str(source), "--subjects", name, "--output", str(outputs[source])]
+        assert main(["sample", str(run), *told]) == 0
+    of_manifest, of_folder = ((o / f"{name}_t1ce.nii.gz").read_bytes() for o in outputs.values())
+    assert of_manifest != of_folder  # in a folder nothing is told
+
+    synthesiser = Synthesiser.load(run, device="cpu")
+    files = {c: patients / name / f"{name}_{c}.nii.gz" for c in ("t1", "t2", "flair")}
+    likeness = float(rows[name]["likeness"])
+    assert synthesiser.volume(name, {**files, "likeness": likeness}).content == of_manifest
+    assert synthesiser.volume(name, files).content == of_folder
