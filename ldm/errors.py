@@ -10,14 +10,20 @@ written with ``--allow-missing`` or ``--nonfinite=zero``, which a Python program
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import sys
+import sysconfig
+import traceback
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 MAX_LINE = 300
 NO_MEMORY = ("DefaultCPUAllocator", "can't start new thread", "std::bad_alloc")
+FAMILIES = ("guided_diffusion", "UNet_DS_Diff")  # packages of this project beside ``ldm``
+OWN = ("ldm", *FAMILIES, "scripts")
 PEERS = ("gloo", "NCCL", "onnection closed by peer", "onnection reset by peer")
 
 # a whole command, which is typed in either case, or an option: --a, --a=b, --a FILE, --a my.Net
@@ -199,6 +205,51 @@ def as_known_error(error: BaseException) -> DsdiffError | None:
     if isinstance(error, OSError):
         return OutputError("OUT-IO", f"{error.strerror or error} ({error.filename or ''})")
     return None
+
+
+def of_foreign_code(error: Exception, *called: Any) -> ConfigError | None:
+    """Return what is wrong with a class that is not of this project; None: that is not known.
+
+    Args:
+        called: objects or classes that ran, and may be those of a library: a class of the user is
+            known by its file.
+    """
+    said = f"{type(error).__name__}: {error}"
+    if re.match(r"TypeError: \w+\.forward\(\) (takes|missing|got)", said):
+        return ConfigError(
+            "CONFIG-TARGET",
+            f"{said}; a backbone is called as forward(x, timesteps, context=None, y=None), all "
+            "else as docs/add-a-backbone.md says",
+        )
+    root, libraries = Path(__file__).parents[1], sysconfig.get_paths()
+    own = [root / name for name in OWN]
+    own += [Path(libraries[name]) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = Path(frame.filename)
+        is_readable = os.access(path, os.R_OK)  # nor is a name as <string> a file
+        if is_readable and not any(path.is_relative_to(folder) for folder in own):
+            where = f"{path.name} line {frame.lineno}, which is not of this project"
+            return ConfigError("CONFIG-TARGET", f"in {where}: {said}")
+    classes = [each if isinstance(each, type) else type(each) for each in called]
+    foreign = [cls.__name__ for cls in classes if cls.__module__.partition(".")[0] not in OWN]
+    return ConfigError("CONFIG-TARGET", f"in {foreign[0]}: {said}") if foreign else None
+
+
+@contextmanager
+def calling(*called: Any) -> Iterator[None]:
+    """In the block classes run that a configuration names, which anyone may have written.
+
+    Raises:
+        ConfigError: CONFIG-TARGET for what such a class raises, also where it reads files; an error
+            that means the same whoever raises it, such as too little memory, stays as it is.
+    """
+    try:
+        yield
+    except Exception as error:
+        is_known = as_known_error(error) and not isinstance(error, OSError)
+        if is_known or not (wrong := of_foreign_code(error, *called)):
+            raise
+        raise wrong from error
 
 
 def survived(error: Exception, *fatal: type[DsdiffError]) -> DsdiffError:

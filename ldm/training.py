@@ -5,16 +5,14 @@ from __future__ import annotations
 import logging
 import shlex
 import sys
-import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import Timer
 
 from ldm.binding import decisive, rate_notice, require_ahead, require_resumable
@@ -50,6 +48,7 @@ from ldm.data.seen import (
 from ldm.environment import require_safe_libraries, resolve_precision
 from ldm.errors import ConfigError, OutputError, bad_value
 from ldm.progress import Progress, silent, unheard
+from ldm.rehearsal import new_trainer, quiet_lightning, rehearse
 from ldm.run_config import run_config, told_of_start, with_found_root
 from ldm.storage import CONFIG_FILE, COST_FILE, MODEL_FILE, read_json, run_folder
 from ldm.study import build_model
@@ -174,23 +173,7 @@ def train(
     return run_training(resolved, folder, start=first, say=say, progress=progress)
 
 
-@contextmanager
-def _quiet_lightning() -> Iterator[None]:
-    """Keep back what Lightning says of no use to the user."""
-    logger = logging.getLogger("pytorch_lightning")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        for text in (".*num_workers.*", ".*No device id.*", ".*treespec.*", ".*litlogger.*"):
-            warnings.filterwarnings("ignore", text)
-        warnings.filterwarnings("ignore", category=UserWarning, module="pytorch_lightning")
-        try:
-            yield
-        finally:
-            logger.setLevel(level)
-
-
-@_quiet_lightning()
+@quiet_lightning()
 def run_training(
     config: Mapping[str, Any],
     folder: Path,
@@ -216,6 +199,7 @@ def run_training(
     begun_at = step_of(checkpoint) if checkpoint else 0  # which is replaced as it goes
     if not is_resumed and is_main:
         _refuse_begun(folder)
+        rehearse(config)
     data = _data(config, progress if is_main else silent, say if is_main else None)
     known = _known_patients(data) if is_main else {}
     built_from = [*origins(config["model"]), *([run_folder(start)] if start else [])]
@@ -368,16 +352,9 @@ def build_trainer(
         "callbacks": callbacks,
         "plugins": [AtomicCheckpointIO(decisive(config))],
         "check_val_every_n_epoch": None,
-        "enable_model_summary": False,
-        "enable_progress_bar": False,
-        "num_sanity_val_steps": 0,
-        "use_distributed_sampler": False,
         **options,
     }
-    try:
-        trainer = pl.Trainer(**given)
-    except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
-        raise bad_value(f"lightning.trainer: {' '.join(str(error).split())}") from error
+    trainer = new_trainer(**given)
     guard.attach(trainer)
     return trainer, stop
 

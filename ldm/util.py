@@ -19,9 +19,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ldm.errors import ConfigError, UnsafeError, bad_value, nearest
+from ldm.errors import FAMILIES, ConfigError, UnsafeError, bad_value, calling, nearest
 
-FAMILIES = ("guided_diffusion", "UNet_DS_Diff")  # packages of this project beside ``ldm``
 # Where YAMLs of the research code, and saved runs, look for what stands elsewhere here.
 RENAMED = {
     "Disc_diff.guided_diffusion.": "guided_diffusion.",
@@ -201,9 +200,9 @@ def instantiate_from_config(
         **overrides: further constructor arguments.
 
     Raises:
-        ConfigError: CONFIG-TARGET (also for ``needs``), CONFIG-UNKNOWN (a parameter that the class
-            does not have), CONFIG-SHAPE (a contradicted interface fact) or CONFIG-VALUE (the
-            constructor refused).
+        ConfigError: CONFIG-TARGET (also for ``needs``, and for a constructor that fails),
+            CONFIG-UNKNOWN (a parameter that the class does not have), CONFIG-SHAPE (a contradicted
+            interface fact) or CONFIG-VALUE (the constructor refused).
     """
     cls = resolve_target(config, where)
     params = {**params_of(config), **overrides}
@@ -221,12 +220,13 @@ def instantiate_from_config(
     missing = [n for n, p in named.items() if p.default is p.empty and n not in params]
     if missing and not takes_any:
         raise bad_value(f"{where}.params.{missing[0]} is required by {cls.__name__}: give it")
-    try:
-        made = cls(**params)
-    except (TypeError, ValueError, LookupError, AssertionError) as error:
-        unnamed = "; of **kwargs none is passed in: name in_channels, ... in its __init__"
-        hint = unnamed if takes_any and interface else ""
-        raise bad_value(f"{where}: {cls.__name__} refused: {error}{hint}") from error
+    with calling(cls):
+        try:
+            made = cls(**params)
+        except (TypeError, ValueError, LookupError, AssertionError) as error:
+            unnamed = "; of **kwargs none is passed in: name in_channels, ... in its __init__"
+            hint = unnamed if takes_any and interface else ""
+            raise bad_value(f"{where}: {cls.__name__} refused: {error}{hint}") from error
     if lacks := [need for need in needs if not hasattr(made, need)]:
         raise ConfigError(
             "CONFIG-TARGET",

@@ -6,7 +6,6 @@ import argparse
 import importlib
 import logging
 import os
-import re
 import shlex
 import signal
 import sys
@@ -19,7 +18,14 @@ from pathlib import Path
 from ldm import __version__
 from ldm.cli.help import Parser, with_examples
 from ldm.cli.streams import steady_streams
-from ldm.errors import ConfigError, DsdiffError, as_known_error, on_the_command_line, one_line
+from ldm.errors import (
+    ConfigError,
+    DsdiffError,
+    as_known_error,
+    of_foreign_code,
+    on_the_command_line,
+    one_line,
+)
 from ldm.progress import is_part
 
 VERBS = {
@@ -108,10 +114,12 @@ def _run(argv: list[str]) -> int:
     except Exception as error:
         if args.debug:
             traceback.print_exc()
-        known = as_known_error(error) or _of_foreign_code(error)
+        known = as_known_error(error) or of_foreign_code(error)
+        is_foreign = known and known.code == "CONFIG-TARGET" and (known.__cause__ or known != error)
+        hint = "; --debug shows the traceback" if is_foreign and not args.debug else ""
         report_error(
             args.verb,
-            known
+            f"{known}{hint}"
             if known
             else f"INTERNAL: {type(error).__name__}: {error}; "
             "a bug, not your fault: run again with --debug and send the traceback and the output "
@@ -126,26 +134,6 @@ def _expand_home(args: argparse.Namespace) -> None:
         if isinstance(value, Path):
             with suppress(RuntimeError):  # no such user: a folder of that name
                 setattr(args, name, value.expanduser())
-
-
-def _of_foreign_code(error: Exception) -> ConfigError | None:
-    """Return what is wrong with a class of the user; None: it is this project's, or a library's."""
-    import sysconfig
-
-    said = f"{type(error).__name__}: {error}"
-    if re.match(r"TypeError: \w+\.forward\(\) (takes|missing|got)", said):
-        how = "a backbone is called as forward(x, timesteps, context=None, y=None)"
-        return ConfigError("CONFIG-TARGET", f"{said}; {how}, see docs/add-a-backbone.md")
-    root, libraries = Path(__file__).parents[2], sysconfig.get_paths()
-    own = [root / name for name in ("ldm", "guided_diffusion", "UNet_DS_Diff", "scripts")]
-    own += [Path(libraries[name]) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        path = Path(frame.filename)
-        is_readable = os.access(path, os.R_OK)  # nor is a name as <string> a file
-        if is_readable and not any(path.is_relative_to(folder) for folder in own):
-            where = f"{path.name} line {frame.lineno}, which is not of this project"
-            return ConfigError("CONFIG-TARGET", f"{said}, in {where}; --debug shows the traceback")
-    return None
 
 
 def _require_working_directory() -> None:

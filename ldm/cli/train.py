@@ -135,6 +135,7 @@ def describe(config: Mapping[str, Any], start: Path | None = None) -> int:
     from ldm.checkpoint import load_start
     from ldm.cost.network import count_flops, count_parameters, training_memory_estimate
     from ldm.environment import resolve_precision
+    from ldm.rehearsal import rehearse
     from ldm.study import build_model
     from ldm.util import instantiate_from_config, trainer_options
 
@@ -145,6 +146,7 @@ def describe(config: Mapping[str, Any], start: Path | None = None) -> int:
     network, inputs = model.network, model.network_inputs()
     flops = count_flops(network, *inputs)
     memory = training_memory_estimate(network, *model.network_inputs(data.batch_size))
+    rehearse(config)
     print(OmegaConf.to_yaml(OmegaConf.create(dict(config))))
     backbone = getattr(network, "diffusion_model", network)
     print(f"backbone            {type(backbone).__name__}")

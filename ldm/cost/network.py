@@ -167,7 +167,7 @@ def _first_that_runs(count: Any, module: nn.Module, inputs: tuple[Any, ...]) -> 
             {name: _to_meta(tensor) for name, tensor in state.items()},
             tuple(_to_meta(value) for value in inputs),
         )
-    except (NotImplementedError, RuntimeError):  # an error of the network itself comes again below
+    except Exception:  # an error of the network itself comes again below
         batch = next((len(v) for v in inputs if isinstance(v, torch.Tensor) and v.ndim), 1)
         single = (_first_item(v) for v in inputs)
         # running statistics are written to copies

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, Subset, default_colla
 
 from ldm.data.cache import CachedSubject, cached_subject
 from ldm.data.layouts import Subject, detect_layout, name_patients, summary
+from ldm.data.noise_subject import noise_subject
 from ldm.data.prepare import Preparation, load_subject
 from ldm.data.slices import (
     Drawing,
@@ -35,6 +36,7 @@ from ldm.study import BATCH_SIZE, Study
 from ldm.util import evenly_spread, instantiate_from_config, shows, taken
 
 KILLED_WITHIN = 5.0  # seconds
+REHEARSED = 2  # slices of a step that is rehearsed: a batch norm needs two
 ENOUGH_PATIENTS = 10  # of validation, to judge a model by them alone
 JUDGED_PATIENTS, JUDGED_SLICES = 32, 3  # most of them, and of their slices
 
@@ -178,6 +180,24 @@ class ContrastDataModule(pl.LightningDataModule):
                 f"no {'slice' if len(self.image_size) == 2 else 'patch'} has "
                 f"{self.min_brain:.0%} brain: lower data.params.min_brain",
             )
+
+    def rehearse(self) -> None:
+        """Have a patient of noise in place of those below the root, and small batches.
+
+        Raises:
+            ConfigError: CONFIG-TARGET for a normaliser or an augmentation that cannot be.
+        """
+        names, sides = [*self.conditions, *([self.target] if self.target else [])], self.image_size
+        if len(sides) == 2:
+            sides = (2 * self.neighbours + 2, *sides)
+        made = noise_subject(names, sides, self.preparation.normaliser)
+        numbers = {name.lower(): "" for name in self.study.covariates}
+        self.subjects = {made.id: Subject(made.id, {}, columns=numbers)}
+        self.split = {"train": [made.id], "val": [made.id], "test": []}
+        self.train_slices = self._dataset([made], self.augmentation(), self.condition_dropout)
+        self.val_dataset = self._dataset([made])
+        self.batch_size, self.num_workers = min(self.batch_size, REHEARSED), 0
+        self.val_slices = self.batch_size
 
     def augmentation(self) -> Callable | None:
         """Return a new augmentation, or None; raises ConfigError: CONFIG-TARGET."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -28,7 +29,7 @@ from ldm.data.normalise import (
     build_normaliser,
 )
 from ldm.data.resample import ORDERS, Resampling
-from ldm.errors import DataError, bad_value, one_of
+from ldm.errors import ConfigError, DataError, bad_value, calling, one_of
 from ldm.study import LABELS, MASK_FILE, Study
 from ldm.util import taken
 
@@ -322,8 +323,8 @@ def prepare_subject(
         subject, layout, *told, with_labels=bool(target) or with_labels, truth=truth
     )
     names = (*conditions, *([target] if target else []))
-    fit = preparation.normaliser.fit
-    scales = {c: fit(arrays[c], brain, c, subject.id) for c in names if c in arrays}
+    there = {c: arrays[c] for c in names if c in arrays}
+    scales = measured_scales(preparation.normaliser, there, brain, subject.id)
     box = bounding_box(brain)
     inside = brain[box]
     volumes = {c: arrays[c][box] for c in scales}
@@ -352,6 +353,27 @@ def prepare_subject(
         mask=rule,
         preparation=preparation,
     )
+
+
+def measured_scales(
+    normaliser: Normaliser, arrays: Mapping[str, np.ndarray], brain: np.ndarray, case: str
+) -> dict[str, IntensityScale]:
+    """Return the scale of each contrast (X, Y, Z) of a patient.
+
+    Raises:
+        ConfigError: CONFIG-TARGET for a normaliser that anyone has written and that raises, or
+            returns no scale. DataError: DATA-CONSTANT.
+    """
+    with calling(normaliser):
+        scales = {c: normaliser.fit(array, brain, c, case) for c, array in arrays.items()}
+    for contrast, scale in scales.items():
+        if not isinstance(scale, IntensityScale):
+            raise ConfigError(
+                "CONFIG-TARGET",
+                f"{type(normaliser).__name__}.fit returned {reprlib.repr(scale)} for {contrast}: "
+                "expected an ldm.data.normalise.IntensityScale; or write measure in its place",
+            )
+    return scales
 
 
 def _resampling(

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, Sampler
 
 from ldm.data.cache import CachedSubject
 from ldm.data.prepare import fit_size
-from ldm.errors import DataError
+from ldm.errors import ConfigError, DataError, calling
 from ldm.intensity import BACKGROUND, bright
 from ldm.storage import stable_seed
 from ldm.study import ASKED, MAPS
@@ -261,11 +261,26 @@ class SliceDataset(Dataset):
     def _augment(self, images: dict[str, torch.Tensor], seed: int) -> dict[str, torch.Tensor]:
         if self.augmentation is None:
             return images
-        self.augmentation.set_random_state(seed % 2**32)
-        augmented = {n: torch.as_tensor(a) for n, a in self.augmentation(images).items()}
+        with calling(self.augmentation):
+            self.augmentation.set_random_state(seed % 2**32)
+            made: Any = self.augmentation(dict(images))
+        seen = shapes_of(made) if isinstance(made, Mapping) else {}
+        expected = shapes_of(images)
+        if wrong := [n for n in sorted({*seen, *expected}) if seen.get(n) != expected.get(n)]:
+            raise ConfigError(
+                "CONFIG-SHAPE",
+                f"data.params.augmentation_config: {type(self.augmentation).__name__} returned "
+                f"'{wrong[0]}' as {seen.get(wrong[0])}, expected {expected.get(wrong[0])}: let it "
+                f"return what it is given, changed: {', '.join(expected)}",
+            )
         # monai returns a subclass that drags a record of transforms through every operation
-        plain = {n: a.as_subclass(torch.Tensor) for n, a in augmented.items()}
+        plain = {n: torch.as_tensor(a).as_subclass(torch.Tensor) for n, a in made.items()}
         return {name: a.to(images[name].dtype) for name, a in plain.items()}
+
+
+def shapes_of(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the shape of each array by its name; the kind of what is none."""
+    return {n: tuple(getattr(a, "shape", [type(a).__name__])) for n, a in arrays.items()}
 
 
 def asked(target: int, presence: torch.Tensor) -> torch.Tensor:

@@ -6,6 +6,7 @@ An entry of ``model.params.loss_config`` names a class whose objects are called 
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,8 +14,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ldm.errors import bad_value
-from ldm.util import instantiate_from_config
+from ldm.called import PAGE, module_from_config
+from ldm.errors import ConfigError, bad_value, calling
 
 
 @dataclass(frozen=True)
@@ -108,11 +109,15 @@ def build_losses(
             ``images``, ``conditions``, ``target``, ``neighbours``.
 
     Raises:
-        ConfigError: CONFIG-VALUE for a loss of features that the backbone does not give.
+        ConfigError: CONFIG-VALUE for a loss of features that the backbone does not give,
+            CONFIG-TARGET for a class that is no loss.
     """
     losses = {
-        name: instantiate_from_config(
-            node, where=f"model.params.loss_config.{name}", interface=facts
+        name: module_from_config(
+            node,
+            where=f"model.params.loss_config.{name}",
+            called="prediction",
+            interface=facts,
         )
         for name, node in loss_config.items()
         if node
@@ -126,6 +131,37 @@ def build_losses(
                 "forward_with_features to your own class (docs/add-a-backbone.md)"
             )
     return nn.ModuleDict(losses | ({"sparsity": Sparsity(sparsity)} if sparsity else {}))
+
+
+def terms_of(losses: nn.ModuleDict, prediction: PredictedBatch, fit: Tensor) -> dict[str, Tensor]:
+    """Return ``fit`` and the weighted terms of all further losses by name.
+
+    Raises:
+        ConfigError: CONFIG-TARGET for a loss that raises, returns what is no term, or a term under
+            a name that is taken.
+    """
+    terms = {"fit": fit}
+    for key, loss in losses.items():
+        with calling(loss):
+            made: Any = loss(prediction)
+        is_mapping = isinstance(made, Mapping) and all(isinstance(name, str) for name in made)
+        wrong = {n: t for n, t in made.items() if not _is_term(t)} if is_mapping else made
+        taken = [name for name in made if name in ("loss", *terms)] if is_mapping else []
+        if not is_mapping or wrong or taken:
+            seen = f"a term '{taken[0]}', which is taken" if taken else reprlib.repr(wrong)
+            raise ConfigError(
+                "CONFIG-TARGET",
+                f"model.params.loss_config.{key}: {type(loss).__name__} returned {seen}: expected "
+                f"{{'{key}': a real number, as a tensor without axes}} ({PAGE})",
+            )
+        terms |= made
+    return terms
+
+
+def _is_term(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return not value.ndim and value.is_floating_point()
+    return isinstance(value, int | float)
 
 
 def portable_losses(loss_config: Mapping[str, Any], losses: nn.ModuleDict) -> dict[str, Any]:

@@ -9,11 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm.errors import one_of
+from ldm.called import module_from_config, require_tensor
+from ldm.errors import calling, one_of
 from ldm.intensity import abnormality, clearest, standard_units
 from ldm.modules.broadcast import per_item
 from ldm.study import ANY, ASKED, Study, native_of
-from ldm.util import instantiate_from_config, own_channels
+from ldm.util import own_channels
 
 MOST_ABNORMAL, MOST_ENHANCED = 2.0, 4.0
 OF_HEIGHT = 48  # a Gaussian of 4 mm in an image of 192 mm
@@ -29,8 +30,9 @@ class VoxelWeights(nn.Module):
 
     def __init__(self, config: Mapping[str, Any] | None, **facts: Any) -> None:
         super().__init__()
-        self.weights: nn.Module | None = config and instantiate_from_config(
-            config, where="model.params.voxel_weight_config", interface=facts
+        where, called = "model.params.voxel_weight_config", "batch, means"
+        self.weights: nn.Module | None = config and module_from_config(
+            config, where=where, called=called, interface=facts
         )
 
     def forward(self, batch: Mapping[str, Any], size: Sequence[int], means: int) -> Tensor | float:
@@ -41,7 +43,11 @@ class VoxelWeights(nn.Module):
         """
         if not self.weights:
             return 1.0
-        return F.interpolate(self.weights(batch, means), size=tuple(size), mode="area")
+        like = batch["target"]
+        with calling(self.weights):
+            weights = self.weights(batch, means)
+        require_tensor(self.weights, weights, (len(like), 1, *like.shape[2:]), like)
+        return F.interpolate(weights, size=tuple(size), mode="area")
 
 
 class EnhancementWeights(nn.Module):

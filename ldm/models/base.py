@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from ldm.errors import NonFiniteError, bad_value, one_of
+from ldm.errors import ConfigError, NonFiniteError, bad_value, one_of
 from ldm.models.draws import Draws
 from ldm.storage import stable_seed
 from ldm.study import ASKED
@@ -129,10 +129,13 @@ class RunModule(pl.LightningModule):
         draws = Draws((self.seed, "train"), items, drawn * items * world, rank, world)
         losses = self.batch_loss(batch, draws)
         if not torch.isfinite(losses["loss"]):
+            values = {name: torch.as_tensor(value).item() for name, value in losses.items()}
+            told = ", ".join(f"{name} is {value:.3g}" for name, value in values.items())
+            how = "the checkpoint is from before; try a lower learning rate or precision=32"
+            if not self.global_step:
+                how = "no weight has changed: look for a division by 0, a logarithm or a root"
             raise NonFiniteError(
-                "NONFINITE-LOSS",
-                f"loss is {losses['loss'].item()} at step {self.global_step} on {cases_of(batch)}; "
-                "the checkpoint is from before; try a lower learning rate or precision=32",
+                "NONFINITE-LOSS", f"{told} at step {self.global_step} on {cases_of(batch)}; {how}"
             )
         self.log_dict({f"train/{name}": value for name, value in losses.items()}, prog_bar=True)
         return losses["loss"]
@@ -168,6 +171,13 @@ class RunModule(pl.LightningModule):
     def configure_optimizers(self) -> dict[str, Any]:
         """Return the optimizer, with its schedule counted in steps."""
         trainable = [p for p in self.parameters() if p.requires_grad]
+        if not trainable:
+            network = getattr(self.network, "diffusion_model", self.network)
+            raise ConfigError(
+                "CONFIG-TARGET",
+                f"{type(network).__name__} has no weight to train: give it a parameter with "
+                "requires_grad=True (docs/add-a-backbone.md)",
+            )
         optimizer = instantiate_from_config(
             self.optimizer_config,
             where="model.params.optimizer_config",

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from ldm.called import PAGE, require_module
 from ldm.errors import ConfigError
-
-PAGE = "docs/add-a-backbone.md"
 
 
 def require_network(network: Any, where: str, called: str, dims: int) -> None:
@@ -27,9 +25,9 @@ def require_network(network: Any, where: str, called: str, dims: int) -> None:
     Raises:
         ConfigError: CONFIG-TARGET.
     """
+    require_module(network, where, called)
     name = type(network).__name__
-    wrong = _wrong_module(network) or _wrong_call(network, called) or _wrong_divisor(network, dims)
-    if wrong:
+    if wrong := _wrong_divisor(network, dims):
         raise ConfigError("CONFIG-TARGET", f"{where}: {name}{wrong} ({PAGE})")
     for key, value in network.state_dict().items():
         if wrong := _wrong_state(value):
@@ -55,29 +53,6 @@ def size_divisors(network: Any, dims: int) -> tuple[int, ...]:
     """Return the number that must divide the size of what a network sees, for each of its axes."""
     given: int | Sequence[int] = getattr(network, "size_divisor", 1)
     return (given,) * dims if isinstance(given, int) else tuple(given)
-
-
-def _wrong_module(network: Any) -> str:
-    if not isinstance(network, nn.Module):
-        return " is no torch.nn.Module: derive the class from it"
-    if not hasattr(network, "_parameters"):
-        return ".__init__ does not call super().__init__(): let it do so first"
-    if type(network).forward is nn.Module.forward:
-        return " has no method forward: write it"
-    return ""
-
-
-def _wrong_call(network: nn.Module, called: str) -> str:
-    try:
-        signature(network.forward).bind(*called.split(", "))
-    except TypeError as error:
-        return (
-            f".forward: {error}; it is called as forward({called}), and with context or y if it is "
-            "told more: give these defaults"
-        )
-    except ValueError:  # one that is written in C, or compiled, does not tell
-        pass
-    return ""
 
 
 def _wrong_divisor(network: nn.Module, dims: int) -> str:

@@ -9,7 +9,8 @@ import torch
 from monai.inferers.utils import sliding_window_inference
 from torch import Tensor, nn
 
-from ldm.errors import ConfigError, DataError
+from ldm.called import module_from_config, require_tensor
+from ldm.errors import ConfigError, DataError, calling
 from ldm.losses.segmentation import SegmentationLoss
 from ldm.models.base import Config, RunModule
 from ldm.models.draws import Draws
@@ -79,8 +80,11 @@ class Segmentation(RunModule):
         self.window, self.neighbours = image_sides(image_size), neighbours
         self.supervision, self.threshold, self.overlap = supervision, threshold, overlap
         self.loss_config = loss_config or {"target": "ldm.losses.segmentation.BCEDiceLoss"}
-        self.loss: SegmentationLoss = instantiate_from_config(
-            self.loss_config, where="model.params.loss_config"
+        self.loss: SegmentationLoss = module_from_config(
+            self.loss_config,
+            where="model.params.loss_config",
+            called="logits, target",
+            needs=("measure",),
         )
         self.unet = self._build(unet_config)
         self.counts = torch.zeros(3, len(self.regions))  # overlap, predicted, real; of a validation
@@ -163,11 +167,14 @@ class Segmentation(RunModule):
         """Return the logits (B, R, *S), then those of coarser levels brought to the same size."""
         x, size = self.images(condition, presence), condition.shape[2:]
         coarser = []
-        if hasattr(self.unet, "forward_with_features"):
-            finest, features = self.unet.forward_with_features(x)
-            coarser = features.get("deep_supervision", [])
-        else:
-            finest = self.unet(x)
+        with calling(self.unet):
+            if hasattr(self.unet, "forward_with_features"):
+                finest, features = self.unet.forward_with_features(x)
+                coarser = features.get("deep_supervision", [])
+            else:
+                finest = self.unet(x)
+        coarse = [None] * len(self.window)  # which is brought to the size of the images
+        require_tensor(self.unet, finest, (len(x), len(self.regions), *coarse), x)
         require_gradient(self.unet, finest)
         return [crop_to(resize(each, x.shape[2:]), size) for each in (finest, *coarser)]
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm.errors import ConfigError, bad_value
+from ldm.errors import ConfigError, bad_value, calling
 from ldm.modules.broadcast import per_channel
 from ldm.modules.diffusionmodules.blocks import TimeEmbedding
 from ldm.modules.diffusionmodules.dit import PATCH_CONV, unpatchify
@@ -109,7 +109,9 @@ class ForeignBackbone(nn.Module):
         else:
             emb = per_channel(self.time_embed(timesteps), x)
             h = torch.cat([h, emb.expand(-1, -1, *size)], dim=1)  # (B, in + TIME_CHANNELS, *S)
-        output = _unwrap(self.network(h, **self._translate(given)))
+        given = self._translate(given)
+        with calling(self.network):
+            output = _unwrap(self.network(h, **given))
         if self.head is not None:
             grid = [side // self.patch_size for side in size]
             output = unpatchify(self.head(output), grid, self.patch_size)  # (B, out_channels, *S)

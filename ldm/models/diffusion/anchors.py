@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ldm.called import module_from_config, tensor_from
 from ldm.errors import CheckpointError, ConfigError, DataError, bad_value, one_of
 from ldm.intensity import BACKGROUND, HEALTHY
 from ldm.models.base import Config, wanted
@@ -23,7 +24,7 @@ from ldm.models.frozen import described_run, frozen_model, without_run
 from ldm.modules.broadcast import per_channel, per_item
 from ldm.modules.polynomial import polynomial
 from ldm.study import akin_of
-from ldm.util import evenly_spread, instantiate_from_config, own_channels, user_path
+from ldm.util import evenly_spread, own_channels, user_path
 
 FITTED_SLICES = 2000  # spread evenly over the training slices: a regression has few coefficients
 
@@ -57,7 +58,9 @@ class Anchor(nn.Module):
             encoded: (B, N*M*C, *s) latents of the conditions, an absent one 0.
             batch: what a sample is given: ``condition``, ``presence`` and more.
         """
-        return encode(self(batch["condition"], batch["presence"]))
+        condition = batch["condition"]
+        shape = (len(condition), 1, *condition.shape[2:])
+        return encode(tensor_from(self, shape, condition, batch["presence"]))
 
     def fit(self, data: Any) -> None:
         """Take what training data tell, before a training starts."""
@@ -259,9 +262,10 @@ def build_anchor(
             f"model.params.subtract is '{subtract}' beside an anchor_config: give one of the two, "
             "the other null"
         )
-    return instantiate_from_config(
+    return module_from_config(
         anchor_config,
         where="model.params.anchor_config",
+        called=None,
         interface=facts,
         needs=("latents", "fit", "portable_config"),
     )

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm.errors import bad_value
-from ldm.losses.prediction import PredictedBatch, build_losses, portable_losses
+from ldm.errors import bad_value, calling
+from ldm.losses.prediction import PredictedBatch, build_losses, portable_losses, terms_of
 from ldm.losses.weights import VoxelWeights
 from ldm.models.base import Config, RunModule, places
 from ldm.models.diffusion.gaussian import LEARNED
@@ -209,7 +209,8 @@ class LatentDiffusion(RunModule):
         """Return the training loss of a batch by component; ``loss`` is the sum to minimise."""
         given, x_0 = self.encode_batch(batch)
         draws = draws or Draws.unkeyed(len(x_0))
-        t, importance = (n.to(x_0.device) for n in self.timesteps.draw(draws.uniform()))
+        with calling(self.timesteps):
+            t, importance = (n.to(x_0.device) for n in self.timesteps.draw(draws.uniform()))
         noised = self.process.noisy(x_0, t, draws.normal(x_0.shape[1:]).to(x_0.device))
         means = draws.items_of(self.process.mean_share)
         noised = self.process.at_mean(noised, means) if means else noised
@@ -257,9 +258,7 @@ class LatentDiffusion(RunModule):
 
     def total_loss(self, fit: Tensor, prediction: PredictedBatch) -> dict[str, Tensor]:
         """Return ``loss`` and the weighted components, misfit first, that it is the sum of."""
-        components = {"fit": fit}
-        for loss in self.losses.values():
-            components |= loss(prediction)
+        components = terms_of(self.losses, prediction, fit)
         total = {"loss": sum(components.values())}
         return total | components if len(components) > 1 else total
 

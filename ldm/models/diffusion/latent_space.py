@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm.errors import ConfigError, bad_value
+from ldm.called import module_from_config, require_tensor, tensor_from
+from ldm.errors import ConfigError, bad_value, calling
 from ldm.intensity import BACKGROUND, standard_units
 from ldm.models.base import Config
 from ldm.models.diffusion.anchors import build_anchor
@@ -17,7 +18,6 @@ from ldm.models.frozen import warn_of_held_out
 from ldm.modules.broadcast import where_present
 from ldm.modules.diffusionmodules.util import crop_to, pad_to_multiple
 from ldm.study import ANY, native_of
-from ldm.util import instantiate_from_config
 
 AUTO = "auto"
 ANCHOR = "anchor"  # its name among what a sample is given
@@ -83,9 +83,10 @@ class LatentSpace:
                 "data.params.target is null, but the model synthesises a contrast: give one, as "
                 "data.params.target=t1ce"
             )
-        self.first_stage = instantiate_from_config(
+        self.first_stage = module_from_config(
             first_stage_config or PIXELS,
             where="model.params.first_stage_config",
+            called=None,
             needs=("latent_channels", "downsampling", "encode", "decode", "requires_grad_"),
         ).requires_grad_(False)
         if scale_factor is None:
@@ -146,7 +147,8 @@ class LatentSpace:
             )
         warn_of_held_out("the first stage", getattr(self.first_stage, "train_subjects", ()), data)
         if self.anchor:
-            self.anchor.fit(data)
+            with calling(self.anchor):
+                self.anchor.fit(data)
 
     def portable_params(self) -> dict[str, Any]:
         """Return first stage and anchor without their files: the run's own weights hold them."""
@@ -169,13 +171,21 @@ class LatentSpace:
         Sizes that the first stage cannot divide are padded.
         """
         single = images.flatten(0, 1).unsqueeze(1)  # (B*M, 1, *S)
-        encoded = self.first_stage.encode(pad_to_multiple(single, self.downsampling))
-        latents = encoded if isinstance(encoded, Tensor) else encoded.mode()  # means, not samples
+        padded, encode = pad_to_multiple(single, self.downsampling), self.first_stage.encode
+        with calling(encode):
+            latents = encode(padded)
+            if not isinstance(latents, Tensor) and hasattr(latents, "mode"):
+                latents = latents.mode()  # means, not samples
+        sides = [side // self.downsampling for side in padded.shape[2:]]
+        require_tensor(encode, latents, (len(padded), self.channels, *sides), padded)
         return (latents.float() * self.scale_factor).unflatten(0, images.shape[:2]).flatten(1, 2)
 
     def decode(self, latents: Tensor, size: Sequence[int]) -> Tensor:
         """Return the images (B, 1, *size) of latents (B, C, *s)."""
-        return crop_to(self.first_stage.decode(latents / self.scale_factor), size).float()
+        sides = [side * self.downsampling for side in latents.shape[2:]]
+        decode = self.first_stage.decode
+        images = tensor_from(decode, (len(latents), 1, *sides), latents / self.scale_factor)
+        return crop_to(images, size).float()
 
     def encode_condition(self, condition: Tensor, presence: Tensor) -> Tensor:
         """Return the latents of condition (B, N*M, *S) of which ``presence`` (B, M) says what is.
@@ -206,7 +216,8 @@ class LatentSpace:
         """
         if self.anchor is None:
             return {}
-        return {ANCHOR: self.anchor.latents(self.encode, encoded, batch)}
+        shape = (len(encoded), self.channels, *encoded.shape[2:])
+        return {ANCHOR: tensor_from(self.anchor.latents, shape, self.encode, encoded, batch)}
 
     def to_data(self, latents: Tensor, given: Mapping[str, Tensor]) -> Tensor:
         """Return what is diffused, x_0, for latents of the target and what a sample is given."""

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm.errors import ConfigError, one_of
+from ldm.called import module_from_config, require_tensor, tensor_from
+from ldm.errors import ConfigError, bad_value, calling, one_of
 from ldm.models.base import Config
 from ldm.models.network import require_gradient, require_network
 from ldm.modules.broadcast import per_item
@@ -104,10 +105,15 @@ class DiffusionWrapper(nn.Module):
             self.reads = getattr(cls, "reads", IMAGES)
             if self.reads == IMAGES:
                 require_dims(cls, dims, ["dims"], where)
-            self.cond_stage_model = instantiate_from_config(
-                config, where=where, interface={k: of_encoder.get(k) for k in ENCODER_FACTS}
+            own = {name: of_encoder.get(name) for name in ENCODER_FACTS}
+            needs = ["width"] if self.reads == IMAGES else ["width", "blank"]
+            self.cond_stage_model = module_from_config(
+                config, where=where, called=self.reads, interface=own, needs=needs
             )
-            facts[WIDTH_NAMES[self.encoded_as]] = self.cond_stage_model.width
+            if not isinstance(width := self.cond_stage_model.width, int) or width < 1:
+                name = type(self.cond_stage_model).__name__
+                raise bad_value(f"{where}: {name}.width is {width!r}: give a whole number from 1")
+            facts[WIDTH_NAMES[self.encoded_as]] = width
         if not self.concatenates:
             facts["in_channels"] = noisy
         where = "model.params.unet_config"
@@ -138,7 +144,9 @@ class DiffusionWrapper(nn.Module):
             others: other conditions by name, see :meth:`others`.
         """
         x, encoded = self.inputs(x_t, condition, others)
-        return self.image(self.diffusion_model(x, t, **encoded), x_t, x)
+        with calling(self.diffusion_model):
+            output = self.diffusion_model(x, t, **encoded)
+        return self.image(output, x_t, x)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile the backbone in place, see :meth:`torch.nn.Module.compile`.
@@ -152,7 +160,8 @@ class DiffusionWrapper(nn.Module):
     ) -> tuple[Tensor, dict[str, list[Tensor]]]:
         """Return the output of ``forward`` and the features of a backbone that disentangles."""
         x, encoded = self.inputs(x_t, condition, others)
-        output, features = self.diffusion_model.forward_with_features(x, t, **encoded)
+        with calling(self.diffusion_model):
+            output, features = self.diffusion_model.forward_with_features(x, t, **encoded)
         return self.image(output, x_t, x), features
 
     @property
@@ -206,7 +215,10 @@ class DiffusionWrapper(nn.Module):
         dtype = next(self.diffusion_model.parameters(), x).dtype
         encoded, given = {}, {IMAGES: condition, **(others or {})}
         if self.encoded_as:
-            encoded[self.encoded_as] = self.cond_stage_model(given[self.reads]).to(dtype)
+            tokens = [None] if self.encoded_as == "context" else []
+            shape = (x.shape[0], *tokens, self.cond_stage_model.width)
+            seen = tensor_from(self.cond_stage_model, shape, given[self.reads])
+            encoded[self.encoded_as] = seen.to(dtype)
         if self.asked_as:
             vector = self.asked_model(given[ASKED]).to(dtype)  # (B, width)
             if self.asked_as == "context":
@@ -223,13 +235,7 @@ class DiffusionWrapper(nn.Module):
         """
         # not len(x_t), which an export takes for a number
         expected = (x_t.shape[0], self.out_channels, *x.shape[2:])
-        given = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        if given != expected:
-            raise ConfigError(
-                "CONFIG-SHAPE",
-                f"{type(self.diffusion_model).__name__} returned {given} for {tuple(x.shape)}: "
-                f"expected one tensor {expected}; where it has learn_sigma, set it to false",
-            )
+        require_tensor(self.diffusion_model, output, expected, x)
         require_gradient(self.diffusion_model, output)
         # a copy: what a CUDA graph returns is overwritten by its next call
         return crop_to(output, x_t.shape[2:]).to(torch.float32, copy=True)

@@ -1,0 +1,259 @@
+"""Classes of a user that fail are told in one line before a patient is read, at both doors."""
+
+import sys
+
+import pytest
+from safetensors.torch import load_file
+from workflow.conftest import SPLIT
+
+import ldm
+from ldm.cli.main import main
+from ldm.errors import ConfigError, DataError, OutOfMemory, calling, of_foreign_code
+from ldm.storage import sha256
+
+YAML = """base: configs/base.yaml
+model: {params: {unet_config: {target: own_classes.Net}, sampling_steps: 2}}
+data: {params: {image_size: 32, batch_size: 2, augmentation_config: null, val_slices: 2}}
+lightning:
+  trainer: {max_steps: 2, log_every_n_steps: 1, accelerator: cpu, precision: "32"}
+  callbacks: {curve: null}
+"""
+# a class of each kind that does what it should; FAULTS puts other code in the place of one method
+CLASSES = """
+import numpy as np
+import torch
+from torch import nn
+
+from ldm.data.normalise import Normaliser
+from ldm.models.diffusion.anchors import Anchor
+
+
+class Net(nn.Module):
+    def __init__(self, in_channels, out_channels):
+        super().__init__()
+        self.enter = nn.Conv2d(in_channels, 8, 3, padding=1)
+        self.leave = nn.Conv2d(8, out_channels, 3, padding=1)
+
+    def denoised(self, x):
+        return self.leave(torch.relu(self.enter(x)))
+
+    def forward(self, x, timesteps, context=None, y=None):
+        return self.denoised(x)
+
+
+class NetOfY(Net):
+    def __init__(self, in_channels, out_channels, adm_in_channels):
+        super().__init__(in_channels, out_channels)
+        self.told = nn.Linear(adm_in_channels, out_channels)
+
+    def forward(self, x, timesteps, context=None, y=None):
+        return self.denoised(x) + self.told(y)[:, :, None, None]
+
+
+class Numpy(Net):
+    def forward(self, x, timesteps, context=None, y=None):
+        return self.denoised(x) * float(np.abs(x.numpy()).max())
+
+
+class Loss(nn.Module):
+    def forward(self, prediction):
+        return {"own": prediction.x_0.abs().mean(), "nothing": 0.0}
+
+
+class Style(nn.Module):
+    width = 8
+
+    def __init__(self, in_channels):
+        super().__init__()
+        self.layer = nn.Linear(in_channels, 8)
+
+    def forward(self, condition):
+        return self.layer(condition.mean((2, 3)))
+
+
+class Intensity(Normaliser):
+    def measure(self, values, contrast):
+        return float(values.mean()), float(values.std())
+
+
+class Flip:
+    def set_random_state(self, seed):
+        pass
+
+    def __call__(self, images):
+        return {name: image.flip(-1) for name, image in images.items()}
+
+
+class T1(Anchor):
+    def forward(self, condition, presence):
+        return condition[:, :1]
+
+
+class Weight(nn.Module):
+    def forward(self, batch, means):
+        return torch.ones_like(batch["target"])
+
+
+class Stage(nn.Module):
+    latent_channels = downsampling = 1
+
+    def encode(self, images):
+        return images
+
+    def decode(self, latents):
+        return latents
+
+
+class Steps:
+    def __init__(self, timesteps):
+        self.timesteps = timesteps
+
+    def draw(self, uniform):
+        return (uniform * self.timesteps).long(), torch.ones(len(uniform))
+
+    def update(self, t, loss):
+        pass
+
+    def state_dict(self):
+        return {}
+"""
+PLACES = {
+    "Net": ["model.params.unet_config={target: TARGET}"],
+    "Numpy": ["model.params.unet_config={target: TARGET}"],
+    "Loss": ["model.params.loss_config.own={target: TARGET}"],
+    "Style": [
+        "model.params.cond_stage_config={target: TARGET}",
+        "model.params.conditioning_key=concat-adm",
+        "model.params.unet_config.target=own_classes.NetOfY",
+    ],
+    "Intensity": ["data.params.normaliser_config={target: TARGET}"],
+    "Flip": ["data.params.augmentation_config={target: TARGET}"],
+    "T1": ["model.params.anchor_config={target: TARGET}"],
+    "Weight": ["model.params.voxel_weight_config={target: TARGET}"],
+    "Stage": ["model.params.first_stage_config={target: TARGET}"],
+    "Steps": ["model.params.timesteps_config={target: TARGET}"],
+}
+NET, LOSS = "forward(self, x, timesteps, context=None, y=None)", "forward(self, prediction)"
+STYLE, IMAGES = "forward(self, condition)", "__call__(self, images)"
+INIT = "__init__(self, in_channels, out_channels)"
+FIRST = "in a first step, on noise"
+# class, method, what it does, what is said of it
+FAULTS = [
+    ("Net", NET, "open('/no/table.npy')", "py line 3, which is not of this project: FileNot"),
+    ("Net", NET, "raise RuntimeError('mine')", "which is not of this project: RuntimeError: mine"),
+    ("Net", INIT, "raise OSError('no weights')", "which is not of this project: OSError: no weig"),
+    (
+        "Net",
+        INIT,
+        "torch.nn.Module.__init__(self); self.denoised = lambda x: x[:, :1]",
+        "no weight to train",
+    ),
+    (
+        "Net",
+        INIT,
+        "own_classes.Net.__init__(self, in_channels, out_channels); self.requires_grad_(False)",
+        "Fault has no weight to train",
+    ),
+    ("Net", NET, "return self.denoised(x).detach()", "Fault does not depend on its weights"),
+    ("Net", NET, "return torch.fft.fft2(self.denoised(x))", "Fault returned complex numbers"),
+    ("Net", NET, "return self.denoised(x) / 0", "no weight has changed: look for a div"),
+    ("Net", NET, "return self.denoised(x).repeat(1, 2, 1, 1)", "has learn_sigma, set it to false"),
+    ("Net", NET, "h = self.denoised(x).exp(); h *= 2; return h", "modified by an inplace"),
+    ("Net", NET, "assert self.training; return self.denoised(x)", "AssertionError"),
+    ("Loss", "forward(self)", "return {}", "it is called as forward(prediction)"),
+    ("Loss", LOSS, "return None", "Fault returned None: expected {'own': a real number"),
+    ("Loss", LOSS, "return prediction.x_0.mean()", "expected {'own': a real number"),
+    ("Loss", LOSS, "return {'own': prediction.x_0}", "expected {'own': a real number"),
+    ("Loss", LOSS, "return {'fit': 0.0}", "Fault returned a term 'fit', which is taken"),
+    ("Loss", LOSS, "return {'loss': 0.0}", "Fault returned a term 'loss', which is taken"),
+    ("Loss", LOSS, "return {'own': prediction.x_0.mean() / 0}", "own is "),
+    ("Loss", LOSS, "open('/no/table.npy')", "FileNotFoundError"),
+    ("Loss", "__init__(self)", "pass", "does not call super().__init__()"),
+    ("Style", STYLE, "return None", "Fault returned NoneType"),
+    ("Style", STYLE, "return condition", "expected one tensor (1, 8)"),
+    ("Style", STYLE, "raise KeyError('age')", "which is not of this project: KeyError: 'age'"),
+    ("Style", "width", "8.0", "Fault.width is 8.0: give a whole number"),
+    ("Intensity", "measure(self, values, contrast)", "open('/no/table.npy')", "FileNotFoundError"),
+    ("Intensity", "measure(self, values, contrast)", "return 1.0, 0.0", "has no spread"),
+    ("Intensity", "fit(self, array, brain, contrast, case)", "return 1.0", "Fault.fit returned 1"),
+    ("Flip", IMAGES, "return None", "Fault returned 'brain' as None"),
+    ("Flip", IMAGES, "images.pop('target'); return images", "Fault returned 'target' as None"),
+    ("Flip", IMAGES, "images['more'] = 1; return images", "Fault returned 'more' as ('int',)"),
+    ("Flip", IMAGES, "return {n: a[..., 1:] for n, a in images.items()}", "as (1, 32, 31), expect"),
+    ("Flip", IMAGES, "raise OSError('no atlas')", "which is not of this project: OSError: no atla"),
+    ("T1", "forward(self, condition, presence)", "return condition", "expected one tensor (2, 1,"),
+    ("T1", "forward(self, condition, presence)", "return None", "Fault returned NoneType"),
+    ("T1", "fit(self, data)", "raise OSError('no table')", "OSError: no table"),
+    ("Weight", "forward(self, batch, means)", "return 1.0", "Fault returned float"),
+    ("Stage", "encode(self, images)", "return None", "Fault.encode returned NoneType"),
+    ("Stage", "decode(self, latents)", "raise OSError('no codebook')", "OSError: no codebook"),
+    ("Steps", "draw(self, uniform)", "return uniform + 1e6, 1 + uniform", f"{FIRST}, of own_"),
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where the classes of the user lie, and Python finds them."""
+    folder = tmp_path_factory.mktemp("own_classes")
+    (folder / "own_classes.py").write_text(CLASSES)
+    (folder / "own.yaml").write_text(YAML)
+    sys.path.insert(0, str(folder))
+    yield folder
+    sys.path.remove(str(folder))
+
+
+def words(name: str, target: str) -> list[str]:
+    return [word.replace("TARGET", target) for word in PLACES[name]]
+
+
+@pytest.mark.parametrize("number", range(len(FAULTS)))
+def test_a_fault_is_told_before_a_patient_is_read(folder, tmp_path, capsys, number):
+    """The folder of patients does not exist, and that is not what is said."""
+    name, method, does, said = FAULTS[number]
+    body = f"def {method}: {does}" if "(" in method else f"{method} = {does}"
+    module = f"own_fault_{number}"
+    code = f"import torch, own_classes\nclass Fault(own_classes.{name}):\n    {body}\n"
+    (folder / f"{module}.py").write_text(code)
+    given = [*words(name, f"{module}.Fault"), f"data.params.root={tmp_path / 'nowhere'}"]
+    assert main(["train", str(folder / "own.yaml"), *given, "--dry-run"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "error CONFIG-" in line and said in line
+    with pytest.raises(ConfigError) as refused:
+        ldm.train(folder / "own.yaml", given, output=tmp_path / "run")
+    assert said in str(refused.value).replace("(2, 8)", "(1, 8)")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_a_class_that_does_what_it_should_is_trained_as_without_a_rehearsal(
+    folder, tmp_path, patients, monkeypatch, name
+):
+    given = [*words(name, f"own_classes.{name}"), f"data.params.root={patients}", *SPLIT]
+    assert main(["train", str(folder / "own.yaml"), *given, "--dry-run"]) == 0
+    run = ldm.train(folder / "own.yaml", given, output=tmp_path / "run")
+    monkeypatch.setattr("ldm.training.rehearse", lambda config: None)
+    other = ldm.train(folder / "own.yaml", given, output=tmp_path / "other")
+    first, second = (load_file(each.model) for each in (run, other))
+    assert first and all((first[key] == second[key]).all() for key in second)
+    assert run.curves == other.curves
+
+
+@pytest.mark.parametrize(
+    "error", [DataError("DATA-IO", "gone"), MemoryError(), OutOfMemory("M", "m")]
+)
+def test_an_error_that_means_the_same_whoever_raises_it_stays_as_it_is(error):
+    with (
+        pytest.raises(type(error)) as raised,
+        calling(test_a_fault_is_told_before_a_patient_is_read),
+    ):
+        raise error
+    assert raised.value is error
+
+
+def test_an_error_of_the_project_itself_is_not_of_foreign_code(tmp_path):
+    """That of a file, above all, which is the user's to mend."""
+    with pytest.raises(FileNotFoundError) as raised:
+        sha256(tmp_path / "nothing")
+    error = raised.value
+    assert of_foreign_code(error)  # this test is in its traceback
+    assert of_foreign_code(error.with_traceback(error.__traceback__.tb_next)) is None
