@@ -24,6 +24,15 @@ MAX_LINE = 300
 NO_MEMORY = ("DefaultCPUAllocator", "can't start new thread", "std::bad_alloc")
 FAMILIES = ("guided_diffusion", "UNet_DS_Diff")  # packages of this project beside ``ldm``
 OWN = ("ldm", *FAMILIES, "scripts")
+CALL = r"TypeError: \w+\.forward\(\) (takes|missing|got)"
+HINTS = {  # what an error of a class of the user is often of
+    CALL: "a backbone is called as forward(x, timesteps, context=None, y=None), all else as "
+    "docs/add-a-backbone.md says",
+    r"to have \d+ channels, but got": "a constructor is told in_channels by this name, or "
+    "by one that its attribute interface gives",
+    r"[Ss]izes? of tensor": "where a number must divide the size of images, a network says so by "
+    "its attribute size_divisor",
+}
 PEERS = ("gloo", "NCCL", "onnection closed by peer", "onnection reset by peer")
 
 # a whole command, which is typed in either case, or an option: --a, --a=b, --a FILE, --a my.Net
@@ -215,12 +224,9 @@ def of_foreign_code(error: Exception, *called: Any) -> ConfigError | None:
             known by its file.
     """
     said = f"{type(error).__name__}: {error}"
-    if re.match(r"TypeError: \w+\.forward\(\) (takes|missing|got)", said):
-        return ConfigError(
-            "CONFIG-TARGET",
-            f"{said}; a backbone is called as forward(x, timesteps, context=None, y=None), all "
-            "else as docs/add-a-backbone.md says",
-        )
+    said += next((f"; {hint}" for words, hint in HINTS.items() if re.search(words, said)), "")
+    if re.match(CALL, said):
+        return ConfigError("CONFIG-TARGET", said)
     root, libraries = Path(__file__).parents[1], sysconfig.get_paths()
     own = [root / name for name in OWN]
     own += [Path(libraries[name]) for name in ("stdlib", "platstdlib", "purelib", "platlib")]

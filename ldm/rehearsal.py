@@ -14,6 +14,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+import torch.nn.functional as F
 from lightning_fabric.plugins.environments import LightningEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 
@@ -30,6 +31,8 @@ from ldm.errors import (
 )
 from ldm.study import build_model
 from ldm.util import instantiate_from_config, trainer_options
+
+log = logging.getLogger(__name__)
 
 STEPS = 2  # of sampling, in the step of validation
 KEPT = ("accelerator", "gradient_clip_val", "gradient_clip_algorithm", "detect_anomaly")
@@ -49,19 +52,10 @@ def rehearse(config: Mapping[str, Any]) -> None:
     """
     if not (foreign := foreign_targets(config)):
         return
-    options = trainer_options(config)
-    trainer = new_trainer(
-        **{name: options[name] for name in KEPT if name in options},
-        precision=resolve_precision(
-            options.get("precision", "auto"), options.get("accelerator", "auto")
-        ),
-        **{"devices": 1, "max_steps": 1, "max_epochs": -1, "plugins": [LightningEnvironment()]},
-        **{"check_val_every_n_epoch": None, "val_check_interval": 1, "limit_val_batches": 1},
-        **{"logger": False, "enable_checkpointing": False},
-    )
     try:
-        with quiet_lightning(), torch.random.fork_rng():
-            _first_step(config, trainer)
+        with quiet("pytorch_lightning", "ldm"), torch.random.fork_rng():
+            model, device = _first_step(config)
+            other = _other_size(model.to(device).eval(), device)
     except Exception as error:
         known = as_known_error(error)
         if known and not isinstance(known, DataError | NonFiniteError):
@@ -70,9 +64,21 @@ def rehearse(config: Mapping[str, Any]) -> None:
         raise of_foreign_code(error) or ConfigError(
             "CONFIG-TARGET", f"in a first step, on noise, of {', '.join(foreign)}: {said}"
         ) from error
+    if other:
+        log.warning("%s", other)
 
 
-def _first_step(config: Mapping[str, Any], trainer: pl.Trainer) -> None:
+def _first_step(config: Mapping[str, Any]) -> tuple[Any, torch.device]:
+    """Return the model after it, and the device on which it was."""
+    options = trainer_options(config)
+    own = {name: options[name] for name in KEPT if name in options}
+    asked = options.get("precision", "auto"), options.get("accelerator", "auto")
+    trainer = new_trainer(
+        **{**own, "precision": resolve_precision(*asked), "devices": 1},
+        **{"max_steps": 1, "max_epochs": -1, "val_check_interval": 1, "limit_val_batches": 1},
+        **{"check_val_every_n_epoch": None, "logger": False, "enable_checkpointing": False},
+        plugins=[LightningEnvironment()],  # whatever else has started this process
+    )
     data: Any = instantiate_from_config(config["data"], where="data")
     data.rehearse()
     model = build_model(config)
@@ -80,8 +86,35 @@ def _first_step(config: Mapping[str, Any], trainer: pl.Trainer) -> None:
         model.check_start(data)
     if hasattr(model, "sampling_steps"):
         model.sampling_steps = min(model.sampling_steps, STEPS)
-    make_fast(model, trainer.precision, trainer.strategy.root_device.type, is_compiled=False)
+    device = trainer.strategy.root_device
+    make_fast(model, trainer.precision, device.type, is_compiled=False)
     trainer.fit(model, datamodule=data)
+    return model, device
+
+
+@torch.no_grad()
+def _other_size(model: Any, device: torch.device) -> str:
+    """Return what keeps a network of slices from a row more, as a larger brain has; else nothing.
+
+    Volumes are seen in windows, and segmented slices too.
+    """
+    if getattr(model, "tiling", True):
+        return ""
+    x_t, t, condition, *others = (
+        value.to(device) if isinstance(value, torch.Tensor) else value
+        for value in model.network_inputs()
+    )
+    others = [{name: value.to(device) for name, value in given.items()} for given in others]
+    more, condition = (F.pad(images, (0, 0, 0, 1)) for images in (x_t, condition))
+    try:
+        model.network(more, t, condition, *others)
+    except Exception as error:
+        sizes = (" x ".join(map(str, images.shape[2:])) for images in (x_t, more))
+        return (
+            "{} takes images of {} but not of {}, so no patient whose brain is larger than those "
+            "of its training ({}); if a number must divide their size, give it size_divisor"
+        ).format(type(model.network.diffusion_model).__name__, *sizes, error.__cause__ or error)
+    return ""
 
 
 def new_trainer(**options: Any) -> pl.Trainer:
@@ -103,11 +136,12 @@ def new_trainer(**options: Any) -> pl.Trainer:
 
 
 @contextmanager
-def quiet_lightning() -> Iterator[None]:
-    """Keep back what Lightning says of no use to the user."""
-    logger = logging.getLogger("pytorch_lightning")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+def quiet(*names: str) -> Iterator[None]:
+    """Keep back what loggers, and Lightning by warnings, say of no use to the user."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     with warnings.catch_warnings():
         for text in (".*num_workers.*", ".*No device id.*", ".*treespec.*", ".*litlogger.*"):
             warnings.filterwarnings("ignore", text)
@@ -115,4 +149,5 @@ def quiet_lightning() -> Iterator[None]:
         try:
             yield
         finally:
-            logger.setLevel(level)
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

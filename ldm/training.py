@@ -48,7 +48,7 @@ from ldm.data.seen import (
 from ldm.environment import require_safe_libraries, resolve_precision
 from ldm.errors import ConfigError, OutputError, bad_value
 from ldm.progress import Progress, silent, unheard
-from ldm.rehearsal import new_trainer, quiet_lightning, rehearse
+from ldm.rehearsal import new_trainer, quiet, rehearse
 from ldm.run_config import run_config, told_of_start, with_found_root
 from ldm.storage import CONFIG_FILE, COST_FILE, MODEL_FILE, read_json, run_folder
 from ldm.study import build_model
@@ -173,7 +173,7 @@ def train(
     return run_training(resolved, folder, start=first, say=say, progress=progress)
 
 
-@quiet_lightning()
+@quiet("pytorch_lightning")
 def run_training(
     config: Mapping[str, Any],
     folder: Path,

@@ -256,7 +256,8 @@ def require_dims(cls: type, dims: int, names: Collection[str], where: str) -> No
         raise ConfigError(
             "CONFIG-SHAPE",
             f"{where}: {cls.__name__} has no argument {' or '.join(names)}, so it takes slices "
-            f"only, but data.params.image_size has {dims} numbers: give two, or another class",
+            f"only, but data.params.image_size has {dims} numbers: give two, or, if it is of "
+            "volumes, let its __init__ have the argument",
         )
 
 

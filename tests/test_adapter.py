@@ -47,6 +47,16 @@ class TupleNetwork(Recorder):
         return self.record(x), "something else"
 
 
+class TimeFirstNetwork(Recorder):
+    def forward(self, t, image, x_self_cond=None):
+        return {"out": self.record(image, t=t), "aux": None}
+
+
+class NeedyNetwork(Recorder):
+    def forward(self, x, time, cond):
+        return self.record(x)
+
+
 class HalvingNetwork(Recorder):
     def forward(self, x):
         return self.conv(x)[..., ::2, ::2]
@@ -74,6 +84,17 @@ def test_names_are_translated_both_ways():
     assert model.network.called["t"] is kwargs["timesteps"]
     assert model.network.called["context"] is kwargs["context"]
     assert model.network.called["y"] is kwargs["y"]
+
+
+def test_a_network_whose_timestep_comes_first_under_another_name():
+    model, kwargs = wrapped(TimeFirstNetwork), call_inputs(4, (4, 6))
+    torch.testing.assert_close(model(**kwargs), model.network.conv(kwargs["x"]))
+    assert model.network.called["t"] is kwargs["timesteps"]
+
+
+def test_a_network_that_needs_more_is_refused_when_it_is_built():
+    with pytest.raises(ConfigError, match="NeedyNetwork.forward needs 'cond', but beside the im"):
+        wrapped(NeedyNetwork)
 
 
 def test_a_network_without_timesteps_gets_them_as_constant_channels():

@@ -187,6 +187,8 @@ class ContrastDataModule(pl.LightningDataModule):
         Raises:
             ConfigError: CONFIG-TARGET for a normaliser or an augmentation that cannot be.
         """
+        self.batch_size = self.val_slices = min(self.batch_size, REHEARSED)
+        self.num_workers, self.min_brain = 0, 0.0
         names, sides = [*self.conditions, *([self.target] if self.target else [])], self.image_size
         if len(sides) == 2:
             sides = (2 * self.neighbours + 2, *sides)
@@ -196,8 +198,6 @@ class ContrastDataModule(pl.LightningDataModule):
         self.split = {"train": [made.id], "val": [made.id], "test": []}
         self.train_slices = self._dataset([made], self.augmentation(), self.condition_dropout)
         self.val_dataset = self._dataset([made])
-        self.batch_size, self.num_workers = min(self.batch_size, REHEARSED), 0
-        self.val_slices = self.batch_size
 
     def augmentation(self) -> Callable | None:
         """Return a new augmentation, or None; raises ConfigError: CONFIG-TARGET."""

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ldm.called import module_from_config
 from ldm.errors import bad_value
 from ldm.losses.autoencoder import AutoencoderLoss
 from ldm.models.base import Config, RunModule
 from ldm.models.draws import Draws
 from ldm.modules.diffusionmodules.util import crop_to, pad_to_multiple
 from ldm.study import Study
-from ldm.util import evenly_spread, image_sides, instantiate_from_config, shows
+from ldm.util import evenly_spread, image_sides, shows
 
 log = logging.getLogger(__name__)
 
@@ -49,12 +50,17 @@ class FirstStageTraining(RunModule):
         **settings: Any,
     ) -> None:
         super().__init__(**settings)
-        self.autoencoder: nn.Module = instantiate_from_config(
-            autoencoder_config, where="model.params.autoencoder_config"
+        self.autoencoder: nn.Module = module_from_config(
+            autoencoder_config,
+            where="model.params.autoencoder_config",
+            called="images, sample_posterior",
+            needs=("encode", "decode", "downsampling"),
         )
-        self.loss: AutoencoderLoss = instantiate_from_config(
+        self.loss: AutoencoderLoss = module_from_config(
             lossconfig or {"target": "ldm.losses.autoencoder.AutoencoderLoss"},
             where="model.params.lossconfig",
+            called="images, reconstruction, posterior, step",
+            needs=("fidelity", "perceptual_name"),
         )
         self.images, self.image_size = len(conditions) + 1, image_sides(image_size)
         self.scale_slices = scale_slices

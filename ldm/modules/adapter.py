@@ -25,7 +25,7 @@ CONSTRUCTOR_NAMES = {
     "dims": ("dims", "spatial_dims"),
 }
 FORWARD_NAMES = {
-    "timesteps": ("timesteps", "timestep"),
+    "timesteps": ("timesteps", "timestep", "t", "time"),
     "context": ("context", "encoder_hidden_states"),
     "y": ("y", "class_labels"),
 }
@@ -38,10 +38,11 @@ class ForeignBackbone(nn.Module):
     """A network of another package (monai, diffusers, timm, ...) behind the call of a backbone.
 
     ``forward(x (B, in_channels, *S), timesteps (B,), context=None, y=None)`` returns
-    (B, out_channels, *S). Argument names are translated (``timestep``, ``encoder_hidden_states``,
-    ``class_labels``, ...), outputs unwrapped (``.sample``, the first of a tuple). A network that
-    takes no timestep gets it as further input channels, an encoder that returns tokens
-    (B, N, num_features) of patches gets a linear head.
+    (B, out_channels, *S). Argument names are translated (``timestep``, ``t``, ``time``,
+    ``encoder_hidden_states``, ``class_labels``, ...) and may come before the image, outputs
+    unwrapped (``.sample``, the first of a tuple or a mapping). A network that takes no timestep
+    gets it as further input channels, an encoder that returns tokens (B, N, num_features) of
+    patches gets a linear head.
 
     Args:
         network: ``target`` / ``params`` of the class; channels, image size and ``dims`` (as
@@ -74,7 +75,7 @@ class ForeignBackbone(nn.Module):
         self.size_divisor = size_divisor or patch_size or 1
         cls = resolve_target(network, WHERE)
         require_dims(cls, dims, CONSTRUCTOR_NAMES["dims"], WHERE)
-        self.names = _forward_names(cls)
+        self.names, self.image = _forward_names(cls)
         self.time_embed, network_channels = None, in_channels
         if "timesteps" not in self.names:
             self.time_embed = TimeEmbedding(FREQUENCIES, TIME_CHANNELS)
@@ -109,16 +110,19 @@ class ForeignBackbone(nn.Module):
         else:
             emb = per_channel(self.time_embed(timesteps), x)
             h = torch.cat([h, emb.expand(-1, -1, *size)], dim=1)  # (B, in + TIME_CHANNELS, *S)
-        given = self._translate(given)
+        given, images = self._translate(given), [h]
+        if self.image:
+            given, images = {self.image: h, **given}, []
         with calling(self.network):
-            output = _unwrap(self.network(h, **given))
+            output = _unwrap(self.network(*images, **given))
         if self.head is not None:
             grid = [side // self.patch_size for side in size]
             output = unpatchify(self.head(output), grid, self.patch_size)  # (B, out_channels, *S)
-        if output.shape != (x.shape[0], self.out_channels, *size):
+        if getattr(output, "shape", None) != (x.shape[0], self.out_channels, *size):
+            seen = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output)
             raise ConfigError(
                 "CONFIG-SHAPE",
-                f"{type(self.network).__name__} returned shape {tuple(output.shape)} for "
+                f"{type(self.network).__name__} returned {seen} for "
                 f"{tuple(x.shape)}: expected {self.out_channels} channels of the same size; "
                 "check its params, patch_size and size_divisor",
             )
@@ -158,17 +162,31 @@ def _project_patches_by_products(network: nn.Module) -> None:
                 module.__class__ = as_product  # a copy or a pickle of the network keeps it
 
 
-def _forward_names(cls: type) -> dict[str, str]:
-    """Return the names that a network has for the inputs that it takes, by ours."""
-    parameters = inspect.signature(cls.forward).parameters
-    return {
+def _forward_names(cls: type) -> tuple[dict[str, str], str | None]:
+    """Return the names that a network has for the inputs that it takes, by ours.
+
+    And that of its image where it is not the first, None where it is.
+    """
+    parameters = dict(list(inspect.signature(cls.forward).parameters.items())[1:])
+    names = {
         name: alias
         for name, aliases in FORWARD_NAMES.items()
-        for alias in aliases
+        for alias in reversed(aliases)
         if alias in parameters
     }
+    first, *others = [name for name in parameters if name not in names.values()] or [None]
+    for name in others:
+        p = parameters[name]
+        if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
+            known = ", ".join(alias for aliases in FORWARD_NAMES.values() for alias in aliases)
+            raise bad_value(
+                f"{WHERE}: {cls.__name__}.forward needs '{name}', but beside the image it is told "
+                f"{known} alone: write a class that calls it (docs/add-a-backbone.md)"
+            )
+    return names, None if next(iter(parameters), None) == first else first
 
 
 def _unwrap(output: Any) -> Tensor:
     output = getattr(output, "sample", output)
+    output = next(iter(output.values())) if isinstance(output, Mapping) else output
     return output[0] if isinstance(output, tuple | list) else output
