@@ -56,6 +56,10 @@ def rehearse(config: Mapping[str, Any]) -> None:
         with quiet("pytorch_lightning", "ldm"), torch.random.fork_rng():
             model, device = _first_step(config)
             other = _other_size(model.to(device).eval(), device)
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):  # which Lightning makes it of
+            raise error.__context__ from None
+        raise
     except Exception as error:
         known = as_known_error(error)
         if known and not isinstance(known, DataError | NonFiniteError):

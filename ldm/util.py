@@ -391,7 +391,11 @@ def user_path(path: str | Path) -> Path:
 
 
 def plain_value(value: Any) -> Any:
-    """Return numbers of numpy and torch as JSON has them, all else, such as a path, as text."""
+    """Return numbers of numpy and torch as JSON has them, a class as a ``target`` names it, all
+    else, such as a path, as text.
+    """
+    if isinstance(value, type):
+        return f"{value.__module__}.{value.__qualname__}"
     return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
