@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from inspect import signature
 from typing import Any
@@ -81,6 +82,35 @@ def require_tensor(call: Callable, made: Any, shape: Sequence[int | None], given
         f"{name} returned {seen}{of}: expected one tensor ({expected}) of real numbers; {how} "
         f"({PAGE})",
     )
+
+
+def terms_from(loss: nn.Module, where: str, name: str, *args: Any) -> dict[str, Any]:
+    """Return the terms of ``loss(*args)``: real numbers by name.
+
+    Args:
+        where: key path of the loss, for error messages.
+        name: of a term that it may have, for them too.
+
+    Raises:
+        ConfigError: CONFIG-TARGET for an error of the class, or anything else that it returns.
+    """
+    with calling(loss):
+        made: Any = loss(*args)
+    is_named = isinstance(made, Mapping) and all(isinstance(key, str) for key in made)
+    wrong = {n: term for n, term in made.items() if not _is_term(term)} if is_named else made
+    if not is_named or wrong:
+        raise ConfigError(
+            "CONFIG-TARGET",
+            f"{where}: {type(loss).__name__} returned {reprlib.repr(wrong)}: expected "
+            f"{{'{name}': a real number, as a tensor without axes}} ({PAGE})",
+        )
+    return dict(made)
+
+
+def _is_term(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return not value.ndim and value.is_floating_point()
+    return isinstance(value, int | float)
 
 
 def _wrong_module(made: Any) -> str:

@@ -27,7 +27,7 @@ from ldm.errors import (
     NonFiniteError,
     as_known_error,
     bad_value,
-    of_foreign_code,
+    calling,
 )
 from ldm.study import build_model
 from ldm.util import instantiate_from_config, trainer_options
@@ -53,7 +53,7 @@ def rehearse(config: Mapping[str, Any]) -> None:
     if not (foreign := foreign_targets(config)):
         return
     try:
-        with quiet("pytorch_lightning", "ldm"), torch.random.fork_rng():
+        with quiet("pytorch_lightning", "ldm"), torch.random.fork_rng(), calling():
             model, device = _first_step(config)
             other = _other_size(model.to(device).eval(), device)
     except SystemExit as error:
@@ -65,7 +65,7 @@ def rehearse(config: Mapping[str, Any]) -> None:
         if known and not isinstance(known, DataError | NonFiniteError):
             raise
         said = known or f"{type(error).__name__}: {error}"
-        raise of_foreign_code(error) or ConfigError(
+        raise ConfigError(
             "CONFIG-TARGET", f"in a first step, on noise, of {', '.join(foreign)}: {said}"
         ) from error
     if other:

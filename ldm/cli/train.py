@@ -139,6 +139,7 @@ def describe(config: Mapping[str, Any], start: Path | None = None) -> int:
     from ldm.study import build_model
     from ldm.util import instantiate_from_config, trainer_options
 
+    rehearse(config)
     data = instantiate_from_config(config["data"], where="data")
     model = build_model(config)
     if start is not None:
@@ -146,7 +147,6 @@ def describe(config: Mapping[str, Any], start: Path | None = None) -> int:
     network, inputs = model.network, model.network_inputs()
     flops = count_flops(network, *inputs)
     memory = training_memory_estimate(network, *model.network_inputs(data.batch_size))
-    rehearse(config)
     print(OmegaConf.to_yaml(OmegaConf.create(dict(config))))
     backbone = getattr(network, "diffusion_model", network)
     print(f"backbone            {type(backbone).__name__}")

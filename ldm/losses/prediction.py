@@ -6,7 +6,6 @@ An entry of ``model.params.loss_config`` names a class whose objects are called 
 
 from __future__ import annotations
 
-import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,8 +13,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ldm.called import PAGE, module_from_config
-from ldm.errors import ConfigError, bad_value, calling
+from ldm.called import module_from_config, terms_from
+from ldm.errors import ConfigError, bad_value
 
 
 @dataclass(frozen=True)
@@ -142,26 +141,16 @@ def terms_of(losses: nn.ModuleDict, prediction: PredictedBatch, fit: Tensor) -> 
     """
     terms = {"fit": fit}
     for key, loss in losses.items():
-        with calling(loss):
-            made: Any = loss(prediction)
-        is_mapping = isinstance(made, Mapping) and all(isinstance(name, str) for name in made)
-        wrong = {n: t for n, t in made.items() if not _is_term(t)} if is_mapping else made
-        taken = [name for name in made if name in ("loss", *terms)] if is_mapping else []
-        if not is_mapping or wrong or taken:
-            seen = f"a term '{taken[0]}', which is taken" if taken else reprlib.repr(wrong)
+        where = f"model.params.loss_config.{key}"
+        made = terms_from(loss, where, key, prediction)
+        if taken := [name for name in made if name in ("loss", *terms)]:
             raise ConfigError(
                 "CONFIG-TARGET",
-                f"model.params.loss_config.{key}: {type(loss).__name__} returned {seen}: expected "
-                f"{{'{key}': a real number, as a tensor without axes}} ({PAGE})",
+                f"{where}: {type(loss).__name__} returned a term '{taken[0]}', which is taken: "
+                "give it another name",
             )
         terms |= made
     return terms
-
-
-def _is_term(value: Any) -> bool:
-    if isinstance(value, Tensor):
-        return not value.ndim and value.is_floating_point()
-    return isinstance(value, int | float)
 
 
 def portable_losses(loss_config: Mapping[str, Any], losses: nn.ModuleDict) -> dict[str, Any]:

@@ -121,16 +121,22 @@ class RunModule(pl.LightningModule):
 
         Raises:
             NonFiniteError: NONFINITE-LOSS, before any weight changes.
+            ConfigError: CONFIG-TARGET for a loss of which no weight can learn.
         """
         drawn = self.trainer.fit_loop.epoch_loop.total_batch_idx  # batch_idx restarts on resume
         rank, world = self.global_rank, self.trainer.world_size
         torch.manual_seed(stable_seed(self.seed, "step", rank, drawn))  # of the network's dropout
         items = len(batch["subject"])
         draws = Draws((self.seed, "train"), items, drawn * items * world, rank, world)
-        losses = self.batch_loss(batch, draws)
+        losses = {n: torch.as_tensor(v) for n, v in self.batch_loss(batch, draws).items()}
+        if not losses["loss"].requires_grad:
+            raise ConfigError(
+                "CONFIG-TARGET",
+                "the loss does not depend on a weight that is trained, so nothing is learned: look "
+                "for .detach(), .item() or torch.no_grad() in networks and losses",
+            )
         if not torch.isfinite(losses["loss"]):
-            values = {name: torch.as_tensor(value).item() for name, value in losses.items()}
-            told = ", ".join(f"{name} is {value:.3g}" for name, value in values.items())
+            told = ", ".join(f"{name} is {value.item():.3g}" for name, value in losses.items())
             how = "the checkpoint is from before; try a lower learning rate or precision=32"
             if not self.global_step:
                 how = "no weight has changed: look for a division by 0, a logarithm or a root"

@@ -9,7 +9,7 @@ import torch
 from monai.inferers.utils import sliding_window_inference
 from torch import Tensor, nn
 
-from ldm.called import module_from_config, require_tensor
+from ldm.called import module_from_config, require_tensor, terms_from
 from ldm.errors import ConfigError, DataError, calling
 from ldm.losses.segmentation import SegmentationLoss
 from ldm.models.base import Config, RunModule
@@ -182,13 +182,19 @@ class Segmentation(RunModule):
         """Return the regions (B, R, *S) bool of a batch."""
         return torch.cat(list(region_masks(batch["seg"], self.regions).values()), dim=1)
 
+    def _losses(self, logits: Tensor, target: Tensor) -> dict[str, Tensor]:
+        with calling(self.loss):
+            terms = terms_from(self.loss, "model.params.loss_config", "loss", logits, target)
+            terms["loss"]  # noqa: B018 - one that has none raises KeyError
+        return terms
+
     def batch_loss(self, batch: Mapping[str, Any], draws: Draws | None = None) -> dict[str, Tensor]:
         """Return the training loss of a batch by component; ``loss`` is what is minimised."""
         target = self.target(batch)
         finest, *coarser = self.logits(batch["condition"], batch["presence"])
-        losses = self.loss(finest, target)
+        losses = self._losses(finest, target)
         if coarser:
-            terms = [self.loss(each, target)["loss"] for each in coarser]
+            terms = [self._losses(each, target)["loss"] for each in coarser]
             weighted = [self.supervision * 0.5**level * term for level, term in enumerate(terms)]
             losses["loss_supervision"] = sum(weighted)
             losses["loss"] = losses["loss"] + losses["loss_supervision"]
@@ -198,7 +204,7 @@ class Segmentation(RunModule):
         """Log the loss; return the probabilities for pictures."""
         target = self.target(batch)
         logits = self.logits(batch["condition"], batch["presence"])[0]
-        loss = self.loss(logits, target)["loss"]
+        loss = self._losses(logits, target)["loss"]
         self.log("val/loss", loss, prog_bar=True, batch_size=len(target), sync_dist=True)
         probability = logits.float().sigmoid()
         predicted, axes = probability > self.threshold, (0, *range(2, target.ndim))
