@@ -196,7 +196,7 @@ class ContrastDataModule(pl.LightningDataModule):
         numbers = {name.lower(): "" for name in self.study.covariates}
         self.subjects = {made.id: Subject(made.id, {}, columns=numbers)}
         self.split = {"train": [made.id], "val": [made.id], "test": []}
-        self.train_slices = self._dataset([made], self.augmentation(), self.condition_dropout)
+        self.train_slices = self._dataset([made], self.augmentation(), self.drawing)
         self.val_dataset = self._dataset([made])
 
     def augmentation(self) -> Callable | None:

@@ -14,8 +14,8 @@ from ldm.config import Overrides, load_config
 from ldm.data.datamodule import ContrastDataModule
 from ldm.data.layouts import Choice, Subject
 from ldm.data.layouts.base import stored_files
+from ldm.data.likeness import likeness
 from ldm.data.manifest import Row, examine, read_manifest, said_of, state, write_manifest
-from ldm.data.prepare import likeness
 from ldm.data.seen import leaks, subject_digests
 from ldm.errors import DsdiffError, OutputError, survived
 from ldm.progress import Progress, in_threads, silent

@@ -14,8 +14,9 @@ from ldm.data.brain import uneven
 from ldm.data.contrasts import load_contrasts, scheme_of
 from ldm.data.fingerprint import fingerprint
 from ldm.data.layouts import Subject
+from ldm.data.likeness import likeness
 from ldm.data.nifti import REGISTER, Volume
-from ldm.data.prepare import PreparedSubject, fit_size, likeness, prepare_subject
+from ldm.data.prepare import PreparedSubject, fit_size, prepare_subject
 from ldm.data.registration import Alignment, Reference
 from ldm.data.volume_file import VolumeFile
 from ldm.diagnosis.findings import ERROR, NOTE, WARNING, Finding
