@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from ldm.errors import survived
 from ldm.model_file import read_model, save_model
 from ldm.models.diffusion.error_model import fit_error_model, residuals_of
 from ldm.models.prior import maps_of
+from ldm.progress import unheard
 from ldm.storage import ERROR_MODEL, MODEL_FILE
 
 log = logging.getLogger(__name__)
@@ -27,6 +28,7 @@ def calibrate(
     data: ContrastDataModule,
     device: torch.device,
     trust: Collection[str] = (),
+    say: Callable[[str], None] = unheard,
 ) -> None:
     """Write beside the weights of a run by how much more than its samples vary it errs.
 
@@ -38,9 +40,11 @@ def calibrate(
         data: set up, as for the training.
         device: of the model.
         trust: see :func:`ldm.checkpoint.load_model`.
+        say: told that it begins, for it takes minutes on a CPU.
     """
     if not (getattr(trained, "knows_mean", False) and trained.sampling.spread):
         return
+    say("Learning how far the truth lies from a mean of samples: minutes on a CPU")
     try:
         model = load_model(run, trust).model.to(device)
         find = partial(maps_of, model.prior) if model.prior else None

@@ -38,6 +38,7 @@ from ldm.data.datamodule import ContrastDataModule
 from ldm.data.layouts.base import stored_files
 from ldm.data.seen import (
     SUBJECTS_FILE,
+    UNSEEN,
     Digests,
     origins,
     refuse_split,
@@ -59,7 +60,7 @@ from ldm.util import instantiate_from_config, params_of, trusting, user_path
 log = logging.getLogger(__name__)
 
 RUNS = Path("runs")
-HELD_OUT = 3  # patients that the next command names
+HELD_OUT = 3  # patients of the validation that the next command names
 TENSORBOARD = "ldm.callbacks.trackers.TensorBoard"
 RUN_FILES = (
     CONFIG_FILE,
@@ -225,7 +226,7 @@ def run_training(
         if is_main:
             write_training_cost(folder, trainer, data, meter, is_resumed, not stop.received)
             if not stop.received:
-                calibrate(folder, model, data, device, foreign_targets(config))
+                calibrate(folder, model, data, device, foreign_targets(config), say or unheard)
     commands = _commands(model, data, folder, foreign_targets(config))
     return TrainedRun(
         folder, trainer.global_step, stop.received, *commands, begun_at, _longer(trainer)
@@ -287,9 +288,8 @@ def _next_command(model: Any, data: ContrastDataModule, folder: Path) -> str:
         return command
     if data.study.varies:  # and these patients lack none
         command += f" --target {data.study.enhanced or data.study.conditions[0]}"
-    held_out = data.split["test"] or data.split["val"]
-    few = shlex.join(held_out[:HELD_OUT])
-    return f"{command} --subjects {few}" if held_out else command
+    few = [UNSEEN] if data.split["test"] else data.split["val"][:HELD_OUT]
+    return f"{command} --subjects {shlex.join(few)}" if few else command
 
 
 def _data(

@@ -262,6 +262,16 @@ def test_ticks_are_plain_numbers_with_equally_many_decimals(seconds, quality):
             assert len({len(text.partition(".")[2]) for text in shown}) == 1
 
 
+def test_an_axis_of_quality_does_not_blow_up_what_means_nothing():
+    spans = []
+    for best in (20.001, 24.0):
+        points = [("a", 1.0, 20.0), ("b", 2.0, best)]
+        low, high = scatter_figure(points, "s", "dB", least=0.5).canvas.axes[0].get_ylim()
+        assert low < 20.0 and best < high
+        spans.append(high - low)
+    assert spans[0] == pytest.approx(0.5) and spans[1] > 4
+
+
 def test_of_a_second_quality_the_line_leads_to_its_best_value_from_either_side():
     points = [("none", 0.0, 21.0), ("mean", 0.5, 22.4), ("beaten", 0.4, 22.0)]
     points += [("strong", 0.9, 22.0), ("too strong", 1.3, 22.1), ("far too strong", 1.6, 22.2)]

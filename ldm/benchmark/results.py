@@ -14,7 +14,7 @@ from ldm.benchmark.plan import SEPARATOR
 from ldm.cost.network import peak_memory_label
 from ldm.environment import environment
 from ldm.errors import PartialError
-from ldm.evaluation.measures import MEASURES
+from ldm.evaluation.measures import LEAST_SPANS, MEASURES
 from ldm.evaluation.scores import FORMAT, Evaluation, Score, SummaryRow
 from ldm.plots.axes import row_styles
 from ldm.plots.figures import loss_figure, scatter_figure
@@ -356,7 +356,8 @@ class BenchmarkResult:
                 if cost is not None and row in self.result.rows
             ]
             if points:
-                image = scatter_figure(points, xlabel, "PSNR in the brain, dB", styles=styles)
+                told = (points, xlabel, "PSNR in the brain, dB")
+                image = scatter_figure(*told, styles=styles, least=LEAST_SPANS["psnr"])
                 caption = "Higher and further left is better."
                 if (copied := self.result.copied) in self.result.rows:
                     psnr = self.result.mean(copied, "brain", "psnr")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.environment import environment
-from ldm.evaluation.measures import MEASURES
+from ldm.evaluation.measures import LEAST_SPANS, MEASURES
 from ldm.evaluation.scores import FORMAT, Evaluation, SummaryRow
 from ldm.plots.figures import lines_figure
 from ldm.report.page import Figure, Report, Section, shareable, write_report
@@ -165,6 +165,7 @@ class Sweep:
     def plot(self, kind: str) -> bytes:
         """Return quality against network calls as ``svg`` or ``png``, one line a sampler."""
         done = self.done
+        measured = [p for p in PANELS if any(p in cell.quality.found for cell in done)]
         panels = {
             f"{MEASURES[measure].title.replace(' dB', ', dB')} ({region})": {
                 name: [
@@ -172,10 +173,10 @@ class Sweep:
                 ]
                 for name in dict.fromkeys(cell.sampler for cell in done)
             }
-            for region, measure in PANELS
-            if any((region, measure) in cell.quality.found for cell in done)
+            for region, measure in measured
         }
-        return lines_figure(panels, "network calls a slice", kind)
+        least = [LEAST_SPANS[measure] for _, measure in measured]
+        return lines_figure(panels, "network calls a slice", kind, least)
 
     def report(self) -> Report:
         """Return the page."""

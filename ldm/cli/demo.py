@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
 
     from ldm.benchmark.run import Benchmark
     from ldm.cli.benchmark import SHOWN, run_all
-    from ldm.cli.terminal import training_command
+    from ldm.cli.terminal import HOLD_OUT, training_command
     from ldm.errors import bad_value
     from ldm.folders import atomic_folder
     from ldm.phantom import write_phantoms
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     code = run_all(Benchmark(*told, command=f"dsdiff demo --output {args.output}", **SHOWN))
     if code == 0:
         print("\nThe same on your own patients (a folder, of which a fifth is kept to test on):")
-        print(f"  {training_command('FOLDER', ['data.params.test=0.2'])}")
+        print(f"  {training_command('FOLDER', [HOLD_OUT])}")
         print("  dsdiff sample runs/mine --input FOLDER --subjects unseen --output predictions")
         print("  dsdiff evaluate --prediction predictions --reference FOLDER")
     return code

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ldm.cli.arguments import add_config_argument, add_layout_argument, configured_data
 from ldm.cli.help import with_examples
 from ldm.cli.main import DEBUG
-from ldm.cli.terminal import print_next, show_progress, training_command
+from ldm.cli.terminal import HOLD_OUT, print_next, show_progress, training_command
 
 if TYPE_CHECKING:
     from ldm.diagnosis.data import DataDiagnosis
@@ -77,7 +77,8 @@ def diagnose_folder(args: argparse.Namespace) -> int:
 
     data = configured_data(args, args.folder)
     diagnosis = diagnose(data)
-    show_data(diagnosis)
+    written = "see diagnosis.json" if args.output else "--output FOLDER writes all of them"
+    show_data(diagnosis, written)
     if args.output:
         inputs = [args.folder, *stored_files(diagnosis.files.values())]
         with claim(args.output, "diagnose", inputs=inputs):
@@ -91,7 +92,8 @@ def diagnose_folder(args: argparse.Namespace) -> int:
         is_free = data.study.dims == 2 and not is_given
         smaller = smaller_size(data.image_size, planes) if is_free else []
         size = [size_override(smaller)] if smaller else []
-        print_next(training_command(args.folder, [*args.config, *layout, *size]))
+        kept = [] if data.is_split else [HOLD_OUT]
+        print_next(training_command(args.folder, [*args.config, *layout, *kept, *size]))
     return DATA_FAILS if diagnosis.breaks_training else 0
 
 
@@ -113,8 +115,12 @@ def diagnose_training(args: argparse.Namespace) -> int:
     return 0
 
 
-def show_data(diagnosis: DataDiagnosis) -> None:
-    """Print a row a subject, those with findings first, then the findings."""
+def show_data(diagnosis: DataDiagnosis, where: str) -> None:
+    """Print a row a subject, those with findings first, then the findings.
+
+    Args:
+        where: all of them are, if they are too many for the terminal.
+    """
     from rich.console import Console
     from rich.markup import escape
 
@@ -124,7 +130,7 @@ def show_data(diagnosis: DataDiagnosis) -> None:
     console.print(_subject_table(diagnosis))
     count = len(diagnosis.subjects)
     if count > MOST_ROWS:
-        console.print(f"... and {count - MOST_ROWS} more subjects: see diagnosis.json", style="dim")
+        console.print(f"... and {count - MOST_ROWS} more subjects: {where}", style="dim")
     findings = together(diagnosis.findings)
     for finding, subjects in findings[:MOST_FINDINGS]:
         label = f"[{STYLES[finding.severity]}]{finding.severity:8}[/]"
@@ -132,7 +138,7 @@ def show_data(diagnosis: DataDiagnosis) -> None:
         whom = f"{escape(', '.join(subjects[:MOST_NAMED]))}{more}: " if subjects else ""
         console.print(f"{label} {whom}{escape(finding.message)}")
     if (hidden := len(findings) - MOST_FINDINGS) > 0:
-        console.print(f"... and {hidden} more: see diagnosis.json", style="dim")
+        console.print(f"... and {hidden} more: {where}", style="dim")
     verdict = "something breaks a training" if diagnosis.breaks_training else "fit to train on"
     console.print(f"{count} subjects ({diagnosis.layout.name}): {verdict}", style="bold")
 

@@ -12,12 +12,19 @@ from typing import Any
 from ldm.cli.arguments import add_config_argument, add_layout_argument, split_words
 from ldm.cli.main import report_error
 from ldm.cli.registering import add_register_arguments, refuse_leftovers, register, unregister
-from ldm.cli.terminal import print_found, print_next, reporter, show_progress, training_command
+from ldm.cli.terminal import (
+    HOLD_OUT,
+    print_found,
+    print_next,
+    reporter,
+    show_progress,
+    training_command,
+)
 from ldm.errors import ConfigError, DataError, PartialError
 
 Row = dict[str, str]  # of a manifest
 EXAMPLES = (
-    "dsdiff prepare PATIENTS --output prepared",
+    "dsdiff prepare PATIENTS --config data.params.test=0.2 --output prepared",
     "dsdiff prepare PATIENTS --register --output registered",
     "dsdiff prepare --verify prepared/manifest.csv",
 )
@@ -71,6 +78,8 @@ def run(args: argparse.Namespace) -> int:
         for table in tables(done.rows):
             Console().print(table)
         print(f"prepared={len(done.rows)} (new={done.new}) failed={failed}: {done.manifest}")
+        if not any(row["split"] == "test" for row in done.rows):
+            print(f"Nobody is kept out to test on; with --config {HOLD_OUT} a fifth is")
         print_next(training_command(done.manifest))
     if failed and done.rows:
         raise PartialError("PARTIAL", f"{failed} of {failed + len(done.rows)} subjects failed")

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from ldm.progress import Item
 
 
+HOLD_OUT = "data.params.test=0.2"  # a fifth of the patients, which no training sees
+
+
 def show_progress(items: Iterable[Item], title: str, total: int | None = None) -> Iterator[Item]:
     """Wrap what is worked through in a progress bar, see :class:`ldm.progress.Progress`.
 

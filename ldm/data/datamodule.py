@@ -117,6 +117,7 @@ class ContrastDataModule(pl.LightningDataModule):
         self.cache = Path(cache) if cache else None
         self.layout_choice = layout
         self.split: dict[str, list[str]] = {}
+        self.is_split = False  # the table, the folds or the configuration say who is tested
         self.subjects: dict[str, Subject] = {}
         self.progress: Progress = silent  # wraps subjects that are decoded
         self._loaders: list[DataLoader] = []
@@ -140,6 +141,15 @@ class ContrastDataModule(pl.LightningDataModule):
         told = {part: [s.id for s in subjects.values() if s.split == part] for part in self.parts}
         listed = any(isinstance(part, Sequence) for part in self.parts.values())
         use_told = any(told.values()) and not listed and self.fold is None
+        test = self.parts["test"]
+        self.is_split = any(told.values()) or self.fold is not None or test is not None
+        if use_told and test is not None:
+            log.warning(
+                "%s says who is tested (%d): data.params.test=%s is not used",
+                self.root,
+                len(told["test"]),
+                test,
+            )
         parts = told if use_told else self.parts
         self.split = split_subjects(
             list(subjects),

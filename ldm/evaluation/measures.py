@@ -60,6 +60,7 @@ class Measure(NamedTuple):
 
 
 WHOLE = ("full", "brain")
+LEAST_SPANS = {"psnr": 0.5, "ms_ssim": 0.01, "recovery": 0.1}  # of an axis in a figure
 INSIDE = ("brain", "tumour", "enhancing", "ring", "healthy", "rest")
 
 MEASURES = {

@@ -6,7 +6,7 @@ and points differ in their marker, too.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
@@ -50,6 +50,14 @@ def style_axes(ax: Axes, xlabel: str, ylabel: str) -> None:
     ax.set_axisbelow(True)
 
 
+def span_at_least(ax: Axes, which: Literal["x", "y"], least: float) -> None:
+    """Widen an axis, whose values are drawn, about their middle: noise shall not fill a figure."""
+    low, high = ax.get_xlim() if which == "x" else ax.get_ylim()
+    if high - low < least:
+        middle = (low + high) / 2
+        (ax.set_xlim if which == "x" else ax.set_ylim)(middle - least / 2, middle + least / 2)
+
+
 def logarithmic(ax: Axes, which: Literal["x", "y"]) -> None:
     """Make an axis, whose values are drawn, logarithmic, its ticks plain numbers: 0.2, 0.5, 1."""
     from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
@@ -65,3 +73,12 @@ def logarithmic(ax: Axes, which: Literal["x", "y"]) -> None:
     else:
         axis.set_major_locator(LogLocator(subs=(1, 2, 5) if ratio < 1e3 else (1,)))
         axis.set_major_formatter("{x:g}")
+
+
+def far_apart(values: Sequence[float]) -> list[float]:
+    """Those of rising values that can be written on a logarithmic axis without touching."""
+    kept: list[float] = []
+    for value in values:
+        if not kept or value >= 1.35 * kept[-1]:
+            kept.append(value)
+    return kept

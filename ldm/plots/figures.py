@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ldm.plots.axes import INK, Style, logarithmic, row_styles, style_axes
+from ldm.plots.axes import INK, Style, far_apart, logarithmic, row_styles, span_at_least, style_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -237,6 +237,7 @@ def scatter_figure(
     ylabel: str,
     ideal: float | None = None,
     styles: Mapping[str, Style] | None = None,
+    least: float = 0.0,
 ) -> bytes:
     """Quality against cost, a point a backbone, named beside it and in the legend, as SVG.
 
@@ -248,6 +249,7 @@ def scatter_figure(
         ylabel: the quality.
         ideal: of a second quality in place of a cost, its best value: a dotted line.
         styles: label -> how it is drawn; None: by their order.
+        least: what the axis of the quality spans at least; far smaller differences mean nothing.
     """
     canvas, ax = _chart(xlabel, ylabel)
     styles = styles or row_styles(label for label, *_ in points)
@@ -269,6 +271,7 @@ def scatter_figure(
     if ideal is None and costs and min(costs) > 0 and max(costs) / min(costs) >= 20:
         logarithmic(ax, "x")
     ax.margins(0.12)
+    span_at_least(ax, "y", least)
     _legend(ax, loc="center left", bbox_to_anchor=(1.01, 0.5))
     _name_points(canvas, ax, shown)
     return figure_bytes(canvas, "svg")
@@ -355,7 +358,10 @@ def reliability_figure(
 
 
 def lines_figure(
-    panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], xlabel: str, kind: str
+    panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]],
+    xlabel: str,
+    kind: str,
+    least: Sequence[float] = (),
 ) -> bytes:
     """Charts side by side, two a row, that share a logarithmic cost axis and one legend.
 
@@ -364,6 +370,7 @@ def lines_figure(
             finite are left out.
         xlabel: the cost.
         kind: ``svg`` or ``png``.
+        least: what the quality axis of each panel spans at least.
     """
     from matplotlib.figure import Figure as Canvas
 
@@ -382,9 +389,11 @@ def lines_figure(
             xs, ys = zip(*shown, strict=True) if shown else ((), ())
             ax.plot(xs, ys, marker + dashes, color=colour, markersize=5, alpha=0.85, label=name)
         ax.set_xscale("log", base=2)
-        ax.set_xticks(_far_apart(sorted(costs)), minor=False)
+        ax.set_xticks(far_apart(sorted(costs)), minor=False)
         ax.xaxis.set_major_formatter("{x:g}")
         ax.minorticks_off()
+    for ax, span in zip(grid.flat, least, strict=False):
+        span_at_least(ax, "y", span)
     for ax in grid.flat[len(panels) :]:
         ax.set_visible(False)
     handles, labels = grid.flat[0].get_legend_handles_labels()
@@ -394,15 +403,6 @@ def lines_figure(
     for text in legend.get_texts():
         text.set_parse_math(False)
     return figure_bytes(canvas, kind)
-
-
-def _far_apart(values: Sequence[float]) -> list[float]:
-    """Those of rising values that can be written on a logarithmic axis without touching."""
-    kept: list[float] = []
-    for value in values:
-        if not kept or value >= 1.35 * kept[-1]:
-            kept.append(value)
-    return kept
 
 
 def _legend(ax: Axes, **place: Any) -> None:

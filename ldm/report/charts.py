@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ldm.evaluation.measures import LEAST_SPANS
 from ldm.evaluation.scores import Evaluation
 from ldm.plots.axes import row_styles
 from ldm.plots.figures import reliability_figure, scatter_figure
@@ -31,6 +32,7 @@ def enhancement_figure(result: Evaluation) -> list[Figure]:
         "recovery of enhancement (median)",
         "PSNR in the brain, dB (mean)",
         ideal=1,
+        least=LEAST_SPANS["psnr"],
         styles=row_styles(result.rows),
     )
     caption = (

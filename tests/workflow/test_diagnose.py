@@ -177,6 +177,17 @@ def test_the_next_command_trains_on_no_larger_slices_than_the_brains_need(five, 
         assert sizes == [f"data.params.image_size={size}"]
 
 
+def test_the_next_command_keeps_patients_out_unless_the_user_said_who(five, capsys):
+    for given, kept in (
+        ([], ["data.params.test=0.2"]),
+        (["--config", "data.params.test=0.4"], ["data.params.test=0.4"]),
+        (["--config", "data.params.fold=0"], []),
+    ):
+        assert main(["diagnose", "data", str(five), *given]) == 0
+        command = shlex.split(capsys.readouterr().out.partition("next: ")[2])
+        assert [word for word in command if word.startswith("data.params.test=")] == kept
+
+
 def test_no_slice_with_enough_brain_is_what_a_training_would_say(folder):
     told = diagnose_data(folder, {"min_brain": 1.0})
     assert told.breaks_training

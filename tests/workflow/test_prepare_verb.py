@@ -81,6 +81,20 @@ def test_training_on_the_manifest_is_training_on_the_folder(tmp_path, patients, 
         assert manifest.train_slices[3][name].equal(folder.train_slices[3][name])
 
 
+def test_a_table_decides_who_is_tested_and_says_so(tmp_path, patients, caplog, capsys):
+    assert prepare(patients, tmp_path, *SPLIT) == 0
+    assert "Nobody is kept out to test on" in capsys.readouterr().out
+    module = ContrastDataModule(str(tmp_path / "manifest.csv"), test=0.4)
+    module.find_subjects()
+    assert module.split["test"] == [] and "data.params.test=0.4 is not used" in caplog.text
+    kept = tmp_path / "kept"
+    assert prepare(patients, kept, "data.params.test=0.4", "data.params.val=0.3") == 0
+    assert "Nobody is kept out" not in capsys.readouterr().out
+    module = ContrastDataModule(str(kept / "manifest.csv"))
+    module.find_subjects()
+    assert len(module.split["test"]) == 1
+
+
 def test_a_second_run_reads_only_what_changed(tmp_path, patients, monkeypatch, capsys):
     assert prepare(patients, tmp_path, *SPLIT) == 0
     first = (tmp_path / "manifest.csv").read_bytes()

@@ -356,10 +356,13 @@ def test_a_number_of_processes_below_one_is_refused(tmp_path, patients, run_fold
     assert main(["sample", str(run_folder), *where, "--devices", devices]) == 2
 
 
-def test_unseen_are_the_patients_that_the_run_kept_out(tmp_path, train, patients):
+def test_unseen_are_the_patients_that_the_run_kept_out(tmp_path, train, patients, capsys):
     run, output = tmp_path / "run", tmp_path / "out"
     parts = ["train=null", "val=[Phantom_0003]", "test=0.2"]
     assert train(run, "lightning.trainer.max_steps=1", *(f"data.params.{p}" for p in parts)) == 0
+    printed = capsys.readouterr()
+    assert printed.out.rstrip().endswith("--subjects unseen")  # the next command
+    assert "Learning how far the truth lies from a mean of samples" in printed.err
     told = ["--input", str(patients), "--output", str(output), "--subjects", "unseen"]
     assert main(["sample", str(run), *told, "--steps", "1"]) == 0
     written = {path.name for path in output.glob("*.nii.gz")}
