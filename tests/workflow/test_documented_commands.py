@@ -26,7 +26,6 @@ NOT_HERE = {  # what a command needs that no test machine has -> where its kind 
     "my_layout": "workflow/test_own_layout.py",
     "dsdiff import CHECKPOINT": "workflow/test_import.py",
     "dsdiff benchmark plan.yaml": "workflow/test_benchmark.py",
-    "dsdiff benchmark latent.yaml": "workflow/test_latent.py",
     "dsdiff demo": "workflow/test_demo.py",
 }
 RECIPES = "docs/recipes.md"
