@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -29,6 +29,7 @@ from ldm.errors import (
     bad_value,
     calling,
 )
+from ldm.progress import unheard
 from ldm.study import build_model
 from ldm.util import instantiate_from_config, trainer_options
 
@@ -38,13 +39,14 @@ STEPS = 2  # of sampling, in the step of validation
 KEPT = ("accelerator", "gradient_clip_val", "gradient_clip_algorithm", "detect_anomaly")
 
 
-def rehearse(config: Mapping[str, Any]) -> None:
+def rehearse(config: Mapping[str, Any], say: Callable[[str], None] = unheard) -> None:
     """Train for a step, and validate, on noise in the size of the images; nothing is written.
 
     That is for classes of one's own: a configuration that names none is taken to be right.
 
     Args:
         config: resolved and checked.
+        say: told what is tried, which may take a minute on a CPU.
 
     Raises:
         ConfigError: CONFIG-TARGET for a class that fails, or gives what it should not.
@@ -52,6 +54,7 @@ def rehearse(config: Mapping[str, Any]) -> None:
     """
     if not (foreign := foreign_targets(config)):
         return
+    say(f"First a step on noise, to try {', '.join(foreign)}")
     try:
         with quiet("pytorch_lightning", "ldm"), torch.random.fork_rng(), calling():
             model, device = _first_step(config)

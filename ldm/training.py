@@ -200,7 +200,7 @@ def run_training(
     begun_at = step_of(checkpoint) if checkpoint else 0  # which is replaced as it goes
     if not is_resumed and is_main:
         _refuse_begun(folder)
-        rehearse(config)
+        rehearse(config, say or unheard)
     data = _data(config, progress if is_main else silent, say if is_main else None)
     known = _known_patients(data) if is_main else {}
     built_from = [*origins(config["model"]), *([run_folder(start)] if start else [])]

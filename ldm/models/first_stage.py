@@ -59,8 +59,7 @@ class FirstStageTraining(RunModule):
         self.loss: AutoencoderLoss = module_from_config(
             lossconfig or {"target": "ldm.losses.autoencoder.AutoencoderLoss"},
             where="model.params.lossconfig",
-            called="images, reconstruction, posterior, step",
-            needs=("fidelity", "perceptual_name"),
+            called=None,
         )
         self.images, self.image_size = len(conditions) + 1, image_sides(image_size)
         self.scale_slices = scale_slices
