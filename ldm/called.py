@@ -74,7 +74,8 @@ def require_tensor(call: Callable, made: Any, shape: Sequence[int | None], given
     seen = str(tuple(made.shape)) if isinstance(made, Tensor) else type(made).__name__
     seen = f"complex numbers {seen}" if isinstance(made, Tensor) and made.is_complex() else seen
     is_double = is_real and sizes[1:2] == (2 * shape[1],)
-    how = "where it has learn_sigma, set it to false" if is_double else "return that alone"
+    how = "give it this shape" if is_real else "return that alone"
+    how = "where it has learn_sigma, set it to false" if is_double else how
     of = f" for {tuple(given.shape)}" if isinstance(given, Tensor) else ""
     expected = ", ".join("*" if size is None else str(size) for size in shape)
     raise ConfigError(
