@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,12 +108,24 @@ def diagnose_training(args: argparse.Namespace) -> int:
     told = (not args.no_data, args.root, show_progress, args.layout)
     diagnosis = diagnose_run(args.folder, *told)
     show_run(diagnosis)
+    if tried := next((c.override for c in diagnosis.likely if c.override), None):
+        print_next(cure_command(args.folder, tried))
     if args.output:
         with claim(args.output, "diagnose", inputs=[args.folder]):
             write_json(args.output / "diagnosis.json", diagnosis.to_dict())
             write_file(args.output / "diagnosis.png", run_picture(diagnosis))
         print(f"Written: {args.output}/diagnosis.json, diagnosis.png")
     return 0
+
+
+def cure_command(run: Path, override: str) -> str:
+    """Return what tries a cure: a run goes on longer; anything else is a new one."""
+    from ldm.storage import CONFIG_FILE
+
+    if override.startswith("lightning.trainer.max_steps="):
+        return shlex.join(["dsdiff", "train", "--resume", str(run), *override.split()])
+    words = [str(run / CONFIG_FILE), "data.params.root=PATIENTS", *override.split()]
+    return shlex.join(["dsdiff", "train", *words, "--output", f"{run}-cured"])
 
 
 def show_data(diagnosis: DataDiagnosis, where: str) -> None:

@@ -303,7 +303,7 @@ def paper_table(result: Evaluation, columns: Sequence[str] = ()) -> Table:
     fewer = [f"{row}: {n}" for row, n in counts.items() if n < len(result.subjects)]
     told = f" ({', '.join(fewer)})" if fewer else ""
     note = (
-        f"{result.target} of {len(result.subjects)} patients{told}, in the {main} where no other "
+        f"{len(result.subjects)} patients{told}, in the {main} where no other "
         "region is named: mean ± standard deviation over patients."
     )
     if any(MEASURES[m].typical == "median" for _, m in keys):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from ldm.cli.diagnose import cure_command
 from ldm.cli.main import main
 from ldm.config import load_config, read_saved_config
 from ldm.diagnosis.data import diagnose_data
@@ -414,6 +415,15 @@ def test_a_diffusion_run_is_diagnosed_with_its_loss_by_timestep(run_folder, tmp_
     assert written["data"]["split"]["val"] == ["Phantom_0003"]
     printed = capsys.readouterr().out
     assert "loss by timestep" in printed and "lightning.trainer.max_steps=40" in printed
+    resumed = f"next: dsdiff train --resume {run_folder} lightning.trainer.max_steps=40"
+    assert printed.rstrip().partition("Written")[0].rstrip().endswith(resumed)
+
+
+def test_another_cure_is_tried_by_a_new_run_beside_this_one(run_folder, patients, tmp_path):
+    rate = "model.params.optimizer_config.params.lr=0.0005"
+    words = shlex.split(cure_command(run_folder, rate).replace("PATIENTS", str(patients)))[1:]
+    assert rate in words and words[-1] == f"{run_folder}-cured"
+    assert main([*words[:-1], str(tmp_path / "cured"), "--dry-run"]) == 0
 
 
 def test_no_data_and_data_that_moved(run_folder, tmp_path, capsys):
