@@ -213,14 +213,15 @@ def run(args: argparse.Namespace) -> int:
         own_writer.write_cost()
         if own_writer.timings and synthesiser.first_call:
             print(synthesiser.first_call)
-    code = report_written(done, args.output)
+    if code := report_written(done, args.output):
+        return code  # all failed
     is_read = args.form in ("nifti", "bids")  # by dsdiff evaluate
     if is_read and any(study.target in subject.files for subject in subjects):
         words = ["--prediction", str(args.output), "--reference", str(args.input)]
         words += ["--layout", args.layout] if args.layout else []
         words += trusting(foreign_targets(study.data.get("normaliser_config") or {}))
         print_next(shlex.join(["dsdiff", "evaluate", *words, "--output", "evaluation"]))
-    return code
+    return 0
 
 
 def load_synthesiser(args: argparse.Namespace) -> Synthesiser:

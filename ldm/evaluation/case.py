@@ -27,7 +27,7 @@ from ldm.data.layouts import Layout, Subject
 from ldm.data.nifti import Geometry, read_volume
 from ldm.data.normalise import IntensityScale, Normaliser, RobustNormaliser, spread_through
 from ldm.data.prepare import load_subject
-from ldm.errors import ConfigError, DataError
+from ldm.errors import ConfigError, DataError, calling
 from ldm.evaluation.images import Sliced, stacked
 from ldm.evaluation.metrics.enhancement import enhancement
 from ldm.evaluation.regions import REGIONS, Labelled
@@ -144,7 +144,8 @@ class Case:
         """
         told = (self.reference, self.brain, self.study.target, self.id)
         key = ("scale", repr(normaliser.to_dict()))
-        return self.once(key, lambda: normaliser.fit(*told))
+        with calling(normaliser):
+            return self.once(key, lambda: normaliser.fit(*told))
 
     @property
     def can_enhance(self) -> bool:

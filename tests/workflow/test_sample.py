@@ -343,6 +343,8 @@ def test_processes_that_share_subjects_write_the_volumes_of_one(
     assert {s["subject"] for s in subjects} == {"Phantom_0001", "Phantom_0003"}
     assert sample("two", "--devices", "2") == 9
     assert "written=0 failed=1 skipped=2" in capsys.readouterr().out
+    assert sample("none", "--subjects", "Phantom_0002") == 3
+    assert "next:" not in capsys.readouterr().out  # there is nothing to evaluate
     assert sample("two", "--subjects", "Phantom_0001") == 0
     assert "Phantom_0002" in (tmp_path / "two/failures.csv").read_text()  # still lacks there
     shutil.copy(patients / damaged.relative_to(folder), damaged)
