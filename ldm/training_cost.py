@@ -12,7 +12,7 @@ from ldm.callbacks.progress import images_a_step
 from ldm.cost.energy import EnergyMeter
 from ldm.cost.network import peak_memory
 from ldm.data.datamodule import ContrastDataModule
-from ldm.storage import COST_FILE, write_json
+from ldm.storage import COST_FILE, read_json, write_json
 
 
 def write_training_cost(
@@ -25,11 +25,16 @@ def write_training_cost(
 ) -> None:
     """Write ``cost.json`` of a run: seconds, energy, memory, and the patients it was of.
 
+    That of a finished run stays as long as no step is added.
+
     Args:
         meter: begun with the training.
         is_resumed: what the processes before used is not known then.
         finished: no signal has ended it.
     """
+    told = read_json(folder / COST_FILE, torn=True)
+    if told.get("finished") and told.get("steps") == trainer.global_step:
+        return  # resumed at its end: what it took then is known
     device = trainer.strategy.root_device
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it
     timer = next(c for c in callbacks if isinstance(c, Timer))

@@ -36,14 +36,16 @@ def typed(call: Call) -> Call:
     @functools.wraps(call)
     def checked(*args: Any, **options: Any) -> Any:
         try:
-            given = signature.bind_partial(*args, **options).arguments
+            bound = signature.bind_partial(*args, **options)
         except TypeError:  # of a name that it has not: Python itself says so
             return call(*args, **options)
         hints = annotations(signature.parameters.values(), call.__globals__)
-        for name, value in given.items():
+        for name, value in bound.arguments.items():
             if name in hints and not fits(hints[name], value):
                 raise wrong_type(name, value, hints[name], signature.parameters[name])
-        return call(*args, **options)
+            if name in hints and is_one_of_several(hints[name], value):
+                bound.arguments[name] = [value]
+        return call(*bound.args, **bound.kwargs)
 
     return cast(Call, checked)
 
@@ -70,7 +72,7 @@ def fits(hint: Any, value: Any) -> bool:
     One text stands for a list of texts; numbers of numpy are numbers.
     """
     origin, inner = typing.get_origin(hint) or hint, typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
+    if is_union(hint):
         return any(fits(alternative, value) for alternative in inner)
     if origin in (Any, object) or not isinstance(origin, type):
         return True
@@ -82,10 +84,23 @@ def fits(hint: Any, value: Any) -> bool:
     if issubclass(origin, Path):
         return isinstance(value, os.PathLike)
     if origin in SEVERAL:
+        value = [value] if isinstance(value, str) else value
         several = isinstance(value, list | tuple) and inner
         whole = isinstance(value, Iterable) and not isinstance(value, bytes)
         return all(fits(inner[0], element) for element in value) if several else whole
     return isinstance(value, origin)
+
+
+def is_one_of_several(hint: Any, value: Any) -> bool:
+    """Return whether a text stands for a list of texts, which its letters are not."""
+    alternatives = typing.get_args(hint) if is_union(hint) else (hint,)
+    takes_several = any(typing.get_origin(one) in SEVERAL for one in alternatives)
+    return isinstance(value, str) and str not in alternatives and takes_several
+
+
+def is_union(hint: Any) -> bool:
+    """Return whether an annotation has alternatives."""
+    return typing.get_origin(hint) in (typing.Union, types.UnionType)
 
 
 def wrong_type(name: str, value: Any, hint: Any, parameter: inspect.Parameter) -> Exception:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from ldm.callbacks.enhancement import ValidationRecovery
-from ldm.cli.evaluate import terminal_table
+from ldm.cli.evaluate import terminal_tables
 from ldm.errors import DataError
 from ldm.evaluation.case import Case, Prediction
 from ldm.evaluation.metrics.enhancement import auc, enhancement, recovery, rim_to_core, robust_z
@@ -185,7 +185,8 @@ def test_the_table_has_a_line_a_row_and_names_what_enhances_nothing():
     assert [format_cell(row[-1]) for row in first.rows] == ["3/3"] * 3
     assert first.note.endswith("Of 2/3 patients.")
     console = Console(width=80)
-    lines = console.render_lines(terminal_table(first))
+    (drawn,) = terminal_tables(console, first)  # in one part
+    lines = console.render_lines(drawn)
     assert "3/3" in "".join(segment.text for line in lines for segment in line)  # the last column
 
 

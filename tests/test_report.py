@@ -16,15 +16,17 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from ldm.claims import LOCK, claim
+from ldm.cli.evaluate import print_table
 from ldm.errors import OutputError
 from ldm.evaluation.protocol import DEFAULT, PROTOCOLS
 from ldm.evaluation.scores import Evaluation
 from ldm.evaluation.statistics import Comparison
 from ldm.plots.figures import loss_figure, scatter_figure, strip_figure
 from ldm.report.page import Figure, Report, Section, render, write_all, write_report
-from ldm.report.score_tables import cannot_decide, paper_table
+from ldm.report.score_tables import bracket, cannot_decide, number, paper_table, signed
 from ldm.report.tables import (
     Number,
     Table,
@@ -459,3 +461,25 @@ def test_a_protocol_of_a_challenge_has_a_table_of_its_own_measures():
     result.add("a", "1", {"tumour": {"brasyn_ssim": 0.5}, "rest": {"brasyn_ssim": 0.75}})
     table = paper_table(result)
     assert [format_cell(cell)[:6] for cell in table.rows[0]] == ["a", "0.5000", "0.7500"]
+
+
+def test_what_is_written_as_zero_has_no_minus():
+    assert (number(-0.004, 2), number(-0.006, 2)) == ("0.00", "-0.01")
+    assert (signed(-0.0004, 2), signed(-0.5, 2)) == ((-0.0004, "+0.00"), (-0.5, "-0.50"))
+    assert bracket(-1e-9, 1e-9, 2) == "[0.00, 0.00]"
+    assert signed(nan) is None
+
+
+@pytest.mark.parametrize("width", [30, 50, 80, 200])
+def test_no_column_of_a_table_is_cut_off_by_a_terminal(width):
+    """What is wider than the terminal comes in parts, each with the names of the rows."""
+    titles = [f"M{n}" for n in range(9)]
+    rows = [[name, *(Number(n, f"{n}.25 ± 0.{n}") for n in range(9))] for name in ("one", "two")]
+    console = Console(width=width, file=io.StringIO())
+    print_table(console, Table("Brain", ["", *titles], rows))
+    lines = console.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    words = [word for line in lines for word in line.split()]
+    assert [word for word in words if word in titles] == titles
+    assert words.count("one") == sum("M" in line for line in lines) and words.count("Brain") == 1
+    assert all(words.count(f"{n}.25") == words.count(f"±0.{n}") == 2 for n in range(9))

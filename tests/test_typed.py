@@ -4,6 +4,7 @@ import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,9 @@ import pytest
 
 import ldm
 from ldm.errors import ConfigError, on_the_command_line
+from ldm.models.segmentation import Segmentation
 from ldm.progress import Progress, silent
+from ldm.study import Study
 from ldm.typed import fits, typed
 
 
@@ -116,6 +119,7 @@ BAD = [
     (Sequence[str], 5),
     (Sequence[str], ["a", 5]),
     (Sequence[str], b"ab"),
+    (int | Sequence[int], "20"),
     (Mapping[str, Any], [("a", 1)]),
     (Callable[[str], None], "print"),
     (Progress, None),
@@ -144,3 +148,32 @@ def test_a_typed_function_is_the_function_it_was():
     assert list(inspect.signature(half).parameters) == ["number", "of", "more"]
     with pytest.raises(ConfigError, match="number is '3'"), on_the_command_line():
         half("3")
+
+
+def test_a_text_is_handed_on_as_the_list_that_it_stands_for():
+    @typed
+    def told(several: Sequence[str], *, either: str | Sequence[str] = (), number: int = 0) -> Any:
+        return several, either, number
+
+    assert told("psnr", either="a", number=1) == (["psnr"], "a", 1)
+    assert told(several=("a", "b")) == (("a", "b"), (), 0)
+    with pytest.raises(TypeError, match="several"):
+        told(number=1)
+
+
+def test_no_contrast_is_missing_because_its_name_begins_another(monkeypatch):
+    """``allow_missing="t1ce"`` allowed T1 to be absent: "t1" in "t1ce"."""
+    asked = []
+    module = "ldm.inference.segmentation"
+    loaded = SimpleNamespace(model=object.__new__(Segmentation), study=Study())
+    monkeypatch.setattr(f"{module}.load_for_inference", lambda *_: loaded)
+    monkeypatch.setattr(
+        f"{module}.require_missing_allowed", lambda _, missing: asked.append(missing) or stop()
+    )
+
+    def stop() -> None:
+        raise ConfigError("CONFIG-VALUE", "looked at")
+
+    with pytest.raises(ConfigError, match="looked at"):
+        ldm.Segmenter("run", allow_missing="t1ce")
+    assert asked == [["t1ce"]]

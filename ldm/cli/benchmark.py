@@ -114,7 +114,7 @@ def show_plan(benchmark: Benchmark) -> int:
     """Print number, state and name of each cell, and how to run them as a job array."""
     from rich.console import Console
 
-    from ldm.cli.evaluate import terminal_table
+    from ldm.cli.evaluate import print_table
     from ldm.report.tables import Table
     from ldm.storage import write_json
 
@@ -127,7 +127,7 @@ def show_plan(benchmark: Benchmark) -> int:
         write_json(benchmark.work.output / "plan.json", described)
     body = [[str(c["cell"]), c["state"], c["name"]] for c in listed]
     print(benchmark.overview())
-    Console().print(terminal_table(Table("", ["cell", "state", "name"], body)))
+    print_table(Console(), Table("", ["cell", "state", "name"], body))
     for line in array_lines(benchmark):
         print(line)
     return 0
@@ -155,14 +155,14 @@ def show_result(result: BenchmarkResult, output: Path) -> int:
     """
     from rich.console import Console
 
-    from ldm.cli.evaluate import report_paths, terminal_table
+    from ldm.cli.evaluate import print_table, report_paths
     from ldm.report.score_tables import enhances_nothing
     from ldm.report.tables import Table
 
     table = result.summary()
     shown = [c for c in SHORT if c in table.columns]
     rows = [[row[table.columns.index(c)] for c in shown] for row in table.rows]
-    Console().print(terminal_table(Table(result.title, shown, rows)))
+    print_table(Console(), Table(result.title, shown, rows))
     if nothing := enhances_nothing(result.result):
         print(nothing)
     report_paths(output, SHOWS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ EXAMPLES = (
     "dsdiff evaluate --prediction predictions --reference PATIENTS --output report",
     "dsdiff evaluate --prediction a=one b=two --reference PATIENTS --output both",
 )
+BEYOND = 10_000  # characters; no terminal is that wide
 SHOWS = "every region, the patients worst first, a viewer of their slices"
 
 
@@ -172,18 +174,24 @@ def named_folders(given: Sequence[str]) -> dict[str, list[Path]]:
     """Return row -> folders from ``NAME=FOLDER`` arguments; ``prediction`` where there is no name.
 
     Raises:
-        ConfigError: CONFIG-VALUE for a name or a folder that is empty.
+        ConfigError: CONFIG-VALUE for a name or a folder that is empty, or several without a name.
     """
     from ldm.evaluation.scores import ROW
 
     rows: dict[str, list[Path]] = {}
+    unnamed = 0
     for text in given:
         name, equals, folder = text.partition("=")
         if not equals or Path(text).is_dir():  # a folder may have `=` in its name
-            name, folder = ROW, text
+            name, folder, unnamed = ROW, text, unnamed + 1
         if not name or not folder:
             raise bad_value(f"--prediction '{text}': expected NAME=FOLDER")
         rows.setdefault(name, []).append(user_path(folder))
+    if unnamed > 1:
+        raise bad_value(
+            f"--prediction has {unnamed} folders without a name: give each a NAME to compare them, "
+            "as a=FOLDER b=FOLDER, or all the same one if they are training seeds of one row"
+        )
     return rows
 
 
@@ -191,44 +199,62 @@ def print_table(console: Any, table: Any) -> None:
     """Print a table and its note."""
     from rich.markup import escape
 
-    console.print(terminal_table(table))
+    for part in terminal_tables(console, table):
+        console.print(part)
     if table.note:
         console.print(f"{escape(table.note)}\n", style="dim")
 
 
-def terminal_table(table: Any) -> Any:
+def terminal_tables(console: Any, table: Any) -> list[Any]:
     """Return a report table for the terminal: narrow, without columns that say nothing.
 
-    Deviations and intervals stand below their means.
+    One that is wider than the terminal comes in parts below each other, so that no column is lost;
+    the columns of text at the left, which say what a row is, begin each of them.
     """
+    from ldm.report.tables import format_cell
+
+    cells = [[format_cell(cell) for cell in row] for row in table.rows]
+    kept = [i for i in range(len(table.columns)) if any(row[i] != "n/a" for row in cells)]
+    kept = kept if len(kept) > len(table.columns) / 2 else list(range(len(table.columns)))
+    numeric = table.numeric_columns()
+    names = list(takewhile(lambda index: not numeric[index], kept)) or kept[:1]
+    parts: list[list[int]] = [[]]
+    free = console.options.update(max_width=BEYOND)  # within less, no table measures more
+    for index in kept[len(names) :]:
+        wider = _drawn(table, cells, [*names, *parts[-1], index])
+        if parts[-1] and console.measure(wider, options=free).minimum > console.width:
+            parts.append([])
+        parts[-1].append(index)
+    drawn = [_drawn(table, cells, [*names, *part]) for part in parts]
+    drawn[0].title = table.title
+    return drawn
+
+
+def _drawn(table: Any, cells: Sequence[Sequence[str]], shown: Sequence[int]) -> Any:
+    """Return some columns of a table; deviations and intervals stand below their means."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
-    from ldm.report.tables import format_cell
-
-    shown = Table(
-        title=table.title,
+    drawn = Table(
         title_justify="left",
         title_style="bold",
         box=SIMPLE_HEAD,
         collapse_padding=True,
         pad_edge=False,
     )
-    cells = [[format_cell(cell) for cell in row] for row in table.rows]
-    kept = [i for i in range(len(table.columns)) if any(row[i] != "n/a" for row in cells)]
-    kept = kept if len(kept) > len(table.columns) / 2 else range(len(table.columns))
     numeric = table.numeric_columns()
     lines = [[cell.replace(" ± ", "\n±").replace(" [", "\n[") for cell in row] for row in cells]
-    for index in kept:
+    for index in shown:
         side, title = "right" if numeric[index] else "left", table.columns[index]
         words = title.split()
-        if numeric[index] or not index:  # no number is cut off; names are, between words
+        if numeric[index] or not index:  # no number is broken; a name is where it must be
             words += [word for row in lines for word in row[index].split()]
-        shown.add_column(title, justify=side, min_width=max(map(len, words), default=0))
+        width = max(map(len, words), default=0)
+        drawn.add_column(title, justify=side, min_width=width, overflow="fold")
     for row in lines:
-        shown.add_row(*(Text(row[i]) for i in kept))
-    return shown
+        drawn.add_row(*(Text(row[i]) for i in shown))
+    return drawn
 
 
 def add_columns_argument(parser: Any) -> None:

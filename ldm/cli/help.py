@@ -49,10 +49,12 @@ class HelpFormatter(argparse.HelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose help reads so; those of its verbs and tasks are of this class too."""
+    """A parser whose help reads so and that takes no part of an option for it; those of its verbs
+    and tasks are of this class too.
+    """
 
     def __init__(self, **settings: Any) -> None:
-        super().__init__(formatter_class=HelpFormatter, **settings)
+        super().__init__(formatter_class=HelpFormatter, allow_abbrev=False, **settings)
 
 
 def group(parser: argparse.ArgumentParser, title: str) -> Any:

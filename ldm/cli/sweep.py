@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from ldm.benchmark.sweep_cells import sweep
-    from ldm.cli.evaluate import terminal_table
+    from ldm.cli.evaluate import print_table
     from ldm.inference.request import OPTIONS
 
     own = ("sampler", "steps", "eta", *([] if args.temperature is not None else ["temperature"]))
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
         progress=show_progress,
         **options,
     )
-    Console().print(terminal_table(done.summary()))
+    print_table(Console(), done.summary())
     for cell in done.cells:
         if cell.problem:
             print(f"{cell.sampler} {cell.steps}: {cell.problem}")

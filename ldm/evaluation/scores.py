@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ldm.errors import PartialError, one_of, to_the_reader
+from ldm.errors import DataError, PartialError, one_of, to_the_reader
 from ldm.evaluation.metrics.calibration import Reliability
 from ldm.evaluation.protocol import BaseProtocol, Scores
 from ldm.evaluation.statistics import (
@@ -285,11 +285,13 @@ class Evaluation:
 
         Raises:
             PartialError: EVAL-FAILED, with how many failed and why the first one did.
+            DataError: the same, where nothing at all could be judged.
         """
         failed = [(i, why) for row in self.failures.values() for i, why in sorted(row.items())]
         if failed:
             subject, reason = failed[0]
-            raise PartialError(
+            kind = PartialError if self.scores else DataError
+            raise kind(
                 "EVAL-FAILED", f"{len(failed)} could not be evaluated; first: {reason}", subject
             )
 

@@ -29,7 +29,7 @@ from ldm.report.score_tables import (
 from ldm.report.tables import Table, write_table
 from ldm.storage import remove_own
 from ldm.typed import typed
-from ldm.util import listed, user_path
+from ldm.util import user_path
 
 if TYPE_CHECKING:
     from ldm.report.gallery import Gallery
@@ -93,8 +93,8 @@ def evaluate(
         OutputError: OUT-EXISTS, OUT-INPUT, OUT-OWNER, OUT-IO.
     """
     output = None if output is None else user_path(output)
-    asked = [find_protocol(p) if isinstance(p, str) else p for p in listed(protocols)]
-    folders, columns = listed_folders(predictions), listed(columns)
+    asked = [find_protocol(p) if isinstance(p, str) else p for p in protocols]
+    folders = listed_folders(predictions)
     check_columns(asked[0], columns)
     if not folders:
         raise bad_value("predictions is empty: give a folder, or {name: folder}")

@@ -396,17 +396,23 @@ def bracket(low: float, high: float, digits: int | None = None) -> str | None:
 def number(value: float, digits: int | None = None) -> str:
     """As many digits as a mean has in the tables."""
     digits = digits or (2 if abs(value) >= 10 else 4)
-    return "n/a" if isnan(value) else f"{value:.{digits}f}"
+    return "n/a" if isnan(value) else f"{unsigned_zero(value, digits):.{digits}f}"
+
+
+def unsigned_zero(value: float, digits: int) -> float:
+    """A number as it is rounded to be written; what is then 0 has no minus."""
+    return round(value, digits) + 0.0
 
 
 def signed(value: float, digits: int | None = None) -> Cell:
     """A difference, with its sign."""
+    if isnan(value):
+        return None
     digits = digits or (3 if abs(value) >= 0.1 else 4)
-    return Number(value, f"{value:+.{digits}f}") if value == value else None
+    return Number(value, f"{unsigned_zero(value, digits):+.{digits}f}")
 
 
 def _tests(comparison: Comparison) -> list[Cell]:
     ps = (comparison.p, comparison.p_holm)
     shown: list[Cell] = [None if isnan(p) else Number(p, f"{p:.3g}") for p in ps]
-    effect = comparison.effect
-    return [*shown, None if isnan(effect) else Number(effect, f"{effect:+.2f}")]
+    return [*shown, signed(comparison.effect, 2)]

@@ -165,6 +165,18 @@ def test_help_of_every_verb(verb, capsys):
     assert "usage: dsdiff" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "verb", [["sample"], ["segment", "predict"], ["segment", "train"], ["diagnose", "data"]]
+)
+def test_a_part_of_an_option_is_not_taken_for_it(verb, capsys):
+    """Else a command of today would mean another option once there is one that begins so."""
+    with pytest.raises(SystemExit) as stopped:
+        main([*verb, "x", "--outpu", "y"])
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "required: --input, --output" in said or "unrecognized arguments: --outpu" in said
+
+
 def test_scripts_are_the_verbs():
     script = Path(__file__).parents[2] / "scripts/sample.py"
     process = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True)

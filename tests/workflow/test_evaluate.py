@@ -324,7 +324,13 @@ def test_protocols_beside_each_other(tmp_path, truth, patients, capsys):
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("--protocol", "other"), ("--metric", "fid"), ("--against", "x"), ("--prediction", "=")],
+    [
+        ("--protocol", "other"),
+        ("--metric", "fid"),
+        ("--against", "x"),
+        ("--prediction", "="),
+        ("--prediction", "other"),
+    ],
 )
 def test_wrong_names_are_refused_before_the_work(truth, patients, capsys, option, value):
     arguments = ["--prediction", str(truth), "--reference", str(patients), option, value]

@@ -277,6 +277,7 @@ def test_a_map_that_cannot_be_read_ends_no_other(tmp_path, patients):
     assert "Phantom_0001" in (page / "report.html").read_text()
     folders = ["--prediction", str(made), "--reference", str(patients), "--layout", "brats2021"]
     assert main(["segment", "evaluate", *folders, "--output", str(page)]) == 9
+    assert main(["segment", "evaluate", *folders, "--subjects", "Phantom_0001"]) == 3  # of nobody
     with pytest.raises(OutputError, match="OUT-INPUT"):
         evaluate_segmentations(made, patients, output=patients)
 

@@ -215,8 +215,9 @@ def test_a_length_that_a_run_has_passed_is_refused_before_it_is_saved(tmp_path, 
 def test_a_finished_run_says_so_and_how_to_go_on(tmp_path, run_folder, weights, capsys):
     """Resumed as it is nothing is trained; the command that it prints trains on."""
     copy = Path(shutil.copytree(run_folder, tmp_path / "copy"))
-    whole = weights(copy)
+    whole, cost = weights(copy), (copy / "cost.json").read_text()
     assert main(["train", "--resume", str(copy)]) == 0
+    assert (copy / "cost.json").read_text() == cost  # what the training took, not the look at it
     told = capsys.readouterr().out
     assert f"Finished before, after 4 steps; nothing was trained: {copy}" in told
     assert "Trained" not in told and f"dsdiff train --from {copy}" in told
