@@ -387,7 +387,8 @@ def user_path(path: str | Path) -> Path:
     try:
         return Path(path).expanduser()
     except (TypeError, RuntimeError) as error:  # nobody of that name has a home
-        raise bad_value(f"{path!r} is no path: give that of a file or folder") from error
+        given = str(path) if isinstance(path, Path) else path
+        raise bad_value(f"{given!r} is no path: give that of a file or folder") from error
 
 
 def plain_value(value: Any) -> Any:

@@ -12,7 +12,6 @@ import sys
 import threading
 import traceback
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from ldm import __version__
@@ -27,6 +26,7 @@ from ldm.errors import (
     one_line,
 )
 from ldm.progress import is_part
+from ldm.util import user_path
 
 VERBS = {
     "demo": "train, sample and evaluate on synthetic patients; needs no data (start here)",
@@ -97,10 +97,10 @@ def _run(argv: list[str]) -> int:
     if rest:  # key=value after an option: argparse takes a positional list in one place only
         args.config += rest
     args.typed = shlex.join(["dsdiff", *argv])  # for the reports
-    _expand_home(args)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # clean up
     try:
+        _expand_home(args)
         _require_working_directory()
         _download_model(args)
         _require_there(args)
@@ -127,11 +127,14 @@ def _run(argv: list[str]) -> int:
 
 
 def _expand_home(args: argparse.Namespace) -> None:
-    """Put the home folder in place of ``~``, which a shell leaves in ``--output=~/out``."""
+    """Put the home folder in place of ``~``, which a shell leaves in ``--output=~/out``.
+
+    Raises:
+        ConfigError: CONFIG-VALUE for the home of nobody.
+    """
     for name, value in vars(args).items():
         if isinstance(value, Path):
-            with suppress(RuntimeError):  # no such user: a folder of that name
-                setattr(args, name, value.expanduser())
+            setattr(args, name, user_path(value))
 
 
 def _require_working_directory() -> None:

@@ -177,6 +177,14 @@ def test_a_part_of_an_option_is_not_taken_for_it(verb, capsys):
     assert "required: --input, --output" in said or "unrecognized arguments: --outpu" in said
 
 
+def test_the_home_of_nobody_is_no_folder_to_be_made(tmp_path, monkeypatch, capsys):
+    """As in Python; the command line made a folder that is called ``~name``."""
+    monkeypatch.chdir(tmp_path)
+    assert main(["phantom", "~nobody-of-this-name/x", "--subjects", "1", "--size", "16"]) == 2
+    assert "'~nobody-of-this-name/x' is no path" in one_line(capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_scripts_are_the_verbs():
     script = Path(__file__).parents[2] / "scripts/sample.py"
     process = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True)
