@@ -282,8 +282,8 @@ def _acquired(reports: list[SubjectReport], study: Study) -> list[Finding]:
     message = (
         f"{study.target} correlates with {study.native} above {ALIKE} in {as_native} of "
         f"{len(known)} subjects and below {OTHERWISE} in {otherwise}: they were acquired in two "
-        "ways, and a model that sees both paints what lies between; train on subjects of the kind "
-        "it will be used for (`likeness` in the diagnosis.json of --output)"
+        "ways, and a model that sees both paints what lies between: train on subjects of the kind "
+        "it will be used for, or tell the network with configs/acquisition.yaml"
     )
     return [Finding(NOTE, "acquisition", message)]
 
