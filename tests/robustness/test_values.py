@@ -126,7 +126,7 @@ def numbers(node, trail=()):
 
 # of a benchmark's plan, which checks its own; and shares of a split, which are checked there
 ELSEWHERE = {"seeds", "timing", "budget", "sampling", "val", "train", "test", "spacing"}
-ELSEWHERE |= {"age", "max_steps", "steps", "max_time", "devices", "samples", "rows"}
+ELSEWHERE |= {"age", "likeness", "max_steps", "steps", "max_time", "devices", "samples", "rows"}
 
 
 def test_cf_03_every_shipped_number_has_a_range_and_lies_in_it():
