@@ -6,7 +6,7 @@ import logging
 import multiprocessing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +100,7 @@ class ContrastDataModule(pl.LightningDataModule):
         told = {"batch_size": batch_size, "val_slices": val_slices, "num_workers": num_workers}
         told |= {"worker_timeout": self.worker_timeout, **asdict(drawing)}
         check_ranges(told, "data.params")
-        self.drawing, self.min_brain = drawing, drawing.min_brain
+        self.drawing = drawing
         self.root = Path(root) if root else None
         self.normaliser_config = settings.get("normaliser_config")
         self.study = Study.of(**taken(settings, Study.of))
@@ -121,6 +121,11 @@ class ContrastDataModule(pl.LightningDataModule):
         self.subjects: dict[str, Subject] = {}
         self.progress: Progress = silent  # wraps subjects that are decoded
         self._loaders: list[DataLoader] = []
+
+    @property
+    def min_brain(self) -> float:
+        """Least share of a slice, or patch, that must be brain."""
+        return self.drawing.min_brain
 
     def find_subjects(self) -> dict[str, Subject]:
         """Return the subjects below the root; fill ``subjects``, ``layout``, ``found``, ``split``.
@@ -180,9 +185,7 @@ class ContrastDataModule(pl.LightningDataModule):
                 f"data.params.neighbours is {self.neighbours}, and the volumes have {deepest} "
                 f"slices at most: give less than {deepest}"
             )
-        self.train_slices = self._dataset(
-            [cached[i] for i in self.split["train"]], augmentation, self.drawing
-        )
+        self.train_slices = self._dataset([cached[i] for i in self.split["train"]], augmentation)
         self.val_dataset = self._dataset([cached[i] for i in self.split["val"]])
         if not len(self.train_slices):
             raise DataError(
@@ -198,7 +201,7 @@ class ContrastDataModule(pl.LightningDataModule):
             ConfigError: CONFIG-TARGET for a normaliser or an augmentation that cannot be.
         """
         self.batch_size = self.val_slices = min(self.batch_size, REHEARSED)
-        self.num_workers, self.min_brain = 0, 0.0
+        self.num_workers, self.drawing = 0, replace(self.drawing, min_brain=0.0)
         names, sides = [*self.conditions, *([self.target] if self.target else [])], self.image_size
         if len(sides) == 2:
             sides = (2 * self.neighbours + 2, *sides)
@@ -206,7 +209,7 @@ class ContrastDataModule(pl.LightningDataModule):
         numbers = {name.lower(): "" for name in self.study.covariates}
         self.subjects = {made.id: Subject(made.id, {}, columns=numbers)}
         self.split = {"train": [made.id], "val": [made.id], "test": []}
-        self.train_slices = self._dataset([made], self.augmentation(), self.drawing)
+        self.train_slices = self._dataset([made], self.augmentation())
         self.val_dataset = self._dataset([made])
 
     def augmentation(self) -> Callable | None:
@@ -251,9 +254,8 @@ class ContrastDataModule(pl.LightningDataModule):
                 " or ".join(ABNORMAL_IN),
             )
             return None, 0.0
-        return abnormality_of(
-            self.train_slices, self.study.channel(guide)
-        ), self.drawing.abnormal_share
+        abnormal = abnormality_of(self.train_slices, self.study.channel(guide))
+        return abnormal, self.drawing.abnormal_share
 
     def patients_to_judge(
         self, find: Callable[[np.ndarray, float], np.ndarray | None] | None = None
@@ -308,8 +310,8 @@ class ContrastDataModule(pl.LightningDataModule):
         self,
         subjects: Sequence[CachedSubject],
         augmentation: Callable | None = None,
-        drawing: Drawing = Drawing(),  # noqa: B008 - frozen
     ) -> SliceDataset:
+        """Return the examples of subjects; plain ones, as of validation, have nothing hidden."""
         dataset = SliceDataset if len(self.image_size) == 2 else PatchDataset
         names = self.study.covariates
         numbers = {s.id: self.subjects[s.id].numbers(names) for s in subjects} if names else None
@@ -318,11 +320,11 @@ class ContrastDataModule(pl.LightningDataModule):
             self.image_size,
             self.min_brain,
             self.neighbours,
-            drawing.condition_dropout,
+            self.drawing.condition_dropout,
             augmentation,
             has_target=self.target is not None,
             covariates=numbers,
-            covariate_dropout=drawing.covariate_dropout,
+            covariate_dropout=self.drawing.covariate_dropout,
             varies=self.study.varies,
         )
 

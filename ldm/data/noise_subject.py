@@ -13,7 +13,7 @@ from ldm.data.normalise import Normaliser
 from ldm.data.prepare import measured_scales
 from ldm.errors import calling
 
-LABELS = 4  # 0 to 3
+NOISE_LABELS = 4  # of the labels: 0 to 3
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,6 @@ def noise_subject(
     parts = {
         "slices": np.stack(channels, axis=1).astype(np.float16),
         "brain": brain,
-        "seg": (own.integers(LABELS, size=sides) * brain).astype(np.uint8),
+        "seg": (own.integers(NOISE_LABELS, size=sides) * brain).astype(np.uint8),
     }
     return NoiseSubject(case, Path(), brain.mean(axis=(1, 2)), True, (1.0, 1.0, 1.0), parts)

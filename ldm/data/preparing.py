@@ -150,12 +150,12 @@ def _row(subject: Subject, data: ContrastDataModule, folder: Path, row: Row) -> 
     if row.get("state") != state(subject):
         row = examine(subject, data.layout, folder, data.study)
     cached = data.decode(subject)
-    brain, alike = cached.open("brain"), ""
-    if (found := likeness(cached.open("slices"), brain, data.study)) is not None:
-        alike = f"{found:.3f}"
+    brain = cached.open("brain")
+    alike = likeness(cached.open("slices"), brain, data.study)
     part = next((p for p, ids in data.split.items() if subject.id in ids), "")
     covariates = {n: subject.columns.get(n, "") for n in data.study.covariates}
-    facts = {"split": part, "brain_voxels": str(int(brain.sum())), "likeness": alike}
+    facts = {"split": part, "brain_voxels": str(int(brain.sum()))}
+    facts["likeness"] = "" if alike is None else f"{alike:.3f}"
     return {**row, **facts, **covariates, **said_of(subject)}
 
 

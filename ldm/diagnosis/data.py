@@ -30,7 +30,7 @@ from ldm.typed import typed
 from ldm.util import check_parameter_names, evenly_spread
 
 MOST_CASES = 24  # subjects whose masks are compared with each other
-ALIKE, OTHERWISE = 0.7, 0.5  # correlations of T1 and T1ce above and below which a model gains least
+ALIKE, OTHERWISE = 0.7, 0.5  # correlation of T1 and T1ce: a model gains least above, most below
 LEAST_MIXED = 0.1  # share of the subjects of one kind that makes a data set mixed
 COUNTED = re.compile(r"(.+)[_.-]\d{1,2}")  # an id with a number behind that of a patient
 

@@ -83,8 +83,7 @@ def given_subject(
                 subject,
             )
     volumes = {name: value for name, value in given.items() if name not in study.covariates}
-    told = [name for name in study.covariates if name in given]
-    columns = {name.lower(): str(given.get(name, "")) for name in study.covariates if told}
+    columns = {name.lower(): str(given.get(name, "")) for name in study.covariates}
     files = {name: as_file(name, value, subject) for name, value in volumes.items()}
     return Subject(subject, files, columns=columns)
 
