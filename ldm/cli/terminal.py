@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ldm.cli.main import report_error
 from ldm.errors import DsdiffError, PartialError
+from ldm.progress import is_part
 from ldm.util import trusting
 
 if TYPE_CHECKING:
@@ -34,14 +35,13 @@ def show_progress(items: Iterable[Item], title: str, total: int | None = None) -
 
 
 def print_found(text: str) -> None:
-    """Say which subjects were found, beside what a pipe takes."""
-    print(text, file=sys.stderr)
+    """Say which subjects were found, beside what a pipe takes; in a benchmark its trainings do."""
+    if not is_part():
+        print(text, file=sys.stderr)
 
 
 def print_next(command: str) -> None:
     """Say what to do next; of what a benchmark runs, it says that itself."""
-    from ldm.progress import is_part
-
     if not is_part():
         print(f"  next: {command}")
 

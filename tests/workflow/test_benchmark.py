@@ -26,6 +26,7 @@ from ldm.benchmark.tally import tally
 from ldm.callbacks.run import GradientGuard
 from ldm.claims import claim, folder_lock
 from ldm.cli.main import main
+from ldm.cli.terminal import print_found
 from ldm.cli.train import finish
 from ldm.errors import BusyError, ConfigError
 from ldm.progress import PART_OF
@@ -441,6 +442,8 @@ def test_only_the_benchmark_says_how_to_go_on(tmp_path, capsys, monkeypatch, par
     said = capsys.readouterr().out
     assert "Stopped after step 3; nothing is lost." in said
     assert ("To continue" in said, resume in said) == (not part, not part)
+    print_found("BraTS 2023+: 5 subjects")  # which each of its samplings would say again
+    assert capsys.readouterr().err == ("" if part else "BraTS 2023+: 5 subjects\n")
 
 
 @pytest.mark.parametrize(
