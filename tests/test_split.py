@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ldm.data.patients import patient_of
 from ldm.data.split import split_subjects
 from ldm.errors import ConfigError, DataError
 
@@ -103,3 +104,18 @@ def test_a_split_that_cannot_be_meant_is_refused(wrong):
 def test_nothing_to_train_on_is_an_error():
     with pytest.raises(DataError, match="DATA-EMPTY"):
         split_subjects(["a", "b"], val=["a", "b"])
+
+
+def test_that_ids_read_as_scans_of_one_patient_is_said(caplog):
+    """They are on one side, as they must be if it is so; that a share was asked for is not lost."""
+    ids = [f"glioma_scan_{n:02}" for n in range(5)]
+    assert split_subjects(ids, test=0.4)["test"] == []
+    (told,) = caplog.messages
+    assert told.startswith("all 5 subjects are taken for examinations of one patient, glioma: ")
+    pattern = told.partition("data.params.patient='")[2].rstrip("'")
+    caplog.clear()
+    own = {i: patient_of(i, pattern) for i in ids}  # the way out that is told
+    assert len(split_subjects(ids, test=0.4, patients=own)["test"]) == 2
+    split_subjects(ids)  # no share is asked for
+    split_subjects(ids[:1], test=0.4)  # there is nothing to split
+    assert caplog.messages == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,6 +12,8 @@ import numpy as np
 from ldm.data.patients import folded_patient, patient_of
 from ldm.errors import DataError, bad_value
 from ldm.util import nearest
+
+log = logging.getLogger(__name__)
 
 Part = Sequence[str] | float | None
 
@@ -57,6 +60,7 @@ def split_subjects(
     everyone = sorted(examinations, key=lambda patient: names[examinations[patient][0]])
     order = np.random.default_rng(seed).permutation(len(everyone))
     free = [patient for patient in (everyone[i] for i in order) if patient not in listed]
+    _warn_of_one_patient(names, everyone, any(shares.values()) or fold is not None)
     counts = _counts(shares, len(free), spare="train" not in named)
     result: dict[str, list[str]] = {part: [] for part in parts}
     for part in ("test", "val"):
@@ -74,6 +78,17 @@ def split_subjects(
             "DATA-EMPTY", f"no subject is left to train on, of {len(ids)}: see train, val and test"
         )
     return {part: sorted(set(members)) for part, members in result.items()}
+
+
+def _warn_of_one_patient(names: Mapping[str, str], patients: Sequence[str], is_split: bool) -> None:
+    """Say why nobody is held out where ids as ``glioma_scan_07`` read as scans of one patient."""
+    if is_split and len(names) > len(patients) == 1:
+        log.warning(
+            "all %d subjects are taken for examinations of one patient, %s: nobody is held out; if "
+            "each is a patient of their own, give data.params.patient='(.+)'",
+            len(names),
+            next(iter(names.values())),
+        )
 
 
 def _is_list(value: Any) -> bool:
