@@ -10,14 +10,12 @@ from typing import TYPE_CHECKING, Any
 from ldm._torchvision import watch_for_torchvision
 
 if TYPE_CHECKING:
-    from ldm.averaging import ensemble
     from ldm.benchmark.run import Benchmark
     from ldm.benchmark.sweep_cells import sweep
     from ldm.data.preparing import prepare
     from ldm.diagnosis.data import diagnose_data
     from ldm.diagnosis.run import diagnose_run
-    from ldm.distilling import distill
-    from ldm.handover import export
+    from ldm.exporting.handover import export
     from ldm.importing.model import import_model
     from ldm.inference.brasyn import brasyn
     from ldm.inference.label_maps import segment
@@ -26,7 +24,9 @@ if TYPE_CHECKING:
     from ldm.phantom import write_phantoms
     from ldm.report.evaluation import evaluate
     from ldm.report.segmentation import evaluate_segmentations
-    from ldm.training import train
+    from ldm.training.distillation import distill
+    from ldm.training.ensemble import ensemble
+    from ldm.training.run import train
 
 __version__ = "0.1.0"
 __all__ = [
@@ -58,16 +58,16 @@ DOOR = {
     "brasyn": ("ldm.inference.brasyn", "brasyn"),
     "diagnose_data": ("ldm.diagnosis.data", "diagnose_data"),
     "diagnose_run": ("ldm.diagnosis.run", "diagnose_run"),
-    "distill": ("ldm.distilling", "distill"),
-    "ensemble": ("ldm.averaging", "ensemble"),
+    "distill": ("ldm.training.distillation", "distill"),
+    "ensemble": ("ldm.training.ensemble", "ensemble"),
     "evaluate": ("ldm.report.evaluation", "evaluate"),
     "evaluate_segmentations": ("ldm.report.segmentation", "evaluate_segmentations"),
-    "export": ("ldm.handover", "export"),
+    "export": ("ldm.exporting.handover", "export"),
     "import_model": ("ldm.importing.model", "import_model"),
     "prepare": ("ldm.data.preparing", "prepare"),
     "segment": ("ldm.inference.label_maps", "segment"),
     "sweep": ("ldm.benchmark.sweep_cells", "sweep"),
-    "train": ("ldm.training", "train"),
+    "train": ("ldm.training.run", "train"),
     "write_phantoms": ("ldm.phantom", "write_phantoms"),
 }
 

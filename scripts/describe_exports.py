@@ -17,16 +17,16 @@ from typing import Any
 import torch
 
 from ldm.config import load_config
-from ldm.denoiser import (
+from ldm.environment import installed_version
+from ldm.errors import DsdiffError
+from ldm.exporting.denoiser import (
     TOLERANCE,
-    OnnxDenoiser,
     denoiser_of,
     exported_program,
     largest_difference,
     onnx_bytes,
 )
-from ldm.environment import installed_version
-from ldm.errors import DsdiffError
+from ldm.inference.onnx_denoiser import OnnxDenoiser
 from ldm.modules.diffusionmodules.util import fill_zeros
 from ldm.report.tables import markdown_table
 from ldm.storage import write_file

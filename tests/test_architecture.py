@@ -27,7 +27,8 @@ ROOMS = (
     "report",
     "phantom",
 )
-ROOMS += ("benchmark", "callbacks", "diagnosis", "importing", "cli")
+ROOMS += ("training", "benchmark", "callbacks", "diagnosis", "importing", "exporting", "cli")
+NOT_OF_A_BENCHMARK = ("cli", "diagnosis", "exporting", "importing", "phantom")
 LIBRARY = tuple(f"ldm.{room}" for room in ROOMS)
 NETWORKS_MAY = ("torch", "einops", "timm", "numpy", "ldm.modules", "ldm.errors")
 NETWORKS_MAY += ("ldm.util.nearest", "ldm.util.shows")
@@ -47,10 +48,10 @@ MAY = {
     "evaluation": ["data", "inference", "models", "losses"],
     "report": ["evaluation", "plots", "data"],
     "diagnosis": ["plots", "data", "evaluation", "models", "losses", "callbacks"],
+    "training": ["data", "models", "callbacks", "cost"],
+    "exporting": ["data", "inference", "callbacks"],
     "importing": ["models", "modules", "losses", "data"],
-    "benchmark": [
-        room for room in ROOMS if room not in ("cli", "diagnosis", "importing", "phantom")
-    ],
+    "benchmark": [room for room in ROOMS if room not in NOT_OF_A_BENCHMARK],
     "cli": ROOMS,
 }
 FAMILIES_MAY = ["modules", "losses"]

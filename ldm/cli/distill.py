@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train the student; ``dsdiff train --resume`` continues it."""
-    from ldm.distilling import distill, student_config
+    from ldm.training.distillation import distill, student_config
 
     told = {"steps": args.steps, "overrides": args.config, "trust": args.trust}
     if args.dry_run:

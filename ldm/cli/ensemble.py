@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Join them; say what was written."""
-    from ldm.averaging import ensemble
+    from ldm.training.ensemble import ensemble
 
     folder = ensemble(args.runs, args.output, overwrite=args.overwrite, trust=args.trust)
     print(f"Written: {folder}/model.safetensors, config.yaml")

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Export; say what was written."""
-    from ldm.handover import export
+    from ldm.exporting.handover import export
 
     options = {name: getattr(args, name) for name in ("licence", "onnx", "overwrite", "trust")}
     folder = export(args.model, args.output, **options)

@@ -13,7 +13,7 @@ from ldm.cli.arguments import add_run_arguments, split_words
 from ldm.cli.terminal import print_next, show_progress
 
 if TYPE_CHECKING:
-    from ldm.training import TrainedRun
+    from ldm.training.run import TrainedRun
 
 
 def say(text: str) -> None:
@@ -63,8 +63,8 @@ def run(args: argparse.Namespace) -> int:
     """Train; return the exit code."""
     from ldm.checkpoint import read_run_config
     from ldm.config import load_config
-    from ldm.run_config import run_config
-    from ldm.training import train
+    from ldm.training.run import train
+    from ldm.training.run_config import run_config
 
     files, overrides = split_words(args.config)
     if args.dry_run and not (files and args.resume):  # which are refused together
@@ -135,8 +135,8 @@ def describe(config: Mapping[str, Any], start: Path | None = None) -> int:
     from ldm.checkpoint import load_start
     from ldm.cost.network import count_flops, count_parameters, training_memory_estimate
     from ldm.environment import resolve_precision
-    from ldm.rehearsal import rehearse
     from ldm.study import build_model
+    from ldm.training.rehearsal import rehearse
     from ldm.util import instantiate_from_config, trainer_options
 
     rehearse(config)

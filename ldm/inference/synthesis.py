@@ -25,7 +25,6 @@ from ldm.cost.timing import measure
 from ldm.data.layouts import Layout, Subject, detect_layout, select_subjects
 from ldm.data.prepare import PreparedSubject
 from ldm.data.seen import named_subjects
-from ldm.denoiser import ONNX_FILE, OnnxDenoiser
 from ldm.environment import resolve_weights
 from ldm.errors import (
     CheckpointError,
@@ -39,6 +38,7 @@ from ldm.errors import (
 from ldm.inference.deviation import deviation_of_error, error_model_of
 from ldm.inference.fidelity import FirstCall
 from ldm.inference.given import GivenLayout, VolumeLike, given_subject
+from ldm.inference.onnx_denoiser import ONNX_FILE, OnnxDenoiser
 from ldm.inference.outputs import SyntheticVolume
 from ldm.inference.request import OPTIONS, Request
 from ldm.inference.trained import Read, TrainedModel, load_for_inference

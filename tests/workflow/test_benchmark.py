@@ -30,7 +30,7 @@ from ldm.cli.terminal import print_found
 from ldm.cli.train import finish
 from ldm.errors import BusyError, ConfigError
 from ldm.progress import PART_OF
-from ldm.training import TrainedRun
+from ldm.training.run import TrainedRun
 
 QUALITY = ("backbone", "PSNR dB", "NRMSE", "SSIM", "MS-SSIM", "n")
 PSNR = ("cell", "Phantom_0003", "brain", "psnr")

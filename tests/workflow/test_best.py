@@ -13,8 +13,8 @@ from ldm.checkpoint import load_model, read_run_config
 from ldm.cli.main import main
 from ldm.data.seen import SUBJECTS_FILE, read_seen
 from ldm.model_file import read_model
-from ldm.run_config import run_config
 from ldm.storage import read_json
+from ldm.training.run_config import run_config
 
 EVERY_STEP = ["lightning.trainer.val_check_interval=1", "lightning.trainer.max_steps={}"]
 EVERY_STEP += ["lightning.callbacks.samples=null", "lightning.callbacks.curve=null"]

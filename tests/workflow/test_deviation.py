@@ -109,7 +109,7 @@ def test_what_fails_in_it_costs_no_training(train, tmp_path, monkeypatch, caplog
     def full(*args, **kwargs):
         raise MemoryError
 
-    monkeypatch.setattr("ldm.calibrating.residuals_of", full)
+    monkeypatch.setattr("ldm.training.calibration.residuals_of", full)
     assert train(tmp_path / "run", STEPS) == 0
     assert "the deviation of samples is not calibrated" in caplog.text
     assert "error_model" not in read_model(tmp_path / "run" / "model.safetensors")[1]

@@ -18,9 +18,9 @@ from ldm.checkpoint import load_model
 from ldm.claims import claim, owner_of
 from ldm.cli.main import main
 from ldm.cli.terminal import sampling_command
-from ldm.denoiser import ONNX_FILE
 from ldm.errors import CheckpointError, ConfigError, OutputError
-from ldm.handover import require_private
+from ldm.exporting.handover import require_private
+from ldm.inference.onnx_denoiser import ONNX_FILE
 from ldm.model_file import read_model, save_model
 from ldm.storage import CONFIG_FILE, MODEL_FILE
 
@@ -56,11 +56,11 @@ def test_a_model_that_another_export_wrote_meanwhile_stays(tmp_path, run_folder,
 
     def late(run, trust):
         """The other command comes between the first look at the folder and the claim on it."""
-        monkeypatch.setattr("ldm.handover.load_model", load_model)
+        monkeypatch.setattr("ldm.exporting.handover.load_model", load_model)
         ldm.export(run_folder, output)
         return load_model(run, trust)
 
-    monkeypatch.setattr("ldm.handover.load_model", late)
+    monkeypatch.setattr("ldm.exporting.handover.load_model", late)
     with pytest.raises(OutputError, match="OUT-EXISTS"):
         ldm.export(run_folder, output, licence="CC0-1.0")
     assert "CC0" not in (output / "README.md").read_text()
@@ -108,7 +108,9 @@ def test_killed_at_any_moment_it_leaves_a_whole_model_or_says_so(
     tmp_path, run_folder, another_run, replaces, monkeypatch
 ):
     """And the same command goes on. The older model has a denoiser beside it, the newer none."""
-    monkeypatch.setattr("ldm.handover.denoiser_files", lambda *given: {ONNX_FILE: b"of older"})
+    monkeypatch.setattr(
+        "ldm.exporting.handover.denoiser_files", lambda *given: {ONNX_FILE: b"of older"}
+    )
     older = load_model(ldm.export(run_folder, tmp_path / "older", onnx=True)).digest
     newer = load_model(another_run).digest
     output, found = tmp_path / "model", []

@@ -13,17 +13,16 @@ import ldm
 from ldm.checkpoint import load_model
 from ldm.cli.main import main
 from ldm.config import load_config
-from ldm.denoiser import (
-    ONNX_FILE,
+from ldm.errors import CheckpointError, ConfigError, DataError
+from ldm.exporting.denoiser import (
     PROGRAM_FILE,
     TOLERANCE,
-    OnnxDenoiser,
     denoiser_files,
     denoiser_of,
     largest_difference,
     random_inputs,
 )
-from ldm.errors import CheckpointError, ConfigError, DataError
+from ldm.inference.onnx_denoiser import ONNX_FILE, OnnxDenoiser
 from ldm.modules.diffusionmodules.util import fill_zeros
 from ldm.study import build_model, read_study
 

@@ -248,7 +248,7 @@ def test_a_class_that_does_what_it_should_is_trained_as_without_a_rehearsal(
     assert main(["train", str(folder / "own.yaml"), *given, "--dry-run"]) == 0
     assert caplog.messages == []
     run = ldm.train(folder / "own.yaml", given, output=tmp_path / "run")
-    monkeypatch.setattr("ldm.training.rehearse", lambda *given: None)
+    monkeypatch.setattr("ldm.training.run.rehearse", lambda *given: None)
     other = ldm.train(folder / "own.yaml", given, output=tmp_path / "other")
     first, second = (load_file(each.model) for each in (run, other))
     assert first and all((first[key] == second[key]).all() for key in second)

@@ -17,8 +17,8 @@ from ldm.checkpoint import (
     write_model_folder,
 )
 from ldm.data.seen import SUBJECTS_FILE
-from ldm.denoiser import denoiser_files
 from ldm.errors import CheckpointError
+from ldm.exporting.denoiser import denoiser_files
 from ldm.model_file import read_model
 from ldm.storage import (
     COST_FILE,
@@ -63,7 +63,7 @@ def export(
         output: folder of the model.
         licence: under which the weights are given, such as ``CC-BY-4.0``, for the card.
         onnx: write the denoiser too, as ``denoiser.onnx`` and as ``denoiser.pt2`` of torch.export,
-            once both return what torch returns; see :mod:`ldm.denoiser`.
+            once both return what torch returns; see :mod:`ldm.exporting.denoiser`.
         overwrite: replace an exported model.
         trust: see :meth:`ldm.Synthesiser.load`.
 

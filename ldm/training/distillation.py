@@ -11,7 +11,7 @@ from ldm.config import Overrides, load_config
 from ldm.models.diffusion.distillation import portable_teacher
 from ldm.progress import Progress, silent
 from ldm.storage import run_folder
-from ldm.training import TrainedRun, run_training
+from ldm.training.run import TrainedRun, run_training
 from ldm.typed import typed
 from ldm.util import params_of, user_path
 
@@ -37,10 +37,10 @@ def distill(
         overrides: of ``configs/distill.yaml`` and of the teacher's configuration.
         output: run folder; None: beside the teacher, ``RUN-distilled-STEPS``.
         steps: of the student.
-        trust, say, progress: see :func:`ldm.training.train`.
+        trust, say, progress: see :func:`ldm.training.run.train`.
 
     Raises:
-        ConfigError, DataError, OutputError, NonFiniteError: see :func:`ldm.training.train`.
+        ConfigError, DataError, OutputError, NonFiniteError: see :func:`ldm.training.run.train`.
         CheckpointError: CKPT-MISSING, CKPT-MISMATCH.
     """
     config, folder = student_config(teacher, steps, overrides, trust), run_folder(Path(teacher))

@@ -16,7 +16,6 @@ import torch
 from pytorch_lightning.callbacks import Timer
 
 from ldm.binding import decisive, rate_notice, require_ahead, require_resumable
-from ldm.calibrating import calibrate
 from ldm.callbacks.metrics_file import METRICS_FILE, MetricsFile, read_curves
 from ldm.callbacks.progress import TrainingProgress
 from ldm.callbacks.ranks import RankGuard, is_main_process
@@ -49,11 +48,12 @@ from ldm.data.seen import (
 from ldm.environment import require_safe_libraries, resolve_precision
 from ldm.errors import ConfigError, OutputError, bad_value
 from ldm.progress import Progress, silent, unheard
-from ldm.rehearsal import new_trainer, quiet, rehearse
-from ldm.run_config import run_config, told_of_start, with_found_root
 from ldm.storage import CONFIG_FILE, COST_FILE, MODEL_FILE, read_json, run_folder
 from ldm.study import build_model
-from ldm.training_cost import write_training_cost
+from ldm.training.calibration import calibrate
+from ldm.training.cost import write_training_cost
+from ldm.training.rehearsal import new_trainer, quiet, rehearse
+from ldm.training.run_config import run_config, told_of_start, with_found_root
 from ldm.typed import typed
 from ldm.util import instantiate_from_config, params_of, trusting, user_path
 
@@ -137,7 +137,7 @@ def train(
         output: run folder; None: ``runs/NAME``.
         resume: run folder to continue exactly, in place of ``config``.
         start: run folder whose weights the new run starts with (fine-tuning); without ``config``
-            its configuration too, see :func:`ldm.run_config.run_config`.
+            its configuration too, see :func:`ldm.training.run_config.run_config`.
         trust: classes accepted in that folder beside those that the shipped YAMLs name.
         allow_data_change: go on though the files of the patients, or who they are, changed.
         say: told one line at a time what is trained, how far it is and what validation found.
