@@ -262,6 +262,17 @@ def test_ticks_are_plain_numbers_with_equally_many_decimals(seconds, quality):
             assert len({len(text.partition(".")[2]) for text in shown}) == 1
 
 
+@pytest.mark.parametrize("rows", [1, 20, 60])
+def test_a_comparison_of_many_rows_is_as_high_as_its_names_and_keeps_its_axes(rows):
+    points = [(f"backbone {n} · temperature 0", 1.0 + n, 20 + n / 9) for n in range(rows)]
+    canvas = scatter_figure(points, "seconds", "dB").canvas
+    canvas.draw_without_rendering()
+    ax = canvas.axes[0]
+    names = ax.get_legend().get_window_extent()
+    assert canvas.bbox.y0 <= names.y0 and names.y1 <= canvas.bbox.y1
+    assert ax.get_window_extent().height > canvas.bbox.height / 2
+
+
 def test_an_axis_of_quality_does_not_blow_up_what_means_nothing():
     spans = []
     for best in (20.001, 24.0):

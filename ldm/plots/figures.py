@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 SHARED_WINDOW = ("T1", "synthetic", "real")  # labels of images in one grey window
 STRIP_CELL = 1.7  # inches, width of an image
+LEGEND_LINE = 0.21  # inches, height of a name in a legend
 KEY = 1.85  # inches, width of a name in a legend
 WIDEST_TITLE = 24  # letters of 9 points above a cell
 STRIP_BACKGROUND = "#101114"  # dark like a viewing station, in a light and in a dark page
@@ -217,7 +218,7 @@ def loss_figure(
         marker = "o" if sparse else ""
         ax.plot(steps, values, marker + dashes, color=colour, markersize=4, label=name)
     logarithmic(ax, "y")
-    _legend(ax, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    _legend(ax)
     return figure_bytes(canvas, "svg")
 
 
@@ -272,7 +273,7 @@ def scatter_figure(
         logarithmic(ax, "x")
     ax.margins(0.12)
     span_at_least(ax, "y", least)
-    _legend(ax, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    _legend(ax)
     _name_points(canvas, ax, shown)
     return figure_bytes(canvas, "svg")
 
@@ -353,7 +354,7 @@ def reliability_figure(
     limit = max((np.nanmax(p, initial=0) for ps in curves.values() for p in ps), default=0) or 1
     ax.plot([0, limit], [0, limit], "--", color=INK, linewidth=1, label="calibrated")
     ax.set(xlim=(0, None), ylim=(0, None))
-    _legend(ax, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    _legend(ax)
     return figure_bytes(canvas, "svg")
 
 
@@ -374,9 +375,8 @@ def lines_figure(
     """
     from matplotlib.figure import Figure as Canvas
 
-    canvas = Canvas(
-        figsize=(9.6, 3.1 * -(-len(panels) // 2) + 0.5), layout="constrained", facecolor="white"
-    )
+    size = (9.6, 3.1 * -(-len(panels) // 2) + 0.5)
+    canvas = Canvas(figsize=size, layout="constrained", facecolor="white")
     canvas.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
     grid = canvas.subplots(-(-len(panels) // 2), min(2, len(panels)), squeeze=False)
     styles = row_styles(name for lines in panels.values() for name in lines)
@@ -405,10 +405,15 @@ def lines_figure(
     return figure_bytes(canvas, kind)
 
 
-def _legend(ax: Axes, **place: Any) -> None:
-    if ax.get_legend_handles_labels()[1]:
-        for text in ax.legend(frameon=False, labelcolor=INK, **place).get_texts():
-            text.set_parse_math(False)
+def _legend(ax: Axes) -> None:
+    """Name what is drawn at its right, in a picture as high as its names need."""
+    if not (names := ax.get_legend_handles_labels()[1]):
+        return
+    needed = LEGEND_LINE * (len(names) + 1.5)
+    ax.figure.set_figheight(max(ax.figure.get_figheight(), needed))
+    place = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5)}
+    for text in ax.legend(frameon=False, labelcolor=INK, **place).get_texts():
+        text.set_parse_math(False)
 
 
 def _chart(xlabel: str, ylabel: str) -> tuple[Canvas, Axes]:
