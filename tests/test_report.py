@@ -30,6 +30,7 @@ from ldm.report.score_tables import bracket, cannot_decide, number, paper_table,
 from ldm.report.tables import (
     Number,
     Table,
+    csv_table,
     format_cell,
     latex_table,
     markdown_table,
@@ -359,6 +360,17 @@ def test_csv_keeps_numbers_whole():
     assert float(written[1]) == 1 / 3
 
 
+def test_a_table_for_programs_has_one_number_in_a_cell():
+    rows = [
+        ["unet", Number.mean(25.1864, 1.0423), Number.of(3, 4), 0.5],
+        ["vit", None, Number.of(0, 4), None],
+    ]
+    head, body = csv_table(Table("", ["", "PSNR dB", "n", "s"], rows))
+    assert head == ["row", "PSNR dB", "PSNR dB sd", "n", "n of", "s"]
+    assert body == [["unet", 25.1864, 1.0423, 3, 4, 0.5], ["vit", None, None, 0, 4, None]]
+    assert csv_table(Table("", ["", "PSNR dB"], [])) == (["row", "PSNR dB"], [])
+
+
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"])), min_size=1, max_size=3))
 def test_csv_survives_a_round_trip(cells):
     stream = io.StringIO(newline="")
@@ -465,7 +477,7 @@ def test_a_protocol_of_a_challenge_has_a_table_of_its_own_measures():
 
 def test_what_is_written_as_zero_has_no_minus():
     assert (number(-0.004, 2), number(-0.006, 2)) == ("0.00", "-0.01")
-    assert (signed(-0.0004, 2), signed(-0.5, 2)) == ((-0.0004, "+0.00"), (-0.5, "-0.50"))
+    assert [signed(value, 2).text for value in (-0.0004, -0.5)] == ["+0.00", "-0.50"]
     assert bracket(-1e-9, 1e-9, 2) == "[0.00, 0.00]"
     assert signed(nan) is None
 

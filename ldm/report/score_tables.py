@@ -233,7 +233,7 @@ def comparison_tables(
     found, digits = result.comparisons(region, measure, reference_row), MEASURES[measure].digits
     body: list[list[Cell]] = []
     for c in found:
-        difference = signed(c.difference, digits), bracket(c.low, c.high, digits)
+        difference = signed(c.difference, digits), interval_cell(c.low, c.high, digits)
         body.append([c.row, c.other, c.n, *difference, *_tests(c)])
     note = (
         f"{MEASURES[measure].title} in {region}, row minus the other on the same patients. p: "
@@ -382,15 +382,24 @@ def interval_cells(summary: SummaryRow | None) -> tuple[Cell, Cell]:
     mean, median = (
         value
         if isnan(low)
-        else Number(value, f"{number(value, digits)} {bracket(low, high, digits)}")
+        else Number(
+            value,
+            f"{number(value, digits)} {bracket(low, high, digits)}",
+            {"low": low, "high": high},
+        )
         for value, low, high in told
     )
     return mean, median
 
 
-def bracket(low: float, high: float, digits: int | None = None) -> str | None:
-    """An interval as text; None where it is not defined."""
-    return None if isnan(low) else f"[{number(low, digits)}, {number(high, digits)}]"
+def interval_cell(low: float, high: float, digits: int | None = None) -> Cell:
+    """An interval, whose ends are two columns of a CSV; None where it is not defined."""
+    return None if isnan(low) else Number(low, bracket(low, high, digits), {"to": high})
+
+
+def bracket(low: float, high: float, digits: int | None = None) -> str:
+    """An interval as text."""
+    return f"[{number(low, digits)}, {number(high, digits)}]"
 
 
 def number(value: float, digits: int | None = None) -> str:

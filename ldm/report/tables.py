@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, count
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -44,6 +45,7 @@ class Number(NamedTuple):
 
     value: float  # what tables compare
     text: str
+    more: Mapping[str, float] = MappingProxyType({})  # what else the text tells: columns of a CSV
 
     @classmethod
     def mean(cls, mean: float, sd: float, digits: int | None = None) -> Number | float:
@@ -51,12 +53,12 @@ class Number(NamedTuple):
         if math.isnan(sd) or not math.isfinite(mean):
             return mean
         digits = digits or (2 if abs(mean) >= 10 else 4)
-        return cls(mean, f"{mean:.{digits}f} ± {sd:.{digits}f}")
+        return cls(mean, f"{mean:.{digits}f} ± {sd:.{digits}f}", {"sd": sd})
 
     @classmethod
     def of(cls, count: int, whole: int) -> Number:
         """How many of how many."""
-        return cls(count, f"{count}/{whole}")
+        return cls(count, f"{count}/{whole}", {"of": whole})
 
 
 Cell = str | int | float | Number | None
@@ -190,18 +192,34 @@ def latex_text(value: Cell) -> str:
 
 
 def write_table(table: Table, folder: Path, stem: str) -> list[Path]:
-    """Write ``STEM.csv``, at full precision, ``STEM.md`` and ``STEM.tex``; return the files.
+    """Write ``STEM.csv`` of :func:`csv_table`, ``STEM.md`` and ``STEM.tex``; return the files.
 
     Raises:
         OutputError: OUT-IO when the system refuses to write.
     """
-    rows = [[c.text if isinstance(c, Number) else c for c in row] for row in table.rows]
     written = [folder / f"{stem}.{kind}" for kind in ("csv", "md", "tex")]
-    write_csv(written[0], table.columns, rows)
+    write_csv(written[0], *csv_table(table))
     texts = (markdown_table(table.columns, table.rows), latex_table(table))
     for path, text in zip(written[1:], texts, strict=True):
         write_file(path, text)
     return written
+
+
+def csv_table(table: Table) -> tuple[list[str], list[list[Cell]]]:
+    """Return head and rows for programs: one number a cell, at full precision.
+
+    ``25.19 ± 1.04`` under ``PSNR dB`` are the columns ``PSNR dB`` and ``PSNR dB sd``.
+    """
+    head: list[str] = []
+    columns: list[list[Cell]] = []
+    for title, *cells in zip(table.columns, *table.rows, strict=True):
+        numbers = [cell for cell in cells if isinstance(cell, Number)]
+        head.append(title or "row")
+        columns.append([cell.value if isinstance(cell, Number) else cell for cell in cells])
+        for name in dict.fromkeys(name for number in numbers for name in number.more):
+            head.append(f"{title} {name}")
+            columns.append([c.more.get(name) if isinstance(c, Number) else None for c in cells])
+    return head, [list(row) for row in zip(*columns, strict=True)]
 
 
 def format_cell(value: Cell) -> str:

@@ -549,8 +549,16 @@ def test_the_terminal_shows_what_is_read_first(tmp_path, patients, capsys):
     assert "Tumour" in capsys.readouterr().out
     with (tmp_path / "out/table.csv").open() as file:
         head, ours, copy = csv.reader(file)
-    assert head == ["", "PSNR dB", "PSNR dB, tumour", "Recovery"]
-    assert (ours[0], ours[3], copy[0], copy[3]) == ("ours", "1.000", COPY_T1, "0.000")
+    sd = "PSNR dB sd", "PSNR dB, tumour sd"
+    assert head == ["row", "PSNR dB", sd[0], "PSNR dB, tumour", sd[1], "Recovery"]
+    assert (ours[0], float(ours[5]), copy[0], float(copy[5])) == ("ours", 1, COPY_T1, 0)
+    summary = json.loads((tmp_path / "out/metrics.json").read_text())["summary"][COPY_T1]
+    brain, tumour = (
+        next(s for s in summary if (s["region"], s["measure"]) == (region, "psnr"))
+        for region in ("brain", "tumour")
+    )
+    wanted = [brain["mean"], brain["sd"], tumour["mean"], tumour["sd"]]
+    assert [float(cell) for cell in copy[1:5]] == wanted  # at full precision
     assert "siunitx" not in (tmp_path / "out/table.md").read_text()
     assert (tmp_path / "out/table.tex").read_text().startswith("\\begin{table}")
     pictures = {path.suffix for path in (tmp_path / "out/figures").iterdir()}
