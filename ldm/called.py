@@ -22,7 +22,7 @@ def module_from_config(
 
     Args:
         where, options: see :func:`ldm.util.instantiate_from_config`.
-        called: how its ``forward`` is called, as ``x, timesteps``; None: it is not.
+        called: how its ``forward`` is called, as ``x, timesteps, y=``; None: it is not.
 
     Raises:
         ConfigError: see there; CONFIG-TARGET for what is no module, or could not be called so.
@@ -39,8 +39,8 @@ def require_module(made: Any, where: str, called: str | None) -> None:
         raise ConfigError("CONFIG-TARGET", f"{where}: {type(made).__name__}{wrong} ({PAGE})")
 
 
-def tensor_from(call: Callable, shape: Sequence[int | None], *args: Any) -> Tensor:
-    """Return ``call(*args)``, a tensor of real numbers.
+def tensor_from(call: Callable, shape: Sequence[int | None], *args: Any, **named: Any) -> Tensor:
+    """Return ``call(*args, **named)``, a tensor of real numbers.
 
     Args:
         call: a module or method of a class that a configuration names.
@@ -50,7 +50,7 @@ def tensor_from(call: Callable, shape: Sequence[int | None], *args: Any) -> Tens
         ConfigError: CONFIG-TARGET for an error of the class, CONFIG-SHAPE for another output.
     """
     with calling(call):
-        made = call(*args)
+        made = call(*args, **named)
     require_tensor(call, made, shape, args[0])
     return made
 
@@ -73,7 +73,7 @@ def require_tensor(call: Callable, made: Any, shape: Sequence[int | None], given
     name = type(call).__name__ if owner is None else f"{type(owner).__name__}.{method}"
     seen = str(tuple(made.shape)) if isinstance(made, Tensor) else type(made).__name__
     seen = f"complex numbers {seen}" if isinstance(made, Tensor) and made.is_complex() else seen
-    is_double = is_real and sizes[1:2] == (2 * shape[1],)
+    is_double = is_real and any(sizes[1:2] == (2 * n,) for n in shape[1:2] if n)
     how = "give it this shape" if is_real else "return that alone"
     how = "where it has learn_sigma, set it to false" if is_double else how
     of = f" for {tuple(given.shape)}" if isinstance(given, Tensor) else ""
@@ -125,8 +125,10 @@ def _wrong_module(made: Any) -> str:
 def _wrong_call(module: nn.Module, called: str) -> str:
     if type(module).forward is nn.Module.forward:
         return " has no method forward: write it"
+    names = [name.partition("=") for name in called.split(", ")]
+    placed = [name for name, named, _ in names if not named]
     try:
-        signature(module.forward).bind(*called.split(", "))
+        signature(module.forward).bind(*placed, **{n: n for n, named, _ in names if named})
     except TypeError as error:
         beside = ", and with context or y if it is told more" if "timesteps" in called else ""
         return (

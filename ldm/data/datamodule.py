@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset, default_collate
 
 from ldm.data.cache import CachedSubject, cached_subject
-from ldm.data.layouts import Subject, detect_layout, name_patients, summary
+from ldm.data.layouts import Subject, build_layout, detect_layout, name_patients, summary
 from ldm.data.noise_subject import noise_subject
 from ldm.data.prepare import Preparation, load_subject
 from ldm.data.slices import (
@@ -198,8 +198,9 @@ class ContrastDataModule(pl.LightningDataModule):
         """Have a patient of noise in place of those below the root, and small batches.
 
         Raises:
-            ConfigError: CONFIG-TARGET for a normaliser or an augmentation that cannot be.
+            ConfigError: CONFIG-TARGET for a layout, normaliser or augmentation that cannot be.
         """
+        build_layout(self.layout_choice)
         self.batch_size = self.val_slices = min(self.batch_size, REHEARSED)
         self.num_workers, self.drawing = 0, replace(self.drawing, min_brain=0.0)
         names, sides = [*self.conditions, *([self.target] if self.target else [])], self.image_size

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ldm.errors import bad_value
+from ldm.called import module_from_config, require_tensor, tensor_from
+from ldm.errors import bad_value, calling
 from ldm.intensity import (
     BACKGROUND,
     UNIT,
@@ -39,7 +40,7 @@ from ldm.models.prior_regression import (
 from ldm.modules.broadcast import per_item
 from ldm.modules.polynomial import polynomial
 from ldm.study import ASKED, MAPS, Study, native_of
-from ldm.util import evenly_spread, instantiate_from_config, own_channels
+from ldm.util import evenly_spread, own_channels
 
 log = logging.getLogger(__name__)
 
@@ -371,9 +372,15 @@ def maps_of(prior: nn.Module | None, slices: np.ndarray, aspect: float) -> np.nd
 
     None: it has found nothing in training, or does not look at volumes.
     """
-    find = getattr(prior, "maps", None)
-    found = find and find(torch.from_numpy(slices), aspect)
-    return None if found is None else found.float().cpu().numpy()
+    find, volume = getattr(prior, "maps", None), torch.from_numpy(slices)
+    if find is None:
+        return None
+    with calling(prior):
+        found: Any = find(volume, aspect)
+    if found is None:
+        return None
+    require_tensor(find, found, (len(volume), None, *volume.shape[2:]), volume)
+    return found.float().cpu().numpy()
 
 
 def build_prior(config: Config | None, facts: Mapping[str, Any]) -> nn.Module | None:
@@ -382,8 +389,36 @@ def build_prior(config: Config | None, facts: Mapping[str, Any]) -> nn.Module | 
     Args:
         facts: what it may ask for: ``conditions``, ``target``, ``neighbours``, ``image_size``.
     """
-    where = "model.params.prior_config"
-    return config and instantiate_from_config(config, where=where, interface=facts, needs=("fit",))
+    return config and module_from_config(
+        config,
+        where="model.params.prior_config",
+        called="image, condition, presence, factor, sampled=, asked=, maps=",
+        interface=facts,
+        needs=("fit",),
+    )
+
+
+def informed(
+    prior: nn.Module | None,
+    image: Tensor,
+    batch: Mapping[str, Any],
+    factor: float = 1.0,
+    sampled: bool = False,
+) -> Tensor:
+    """Return an image (B, 1, *S) with what a prior, if there is one, knows.
+
+    Args:
+        batch: ``condition``, ``presence`` and what else it may tell a prior.
+        factor, sampled: see :meth:`EnhancementPrior.forward`.
+
+    Raises:
+        ConfigError: CONFIG-TARGET, CONFIG-SHAPE, see :func:`ldm.called.tensor_from`.
+    """
+    if prior is None:
+        return image
+    told = {"sampled": sampled, **prior_inputs(batch)}
+    given = batch["condition"], batch["presence"], factor
+    return tensor_from(prior, image.shape, image, *given, **told)
 
 
 def prior_inputs(batch: Mapping[str, Any]) -> dict[str, Tensor]:

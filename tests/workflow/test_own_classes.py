@@ -25,12 +25,15 @@ SEGMENTATION = [
     "model.params.loss_config={target: TARGET, params: null}",
 ]
 CLASSES = """
+import dataclasses
 import numpy as np
 import torch
 from torch import nn
 
+from ldm.data.layouts import Layout
 from ldm.data.normalise import Normaliser
 from ldm.models.diffusion.anchors import Anchor
+from ldm.models.diffusion.schedule import Schedule
 
 
 class Net(nn.Module):
@@ -131,6 +134,45 @@ class Steps:
 
     def state_dict(self):
         return {}
+
+
+class Knows(nn.Module):
+    # a prior: what it says of a patient is brighter by a share of the training's intensities
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("share", torch.zeros(()))
+
+    def fit(self, data):
+        self.share.fill_(0.01)
+
+    def forward(self, image, condition, presence, factor, sampled=False, asked=None, maps=None):
+        return image + factor * self.share * (1 if maps is None else maps[:, :1])
+
+    def maps(self, volume, aspect):
+        return volume[:, :1].clamp(min=0)
+
+    def doubt(self, maps, presence, asked, factor):
+        return maps[:, 0].square()
+
+
+@dataclasses.dataclass(frozen=True)
+class Line(Schedule):
+    timesteps: int = 100
+
+    def sigma(self, t):
+        return (t.double() + 1) / (self.timesteps + 1)
+
+    def alpha(self, t):
+        return 1 - self.sigma(t)
+
+    def timestep_of(self, half_log_snr):
+        return (self.timesteps + 1) / (1 + half_log_snr.exp()) - 1
+
+
+class Hospital(Layout):
+    def parse(self, path):
+        subject, _, contrast = path.name.removesuffix(".nii.gz").rpartition("_")
+        return subject, contrast
 """
 PLACES = {
     "Net": ["model.params.unet_config={target: TARGET}"],
@@ -147,14 +189,19 @@ PLACES = {
     "Weight": ["model.params.voxel_weight_config={target: TARGET}"],
     "Stage": ["model.params.first_stage_config={target: TARGET}"],
     "Steps": ["model.params.timesteps_config={target: TARGET}"],
+    "Knows": ["model.params.prior_config={target: TARGET}"],
+    "Line": ["model.params.schedule_config={target: TARGET, params: null}"],
+    "Hospital": ["data.params.layout={target: TARGET}"],
 }
 NET, LOSS = "forward(self, x, timesteps, context=None, y=None)", "forward(self, prediction)"
 STYLE, IMAGES = "forward(self, condition)", "__call__(self, images)"
 INIT = "__init__(self, in_channels, out_channels)"
+PRIOR = "forward(self, image, *others, **named)"
+MAPS = "maps(self, volume, aspect)"
 FIRST = "in a first step, on noise"
 # class, method, what it does, what is said of it
 FAULTS = [
-    ("Net", NET, "open('/no/table.npy')", "py line 3, which is not of this project: FileNot"),
+    ("Net", NET, "open('/no/table.npy')", "py line 4, which is not of this project: FileNot"),
     ("Net", NET, "raise RuntimeError('mine')", "which is not of this project: RuntimeError: mine"),
     ("Net", INIT, "raise OSError('no weights')", "which is not of this project: OSError: no weig"),
     (
@@ -202,6 +249,23 @@ FAULTS = [
     ("Weight", "forward(self, batch, means)", "return 1.0", "Fault returned float"),
     ("Stage", "encode(self, images)", "return None", "Fault.encode returned NoneType"),
     ("Stage", "decode(self, latents)", "raise OSError('no codebook')", "OSError: no codebook"),
+    ("Knows", "fit(self)", "pass", "in Fault: TypeError: Fault.fit() takes 1 positional"),
+    ("Knows", "fit(self, data)", "open('/no/table.npy')", "FileNotFoundError"),
+    ("Knows", PRIOR, "return None", "Fault returned NoneType"),
+    ("Knows", PRIOR, "return image[..., 1:]", "Fault returned (2, 1, 32, 31)"),
+    ("Knows", "forward(self, image, condition)", "return image", "called as forward(image, cond"),
+    ("Knows", "__init__(self)", "pass", "does not call super().__init__()"),
+    ("Knows", MAPS, "return 'enhancing'", "Fault.maps returned str"),
+    ("Knows", MAPS, "return volume[0]", "Fault.maps returned (4, 32, 32)"),
+    ("Line", "alpha(self, t)", "return None", "Fault.alpha returned NoneType"),
+    ("Line", "sigma(self, t)", "return t.double()[:3]", "expected one tensor (101) of real"),
+    ("Line", "sigma(self, t)", "return t / torch.nan", "has alpha nan and sigma nan at -1"),
+    ("Line", "sigma(self, t)", "return (t.double() - t).abs()", "does not fall with each timestep"),
+    ("Line", "timestep_of(self, half_log_snr)", "return half_log_snr", "does not find timestep 50"),
+    ("Line", "to_dict(self)", "return {'t': {1, 2}}", "Fault.to_dict gives no plain numbers"),
+    ("Hospital", "parse", "Layout.parse", "layout Fault has no method parse(path)"),
+    ("Hospital", "scheme", "{1: 'enhancing'}", "layout Fault.scheme is {1: 'enhancing'}"),
+    ("Hospital", "__init__(self)", "open('/no/table.csv')", "FileNotFoundError"),
     ("Steps", "draw(self, uniform)", "return uniform + 1e6, 1 + uniform", f"{FIRST}, of own_"),
 ]
 
@@ -227,7 +291,8 @@ def test_a_fault_is_told_before_a_patient_is_read(folder, tmp_path, capsys, numb
     name, method, does, said = FAULTS[number]
     body = f"def {method}: {does}" if "(" in method else f"{method} = {does}"
     module = f"own_fault_{number}"
-    code = f"import torch, own_classes\nclass Fault(own_classes.{name}):\n    {body}\n"
+    code = "import torch, own_classes\nfrom ldm.data.layouts import Layout\n"
+    code += f"class Fault(own_classes.{name}):\n    {body}\n"
     (folder / f"{module}.py").write_text(code)
     given = [*words(name, f"{module}.Fault"), f"data.params.root={tmp_path / 'nowhere'}"]
     assert main(["train", str(folder / "own.yaml"), *given, "--dry-run"]) == 2
@@ -237,6 +302,32 @@ def test_a_fault_is_told_before_a_patient_is_read(folder, tmp_path, capsys, numb
         ldm.train(folder / "own.yaml", given, output=tmp_path / "run")
     assert said in str(refused.value)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("method", "returned", "said"),
+    [
+        ("parse(self, path)", "path.name", "Own.parse returned 'Phantom_"),
+        ("parse(self, path)", "(1, 't1')", "expected (subject id, contrast), two texts, or None"),
+        ("parse(self)", "None", "in Own: TypeError: Own.parse() takes 1 positional argument"),
+        ("parse(self, path)", "os.stat('/no/table.csv')", "FileNotFoundError"),
+        ("find(self, tree)", "tree.volumes", "Own.find gave PosixPath"),
+        ("find(self, tree)", "None", "in Own: TypeError: 'NoneType' object is not iterable"),
+        ("file_name(self)", "'x'", "in Own: TypeError: Own.file_name() takes 1 positional"),
+    ],
+)
+def test_a_layout_is_told_what_it_should_return(
+    folder, tmp_path, patients, capsys, method, returned, said
+):
+    module = f"own_layout_{abs(hash((method, returned)))}"
+    body = f"def {method}: return {returned}"
+    if method.startswith("file_name"):
+        body += "\n    def parse(self, path): return None"
+    target = written(folder, module, "own_classes.Hospital", body)
+    given = ["prepare", str(patients), "--output", str(tmp_path / "prepared"), "--layout", target]
+    assert main(given) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "error CONFIG-TARGET" in line and said in line
 
 
 @pytest.mark.parametrize("name", PLACES)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import reprlib
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,7 +22,7 @@ from ldm.claims import LOCK, is_synthetic
 from ldm.data.nifti import volume_stem
 from ldm.data.patients import is_examination, patient_of
 from ldm.data.volume_file import RefusedVolume, VolumeFile
-from ldm.errors import DataError
+from ldm.errors import ConfigError, DataError, calling
 from ldm.label_scheme import USUAL, LabelScheme
 from ldm.study import KNOWN, LABELS, MASK_FILE, Contrasts
 from ldm.util import nearest, user_path
@@ -179,7 +180,7 @@ class Subject:
                 if isinstance(file, RefusedVolume):
                     raise file.refusal(self.id)
             if contrast in layout.contrasts.known:
-                expected = f"expected {layout.file_name(self.id, contrast)} ({layout.name})"
+                expected = f"expected {layout.told_file(self.id, contrast)} ({layout.name})"
                 if beside := self._beside():
                     expected += f"; not recognised there: {beside}; name the file in a CSV"
             else:
@@ -246,7 +247,7 @@ class Layout:
         examined: subject -> whose examination it is, of those whose files say so.
     """
 
-    name: str
+    name: str = "a layout without a name"
     contrasts: Contrasts = KNOWN
     scheme: LabelScheme = USUAL
     examined: Mapping[str, str] = MappingProxyType({})
@@ -264,11 +265,23 @@ class Layout:
         """
         for path in tree.volumes:
             if parsed := self.parse(path):
+                if not (isinstance(parsed, tuple) and [*map(type, parsed)] == [str, str]):
+                    raise ConfigError(
+                        "CONFIG-TARGET",
+                        f"{type(self).__name__}.parse returned {reprlib.repr(parsed)} for "
+                        f"{path.name}: expected (subject id, contrast), two texts, or None "
+                        "(docs/data.md)",
+                    )
                 yield Entry(*parsed, VolumeFile(path), path.parent)
 
     def file_name(self, subject: str, contrast: str) -> str:
         """Return the file that this layout expects, for messages."""
         return f"a file of {contrast}"
+
+    def told_file(self, subject: str, contrast: str) -> str:
+        """Return :meth:`file_name` of a class that anyone may have written."""
+        with calling(self):
+            return self.file_name(subject, contrast)
 
     def subjects(self, entries: Iterable[Entry]) -> dict[str, Subject]:
         """Return the subjects, sorted by id.

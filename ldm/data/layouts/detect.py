@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import reprlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -20,8 +21,8 @@ from ldm.data.layouts.hdf5 import HDF5
 from ldm.data.layouts.table import PARTS, SubjectTable
 from ldm.data.nifti import volume_stem
 from ldm.data.patients import patient_of, patient_pattern
-from ldm.data.volume_file import is_drawn
-from ldm.errors import ConfigError, DataError, bad_value, to_the_reader
+from ldm.data.volume_file import VolumeFile, is_drawn
+from ldm.errors import ConfigError, DataError, bad_value, calling, to_the_reader
 from ldm.label_scheme import LabelScheme
 from ldm.storage import require_subjects
 from ldm.study import BRATS, KNOWN, LABELS, MASK_FILE, Contrasts
@@ -71,7 +72,39 @@ def build_layout(choice: Choice) -> Layout | None:
             f"layout {config.get('target')} is no subclass of ldm.data.layouts.Layout: see "
             "docs/data.md",
         )
-    return instantiate_from_config(config, where="data.params.layout")
+    return _whole(instantiate_from_config(config, where="data.params.layout"))
+
+
+def _whole(layout: Layout) -> Layout:
+    """Return a layout of one's own; one that lacks what is asked of it is refused."""
+    cls, wrong = type(layout), ""
+    if cls.parse is Layout.parse and cls.find is Layout.find:
+        wrong = " has no method parse(path): let it return (subject id, contrast), or None"
+    for name, kind in (("scheme", LabelScheme), ("examined", Mapping), ("name", str)):
+        if not isinstance(getattr(layout, name), kind):
+            wrong = f".{name} is {getattr(layout, name)!r}: give a {kind.__name__}, or leave it out"
+    if wrong:
+        raise ConfigError("CONFIG-TARGET", f"layout {cls.__name__}{wrong} (docs/data.md)")
+    return layout
+
+
+def _entries(layout: Layout, tree: Tree) -> list[Entry]:
+    """Return what a layout, which anyone may have written, recognises in a folder.
+
+    Raises:
+        ConfigError: CONFIG-TARGET for an error of the class, or what it should not return.
+    """
+    with calling(layout):
+        found = list(layout.find(tree))
+    for entry in found:
+        kinds = (str, str, VolumeFile, Path)
+        if not (isinstance(entry, Entry) and all(map(isinstance, entry, kinds))):
+            raise ConfigError(
+                "CONFIG-TARGET",
+                f"{type(layout).__name__}.find gave {reprlib.repr(entry)}: expected an "
+                "ldm.data.layouts.base.Entry (subject id, contrast, VolumeFile, folder)",
+            )
+    return found
 
 
 def _read_choice(text: str) -> Mapping[str, Any]:
@@ -106,7 +139,7 @@ def detect_layout(
     chosen = _told(build_layout(layout), contrasts)
 
     def recognised(tree: Tree) -> dict[Layout, list[Entry]]:
-        return {chosen: list(chosen.find(tree))} if chosen else _candidates(tree, contrasts)
+        return {chosen: _entries(chosen, tree)} if chosen else _candidates(tree, contrasts)
 
     tree = Tree(root, synthetic=False)  # predictions among the patients are none of them
     found = recognised(tree)
@@ -124,7 +157,7 @@ def _nothing_found(tree: Tree, chosen: Layout | None) -> DataError:
     names = [path.name for path in tree.volumes or tree.files]
     few = ", ".join(names[:SHOWN_FILES]) + (", ..." if len(names) > SHOWN_FILES else "")
     shown = [chosen] if chosen else [cls() for cls in (BraTS2021, BraTS2023, BIDS, Flat)]
-    expected = ", ".join(candidate.file_name("ID", "t1") for candidate in shown)
+    expected = ", ".join(candidate.told_file("ID", "t1") for candidate in shown)
     return DataError(
         "DATA-LAYOUT",
         f"no subject found: {few or 'no file'}; expected files like {expected}; else give a CSV "

@@ -25,7 +25,7 @@ from ldm.models.diffusion.tiling import Tiling
 from ldm.models.diffusion.timesteps import build_timesteps
 from ldm.models.diffusion.wrapper import IMAGES, Conditions, DiffusionWrapper
 from ldm.models.draws import Draws
-from ldm.models.prior import build_prior, maps_of, prior_inputs, require_prior
+from ldm.models.prior import build_prior, informed, maps_of, prior_inputs, require_prior
 from ldm.study import ANY, Study
 from ldm.util import image_sides, shows, taken
 
@@ -159,7 +159,8 @@ class LatentDiffusion(RunModule):
         """Refuse a first stage that is not ready; fit anchor and prior; ask losses that check."""
         self.space.check_start(data)
         if self.prior:
-            self.prior.fit(data)
+            with calling(self.prior):
+                self.prior.fit(data)
         for loss in self.losses.values():
             if hasattr(loss, "check_start"):
                 loss.check_start(data)
@@ -327,10 +328,7 @@ class LatentDiffusion(RunModule):
         images = []
         for x_0 in self.generate(given, noise, sampler, steps, both=both, **options):
             image = self.space.decode(self.space.from_data(x_0, given), condition.shape[2:])
-            images.append(image.clamp(-1, 1))
-            if self.prior:
-                told = {"sampled": sampled, **prior_inputs(batch)}
-                images[-1] = self.prior(images[-1], condition, presence, enhancement, **told)
+            images.append(informed(self.prior, image.clamp(-1, 1), batch, enhancement, sampled))
         return torch.stack(images) if both else images[0]
 
     def generate(

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ldm.called import tensor_from
 from ldm.intensity import UNIT
 from ldm.models.base import places
 from ldm.models.diffusion.noise import KeyedNoise
@@ -89,7 +90,8 @@ def doubt_of(
     """
     if maps is None or not hasattr(prior, "doubt"):
         return None
-    return prior.doubt(maps, presence, asked, factor).double().cpu().numpy()
+    shape = (len(maps), *maps.shape[2:])
+    return tensor_from(prior.doubt, shape, maps, presence, asked, factor).double().cpu().numpy()
 
 
 @torch.no_grad()

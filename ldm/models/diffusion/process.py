@@ -18,10 +18,9 @@ from ldm.models.diffusion.gaussian import (
     q_sample,
     split_output,
 )
-from ldm.models.diffusion.schedule import Schedule
+from ldm.models.diffusion.schedule import Schedule, build_schedule
 from ldm.models.diffusion.variational_bound import bound_term
 from ldm.modules.broadcast import per_item
-from ldm.util import instantiate_from_config
 
 COSINE: Mapping[str, Any] = {
     "target": "ldm.models.diffusion.schedule.NoiseSchedule",
@@ -99,11 +98,7 @@ class GaussianProcess:
         self.schedule: Schedule = (
             schedule_config
             if isinstance(schedule_config, Schedule)
-            else instantiate_from_config(
-                schedule_config or COSINE,
-                where="model.params.schedule_config",
-                needs=("at", "ends_in_pure_noise"),
-            )
+            else build_schedule(schedule_config or COSINE)
         )
         one_of("model.params.parameterization", parameterization, PARAMETERISATIONS)
         one_of("model.params.variance", variance, VARIANCES)

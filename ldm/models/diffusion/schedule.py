@@ -11,10 +11,11 @@ is float64 on the CPU until :func:`gather` hands it to a network's tensors.
 
 from __future__ import annotations
 
+import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, is_dataclass
 from functools import cached_property
 from numbers import Integral, Real
 from typing import Any
@@ -23,11 +24,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldm.errors import bad_value, one_of
+from ldm.called import require_tensor
+from ldm.errors import ConfigError, bad_value, calling, one_of
 from ldm.modules.broadcast import per_item
+from ldm.util import instantiate_from_config
 
 MAX_BETA = 0.999  # Nichol & Dhariwal 2021, section 3.2: keeps the last step invertible
-PARAMS = "model.params.schedule_config.params"  # where the arguments of a schedule stand
+SCHEDULE = "model.params.schedule_config"
+PARAMS = f"{SCHEDULE}.params"  # where the arguments of a schedule stand
+CLOSE = 1e-6  # of alpha and sigma of clean data
 SPACINGS = ("trailing", "logsnr", "uniform", "quadratic")
 
 
@@ -116,6 +121,8 @@ class Schedule(ABC):
 
     def to_dict(self) -> dict[str, Any]:
         """The arguments that build this schedule again, as plain numbers and strings."""
+        if not is_dataclass(self):
+            raise TypeError("make the class a dataclass, whose fields are its arguments")
         return asdict(self)
 
     def half_log_snr(self, t: Tensor) -> Tensor:
@@ -146,6 +153,44 @@ class Schedule(ABC):
         """``alpha_t, sigma_t`` at integer timesteps t (B,), shaped to multiply x (B, ...)."""
         alpha, sigma = self._levels
         return gather(alpha, t, x), gather(sigma, t, x)
+
+
+def build_schedule(config: Mapping[str, Any]) -> Schedule:
+    """Return the schedule that a configuration names, which anyone may have written.
+
+    Raises:
+        ConfigError: CONFIG-TARGET for what is no schedule, or contradicts itself; CONFIG-SHAPE.
+    """
+    made = instantiate_from_config(config, where=SCHEDULE)
+    with calling(made):
+        wrong = _wrong_schedule(made)
+    if wrong:
+        raise ConfigError("CONFIG-TARGET", f"{SCHEDULE}: {type(made).__name__}{wrong}")
+    return made
+
+
+def _wrong_schedule(made: Any) -> str:
+    if not isinstance(made, Schedule):
+        return " is no Schedule: derive it from ldm.models.diffusion.schedule.Schedule"
+    _check_timesteps(getattr(made, "timesteps", None))
+    t = torch.arange(-1, len(made))
+    for method in (made.alpha, made.sigma):
+        require_tensor(method, method(t), t.shape, t)
+    alpha, sigma = made.alpha(t), made.sigma(t)
+    half_log_snr = alpha.log() - sigma.log()
+    if not max(abs(alpha[0] - 1), abs(sigma[0])) <= CLOSE:  # nor where it is NaN
+        return f" has alpha {alpha[0]:g} and sigma {sigma[0]:g} at -1, clean data: expected 1 and 0"
+    if not (half_log_snr.diff() < 0).all():
+        return ": alpha / sigma does not fall with each timestep: noise must grow"
+    middle = len(made) // 2
+    found = made.timestep_of(half_log_snr[middle + 1 : middle + 2])
+    if not abs(found.item() - middle) < 1:
+        return f".timestep_of does not find timestep {middle} by its half_log_snr"
+    try:
+        json.dumps(made.to_dict())
+    except TypeError as error:
+        return f".to_dict gives no plain numbers and strings: {error}"
+    return ""
 
 
 @dataclass(frozen=True)
