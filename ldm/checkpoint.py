@@ -26,7 +26,14 @@ from ldm.binding import PARTS, Decisive, decisive, require_bound
 from ldm.claims import claim
 from ldm.config import foreign_targets, read_saved_config, save_config, trusted_targets, validate
 from ldm.environment import require_safe_libraries
-from ldm.errors import CheckpointError, OutOfMemory, OutputError, UnsafeError, as_known_error
+from ldm.errors import (
+    CheckpointError,
+    ConfigError,
+    OutOfMemory,
+    OutputError,
+    UnsafeError,
+    as_known_error,
+)
 from ldm.folders import written_together
 from ldm.model_file import (
     FORMAT_VERSION,
@@ -37,6 +44,7 @@ from ldm.model_file import (
     save_model,
     tensor_digest,
 )
+from ldm.storable import require_storable
 from ldm.storage import (
     CONFIG_FILE,
     ERROR_MODEL,
@@ -88,10 +96,11 @@ class AtomicCheckpointIO(CheckpointIO):
             own = {"format": FORMAT_VERSION, "keys": sorted(checkpoint), "processes": _processes()}
             own[WEIGHTS] = EMA_WEIGHTS if "current_model_state" in checkpoint else LAST
             self._save({**checkpoint, OWN: {**own, BOUND: self.bound}}, Path(path))
-        except OutputError as error:
+        except (OutputError, ConfigError) as error:
             self.failure = error
 
     def _save(self, checkpoint: dict[str, Any], path: Path) -> None:
+        require_storable(checkpoint)
         try:
             with atomic_path(path, replace=True) as temporary:
                 torch.save(checkpoint, temporary)

@@ -17,9 +17,10 @@ from pytorch_lightning.callbacks import Callback, Checkpoint
 from ldm.callbacks.ema import averaged_module
 from ldm.callbacks.metrics_file import MetricsFile
 from ldm.checkpoint import BOUND, CHECKPOINTS, EMA_WEIGHTS, LAST, WEIGHTS
-from ldm.errors import NonFiniteError, OutputError, bad_value, one_of
+from ldm.errors import DsdiffError, NonFiniteError, OutputError, bad_value, one_of
 from ldm.model_file import save_model
 from ldm.models.base import cases_of
+from ldm.storable import require_storable
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +59,7 @@ class RunCheckpoint(Checkpoint):
         self.every_n_steps, self.best_by, self.patience = every_n_steps, best_by, patience
         self.saved_step = self.next_step = -1
         self.is_stale = False  # a validation came after the last save
+        self.is_storable = False  # what a save would hold, as far as a step tells
         self.failures = 0
         self.best: float | None = None
         self.worse = 0  # validations since the best
@@ -99,7 +101,11 @@ class RunCheckpoint(Checkpoint):
         """Save when the interval is over; whoever ends the training waits for a whole step."""
         if not is_whole(trainer):
             trainer.should_stop = False  # a limit of time, which asks again after each batch
-        elif trainer.global_step >= self.next_step and trainer.global_step != self.saved_step:
+            return
+        if not self.is_storable:  # else it would be found when hours of steps are saved
+            require_storable(trainer._checkpoint_connector.dump_checkpoint())
+            self.is_storable = True
+        if trainer.global_step >= self.next_step and trainer.global_step != self.saved_step:
             log_step(trainer)  # Lightning does after it: a kill in between would lose the row
             self.save(trainer, again=True)
 
@@ -178,8 +184,8 @@ class RunCheckpoint(Checkpoint):
         self.next_step = step + wait
 
     def _heard(
-        self, trainer: pl.Trainer, failure: OutputError | None, again: bool
-    ) -> OutputError | None:
+        self, trainer: pl.Trainer, failure: DsdiffError | None, again: bool
+    ) -> DsdiffError | None:
         """Return, in all processes, why a save of the first one failed, or raise it."""
         failure = trainer.strategy.broadcast(failure)
         self.failures = self.failures + 1 if failure else 0

@@ -42,12 +42,12 @@ class Tracker(Logger):
 
     name, version = "tracker", ""
     needs: str | None = None  # module that is not always installed
+    pictures, is_begun, has_failed = True, False, False
 
     def __init__(self, pictures: bool = True) -> None:
         super().__init__()
         self.pictures = pictures
         self.folder, self.config = Path(), {}
-        self.is_begun = self.has_failed = False
 
     def attach(self, folder: Path, config: Mapping[str, Any]) -> None:
         """Say which run it tracks; nothing is written yet.

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from lightning_fabric.plugins.environments import LightningEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 
+from ldm.callbacks.own import built_callbacks
 from ldm.compiling import make_fast
 from ldm.config import foreign_targets
 from ldm.environment import resolve_precision
@@ -30,6 +31,7 @@ from ldm.errors import (
     calling,
 )
 from ldm.progress import unheard
+from ldm.storable import require_storable
 from ldm.study import build_model
 from ldm.util import instantiate_from_config, trainer_options
 
@@ -78,10 +80,10 @@ def rehearse(config: Mapping[str, Any], say: Callable[[str], None] = unheard) ->
 def _first_step(config: Mapping[str, Any]) -> tuple[Any, torch.device]:
     """Return the model after it, and the device on which it was."""
     options = trainer_options(config)
-    own = {name: options[name] for name in KEPT if name in options}
+    kept = {name: options[name] for name in KEPT if name in options}
     asked = options.get("precision", "auto"), options.get("accelerator", "auto")
     trainer = new_trainer(
-        **{**own, "precision": resolve_precision(*asked), "devices": 1},
+        **{**kept, "precision": resolve_precision(*asked), "devices": 1},
         **{"max_steps": 1, "max_epochs": -1, "val_check_interval": 1, "limit_val_batches": 1},
         **{"check_val_every_n_epoch": None, "logger": False, "enable_checkpointing": False},
         plugins=[LightningEnvironment()],  # whatever else has started this process
@@ -96,6 +98,9 @@ def _first_step(config: Mapping[str, Any]) -> tuple[Any, torch.device]:
     device = trainer.strategy.root_device
     make_fast(model, trainer.precision, device.type, is_compiled=False)
     trainer.fit(model, datamodule=data)
+    own = built_callbacks(config.get("lightning") or {})  # whose hooks may do anything
+    saved = trainer._checkpoint_connector.dump_checkpoint()
+    require_storable({**saved, "callbacks": {c.state_key: c.state_dict() for c in own}})
     return model, device
 
 

@@ -17,6 +17,7 @@ from pytorch_lightning.callbacks import Timer
 
 from ldm.binding import decisive, rate_notice, require_ahead, require_resumable
 from ldm.callbacks.metrics_file import METRICS_FILE, MetricsFile, read_curves
+from ldm.callbacks.own import built_callbacks
 from ldm.callbacks.progress import TrainingProgress
 from ldm.callbacks.ranks import RankGuard, is_main_process
 from ldm.callbacks.run import RunCheckpoint, StopOnSignal
@@ -46,7 +47,7 @@ from ldm.data.seen import (
     write_seen,
 )
 from ldm.environment import require_safe_libraries, resolve_precision
-from ldm.errors import ConfigError, OutputError, bad_value
+from ldm.errors import ConfigError, OutputError, bad_value, calling
 from ldm.progress import Progress, silent, unheard
 from ldm.storage import CONFIG_FILE, COST_FILE, MODEL_FILE, read_json, run_folder
 from ldm.study import build_model
@@ -312,7 +313,8 @@ def _fit(
     stop: StopOnSignal,
 ) -> None:
     """Train; a run that was stopped before its last validation has no step left, but that."""
-    trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    with calling():  # callbacks of one's own
+        trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     savers = (c for c in trainer.checkpoint_callbacks if isinstance(c, RunCheckpoint))
     owes = any(saver.owes_validation(trainer) for saver in savers)
     if checkpoint and owes and not stop.received:
@@ -341,9 +343,7 @@ def build_trainer(
     _count_in_steps(options, data)
     stop, guard = StopOnSignal(), RankGuard(data.worker_timeout)
     callbacks: list[Any] = [guard, stop]
-    for name, node in (lightning.get("callbacks") or {}).items():
-        if node:
-            callbacks.append(instantiate_from_config(node, where=f"lightning.callbacks.{name}"))
+    callbacks += built_callbacks(lightning)
     callbacks += [Timer(options.pop("max_time", None), verbose=False), *shown]
     trackers = _trackers(lightning, folder, config)
     given = {

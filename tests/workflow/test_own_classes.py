@@ -7,6 +7,7 @@ from safetensors.torch import load_file
 from workflow.conftest import SPLIT
 
 import ldm
+from ldm.checkpoint import newest_checkpoint, step_of
 from ldm.cli.main import main
 from ldm.errors import ConfigError, DataError, OutOfMemory, calling, of_foreign_code
 from ldm.storage import sha256
@@ -28,6 +29,7 @@ CLASSES = """
 import dataclasses
 import numpy as np
 import torch
+from pytorch_lightning.callbacks import Callback
 from torch import nn
 
 from ldm.data.layouts import Layout
@@ -173,6 +175,15 @@ class Hospital(Layout):
     def parse(self, path):
         subject, _, contrast = path.name.removesuffix(".nii.gz").rpartition("_")
         return subject, contrast
+
+
+class Watch(Callback):
+    def state_dict(self):
+        return {"seen": [1, 2.0, "three", torch.ones(3)]}
+
+
+class Descent(torch.optim.SGD):
+    pass
 """
 PLACES = {
     "Net": ["model.params.unet_config={target: TARGET}"],
@@ -191,6 +202,8 @@ PLACES = {
     "Steps": ["model.params.timesteps_config={target: TARGET}"],
     "Knows": ["model.params.prior_config={target: TARGET}"],
     "Line": ["model.params.schedule_config={target: TARGET, params: null}"],
+    "Watch": ["lightning.callbacks.own={target: TARGET}"],
+    "Descent": ["model.params.optimizer_config={target: TARGET, params: {lr: 1.e-3}}"],
     "Hospital": ["data.params.layout={target: TARGET}"],
 }
 NET, LOSS = "forward(self, x, timesteps, context=None, y=None)", "forward(self, prediction)"
@@ -263,6 +276,14 @@ FAULTS = [
     ("Line", "sigma(self, t)", "return (t.double() - t).abs()", "does not fall with each timestep"),
     ("Line", "timestep_of(self, half_log_snr)", "return half_log_snr", "does not find timestep 50"),
     ("Line", "to_dict(self)", "return {'t': {1, 2}}", "Fault.to_dict gives no plain numbers"),
+    ("Watch", "on_train_batch_end(self, trainer)", "pass", "Fault.on_train_batch_end: too many po"),
+    ("Watch", "teardown(self, trainer, module)", "pass", "called as teardown(trainer, pl_modul"),
+    ("Watch", "state_dict(self)", "return {'seen': self}", "callbacks.Fault.seen of the checkpoi"),
+    ("Watch", "state_dict(self)", "return {'f': lambda: 1}", "callbacks.Fault.f of the checkpoint"),
+    ("Watch", "state_dict(self)", "open('/no/table.csv')", "FileNotFoundError"),
+    ("Descent", "step(self)", "pass", "Fault.step() got an unexpected keyword argument 'closure'"),
+    ("Descent", "step(self, closure)", "raise RuntimeError('mine')", "RuntimeError: mine"),
+    ("Descent", "state_dict(self)", "return {'own': self}", "optimizer_states.own of the checkpo"),
     ("Hospital", "parse", "Layout.parse", "layout Fault has no method parse(path)"),
     ("Hospital", "scheme", "{1: 'enhancing'}", "layout Fault.scheme is {1: 'enhancing'}"),
     ("Hospital", "__init__(self)", "open('/no/table.csv')", "FileNotFoundError"),
@@ -390,6 +411,36 @@ def test_a_loss_of_segmentations_is_told_what_it_lacks(folder, capsys, returned,
     given = [word.replace("TARGET", target) for word in SEGMENTATION]
     assert main(["train", *given, "--dry-run"]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_callback_that_fails_in_training_is_told_as_any_other_class(folder, tmp_path, patients):
+    """Also where it reads a file; what it adds to a checkpoint is looked at in the first step."""
+    for hook, said in {
+        "def on_train_start(self, *given): os.stat('/no/table.csv')": "FileNotFoundError",
+        "def on_save_checkpoint(self, trainer, module, saved): saved['own'] = self": "own of the c",
+    }.items():
+        target = written(folder, f"own_hook_{len(hook)}", "own_classes.Watch", hook)
+        given = [*words("Watch", target), f"data.params.root={patients}", *SPLIT]
+        with pytest.raises(ConfigError, match=said):
+            ldm.train(folder / "own.yaml", given, output=tmp_path / f"run-{len(hook)}")
+        assert not list(tmp_path.rglob("*.ckpt"))
+
+
+def test_a_state_that_stops_being_plain_leaves_the_checkpoint_before(folder, tmp_path, patients):
+    body = "def state_dict(self): return {'own': self if self.last else 0}\n    last = False\n"
+    body += "    def on_train_batch_end(self, *given): self.last = given[0].global_step > 1"
+    target = written(folder, "own_late", "own_classes.Watch", body)
+    steps = [
+        "lightning.callbacks.checkpoint.params.every_n_steps=1",
+        "lightning.trainer.max_steps=4",
+    ]
+    given = [*words("Watch", target), f"data.params.root={patients}", *SPLIT, *steps]
+    with pytest.raises(ConfigError, match=r"callbacks\.Own\.own of the checkpoint"):
+        ldm.train(folder / "own.yaml", given, output=tmp_path / "run")
+    assert step_of(newest_checkpoint(tmp_path / "run")) == 1
+    sys.modules["own_late"].Own.state_dict = lambda own: {}  # mended
+    trusted = ["own_classes.Net", target]
+    assert ldm.train(resume=tmp_path / "run", trust=trusted).steps == 4
 
 
 def test_a_network_that_takes_one_size_alone_is_pointed_out(folder, caplog):
