@@ -113,7 +113,7 @@ def test_a_network_without_timesteps_gets_them_as_constant_channels():
     ("network", "change", "words"),
     [
         (TupleNetwork, {"context": torch.zeros(3, 5, 6)}, "TupleNetwork has no input"),
-        (HalvingNetwork, {}, r"HalvingNetwork returned shape \(3, 1, 4, 4\)"),
+        (HalvingNetwork, {}, r"HalvingNetwork returned \(3, 1, 4, 4\)"),
         (SampleNetwork, {"x": torch.zeros(3, 3, 8, 8)}, "4 channels"),
         (SampleNetwork, {"x": torch.zeros(3, 4, 8, 7)}, "multiples of 4"),
     ],

@@ -206,7 +206,8 @@ class ContrastDataModule(pl.LightningDataModule):
         names, sides = [*self.conditions, *([self.target] if self.target else [])], self.image_size
         if len(sides) == 2:
             sides = (2 * self.neighbours + 2, *sides)
-        made = noise_subject(names, sides, self.preparation.normaliser)
+        given = self.preparation.normaliser, self.normaliser_config
+        made = noise_subject(names, sides, *given)
         numbers = {name.lower(): "" for name in self.study.covariates}
         self.subjects = {made.id: Subject(made.id, {}, columns=numbers)}
         self.split = {"train": [made.id], "val": [made.id], "test": []}

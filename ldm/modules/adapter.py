@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm.errors import ConfigError, bad_value, calling
+from ldm.called import require_tensor
+from ldm.errors import bad_value, calling
 from ldm.modules.broadcast import per_channel
 from ldm.modules.diffusionmodules.blocks import TimeEmbedding
 from ldm.modules.diffusionmodules.dit import PATCH_CONV, unpatchify
@@ -118,14 +119,7 @@ class ForeignBackbone(nn.Module):
         if self.head is not None:
             grid = [side // self.patch_size for side in size]
             output = unpatchify(self.head(output), grid, self.patch_size)  # (B, out_channels, *S)
-        if getattr(output, "shape", None) != (x.shape[0], self.out_channels, *size):
-            seen = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output)
-            raise ConfigError(
-                "CONFIG-SHAPE",
-                f"{type(self.network).__name__} returned {seen} for "
-                f"{tuple(x.shape)}: expected {self.out_channels} channels of the same size; "
-                "check its params, patch_size and size_divisor",
-            )
+        require_tensor(self.network, output, (len(x), self.out_channels, *size), x)
         return output.to(x.dtype)
 
     def _translate(self, given: Mapping[str, Tensor | None]) -> dict[str, Tensor]:

@@ -22,6 +22,11 @@ from ldm.storage import ERROR_MODEL, MODEL_FILE
 log = logging.getLogger(__name__)
 
 
+def is_calibrated(model: Any) -> bool:
+    """Return whether samples of a model lie about a mean that it has learned."""
+    return bool(getattr(model, "knows_mean", False) and model.sampling.spread)
+
+
 def calibrate(
     run: Path,
     trained: Any,
@@ -42,7 +47,7 @@ def calibrate(
         trust: see :func:`ldm.checkpoint.load_model`.
         say: told that it begins, for it takes minutes on a CPU.
     """
-    if not (getattr(trained, "knows_mean", False) and trained.sampling.spread):
+    if not is_calibrated(trained):
         return
     say("Learning how far the truth lies from a mean of samples: minutes on a CPU")
     try:

@@ -30,9 +30,12 @@ from ldm.errors import (
     bad_value,
     calling,
 )
+from ldm.models.diffusion.error_model import residuals_of
 from ldm.progress import unheard
 from ldm.storable import require_storable
 from ldm.study import build_model
+from ldm.training.calibration import is_calibrated
+from ldm.training.kept import require_kept
 from ldm.util import instantiate_from_config, trainer_options
 
 log = logging.getLogger(__name__)
@@ -59,8 +62,14 @@ def rehearse(config: Mapping[str, Any], say: Callable[[str], None] = unheard) ->
     say(f"First a step on noise, to try {', '.join(foreign)}")
     try:
         with quiet("pytorch_lightning", "ldm"), torch.random.fork_rng(), calling():
-            model, device = _first_step(config)
-            other = _other_size(model.to(device).eval(), device)
+            model, data, device = _first_step(config)
+            batch = {
+                name: value.to(device) if isinstance(value, torch.Tensor) else value
+                for name, value in next(iter(data.val_dataloader())).items()
+            }
+            told = require_kept(config, model, data, batch), _other_size(model, device)
+            if is_calibrated(model):
+                residuals_of(model, batch)
     except SystemExit as error:
         if isinstance(error.__context__, KeyboardInterrupt):  # which Lightning makes it of
             raise error.__context__ from None
@@ -73,12 +82,12 @@ def rehearse(config: Mapping[str, Any], say: Callable[[str], None] = unheard) ->
         raise ConfigError(
             "CONFIG-TARGET", f"in a first step, on noise, of {', '.join(foreign)}: {said}"
         ) from error
-    if other:
-        log.warning("%s", other)
+    for warning in filter(None, told):
+        log.warning("%s", warning)
 
 
-def _first_step(config: Mapping[str, Any]) -> tuple[Any, torch.device]:
-    """Return the model after it, and the device on which it was."""
+def _first_step(config: Mapping[str, Any]) -> tuple[Any, Any, torch.device]:
+    """Return the model after it, the data, and the device on which it was."""
     options = trainer_options(config)
     kept = {name: options[name] for name in KEPT if name in options}
     asked = options.get("precision", "auto"), options.get("accelerator", "auto")
@@ -101,7 +110,8 @@ def _first_step(config: Mapping[str, Any]) -> tuple[Any, torch.device]:
     own = built_callbacks(config.get("lightning") or {})  # whose hooks may do anything
     saved = trainer._checkpoint_connector.dump_checkpoint()
     require_storable({**saved, "callbacks": {c.state_key: c.state_dict() for c in own}})
-    return model, device
+    model.trainer = data.trainer = None
+    return model.to(device).eval(), data, device
 
 
 @torch.no_grad()

@@ -54,9 +54,9 @@ from ldm.study import build_model
 from ldm.training.calibration import calibrate
 from ldm.training.cost import write_training_cost
 from ldm.training.rehearsal import new_trainer, quiet, rehearse
-from ldm.training.run_config import run_config, told_of_start, with_found_root
+from ldm.training.run_config import portable_config, run_config, told_of_start, with_found_root
 from ldm.typed import typed
-from ldm.util import instantiate_from_config, params_of, trusting, user_path
+from ldm.util import instantiate_from_config, trusting, user_path
 
 log = logging.getLogger(__name__)
 
@@ -209,7 +209,7 @@ def run_training(
     require_same_patients(kept or {}, known)
     if start is not None:
         load_start(model, start, config)
-    config = _portable(config, model, data)
+    config = portable_config(config, model, data)
     is_bar = progress is not silent and sys.stdout.isatty()
     shown = [TrainingProgress(say or unheard, is_bar)] if say or is_bar else []
     trainer, stop = build_trainer(config, folder, data, shown)
@@ -387,18 +387,6 @@ def _count_in_steps(options: dict[str, Any], data: ContrastDataModule) -> None:
     if not len(data.val_dataset):
         options["limit_val_batches"] = 0
     options.setdefault("val_check_interval", 1000)
-
-
-def _portable(config: Mapping[str, Any], model: Any, data: ContrastDataModule) -> dict[str, Any]:
-    """Return the configuration to save, with what was learned from the training subjects."""
-    portable = dict(config)
-    for section, part in (("model", model), ("data", data)):
-        params = {**params_of(config[section]), **part.portable_params()}
-        params.pop("cache", None)  # no run folder says where to write
-        if params.get("mean_share") == "auto":  # which another version may take for something else
-            params["mean_share"] = model.process.mean_share
-        portable[section] = {**config[section], "params": params}
-    return portable
 
 
 def _known_patients(data: ContrastDataModule) -> dict[str, Digests]:

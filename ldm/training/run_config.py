@@ -69,6 +69,18 @@ def with_found_root(config: dict[str, Any], run: Path) -> dict[str, Any]:
     return {**config, "data": with_params(config["data"], {"root": str(found)})}
 
 
+def portable_config(config: Mapping[str, Any], model: Any, data: Any) -> dict[str, Any]:
+    """Return the configuration to save, with what was learned from the training subjects."""
+    portable = dict(config)
+    for section, part in (("model", model), ("data", data)):
+        params = {**params_of(config[section]), **part.portable_params()}
+        params.pop("cache", None)  # no run folder says where to write
+        if params.get("mean_share") == "auto":  # which another version may take for something else
+            params["mean_share"] = model.process.mean_share
+        portable[section] = {**config[section], "params": params}
+    return portable
+
+
 def _root(config: Mapping[str, Any]) -> Path:
     return Path(params_of(config["data"]).get("root") or "").resolve()
 

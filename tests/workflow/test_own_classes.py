@@ -200,7 +200,11 @@ PLACES = {
     "Weight": ["model.params.voxel_weight_config={target: TARGET}"],
     "Stage": ["model.params.first_stage_config={target: TARGET}"],
     "Steps": ["model.params.timesteps_config={target: TARGET}"],
-    "Knows": ["model.params.prior_config={target: TARGET}"],
+    "Knows": [
+        "model.params.prior_config={target: TARGET}",
+        "model.params.mean_share=auto",
+        "model.params.spread=1",
+    ],
     "Line": ["model.params.schedule_config={target: TARGET, params: null}"],
     "Watch": ["lightning.callbacks.own={target: TARGET}"],
     "Descent": ["model.params.optimizer_config={target: TARGET, params: {lr: 1.e-3}}"],
@@ -210,7 +214,11 @@ NET, LOSS = "forward(self, x, timesteps, context=None, y=None)", "forward(self, 
 STYLE, IMAGES = "forward(self, condition)", "__call__(self, images)"
 INIT = "__init__(self, in_channels, out_channels)"
 PRIOR = "forward(self, image, *others, **named)"
-MAPS = "maps(self, volume, aspect)"
+MAPS, DOUBT = "maps(self, volume, aspect)", "doubt(self, maps, presence, asked, factor)"
+MEASURE = "measure(self, values, contrast)"
+COUNT = "self.n = vars(self).get('n', 0)"
+READ = "makes another image after it is read from its run: a plain attribute holds"
+LATE = "model.diffusion_model.late.bias is made after __init__"
 FIRST = "in a first step, on noise"
 # class, method, what it does, what is said of it
 FAULTS = [
@@ -235,6 +243,9 @@ FAULTS = [
     ("Net", NET, "return self.denoised(x).repeat(1, 2, 1, 1)", "has learn_sigma, set it to false"),
     ("Net", NET, "h = self.denoised(x).exp(); h *= 2; return h", "modified by an inplace"),
     ("Net", NET, "assert self.training; return self.denoised(x)", "AssertionError"),
+    ("Net", NET, f"{COUNT} + 1; return self.denoised(x) + self.n", "another image each time"),
+    ("Net", NET, f"{COUNT} + self.training; return self.denoised(x) + self.n", READ),
+    ("Net", NET, "self.late = torch.nn.Conv2d(1, 1, 1); return self.late(self.denoised(x))", LATE),
     ("Loss", "forward(self)", "return {}", "it is called as forward(prediction)"),
     ("Loss", LOSS, "return None", "Fault returned None: expected {'own': a real number"),
     ("Loss", LOSS, "return prediction.x_0.mean()", "expected {'own': a real number"),
@@ -251,6 +262,15 @@ FAULTS = [
     ("Intensity", "measure(self, values, contrast)", "open('/no/table.npy')", "FileNotFoundError"),
     ("Intensity", "measure(self, values, contrast)", "return 1.0, 0.0", "has no spread"),
     ("Intensity", "fit(self, array, brain, contrast, case)", "return 1.0", "Fault.fit returned 1"),
+    ("Intensity", MEASURE, f"{COUNT} + 1; return self.n, 1", "measures t1 otherwise"),
+    (
+        "Intensity",
+        "to_learn(self, contrasts)",
+        "return [c for c in contrasts if c not in vars(self)]\n"
+        "    def profile(self, *given): return 1\n"
+        "    def learn(self, contrast, profiles): vars(self)[contrast] = 1",
+        "let learned_config return its params with what it has learned",
+    ),
     ("Flip", IMAGES, "return None", "Fault returned 'brain' as None"),
     ("Flip", IMAGES, "images.pop('target'); return images", "Fault returned 'target' as None"),
     ("Flip", IMAGES, "images['more'] = 1; return images", "Fault returned 'more' as ('int',)"),
@@ -258,6 +278,7 @@ FAULTS = [
     ("Flip", IMAGES, "raise OSError('no atlas')", "which is not of this project: OSError: no atla"),
     ("T1", "forward(self, condition, presence)", "return condition", "expected one tensor (2, 1,"),
     ("T1", "forward(self, condition, presence)", "return None", "Fault returned NoneType"),
+    ("T1", "fit(self, data)", "self.forward = lambda c, p: c[:, :1] + 0.3", READ),
     ("T1", "fit(self, data)", "raise OSError('no table')", "OSError: no table"),
     ("Weight", "forward(self, batch, means)", "return 1.0", "Fault returned float"),
     ("Stage", "encode(self, images)", "return None", "Fault.encode returned NoneType"),
@@ -268,6 +289,15 @@ FAULTS = [
     ("Knows", PRIOR, "return image[..., 1:]", "Fault returned (2, 1, 32, 31)"),
     ("Knows", "forward(self, image, condition)", "return image", "called as forward(image, cond"),
     ("Knows", "__init__(self)", "pass", "does not call super().__init__()"),
+    ("Knows", PRIOR, "return image / 0", ".Fault: an image of it is not finite"),
+    ("Knows", "fit(self, data)", "self.forward = lambda *a, **b: a[0] + 0.5", READ),
+    (
+        "Knows",
+        "fit(self, data)",
+        "self.register_buffer('late', torch.ones(2))",
+        "prior.late is made",
+    ),
+    ("Knows", DOUBT, "return maps", "Fault.doubt returned (2, 1, 32, 32)"),
     ("Knows", MAPS, "return 'enhancing'", "Fault.maps returned str"),
     ("Knows", MAPS, "return volume[0]", "Fault.maps returned (4, 32, 32)"),
     ("Line", "alpha(self, t)", "return None", "Fault.alpha returned NoneType"),
@@ -452,6 +482,22 @@ def test_a_network_that_takes_one_size_alone_is_pointed_out(folder, caplog):
         said = "Own takes images of 32 x 32 but not of 33 x 32"
         assert [said in line for line in caplog.messages] == [True] * (body == "pass")
         caplog.clear()
+
+
+@pytest.mark.parametrize("process", ["learned_variance", "flow", "residual"])
+def test_a_class_that_keeps_all_is_let_through_by_every_process(folder, process):
+    config = [str(folder / "own.yaml"), f"configs/process/{process}.yaml"]
+    given = ["model.params.sampling_steps=5", "model.params.temperature=1", "--dry-run"]
+    assert main(["train", *config, *given]) == 0
+
+
+def test_samples_that_differ_each_time_are_pointed_out(folder, caplog):
+    body = "def forward(self, x, t): return torch.nn.functional.dropout(self.denoised(x), 0.1)"
+    target = written(folder, "own_dropout", "own_classes.Net", body)
+    given = [f"model.params.unet_config.target={target}", "--dry-run"]
+    assert main(["train", str(folder / "own.yaml"), *given]) == 0
+    (said,) = caplog.messages
+    assert f"{target} draws when it samples" in said
 
 
 def test_ctrl_c_ends_a_rehearsal_as_it_ends_all_else(folder, tmp_path):
