@@ -18,6 +18,7 @@ from ldm.data.layouts import (
     select_subjects,
     summary,
 )
+from ldm.data.layouts.base import MAX_ID_BYTES
 from ldm.data.layouts.table import volume_at
 from ldm.errors import MAX_LINE, DataError
 from ldm.storage import write_file, write_json
@@ -103,10 +104,28 @@ def test_unicode_twins_are_one_id(tmp_path):
     assert "DATA-ID" in refusal(tmp_path)
 
 
-@pytest.mark.parametrize("bad", ["a\nb", "a\x1b[31m", "x" * 220])
-def test_an_id_that_cannot_name_an_output_is_refused(tmp_path, bad):
-    touch(tmp_path, f"{bad}_t1.nii.gz")
+@pytest.mark.parametrize("bad", ["a\nb", "a\x1b[31m", "J\udcf6rg", "x" * 220])
+def test_an_id_that_cannot_name_an_output_is_refused_and_no_other(tmp_path, bad):
+    touch(tmp_path, f"{bad}_t1.nii.gz", "p/p_t1.nii.gz")
     assert "DATA-ID" in refusal(tmp_path)
+    subjects = detect_layout(tmp_path)[1]
+    assert subjects.pop("p").sha256("t1")
+    (shown,) = subjects  # what it is called everywhere
+    assert shown.isprintable()
+    assert len(shown.encode()) <= MAX_ID_BYTES
+
+
+def test_an_id_that_leaves_its_folder_is_refused_and_no_other(tmp_path):
+    touch(tmp_path, "a.nii.gz")
+    rows = [f"{i},a.nii.gz" for i in ("../p", "..", "p")]
+    (tmp_path / "table.csv").write_text("\n".join(["id,t1", *rows]))
+    subjects = detect_layout(tmp_path / "table.csv")[1]
+    assert subjects.pop("p").sha256("t1")
+    assert len(subjects) == 2
+    for i, subject in subjects.items():
+        assert (tmp_path / i).parent == tmp_path
+        with pytest.raises(DataError, match="without slashes"):
+            subject.files["t1"].read(i)
 
 
 def test_two_files_of_one_contrast_are_ambiguous(tmp_path):

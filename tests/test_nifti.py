@@ -208,7 +208,9 @@ def test_what_is_no_nifti_file(tmp_path):
     }
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
-        assert refusal(tmp_path / name).code == "DATA-FORMAT", name
+        error = refusal(tmp_path / name)
+        assert error.code == "DATA-FORMAT", name
+        assert ("is empty" in error.message) == (not content), name
     (tmp_path / "folder.nii").mkdir()
     assert refusal(tmp_path / "folder.nii").code == "DATA-FORMAT"
 

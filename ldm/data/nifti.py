@@ -288,7 +288,9 @@ def _read_bytes(path: Path, case: str | None) -> tuple[nib.Nifti1Header, bytes]:
             return metaimage.read_metaimage(path, case, MAX_VOLUME_BYTES, MAX_DEFLATE_RATIO)
         status = require_regular(path, case)
         with path.open("rb") as raw:
-            is_gzip = raw.read(1) == GZIP_START
+            if not (start := raw.read(1)):
+                raise DataError("DATA-FORMAT", f"{path.name} is empty: copy it again", case)
+            is_gzip = start == GZIP_START
             if is_gzip != path.name.lower().endswith(".gz"):
                 kind = "gzip-compressed" if is_gzip else "not gzip-compressed"
                 raise DataError("DATA-FORMAT", f"{path.name} is {kind}: rename or repack it", case)

@@ -193,7 +193,8 @@ INPUTS = [
         (
             "test_layouts.py::test_ids_that_look_alike_stay_apart",
             "test_layouts.py::test_one_id_in_two_folders_or_differing_in_case_only_is_refused",
-            "test_layouts.py::test_an_id_that_cannot_name_an_output_is_refused",
+            "test_layouts.py::test_an_id_that_cannot_name_an_output_is_refused_and_no_other",
+            "test_layouts.py::test_an_id_that_leaves_its_folder_is_refused_and_no_other",
         ),
     ),
     Case(

@@ -9,6 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from builders import INPUTS
 
 from ldm.cli.main import main
 from ldm.data.seen import read_seen
@@ -313,6 +314,17 @@ def test_a_patient_with_two_files_of_a_contrast_fails_alone(tmp_path, patients, 
     assert "DATA-AMBIGUOUS case=Phantom_0002: Phantom_0002_t2.nii and" in capsys.readouterr().err
     written = [{p.name for p in (tmp_path / o).glob("*.nii.gz")} for o in ("one", "two")]
     assert written == [{"Phantom_0001_t1ce.nii.gz"}] * 2
+
+
+def test_a_row_whose_id_leaves_the_output_is_a_failed_case(tmp_path, run_folder, patients, capsys):
+    files = [f"{patients}/Phantom_0003/Phantom_0003_{c}.nii.gz" for c in INPUTS]
+    rows = [",".join([i, *files]) for i in ("../out", "q")]
+    table = tmp_path / "table.csv"
+    table.write_text("\n".join([",".join(["id", *INPUTS]), *rows]))
+    assert sample(run_folder, table, tmp_path / "in/out") == 9
+    assert "DATA-ID" in capsys.readouterr().err
+    assert {p.name for p in (tmp_path / "in/out").glob("*.nii.gz")} == {"q_t1ce.nii.gz"}
+    assert [p.name for p in (tmp_path / "in").iterdir()] == ["out"]
 
 
 @pytest.mark.slow

@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 DIGEST = "sha256_"  # and a contrast: column of a table that states the digest of the file
 MAX_ID_BYTES = 200  # leaves room for an ending within the 255 bytes of a file name
+SHOWN_ID = 32  # characters of an id that is no use
 
 
 class Tree:
@@ -286,17 +287,22 @@ class Layout:
     def subjects(self, entries: Iterable[Entry]) -> dict[str, Subject]:
         """Return the subjects, sorted by id.
 
-        Where two files are one contrast (DATA-AMBIGUOUS), or the ids of two subjects are equal or
-        differ in case only (DATA-ID), that is the fault of these: reading their files is refused.
-
-        Raises:
-            DataError: DATA-ID for an id that cannot name an output.
+        Where two files are one contrast (DATA-AMBIGUOUS), or an id cannot name an output, is that
+        of another subject, or differs from it in case only (DATA-ID), that is the fault of these:
+        reading their files is refused.
         """
         found: dict[str, dict[str, VolumeFile]] = {}
         owners: dict[str, tuple[str, Path]] = {}
+        unnamed: dict[str, str] = {}
         namesakes: dict[str, str] = {}
-        for subject, contrast, file, owner in entries:
-            first = owners.setdefault(folded_id(subject), (subject, owner))
+        for written, contrast, file, owner in entries:
+            subject = usable_id(written)
+            if subject != written:
+                unnamed[subject] = (
+                    f"the id {written[:SHOWN_ID]!r} cannot name an output: rename it, so that it "
+                    f"is printable, without slashes, at most {MAX_ID_BYTES} bytes long"
+                )
+            first = owners.setdefault(_folded_id(subject), (subject, owner))
             if first != (subject, owner):
                 places = _told_apart(first[1], owner)
                 why = (
@@ -307,7 +313,7 @@ class Layout:
             files = found.setdefault(subject, {})
             if (other := files.setdefault(contrast, file)) != file:
                 files[contrast] = self._both(other, file, contrast)
-        for subject, why in namesakes.items():
+        for subject, why in (namesakes | unnamed).items():
             found[subject] = {
                 contrast: RefusedVolume(file.path, file.channel, "DATA-ID", why, (file,))
                 for contrast, file in found[subject].items()
@@ -342,18 +348,14 @@ def _told_apart(one: VolumeFile | Path, other: VolumeFile | Path) -> list[str]:
     return [place.name if one.name != other.name else str(place) for place in (one, other)]
 
 
-def folded_id(subject: str) -> str:
-    """Return an id as a file system that ignores case sees it.
+def usable_id(subject: str) -> str:
+    """Return an id that can name an output: itself, or with \ufffd for what stands in the way."""
+    if len(subject.encode(errors="replace")) > MAX_ID_BYTES:
+        subject = f"{subject[:SHOWN_ID]}\ufffd"
+    usable = "".join(c if c.isprintable() and c not in "/\\" else "\ufffd" for c in subject)
+    return usable if usable.strip(". ") else "\ufffd" * max(len(usable), 1)
 
-    Raises:
-        DataError: DATA-ID, it cannot name an output.
-    """
-    usable = subject.isprintable() and not set(subject) & set("/\\") and subject.strip(". ")
-    if not usable or len(subject.encode(errors="replace")) > MAX_ID_BYTES:
-        raise DataError(
-            "DATA-ID",
-            f"an id must be printable, without slashes, at most {MAX_ID_BYTES} bytes long: "
-            "rename the files",
-            subject[:32],
-        )
+
+def _folded_id(subject: str) -> str:
+    """Return an id as a file system that ignores case sees it."""
     return unicodedata.normalize("NFC", subject).casefold()

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from ldm.data.layouts.base import Entry, Layout, Subject
+from ldm.data.layouts.base import Entry, Layout, Subject, usable_id
 from ldm.data.layouts.dicom import DicomSeries
 from ldm.data.layouts.hdf5 import ENDINGS, HDF5Stack
 from ldm.data.nifti import volume_stem
@@ -97,7 +97,7 @@ class SubjectTable(Layout):
         if not rows or "id" not in rows[0] or not _images(columns, rows[0]):
             raise _no_table(rows, path, self.contrasts)
         subjects = self.subjects(_entries(numbered, path, columns))
-        told = {row["id"]: row for row in rows}
+        told = {usable_id(row["id"]): row for row in rows}
         if not subjects:
             raise DataError("DATA-MISSING", f"{path.name}: no row names a file", rows[0]["id"])
         if without := [i for i in told if i not in subjects]:
