@@ -29,6 +29,7 @@ from ldm.data.layouts import (
 from ldm.data.layouts.series import contrast_of_series
 from ldm.data.nifti import read_volume
 from ldm.errors import ConfigError, DataError, UnsafeError
+from ldm.storage import write_json
 from ldm.study import KNOWN
 from ldm.util import refuse_untrusted_targets
 
@@ -84,6 +85,44 @@ def test_dicom_series_are_recognised_by_whole_words(description, agent, contrast
 
 
 # --- BIDS -----------------------------------------------------------------------------------------
+
+
+GIVEN = {"ContrastBolusIngredient": "GADOLINIUM"}
+
+
+@pytest.mark.parametrize(
+    ("t1w", "sidecars", "expected"),
+    [
+        (("T1w",), {"T1w": GIVEN}, {"t1ce": "T1w"}),
+        (("T1w",), {"T1w": {"ContrastBolusIngredient": "none"}}, {"t1": "T1w"}),
+        (
+            ("run-1_T1w", "run-2_T1w"),
+            {"run-2_T1w": GIVEN},
+            {"t1": "run-1_T1w", "t1ce": "run-2_T1w"},
+        ),
+        # a name that speaks of an agent outweighs what may stand in every header of the session
+        (("T1w", "ce-gd_T1w"), {"T1w": GIVEN}, {"t1": "T1w", "t1ce": "ce-gd_T1w"}),
+        (("ce-none_T1w",), {"ce-none_T1w": GIVEN}, {"t1": "ce-none_T1w"}),
+        (("acq-pre_T1w",), {"acq-pre_T1w": GIVEN}, {"t1": "acq-pre_T1w"}),
+        (
+            ("acq-se_T1w",),
+            {"acq-se_T1w": {"ContrastBolusAgent": "Gadovist"}},
+            {"t1ce": "acq-se_T1w"},
+        ),
+    ],
+)
+def test_the_json_of_bids_says_of_an_agent_what_no_name_does(
+    tmp_path, caplog, t1w, sidecars, expected
+):
+    start = "sub-01/anat/sub-01_"
+    touch(tmp_path, *(f"{start}{name}.nii.gz" for name in (*t1w, "T2w")))
+    for name, told in sidecars.items():
+        write_json(tmp_path / f"{start}{name}.json", told)
+    (subject,) = detect_layout(tmp_path)[1].values()
+    read = {c: f.path.name for c, f in subject.files.items() if c != "t2"}
+    assert read == {c: f"sub-01_{name}.nii.gz" for c, name in expected.items()}
+    is_told = "t1ce" in expected and expected["t1ce"] != "ce-gd_T1w"
+    assert ("its JSON names an agent" in caplog.text) == is_told
 
 
 @pytest.mark.parametrize(

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from ldm.data.layouts.base import Entry, Layout, Tree
-from ldm.data.layouts.series import contrast_of_series, says_native
+from ldm.data.layouts.series import agent_of, contrast_of_series, says_native
 from ldm.data.nifti import volume_stem
 from ldm.data.volume_file import VolumeFile
 from ldm.study import LABELS, MASK_FILE
+
+log = logging.getLogger(__name__)
 
 LESION = re.compile(  # words of a label, desc or seg entity that name what a tumour mask holds
     r"lesion|tumou?r|glio(?!n)|gbm|metasta|mets?\b|edema|enhanc(?!ed)|necro|cavity|infarct|stroke|"
@@ -32,7 +35,8 @@ class BIDS(Layout):
     """Brain Imaging Data Structure: ``sub-XX[/ses-YY]/anat/sub-XX[_ses-YY]_T1w.nii.gz``.
 
     ``_T1w`` with an entity ``ce-...`` (``ce-gad``, not ``ce-none``), or without one but with an
-    agent in ``acq-`` (``acq-postgad``), is contrast-enhanced; ``_T2w``, ``_FLAIR`` and
+    agent in ``acq-`` (``acq-postgad``), or in its JSON where no T1w of the session has one in its
+    name, is contrast-enhanced; ``_T2w``, ``_FLAIR`` and
     ``_dwi`` must be without, and a ``_dwi`` with a ``.bval`` is no image. Each session is a subject
     of its own, ``sub-XX_ses-YY``. Segmentations are ``_mask`` and ``_dseg`` that say ``lesion``,
     ``tumor``, ... (any other map of labels may be one of tissue or anatomy); without such a file, a
@@ -69,7 +73,7 @@ class BIDS(Layout):
             if any("desc" in _entities(path) for contrast, path in told if contrast not in DERIVED):
                 told = [(c, path) for c, path in told if c != LABELS or self._is_named(path)]
             lesions = {path for c, path in told if c == LABELS and _names_lesion(path)}
-            for contrast, path in told:
+            for contrast, path in self._by_sidecar(told):
                 if contrast != LABELS or not lesions or path in lesions:
                     yield Entry(subject, contrast, VolumeFile(path), _dataset(path, tree.root))
 
@@ -94,6 +98,21 @@ class BIDS(Layout):
         enhanced = f"ce-gad_{suffix}" if _is_enhanced(entities) else suffix  # whatever the agent
         return self.contrasts.endings("bids").get(enhanced)
 
+    def _by_sidecar(self, told: list[tuple[str, Path]]) -> list[tuple[str, Path]]:
+        """Return files of which a T1w whose name is silent is what its JSON says.
+
+        Where a name speaks of an agent the JSON does not count: it often stands beside each file
+        of an examination.
+        """
+        names = self.contrasts.endings("bids")
+        native, enhanced = names["T1w"], names["ce-gad_T1w"]
+        if any(contrast == enhanced for contrast, _ in told):
+            return told
+        agents = {path for contrast, path in told if contrast == native and _agent_beside(path)}
+        for path in agents:
+            log.warning("%s is read as %s: its JSON names an agent", path.name, enhanced)
+        return [(enhanced if path in agents else contrast, path) for contrast, path in told]
+
     def _is_named(self, path: Path) -> bool:
         """Whether a mask says that it is of a lesion, or the user does."""
         named = _naming(_entities(path))
@@ -114,6 +133,14 @@ def _is_enhanced(entities: Mapping[str, str]) -> bool:
     if "ce" in entities:
         return not says_native(entities["ce"])
     return contrast_of_series(f"T1 {entities.get('acq', '')}") == "t1ce"
+
+
+def _agent_beside(path: Path) -> bool:
+    """Whether the JSON beside a file names an agent that its name does not deny."""
+    entities = _entities(path)
+    if "ce" in entities or ("acq" in entities and says_native(entities["acq"])):
+        return False
+    return contrast_of_series("T1", agent_of(VolumeFile(path).described())) == "t1ce"
 
 
 def _space(path: Path) -> str:

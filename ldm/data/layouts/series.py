@@ -9,7 +9,8 @@ of an agent (``post op``, ``no fat sat``) are put aside; then denials (``w/o con
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from ldm.letters import unaccented
 
@@ -146,6 +147,12 @@ def read_series(description: str, agent: str = "") -> Series:
     if said is None and not given and not "".join(words).isascii():
         return Series(contrast, f"{shown}: in words that are not known; read as {contrast}")
     return Series(contrast)
+
+
+def agent_of(sidecar: Mapping[str, Any]) -> str:
+    """Return the agent that the JSON beside a volume names, or an empty text."""
+    told = (sidecar.get(key) for key in ("ContrastBolusAgent", "ContrastBolusIngredient"))
+    return str(next(filter(None, told), ""))
 
 
 def says_native(text: str) -> bool:
