@@ -52,6 +52,48 @@ def test_words_of_the_field_in_any_case(tmp_path, start, endings):
     assert found(tmp_path, *names) == {"P": dict(zip((*FOUR, "seg"), files, strict=True))}
 
 
+@pytest.mark.parametrize("start", ["P/P_", "P/P ", "P/"])
+@pytest.mark.parametrize(
+    ("native", "enhanced"),
+    [
+        *(("T1_oKM", "T1_mKM"), ("T1 ohne KM", "T1 mit KM"), ("T1_nativ", "T1_Kontrast")),
+        *(("T1_without_Gd", "T1_Gd"), ("T1_no_contrast", "T1_with_contrast"), ("T1_C-", "T1_C+")),
+        *(("t1_pre_gd", "t1_post_gd"), ("T1_sans_gado", "T1_gado")),
+    ],
+)
+def test_what_a_name_says_of_an_agent_in_words(tmp_path, start, native, enhanced):
+    names = [f"{start}{name}.nii.gz" for name in (native, enhanced, "T2", "FLAIR")]
+    expected = [name.rpartition("/")[2] for name in names]
+    assert found(tmp_path, *names) == {"P": dict(zip(FOUR, expected, strict=True))}
+
+
+@pytest.mark.parametrize("name", ["T1_postop", "T1_post_op", "T1_dose", "T1_z", "T1_contrast_mask"])
+def test_other_words_after_t1_are_no_agent(tmp_path, name):
+    assert found(tmp_path, f"P/P_{name}.nii.gz", "P/P_T2.nii.gz") == {"P": {"t2": "P_T2.nii.gz"}}
+
+
+@pytest.mark.parametrize("start", ["P/P_", "P/"])
+@pytest.mark.parametrize(
+    "done",
+    ["_to_t1", "_in_T1", "toT1", "2t1", "_reg", "_reg_to_MNI152", "_r2s_bet_reg", "_stripped"],
+)
+def test_a_processed_image_is_of_its_own_contrast_and_not_of_its_grid(tmp_path, start, done):
+    """Where the folder has the same image without such words, that is read."""
+    names = ["t1", *(f"{c}{done}" for c in FOUR[1:])]
+    expected = {
+        c: f"{start}{n}.nii.gz".rpartition("/")[2] for c, n in zip(FOUR, names, strict=True)
+    }
+    assert found(tmp_path, *(f"{start}{n}.nii.gz" for n in names)) == {"P": expected}
+    plain = expected["t2"].replace(done, "")
+    assert found(tmp_path, f"P/{plain}") == {"P": {**expected, "t2": plain}}
+
+
+@pytest.mark.parametrize("subject", ["Brats18_2013_2", "site_to", "left_in", "P_reg"])
+def test_an_id_may_end_in_such_words(tmp_path, subject):
+    names = [f"{subject}_{c}.nii.gz" for c in FOUR]
+    assert found(tmp_path, *names) == {subject: dict(zip(FOUR, names, strict=True))}
+
+
 @pytest.mark.parametrize("name", ["T1 C-", "T1_C-", "T1 -C", "T1 - C", "T1 Gd-", "KM- T1"])
 def test_a_minus_separates_no_words(name):
     """Such a folder of a DICOM series is read by its description."""

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from ldm.data.layouts.base import Entry, Layout, Tree
+from ldm.data.layouts.spelling import contrast_spelt, unprocessed
 from ldm.data.nifti import volume_stem
 from ldm.data.volume_file import VolumeFile
 from ldm.label_scheme import NOT_TOLD, SCHEMES, LabelScheme
@@ -48,7 +49,8 @@ class SuffixLayout(NumberedLayout):
     Endings are those of the challenge. Where a subject has no such file of a contrast, the words
     of the field in any case are read too: ``ID_T1GD``, ``ID_FLAIR``, ``ID_tumor_segmentation``.
     Labels may lie in a folder of their own (``images_segm/ID_segm.nii.gz``), as may each contrast
-    (``T1/ID_T1.nii.gz``). ``ID_brain_t1c`` is the stripped T1ce of ID.
+    (``T1/ID_T1.nii.gz``). ``ID_brain_t1c`` is the stripped T1ce of ID, ``ID_t1ce_to_t1`` the
+    registered one where there is no other.
     """
 
     separator: str
@@ -66,7 +68,9 @@ class SuffixLayout(NumberedLayout):
         subject = stem.removesuffix(f"{self.separator}{ending}")
         spelt = self._spelt(stem)
         if not ending or not subject or (spelt and len(spelt[0]) < len(subject)):
-            return None  # ID_t2_flair is no FLAIR of ID_t2
+            return None  # ID_t2_flair is no FLAIR of ID_t2, ID_t1ce_to_t1 no T1
+        if unprocessed(stem) != stem and self._is_flat(stem):
+            return None  # t1ce_to_t1 in a folder per patient
         return subject, known[ending]
 
     def find(self, tree: Tree) -> Iterator[Entry]:  # noqa: D102
@@ -75,6 +79,8 @@ class SuffixLayout(NumberedLayout):
         told = {(entry.subject, entry.contrast) for entry in exact}
         rest = [path for path in tree.volumes if path not in read]
         words = [entry for path in rest if (entry := self._by_words(path))]
+        plain = {(e.subject, e.contrast) for e in words if not _is_processed(e)} | told
+        words = [e for e in words if not _is_processed(e) or (e.subject, e.contrast) not in plain]
         told |= {(e.subject, LABELS) for e in words if CORRECTED.search(e.file.path.name)}
         words = [
             entry
@@ -100,18 +106,26 @@ class SuffixLayout(NumberedLayout):
 
     def _by_words(self, path: Path) -> Entry | None:
         stem = volume_stem(path.name) or ""
-        if stem.startswith("sub-") or self.contrasts.named(stem):
+        if stem.startswith("sub-") or self._is_flat(stem):
             return None  # of BIDS; of a folder per patient
         spelt = self._spelt(stem)
         return Entry(*spelt, VolumeFile(path), path.parent) if spelt else None
 
+    def _is_flat(self, stem: str) -> bool:
+        """Whether a name is a contrast alone, that of its folder."""
+        return contrast_spelt(unprocessed(stem), self.contrasts) is not None
+
     def _spelt(self, stem: str) -> tuple[str, str] | None:
+        """Return (subject, contrast) of a name, processed or not, or None."""
+        return self._by_its_end(unprocessed(stem)) or self._by_its_end(stem)
+
+    def _by_its_end(self, stem: str) -> tuple[str, str] | None:
         """Return (subject, contrast) by the longest known words at the end of a name, or None."""
         for separator in self.separators:
             parts = stem.split(separator)
             for place in range(1, len(parts)):
                 subject = separator.join(parts[:place])
-                contrast = self.contrasts.named(separator.join(parts[place:]))
+                contrast = contrast_spelt(separator.join(parts[place:]), self.contrasts)
                 if contrast and subject and any(map(str.isalnum, parts[place])):  # "0_-" is an id
                     return STRIPPED.sub("", subject) or subject, contrast
         return None
@@ -168,6 +182,11 @@ class BraTS2023(SuffixLayout):
     scheme = SCHEMES["brats2024"]
     separator, separators = "-", ("-",)
     naming = "brats2023"
+
+
+def _is_processed(entry: Entry) -> bool:
+    stem = volume_stem(entry.file.path.name) or ""
+    return unprocessed(stem) != stem
 
 
 def _folder_of(path: Path) -> Path:

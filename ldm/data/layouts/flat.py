@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ldm.data.layouts.base import Entry, Layout, Tree, named_folders
+from ldm.data.layouts.spelling import contrast_spelt, unprocessed
 from ldm.data.nifti import volume_stem
 from ldm.study import LABELS
 
@@ -15,11 +16,12 @@ MASK = "mask"  # of the tumour, or of the brain
 class Flat(Layout):
     """Folders of the DS-Diff research code: ``ID/t1.nii.gz``, ``t2``, ``flair``, ``ce``, ``seg``.
 
-    Words of the field in any case are read too (``T1Gd``, ``FLAIR``). The name of a contrast may
-    stand for ``ce``, and ``mask`` for ``seg``; ``brain`` is a mask of the brain. A ``mask`` beside
-    other labels (``seg``, ``tumor``) may be either, and is passed over. Folders of time points
-    (``week-044``), any whose name comes again, and those beside them, are called by the folder
-    above too: ``Patient-001_week-044``.
+    Words of the field in any case are read too (``T1Gd``, ``T1_ohne_KM``, ``FLAIR``), and, where
+    there is no other, an image that was registered or stripped (``t1ce_to_t1``, ``t1_bet``). The
+    name of a contrast may stand for ``ce``, and ``mask`` for ``seg``; ``brain`` is a mask of the
+    brain. A ``mask`` beside other labels (``seg``, ``tumor``) may be either, and is passed over.
+    Folders of time points (``week-044``), any whose name comes again, and those beside them, are
+    called by the folder above too: ``Patient-001_week-044``.
     """
 
     name = "folder per patient"
@@ -29,18 +31,21 @@ class Flat(Layout):
 
     def parse(self, path: Path) -> tuple[str, str] | None:  # noqa: D102
         stem = volume_stem(path.name) or ""
-        contrast = self.contrasts.endings("flat").get(stem) or self.contrasts.named(stem)
+        exact = self.contrasts.endings("flat").get(stem)
+        contrast = exact or contrast_spelt(unprocessed(stem), self.contrasts)
         return (path.parent.name, contrast) if contrast else None
 
     def find(self, tree: Tree) -> Iterator[Entry]:  # noqa: D102
-        found = [(e, volume_stem(e.file.path.name)) for e in super().find(tree)]
+        found = [(e, volume_stem(e.file.path.name) or "") for e in super().find(tree)]
         endings = self.contrasts.endings("flat")
         sure = [(entry, stem) for entry, stem in found if stem != MASK]
         exact = {(entry.owner, entry.contrast) for entry, stem in sure if stem in endings}
+        plain = {(e.owner, e.contrast) for e, stem in sure if stem == unprocessed(stem)} | exact
         labelled = {entry.owner for entry, _ in sure if entry.contrast == LABELS}
         ids = named_folders((entry.owner for entry, _ in found), tree.root)
         for entry, stem in found:
-            spelt = stem not in endings and (entry.owner, entry.contrast) in exact
+            told = exact if stem == unprocessed(stem) else plain
+            spelt = stem not in endings and (entry.owner, entry.contrast) in told
             if spelt or (stem == MASK and entry.owner in labelled):
                 continue
             yield entry._replace(subject=ids[entry.owner])

@@ -155,6 +155,15 @@ def agent_of(sidecar: Mapping[str, Any]) -> str:
     return str(next(filter(None, told), ""))
 
 
+def says_agent(name: str) -> str | None:
+    """Return the contrast of T1 followed by words on an agent alone (``T1_ohne_KM``), or None."""
+    first, *rest = _words(name) or [""]
+    if first != "t1" or not rest or "dose" in rest or read_series(name).doubt:
+        return None
+    known = (w in DENIAL | WITH | FILLER or AGENT_WORD.fullmatch(w) for w in rest)
+    return contrast_of_series(name) if all(known) and _enhancement(rest) else None
+
+
 def says_native(text: str) -> bool:
     """Return whether a name of an agent denies one, as ``none`` or ``pre``."""
     return _given(text) is False or _enhancement(_words(text)) == {False}
