@@ -2,108 +2,25 @@
 
 A class here is a ``target`` of ``data.params.augmentation_config``; any callable on an item with
 ``set_random_state(seed)``, such as a monai ``Compose`` of dictionary transforms, can replace it.
+monai takes seconds to import: that waits until a class is built, which applying a model never does.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from monai.data.meta_obj import get_track_meta, set_track_meta
-from monai.transforms import (
-    Compose,
-    MapTransform,
-    Rand2DElasticd,
-    Rand3DElasticd,
-    RandAdjustContrastd,
-    RandAffined,
-    RandFlipd,
-    RandGaussianNoised,
-    RandGaussianSmoothd,
-    RandomizableTransform,
-)
 
 from ldm.errors import bad_value
 from ldm.intensity import BACKGROUND
 
+if TYPE_CHECKING:
+    from monai.transforms import Compose
+
 IMAGES = ("condition", "target")
 MASKS = ("brain", "seg")
-SMALL = 1e-6
-LEAST = 1e-3  # of what is brain; 0 is background
-
-
-class RandContrastd(RandomizableTransform, MapTransform):
-    """Stretches or shrinks the intensities of the brain about their median, all images alike.
-
-    The width of a normaliser varies between patients (the inter-quartile range depends on how much
-    of the brain is fluid), and it varies alike in all contrasts of a patient.
-
-    Args:
-        keys: images (C, *S) with background 0; ``brain`` (1, *S) is read beside them.
-        strength: the factor is log-uniform in [1 / (1 + strength), 1 + strength].
-    """
-
-    def __init__(self, keys: tuple[str, ...], strength: float) -> None:
-        MapTransform.__init__(self, keys)
-        RandomizableTransform.__init__(self, prob=1.0)
-        self.strength = strength
-
-    def __call__(self, data: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Return the item with its images stretched."""
-        factor = float(np.exp(self.R.uniform(-1, 1) * np.log1p(self.strength)))
-        brain = data["brain"].bool()
-        stretched = dict(data)
-        for key in self.key_iterator(data):
-            image = torch.as_tensor(data[key])
-            inside = torch.where(brain, image, torch.nan).flatten(1)
-            centre = inside.nanmedian(dim=1).values.nan_to_num()
-            centre = centre.view(-1, *[1] * (image.ndim - 1))
-            moved = (centre + (image - centre) * factor).clamp(0, 2)
-            stretched[key] = torch.where(brain, moved, 0.0)
-        return stretched
-
-
-class RandCurvesd(RandomizableTransform, MapTransform):
-    """Sends each contrast of the brain through a monotone curve of its own, about its median.
-
-    ``x -> m + f s sign(z) |z|^g`` with ``z = (x - m) / s``, m the median and s twice the median
-    deviation from it: what another scanner or other times of echo and inversion do to a contrast.
-
-    Args:
-        keys: images (C, *S) with background 0; ``brain`` (1, *S) is read beside them.
-        contrasts: number of contrasts that follow each other in C, again for each neighbour.
-        changed: which of them.
-        strength: f is log-uniform in [1 / (1 + strength), 1 + strength], g with 0.6 strength.
-    """
-
-    def __init__(
-        self, keys: tuple[str, ...], contrasts: int, changed: Sequence[int], strength: float
-    ) -> None:
-        MapTransform.__init__(self, keys)
-        RandomizableTransform.__init__(self, prob=1.0)
-        self.contrasts, self.changed = contrasts, tuple(changed)
-        self.spans = np.log1p(strength), np.log1p(0.6 * strength)
-
-    def __call__(self, data: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Return the item with its images changed."""
-        brain, changed = data["brain"].bool()[0], dict(data)
-        curves = np.exp(self.R.uniform(-1, 1, (len(self.changed), 2)) * self.spans).tolist()
-        for key in self.key_iterator(data):
-            image = torch.as_tensor(data[key]).clone()
-            for place, (factor, power) in zip(self.changed, curves, strict=True):
-                inside = image[place :: self.contrasts, brain]  # (N, V), a row for each neighbour
-                if not inside.numel():
-                    continue
-                centre = inside.median()
-                spread = 2 * (inside - centre).abs().median() + SMALL
-                z = (inside - centre) / spread
-                bent = centre + spread * factor * z.sign() * z.abs() ** power
-                image[place :: self.contrasts, brain] = bent.clamp(LEAST, 2)
-            changed[key] = image
-        return changed
 
 
 class _Augmentation:
@@ -122,6 +39,8 @@ class _Augmentation:
         keeps a record of each step, with which it could be undone: two fifths of the time, so it is
         off here.
         """
+        from monai.data.meta_obj import get_track_meta, set_track_meta
+
         shifted = {n: a - BACKGROUND if n in IMAGES else a.float() for n, a in images.items()}
         is_recorded = get_track_meta()
         set_track_meta(False)
@@ -143,9 +62,9 @@ class SliceAugmentation(_Augmentation):
         scale: largest relative change of size.
         shift: largest shift, voxels.
         contrast: how far the intensities of all contrasts are stretched or shrunk together,
-            ``strength`` of :class:`RandContrastd`.
+            ``strength`` of :class:`ldm.data.transforms.RandContrastd`.
         curves: how far each free contrast goes through a curve of its own, as of another scanner,
-            ``strength`` of :class:`RandCurvesd`; 0: none.
+            ``strength`` of :class:`ldm.data.transforms.RandCurvesd`; 0: none.
         contrasts: number of the conditions; passed in.
         free: which of them may change by themselves, because the target is not compared with them;
             passed in.
@@ -185,6 +104,10 @@ class SliceAugmentation(_Augmentation):
             )
         if affine is None:
             affine = 0.3 if dims == 2 else 0.0
+        from monai.transforms import Compose, RandAffined, RandFlipd
+
+        from ldm.data.transforms import RandContrastd, RandCurvesd
+
         keys = (*IMAGES, *MASKS)
         self.transform = Compose(
             [
@@ -244,6 +167,8 @@ class SegmentationAugmentation(_Augmentation):
         blur: float = 0.2,
         dims: int = 2,
     ) -> None:
+        from monai import transforms as of
+
         keys = (*IMAGES, *MASKS)
         movement: dict[str, Any] = {
             "keys": keys,
@@ -255,31 +180,31 @@ class SegmentationAugmentation(_Augmentation):
             elastic = 0.2 if dims == 2 else 0.0
         deform = {"prob": elastic, **movement}
         if dims == 2:
-            bend = Rand2DElasticd(
+            bend = of.Rand2DElasticd(
                 spacing=(16, 16), magnitude_range=(displacement / 2, displacement), **deform
             )
         else:
             # monai blurs white noise, of which a kernel of 5 voxels leaves about 1 %
             magnitude = 50 * displacement
-            bend = Rand3DElasticd(
+            bend = of.Rand3DElasticd(
                 sigma_range=(4, 6), magnitude_range=(magnitude / 2, magnitude), **deform
             )
         angle = math.radians(rotation)
         intensity = {"keys": IMAGES, "allow_missing_keys": True}
         sigma = (0.25, 1.0)
-        self.transform = Compose(
+        self.transform = of.Compose(
             [
-                *(RandFlipd(keys, flip, axis, allow_missing_keys=True) for axis in (-2, -1)),
-                RandAffined(
+                *(of.RandFlipd(keys, flip, axis, allow_missing_keys=True) for axis in (-2, -1)),
+                of.RandAffined(
                     prob=affine,
                     rotate_range=angle if dims == 2 else (angle, 0.0, 0.0),
                     scale_range=(scale,) * dims,
                     **movement,
                 ),
                 bend,
-                RandAdjustContrastd(prob=gamma, gamma=(0.7, 1.5), **intensity),
-                RandGaussianNoised(prob=noise, std=0.1, **intensity),
-                RandGaussianSmoothd(
+                of.RandAdjustContrastd(prob=gamma, gamma=(0.7, 1.5), **intensity),
+                of.RandGaussianNoised(prob=noise, std=0.1, **intensity),
+                of.RandGaussianSmoothd(
                     prob=blur, sigma_x=sigma, sigma_y=sigma, sigma_z=sigma, **intensity
                 ),
             ]

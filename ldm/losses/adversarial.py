@@ -12,7 +12,6 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from monai.networks.nets import PatchDiscriminator
 from torch import Tensor, nn
 
 from ldm.losses.prediction import PredictedBatch
@@ -20,10 +19,10 @@ from ldm.losses.prediction import PredictedBatch
 SMALLEST = 4  # voxels across that a discriminator's last layers need
 
 
-def patch_discriminator(
-    in_channels: int, channels: int, layers: int, dims: int = 2
-) -> PatchDiscriminator:
+def patch_discriminator(in_channels: int, channels: int, layers: int, dims: int = 2) -> nn.Module:
     """Return a PatchGAN (Isola et al. 2017) whose group norms keep no statistics."""
+    from monai.networks.nets import PatchDiscriminator  # takes seconds to import
+
     return PatchDiscriminator(
         spatial_dims=dims,
         channels=channels,

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from monai.losses import DiceLoss, FocalLoss
 from torch import Tensor, nn
 
 from ldm.errors import bad_value
@@ -64,6 +63,8 @@ class SegmentationLoss(nn.Module):
         if min(self.weights.values()) < 0 or not any(self.weights.values()):
             raise bad_value(f"loss weights are {self.weights}: give at least one above 0")
         self.pos_weight, self.region_weights = pos_weight, region_weights
+        from monai.losses import DiceLoss, FocalLoss  # takes seconds to import
+
         self.dice = DiceLoss(sigmoid=True, batch=True, weight=region_weights, reduction="none")
         self.focal = FocalLoss(gamma=gamma, weight=region_weights)
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from monai.inferers.utils import sliding_window_inference
 from torch import Tensor, nn
 
 from ldm.called import module_from_config, require_tensor, terms_from
@@ -236,6 +235,7 @@ class Segmentation(RunModule):
             presence: (M,) which contrasts there are.
             batch_size: windows at once.
         """
+        from monai.inferers.utils import sliding_window_inference  # takes seconds to import
 
         def predict(windows: Tensor) -> Tensor:
             present = presence.expand(len(windows), -1)

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from monai.inferers.utils import sliding_window_inference
 from torch import Tensor
 
 Predict = Callable[..., Tensor]
@@ -71,6 +70,8 @@ class Tiling:
         """
         if self.fits(x_t):
             return predict(x_t, t, condition)
+        from monai.inferers.utils import sliding_window_inference  # takes seconds to import
+
         channels = x_t.shape[1]
 
         def predict_windows(both: Tensor) -> Tensor:
