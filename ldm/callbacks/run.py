@@ -17,10 +17,11 @@ from pytorch_lightning.callbacks import Callback, Checkpoint
 from ldm.callbacks.ema import averaged_module
 from ldm.callbacks.metrics_file import MetricsFile
 from ldm.checkpoint import BOUND, CHECKPOINTS, EMA_WEIGHTS, LAST, WEIGHTS
-from ldm.errors import DsdiffError, NonFiniteError, OutputError, bad_value, one_of
-from ldm.model_file import save_model
+from ldm.errors import CheckpointError, DsdiffError, NonFiniteError, OutputError, bad_value, one_of
+from ldm.model_file import read_model, save_model
 from ldm.models.base import cases_of
 from ldm.storable import require_storable
+from ldm.storage import MODEL_FILE
 
 log = logging.getLogger(__name__)
 
@@ -154,7 +155,18 @@ class RunCheckpoint(Checkpoint):
         """
         if self.saved_step >= 0 or self.best is not None:
             return
-        self._heard(trainer, self.save_weights(trainer, {}), again=False)
+        failure = None if self._is_written(trainer) else self.save_weights(trainer, {})
+        self._heard(trainer, failure, again=False)
+
+    @staticmethod
+    def _is_written(trainer: pl.Trainer) -> bool:
+        """Return whether the weights beside the checkpoints are whole, and of the last step."""
+        try:
+            _, told = read_model(Path(trainer.default_root_dir) / MODEL_FILE)
+        except CheckpointError:
+            return False
+        now = {"step": trainer.global_step, BOUND: trainer.strategy.checkpoint_io.bound}
+        return now.items() <= told.items()
 
     def save(self, trainer: pl.Trainer, again: bool = False) -> None:
         """Write both files of the current step; not the model where a better one is kept.

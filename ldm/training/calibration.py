@@ -37,8 +37,8 @@ def calibrate(
 ) -> None:
     """Write beside the weights of a run by how much more than its samples vary it errs.
 
-    Only where samples lie about a mean that the model has learned. What fails here is told, and the
-    weights stay as they are: their training is worth more than this.
+    Only where samples lie about a mean that the model has learned, and once for the same weights.
+    What fails here is told, and the weights stay as they are: their training is worth more.
 
     Args:
         trained: the model as the training left it; what is judged are the weights of the run.
@@ -49,8 +49,11 @@ def calibrate(
     """
     if not is_calibrated(trained):
         return
-    say("Learning how far the truth lies from a mean of samples: minutes on a CPU")
     try:
+        weights, metadata = read_model(run / MODEL_FILE)
+        if ERROR_MODEL in metadata:  # of a run that was resumed at its end: the same weights
+            return
+        say("Learning how far the truth lies from a mean of samples: minutes on a CPU")
         model = load_model(run, trust).model.to(device)
         find = partial(maps_of, model.prior) if model.prior else None
         patients = (
@@ -58,7 +61,6 @@ def calibrate(
             for batch in data.patients_to_judge(find)
         )
         found = fit_error_model([residuals_of(model, batch) for batch in patients])
-        weights, metadata = read_model(run / MODEL_FILE)
         save_model(run, weights, {**metadata, ERROR_MODEL: found._asdict()})
     except Exception as error:
         log.warning("the deviation of samples is not calibrated: %s", survived(error))

@@ -1,5 +1,8 @@
 """The deviation beside a mean of samples: of its error, as far as the training has learned it."""
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -96,8 +99,21 @@ def test_a_run_that_goes_on_learns_it_anew_and_ends_as_one_that_was_not_stopped(
     before = load_model(tmp_path / "run").error_model
     assert main(["train", "--resume", str(tmp_path / "run"), STEPS]) == 0
     assert load_model(tmp_path / "run").error_model == load_model(run).error_model != before
-    assert main(["train", "--resume", str(tmp_path / "run")]) == 0  # nothing left to train
-    assert load_model(tmp_path / "run").error_model == load_model(run).error_model
+
+
+def test_a_finished_run_that_is_resumed_keeps_its_weights_file(run, tmp_path, capsys):
+    """Nothing is trained and nothing judged anew; weights that are not whole are written again."""
+    copy = Path(shutil.copytree(run, tmp_path / "copy"))
+    file = copy / "model.safetensors"
+    whole, written = file.read_bytes(), file.stat().st_ino
+    assert main(["train", "--resume", str(copy)]) == 0
+    assert "Finished before" in capsys.readouterr().out
+    assert (file.read_bytes(), file.stat().st_ino) == (whole, written)
+    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert main(["train", "--resume", str(copy)]) == 0
+    assert "Learning how far the truth lies" in capsys.readouterr().err
+    again, before = load_model(copy), load_model(run)
+    assert (again.digest, again.error_model) == (before.digest, before.error_model)
 
 
 def test_an_exported_model_keeps_it(run, tmp_path):
