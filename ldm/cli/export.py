@@ -27,18 +27,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="write the denoiser too, as denoiser.onnx and as denoiser.pt2 of torch.export, once "
         "both return what torch returns",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace an exported model")
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace an exported model, but no README.md that you have changed",
+    )
     add_trust_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Export; say what was written."""
-    from ldm.exporting.handover import export
+    from ldm.exporting.handover import CARD, CARD_BESIDE, export
 
     options = {name: getattr(args, name) for name in ("licence", "onnx", "overwrite", "trust")}
     folder = export(args.model, args.output, **options)
     more = ", denoiser.onnx, denoiser.pt2" if args.onnx else ""
     print(f"Written: {folder}/model.safetensors, config.yaml{more}")
-    print("  README.md: the model card; read it, and complete it")
+    card = CARD_BESIDE if (folder / CARD_BESIDE).exists() else CARD
+    print(f"  {card}: the model card; read it, and complete it")
     print_next(sampling_command(folder, args.trust))
     return 0

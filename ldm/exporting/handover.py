@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import logging
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from ldm.storage import (
     COST_FILE,
     ERROR_MODEL,
     MODEL_FILE,
+    leave,
     read_json,
     run_folder,
     write_files,
@@ -33,6 +36,8 @@ from ldm.typed import typed
 from ldm.util import user_path, without_params
 
 CARD = "README.md"
+CARD_BESIDE = "README.new.md"  # where somebody has completed the card
+SEAL = "<!-- as dsdiff export wrote it, {}: a card that differs is never replaced -->\n"
 # of data.params: where patients are, who they are, and how their names are read
 OF_PATIENTS = ("root", "train", "val", "test", "fold", "folds", "patient", "layout", "cache")
 OF_TRAINING = ("optimizer_config", "cache_latents", "teacher")  # of model.params: not to sample
@@ -40,6 +45,7 @@ OF_TRAINING = ("optimizer_config", "cache_latents", "teacher")  # of model.param
 KEPT = ("step", "best", "scale_factor", WEIGHTS, ERROR_MODEL)
 UNSTATED = "not stated: ask who gave you this folder before you use it"
 VALIDATION = "val/"
+log = logging.getLogger(__name__)
 
 
 @typed
@@ -54,9 +60,10 @@ def export(
 ) -> Path:
     """Write a model folder without ids, paths or digests of patients, which any verb takes.
 
-    It holds ``model.safetensors``, ``config.yaml`` and a model card, ``README.md``. Its weights,
-    their digest, and so the volumes are those of the run. What is tested on it cannot be compared
-    with the patients that it was trained on: keep the run.
+    It holds ``model.safetensors``, ``config.yaml`` and a model card, ``README.md``. A card that
+    somebody has completed stays, and the new one is ``README.new.md``. The weights, their digest,
+    and so the volumes are those of the run. What is tested on it cannot be compared with the
+    patients that it was trained on: keep the run.
 
     Args:
         run: run folder, or its ``model.safetensors``.
@@ -88,10 +95,28 @@ def export(
     require_private((config, said), set(_secrets(known)) | set(_secrets(cost)))
     beside = denoiser_files(model, loaded.digest) if onnx else {}
     with claim_model(output, "export", [folder], overwrite) as place:
-        write_files(place, {CARD: card, **beside})
+        name = CARD if is_unchanged(output / CARD) else CARD_BESIDE
+        if name != CARD:
+            leave(output / CARD)
+        write_files(place, {name: sealed(card), **beside})
         write_model_folder(place, config, tensors, {**said, "dsdiff": ldm.__version__})
         load_model(place, trust)
+    if name != CARD:
+        log.warning("%s is not as an export wrote it and stays: the new card is %s", CARD, name)
     return output
+
+
+def sealed(card: str) -> str:
+    """Return a card with its own digest at its end, which tells whether anybody has changed it."""
+    return card + SEAL.format(hashlib.sha256(card.encode()).hexdigest())
+
+
+def is_unchanged(card: Path) -> bool:
+    """Return whether a card is as an export wrote it; so is one that is not there."""
+    if not card.exists():
+        return True
+    text = card.read_text(encoding="utf-8", errors="replace")
+    return text == sealed(text[: -len(sealed(""))])
 
 
 def without_patients(config: Mapping[str, Any]) -> dict[str, Any]:

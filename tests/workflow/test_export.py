@@ -296,6 +296,32 @@ def test_an_exported_folder_is_replaced_only_when_asked(exported, run_folder):
     assert main(["export", str(run_folder), "--output", str(run_folder)]) == 5
 
 
+def test_a_card_that_somebody_has_completed_is_kept(
+    tmp_path, run_folder, another_run, capsys, caplog
+):
+    """Also by the next export, and by one that a kill left unfinished; the new one is beside it."""
+    output = tmp_path / "model"
+    ldm.export(run_folder, output)
+    card = output / "README.md"
+    mine = card.read_text().replace("## Data", "## Data\n\nOf our hospital, approval 12/34.")
+    card.write_text(mine)
+    again = ["export", str(another_run), "--output", str(output), "--overwrite"]
+    for licence in ("CC0-1.0", "CC-BY-4.0"):
+        assert main([*again, "--licence", licence]) == 0
+        new = (output / "README.new.md").read_text()
+        assert card.read_text() == mine
+        assert f"license: {licence}" in new and load_model(output).digest in new
+        assert "README.md is not as an export wrote it and stays" in caplog.text
+        assert "README.new.md: the model card" in capsys.readouterr().out
+    (output / MODEL_FILE).unlink()  # as a kill between two files leaves it
+    assert main(again[:-1]) == 0
+    assert card.read_text() == mine
+    card.unlink()
+    assert main(again) == 0
+    assert load_model(output).digest in card.read_text()
+    assert not (output / "README.new.md").exists()
+
+
 def test_the_next_command_trusts_what_this_one_did():
     command = sampling_command("a model", ["my_units.Own"])
     assert "dsdiff sample 'a model' --input" in command and "--trust my_units.Own" in command
