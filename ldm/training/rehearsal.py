@@ -35,7 +35,7 @@ from ldm.progress import unheard
 from ldm.storable import require_storable
 from ldm.study import build_model
 from ldm.training.calibration import is_calibrated
-from ldm.training.run.kept import require_kept
+from ldm.training.kept import require_kept
 from ldm.util import instantiate_from_config, trainer_options
 
 log = logging.getLogger(__name__)
