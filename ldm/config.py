@@ -56,8 +56,6 @@ OPTIMIZERS = tuple(
         *("NAdam", "RAdam", "RMSprop", "Rprop", "SGD"),
     )
 )
-# in C, where libyaml is there
-FAST_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 ENSEMBLE = "ldm.models.diffusion.ensemble.Ensemble"  # of networks that are trusted one by one
 PLAIN_REFERENCE = re.compile(r"\$\{[\w.\[\]-]+\}")
 
@@ -309,9 +307,8 @@ def _validate_trackers(trackers: Any) -> None:
 @cache
 def trusted_targets() -> frozenset[str]:
     """Return the exact set of classes that the shipped YAML files name, and what needs no YAML."""
-    named: list[str] = []
-    for file in config_root().rglob("*.yaml"):  # its own, so read at once, not as a stranger's
-        named += targets_in(yaml.load(file.read_text(encoding="utf-8"), FAST_LOADER))
+    files = config_root().rglob("*.yaml")
+    named = (target for file in files for target in targets_in(_plain(read_yaml(file))))
     return frozenset((*named, *OPTIMIZERS, ENSEMBLE))
 
 
