@@ -53,11 +53,11 @@ def _leaves(value: Any, place: str) -> Iterator[tuple[str, Any]]:
 
 
 def _is_read_again(value: Any) -> bool:
-    file = io.BytesIO()
+    stream = io.BytesIO()
     try:
-        torch.save(value, file)
-        file.seek(0)
-        torch.load(file, weights_only=True)
+        torch.save(value, stream)
+        stream.seek(0)
+        torch.load(stream, weights_only=True)
     except Exception:  # each object fails in its own way
         return False
     return True
