@@ -4,6 +4,7 @@ import base64
 import csv
 import io
 import json
+import pickle
 import re
 import shutil
 import subprocess
@@ -365,7 +366,9 @@ def test_a_table_for_programs_has_one_number_in_a_cell():
         ["unet", Number.mean(25.1864, 1.0423), Number.of(3, 4), 0.5],
         ["vit", None, Number.of(0, 4), None],
     ]
-    head, body = csv_table(Table("", ["", "PSNR dB", "n", "s"], rows))
+    table = Table("", ["", "PSNR dB", "n", "s"], rows)
+    assert pickle.loads(pickle.dumps(table)) == table  # other processes may take it
+    head, body = csv_table(table)
     assert head == ["row", "PSNR dB", "PSNR dB sd", "n", "n of", "s"]
     assert body == [["unet", 25.1864, 1.0423, 3, 4, 0.5], ["vit", None, None, 0, 4, None]]
     assert csv_table(Table("", ["", "PSNR dB"], [])) == (["row", "PSNR dB"], [])

@@ -385,7 +385,7 @@ def interval_cells(summary: SummaryRow | None) -> tuple[Cell, Cell]:
         else Number(
             value,
             f"{number(value, digits)} {bracket(low, high, digits)}",
-            {"low": low, "high": high},
+            (("low", low), ("high", high)),
         )
         for value, low, high in told
     )
@@ -394,7 +394,7 @@ def interval_cells(summary: SummaryRow | None) -> tuple[Cell, Cell]:
 
 def interval_cell(low: float, high: float, digits: int | None = None) -> Cell:
     """An interval, whose ends are two columns of a CSV; None where it is not defined."""
-    return None if isnan(low) else Number(low, bracket(low, high, digits), {"to": high})
+    return None if isnan(low) else Number(low, bracket(low, high, digits), (("to", high),))
 
 
 def bracket(low: float, high: float, digits: int | None = None) -> str:

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, count
 from pathlib import Path
-from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -45,7 +44,7 @@ class Number(NamedTuple):
 
     value: float  # what tables compare
     text: str
-    more: Mapping[str, float] = MappingProxyType({})  # what else the text tells: columns of a CSV
+    more: tuple[tuple[str, float], ...] = ()  # what else the text tells: columns of a CSV
 
     @classmethod
     def mean(cls, mean: float, sd: float, digits: int | None = None) -> Number | float:
@@ -53,12 +52,12 @@ class Number(NamedTuple):
         if math.isnan(sd) or not math.isfinite(mean):
             return mean
         digits = digits or (2 if abs(mean) >= 10 else 4)
-        return cls(mean, f"{mean:.{digits}f} ± {sd:.{digits}f}", {"sd": sd})
+        return cls(mean, f"{mean:.{digits}f} ± {sd:.{digits}f}", (("sd", sd),))
 
     @classmethod
     def of(cls, count: int, whole: int) -> Number:
         """How many of how many."""
-        return cls(count, f"{count}/{whole}", {"of": whole})
+        return cls(count, f"{count}/{whole}", (("of", whole),))
 
 
 Cell = str | int | float | Number | None
@@ -216,9 +215,10 @@ def csv_table(table: Table) -> tuple[list[str], list[list[Cell]]]:
         numbers = [cell for cell in cells if isinstance(cell, Number)]
         head.append(title or "row")
         columns.append([cell.value if isinstance(cell, Number) else cell for cell in cells])
-        for name in dict.fromkeys(name for number in numbers for name in number.more):
+        for name in dict.fromkeys(name for number in numbers for name, _ in number.more):
             head.append(f"{title} {name}")
-            columns.append([c.more.get(name) if isinstance(c, Number) else None for c in cells])
+            more = (dict(cell.more) if isinstance(cell, Number) else {} for cell in cells)
+            columns.append([found.get(name) for found in more])
     return head, [list(row) for row in zip(*columns, strict=True)]
 
 
