@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from ldm.data.layouts.base import Entry, Layout, Tree
-from ldm.data.layouts.spelling import contrast_spelt, unprocessed
+from ldm.data.layouts.spelling import contrast_spelt, is_processed, unprocessed
 from ldm.data.nifti import volume_stem
 from ldm.data.volume_file import VolumeFile
 from ldm.label_scheme import NOT_TOLD, SCHEMES, LabelScheme
@@ -69,7 +69,7 @@ class SuffixLayout(NumberedLayout):
         spelt = self._spelt(stem)
         if not ending or not subject or (spelt and len(spelt[0]) < len(subject)):
             return None  # ID_t2_flair is no FLAIR of ID_t2, ID_t1ce_to_t1 no T1
-        if unprocessed(stem) != stem and self._is_flat(stem):
+        if is_processed(stem) and self._is_flat(stem):
             return None  # t1ce_to_t1 in a folder per patient
         return subject, known[ending]
 
@@ -185,8 +185,7 @@ class BraTS2023(SuffixLayout):
 
 
 def _is_processed(entry: Entry) -> bool:
-    stem = volume_stem(entry.file.path.name) or ""
-    return unprocessed(stem) != stem
+    return is_processed(volume_stem(entry.file.path.name) or "")
 
 
 def _folder_of(path: Path) -> Path:

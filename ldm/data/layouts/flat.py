@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ldm.data.layouts.base import Entry, Layout, Tree, named_folders
-from ldm.data.layouts.spelling import contrast_spelt, unprocessed
+from ldm.data.layouts.spelling import contrast_spelt, is_processed, unprocessed
 from ldm.data.nifti import volume_stem
 from ldm.study import LABELS
 
@@ -40,11 +40,11 @@ class Flat(Layout):
         endings = self.contrasts.endings("flat")
         sure = [(entry, stem) for entry, stem in found if stem != MASK]
         exact = {(entry.owner, entry.contrast) for entry, stem in sure if stem in endings}
-        plain = {(e.owner, e.contrast) for e, stem in sure if stem == unprocessed(stem)} | exact
+        plain = {(e.owner, e.contrast) for e, stem in sure if not is_processed(stem)} | exact
         labelled = {entry.owner for entry, _ in sure if entry.contrast == LABELS}
         ids = named_folders((entry.owner for entry, _ in found), tree.root)
         for entry, stem in found:
-            told = exact if stem == unprocessed(stem) else plain
+            told = plain if is_processed(stem) else exact
             spelt = stem not in endings and (entry.owner, entry.contrast) in told
             if spelt or (stem == MASK and entry.owner in labelled):
                 continue

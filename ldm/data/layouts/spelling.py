@@ -20,6 +20,11 @@ def unprocessed(stem: str) -> str:
     return PROCESSED.sub("", stem)
 
 
+def is_processed(stem: str) -> bool:
+    """Return whether a name says that its image was registered or stripped."""
+    return unprocessed(stem) != stem
+
+
 def contrast_spelt(text: str, contrasts: Contrasts) -> str | None:
     """Return the contrast that a name of the field means, or T1 and words on an agent, or None."""
     return contrasts.named(text) or says_agent(text)
