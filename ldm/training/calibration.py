@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning_fabric.utilities import move_data_to_device
 
 from ldm.checkpoint import load_model
 from ldm.data.datamodule import ContrastDataModule
@@ -56,10 +57,7 @@ def calibrate(
         say("Learning how far the truth lies from a mean of samples: minutes on a CPU")
         model = load_model(run, trust).model.to(device)
         find = partial(maps_of, model.prior) if model.prior else None
-        patients = (
-            {n: x.to(device) if isinstance(x, torch.Tensor) else x for n, x in batch.items()}
-            for batch in data.patients_to_judge(find)
-        )
+        patients = (move_data_to_device(b, device) for b in data.patients_to_judge(find))
         found = fit_error_model([residuals_of(model, batch) for batch in patients])
         save_model(run, weights, {**metadata, ERROR_MODEL: found._asdict()})
     except Exception as error:

@@ -16,6 +16,7 @@ import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from lightning_fabric.plugins.environments import LightningEnvironment
+from lightning_fabric.utilities import move_data_to_device
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from ldm.callbacks.own import built_callbacks
@@ -63,10 +64,7 @@ def rehearse(config: Mapping[str, Any], say: Callable[[str], None] = unheard) ->
     try:
         with quiet("pytorch_lightning", "ldm"), torch.random.fork_rng(), calling():
             model, data, device = _first_step(config)
-            batch = {
-                name: value.to(device) if isinstance(value, torch.Tensor) else value
-                for name, value in next(iter(data.val_dataloader())).items()
-            }
+            batch = move_data_to_device(next(iter(data.val_dataloader())), device)
             told = require_kept(config, model, data, batch), _other_size(model, device)
             if is_calibrated(model):
                 residuals_of(model, batch)
@@ -122,11 +120,7 @@ def _other_size(model: Any, device: torch.device) -> str:
     """
     if getattr(model, "tiling", True):
         return ""
-    x_t, t, condition, *others = (
-        value.to(device) if isinstance(value, torch.Tensor) else value
-        for value in model.network_inputs()
-    )
-    others = [{name: value.to(device) for name, value in given.items()} for given in others]
+    x_t, t, condition, *others = move_data_to_device(model.network_inputs(), device)
     more, condition = (F.pad(images, (0, 0, 0, 1)) for images in (x_t, condition))
     try:
         model.network(more, t, condition, *others)
