@@ -1,30 +1,21 @@
-"""What machine this is: device, fast precision, memory, versions."""
+"""What machine this is: device, fast precision, safe versions."""
 
 from __future__ import annotations
 
 import logging
 import platform
 import re
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
 
-import ldm
 from ldm.errors import UnsafeError, bad_value
+from ldm.extras import installed_version
 
 log = logging.getLogger(__name__)
 
 SAFE_TORCH = (2, 10)
 STOLEN = ("2.6.2", "2.6.3")  # releases of Lightning made with stolen credentials
-
-
-def installed_version(package: str) -> str | None:
-    """Return the version of an installed package, or None."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def require_safe_libraries() -> None:
@@ -136,15 +127,3 @@ def prefers_channels_last(precision: str, kind: str) -> bool:
     """
     tiles = kind == "cuda" or (kind == "cpu" and torch.cpu.get_capabilities().get("amx_bf16"))
     return precision.startswith("bf16") and bool(tiles)
-
-
-def environment() -> dict[str, Any]:
-    """Return what a report says about where it was made."""
-    packages = ("torch", "pytorch-lightning", "monai", "scikit-image", "nibabel")
-    return {
-        "dsdiff": ldm.__version__,
-        "python": platform.python_version(),
-        **{package: installed_version(package) for package in packages},
-        "device": device_name(),
-        "threads": torch.get_num_threads(),
-    }

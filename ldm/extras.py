@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 
 from ldm.errors import ConfigError, DataError
@@ -19,6 +20,14 @@ EXTRAS = {
     "pydicom": "dicom",
     "wandb": "wandb",
 }  # module -> extra of this project
+
+
+def installed_version(package: str) -> str | None:
+    """Return the version of an installed package, or None."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def how_to_install(module: str) -> str:

@@ -21,10 +21,10 @@ from bench_peers import publish
 from ldm.config import load_config
 from ldm.cost.timing import in_turns
 from ldm.data.layouts import Subject
-from ldm.environment import environment
 from ldm.memory import keep_freed_memory
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.models.diffusion.noise import KeyedNoise
+from ldm.report.environment import environment
 from ldm.report.tables import markdown_table
 from ldm.study import build_model
 from ldm.util import instantiate_from_config

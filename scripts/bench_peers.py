@@ -26,7 +26,6 @@ from ldm.compiling import compile_network
 from ldm.cost.network import count_flops, count_parameters
 from ldm.cost.timing import in_turns
 from ldm.environment import (
-    environment,
     multiplies_bf16,
     pick_device,
     prefers_channels_last,
@@ -35,6 +34,7 @@ from ldm.memory import keep_freed_memory
 from ldm.modules.diffusionmodules.blocks import AttentionBlock
 from ldm.modules.diffusionmodules.openaimodel import UNetModel
 from ldm.modules.diffusionmodules.util import fill_zeros, to_channels_last
+from ldm.report.environment import environment
 from ldm.report.tables import markdown_table
 from ldm.storage import write_file, write_json
 

@@ -23,10 +23,11 @@ from torch import nn
 from ldm import Synthesiser, train
 from ldm.cost.timing import in_turns
 from ldm.data.layouts import detect_layout
-from ldm.environment import environment, pick_device
+from ldm.environment import pick_device
 from ldm.inference.given import GivenLayout, given_subject
 from ldm.memory import keep_freed_memory
 from ldm.models.diffusion.noise import KeyedNoise
+from ldm.report.environment import environment
 from ldm.report.tables import markdown_table
 from ldm.storage import atomic_path
 

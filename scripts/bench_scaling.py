@@ -30,7 +30,7 @@ import numpy as np
 from bench_peers import publish
 
 from ldm.data.fingerprint import COMPARED
-from ldm.environment import environment
+from ldm.report.environment import environment
 from ldm.report.tables import markdown_table
 
 SHAPE = (24, 28, 16)

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 
 from ldm.config import load_config
-from ldm.environment import installed_version
 from ldm.errors import DsdiffError
 from ldm.exporting.denoiser import (
     TOLERANCE,
@@ -26,6 +25,7 @@ from ldm.exporting.denoiser import (
     largest_difference,
     onnx_bytes,
 )
+from ldm.extras import installed_version
 from ldm.inference.onnx_denoiser import OnnxDenoiser
 from ldm.modules.diffusionmodules.util import fill_zeros
 from ldm.report.tables import markdown_table

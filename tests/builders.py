@@ -3,6 +3,8 @@
 import contextlib
 import io
 import json
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from itertools import permutations, product
 from pathlib import Path
@@ -142,3 +144,26 @@ def run_inside(work, folder, gpu, *arguments):
     if code in cells.STOPPED:
         raise Stopped(code)
     return code, (text.getvalue().strip().splitlines() or [""])[-1]
+
+
+START = """
+import json, sys
+from ldm.cli.main import main
+try:
+    main(sys.argv[1:])
+except SystemExit as stop:
+    assert stop.code == 0, stop.code
+print(json.dumps(sorted(n for n, m in sys.modules.items() if m)), file=sys.stderr)
+"""
+
+
+def started(*command: Any) -> tuple[str, set[str]]:
+    """Return what a command prints, and the modules that it imported, in a process of its own."""
+    process = subprocess.run(
+        [sys.executable, "-c", START, *map(str, command)],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[1],
+    )
+    assert process.returncode == 0, process.stderr
+    return process.stdout + process.stderr, set(json.loads(process.stderr.splitlines()[-1]))

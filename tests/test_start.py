@@ -1,12 +1,11 @@
 """The command line is there at once: help imports no library that computes."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from builders import write_subject
+from builders import started, write_subject
 
 from ldm.cli.main import VERBS
 
@@ -15,27 +14,6 @@ HEAVY += ("scipy", "skimage", "omegaconf", "torchmetrics", "timm", "rich", "safe
 TASKS = {"segment": ("train", "predict", "evaluate"), "diagnose": ("data", "run")}
 COMMANDS = [(), *((verb,) for verb in VERBS), *((v, t) for v, ts in TASKS.items() for t in ts)]
 MOST_MODULES = 300  # Python alone has 60, argparse and the packages of a verb double that
-START = """
-import json, sys
-from ldm.cli.main import main
-try:
-    main(sys.argv[1:])
-except SystemExit as stop:
-    assert stop.code == 0, stop.code
-print(json.dumps(sorted(n for n, m in sys.modules.items() if m)), file=sys.stderr)
-"""
-
-
-def started(*command: str) -> tuple[str, set[str]]:
-    """Return what a command prints, and the modules that it imported, in a process of its own."""
-    process = subprocess.run(
-        [sys.executable, "-c", START, *command],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parents[1],
-    )
-    assert process.returncode == 0, process.stderr
-    return process.stdout + process.stderr, set(json.loads(process.stderr.splitlines()[-1]))
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
@@ -75,12 +53,15 @@ def test_help_names_what_the_registries_hold():
     assert ", ".join(MASKS) == arguments.MASKS
 
 
-def test_an_evaluation_imports_nothing_that_computes_for_networks(tmp_path):
+@pytest.mark.parametrize("report", [False, True], ids=["terminal", "report"])
+def test_an_evaluation_imports_nothing_that_computes_for_networks(tmp_path, report):
     real, predicted = tmp_path / "real", tmp_path / "predicted"
     write_subject(real, shape=(20, 20, 20))
     (source,) = real.rglob("*_t1ce.nii*")
     predicted.mkdir()
     (predicted / source.name).write_bytes(source.read_bytes())
-    text, modules = started("evaluate", "--prediction", str(predicted), "--reference", str(real))
+    output = ["--output", str(tmp_path / "evaluation")] if report else []
+    folders = ["--prediction", str(predicted), "--reference", str(real)]
+    text, modules = started("evaluate", *folders, *output)
     assert "MS-SSIM" in text
     assert modules.isdisjoint({"torch", "torchmetrics", "monai", "skimage.metrics", "scipy.signal"})

@@ -12,7 +12,6 @@ from typing import Any
 
 from ldm.benchmark.plan import SEPARATOR
 from ldm.cost.network import peak_memory_label
-from ldm.environment import environment
 from ldm.errors import PartialError
 from ldm.evaluation.measures import LEAST_SPANS, MEASURES
 from ldm.evaluation.scores import FORMAT, Evaluation, Score, SummaryRow
@@ -20,6 +19,7 @@ from ldm.plots.axes import row_styles
 from ldm.plots.figures import loss_figure, scatter_figure
 from ldm.regions import region_title, spelled_out
 from ldm.report.charts import charts
+from ldm.report.environment import environment
 from ldm.report.gallery import Gallery
 from ldm.report.page import Figure, Report, Section, shareable, write_all
 from ldm.report.score_tables import (

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ldm.environment import environment
 from ldm.evaluation.measures import LEAST_SPANS, MEASURES
 from ldm.evaluation.scores import FORMAT, Evaluation, SummaryRow
 from ldm.plots.figures import lines_figure
+from ldm.report.environment import environment
 from ldm.report.page import Figure, Report, Section, shareable, write_report
 from ldm.report.score_tables import counted, mean_cell
 from ldm.report.tables import Cell as TableCell

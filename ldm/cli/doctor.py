@@ -32,7 +32,7 @@ def required() -> list[tuple[str, bool, str]]:
     """Return each package of setup.py, whether it is here as it is required, and the repair."""
     from packaging.requirements import Requirement
 
-    from ldm.environment import installed_version
+    from ldm.extras import installed_version
 
     try:
         told = [Requirement(text) for text in requires("dsdiff") or ()]
@@ -53,12 +53,12 @@ def run(args: argparse.Namespace) -> int:
     from ldm._torchvision import torchvision_state
     from ldm.environment import (
         device_name,
-        installed_version,
         pick_device,
         require_safe_libraries,
         resolve_precision,
         resolve_weights,
     )
+    from ldm.extras import installed_version
     from ldm.storage import cache_root
 
     repairs = []

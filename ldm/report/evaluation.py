@@ -15,6 +15,7 @@ from ldm.evaluation.folder import Folders, Place, evaluate_folders, listed_folde
 from ldm.evaluation.protocol import DEFAULT, DOWNSTREAM, MetricProtocol, find_protocol
 from ldm.evaluation.scores import Evaluation
 from ldm.progress import Progress, silent
+from ldm.report.environment import environment
 from ldm.report.page import Report, Section, shareable, write_all
 from ldm.report.score_tables import (
     column_key,
@@ -169,7 +170,6 @@ def write_evaluation(
     Raises:
         OutputError: OUT-IO, OUT-EXISTS.
     """
-    from ldm.environment import environment
     from ldm.report.charts import charts
 
     others = [*output.glob("metrics-*"), *output.glob(f"{DOWNSTREAM.name}.*")]

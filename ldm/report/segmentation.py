@@ -10,6 +10,7 @@ from ldm.data.layouts import Choice
 from ldm.evaluation.scores import Evaluation
 from ldm.evaluation.segmentation import Told, compare_segmentations
 from ldm.progress import Progress, silent
+from ldm.report.environment import environment
 from ldm.report.evaluation import claim_report
 from ldm.report.page import Report, Section, shareable, write_all
 from ldm.report.score_tables import segmentation_tables
@@ -77,8 +78,6 @@ def _new_gallery() -> OverlayGallery:
 
 
 def _write(result: Evaluation, gallery: OverlayGallery, folder: Path, command: str) -> None:
-    from ldm.environment import environment
-
     result.write(folder, NAME)
     report = Report(
         title="Segmentation against the reference",
