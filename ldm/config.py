@@ -56,6 +56,7 @@ OPTIMIZERS = tuple(
         *("NAdam", "RAdam", "RMSprop", "Rprop", "SGD"),
     )
 )
+SAFE_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C, where libyaml is there
 ENSEMBLE = "ldm.models.diffusion.ensemble.Ensemble"  # of networks that are trusted one by one
 PLAIN_REFERENCE = re.compile(r"\$\{[\w.\[\]-]+\}")
 
@@ -307,8 +308,9 @@ def _validate_trackers(trackers: Any) -> None:
 @cache
 def trusted_targets() -> frozenset[str]:
     """Return the exact set of classes that the shipped YAML files name, and what needs no YAML."""
-    files = config_root().rglob("*.yaml")
-    named = (target for file in files for target in targets_in(_plain(read_yaml(file))))
+    named: list[str] = []
+    for file in config_root().rglob("*.yaml"):  # its own, so not looked through as a stranger's
+        named += targets_in(SAFE_LOADER(file.read_text(encoding="utf-8")).get_single_data())
     return frozenset((*named, *OPTIMIZERS, ENSEMBLE))
 
 
