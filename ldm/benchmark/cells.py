@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -30,12 +30,12 @@ from ldm.benchmark.tally import tally, to_train
 from ldm.claims import folder_lock
 from ldm.config import read_saved_config, save_config
 from ldm.data.seen import Digests, read_seen, refuse_leaks
-from ldm.errors import BusyError, OutputError, PartialError, survived
+from ldm.errors import BusyError, ConfigError, OutputError, PartialError, bad_value, survived
 from ldm.evaluation.scores import Evaluation
 from ldm.inference.baseline_volumes import write_baseline
 from ldm.model_file import told_digest
 from ldm.progress import PART_OF, Progress, silent
-from ldm.storage import COST_FILE, MODEL_FILE, appending, read_json, write_json
+from ldm.storage import COST_FILE, MODEL_FILE, appending, read_json, remove, write_json
 from ldm.study import Study
 from ldm.util import params_of, trusting
 
@@ -105,7 +105,7 @@ class Work:
             return "missing", ""
         if is_trained(cell.training):
             return "trained", ""
-        return ("begun" if any(cell.training.run.glob("checkpoints/*.ckpt")) else "missing"), ""
+        return ("begun" if has_begun(cell.training) else "missing"), ""
 
     def request(self, cell: GridCell) -> dict[str, Any]:
         """Return what a cell must have been run with to be done."""
@@ -135,6 +135,23 @@ class Work:
                     self.say(f"{cell.name}: in progress in another process, waiting")
                 said = True
                 time.sleep(POLL)
+
+    def rehearse(self, training: Training) -> None:
+        """Have classes of one's own tried as ``dsdiff train`` tries them, in a process of its own.
+
+        Raises:
+            ConfigError: CONFIG-VALUE, why the training would not begin. Stopped.
+        """
+        config = training.folder / "rehearsed.yaml"  # it is not begun yet
+        save_config(training.config, config)
+        if self.say:
+            self.say(f"{training.row}: a first step on noise")
+        quiet = replace(self, is_quiet=True)
+        given = [config, "--dry-run", *trust(training)]
+        code, reason = quiet._dsdiff(training.folder, None, "train", *given)
+        remove(config)
+        if code == ConfigError.exit_code:
+            raise bad_value(f"rows.{training.row} cannot be trained, nothing was begun: {reason}")
 
     def scores(self, cell: GridCell) -> Evaluation:
         """Return the scores of a sampled cell, evaluated once."""
@@ -196,7 +213,7 @@ class Work:
                     return self.failed[training.run]
                 config = training.folder / "config.yaml"
                 save_config(training.config, config)
-                begun = any(training.run.glob("checkpoints/*.ckpt"))
+                begun = has_begun(training)
                 start = ["--resume", training.run] if begun else [config, "--output", training.run]
                 every = [t.folder for t in to_train(self.cells)]
                 place = f"{every.index(training.folder) + 1} of {len(every)}"
@@ -395,6 +412,11 @@ def _search_path() -> list[str]:
 def is_trained(training: Training) -> bool:
     """Return whether a run has had all its steps."""
     return training.is_given or bool(read_json(training.run / COST_FILE).get("finished"))
+
+
+def has_begun(training: Training) -> bool:
+    """Return whether a training has been saved."""
+    return any(training.run.glob("checkpoints/*.ckpt"))
 
 
 def require_same_config(training: Training) -> None:

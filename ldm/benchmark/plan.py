@@ -14,13 +14,13 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from ldm.benchmark.checks import of_row, request_of, require_met
 from ldm.checkpoint import read_run_config
 from ldm.config import load_config
 from ldm.cost.network import count_flops, training_flops
-from ldm.errors import ConfigError, DsdiffError, bad_value
-from ldm.inference.request import Request
+from ldm.errors import ConfigError, bad_value
 from ldm.models.diffusion.samplers import get_sampler
-from ldm.storage import CONFIG_FILE, read_json
+from ldm.storage import CONFIG_FILE, MODEL_FILE, read_json
 from ldm.study import BATCH_SIZE, build_model, read_study
 from ldm.util import listed, nearest, resolve_target, targets_in, trainer_options, user_path
 
@@ -33,7 +33,6 @@ BASELINES = {"copy": "copy", "linear": "linear", "quadratic": "quadratic"}
 BASELINES |= {"nearest": "nearest patient"}
 BUDGETS = ("steps", "seconds", "flops")
 PLAIN_LISTS = ("allow_missing",)  # options of a list that is one value
-BESIDE = ("device", "devices")  # options of dsdiff sample that decide no voxel
 SEPARATOR = " · "
 
 
@@ -191,7 +190,7 @@ def plan_cells(
         one_call = not getattr(resolve_target(training.config["model"]), "has_reverse_steps", True)
         asked = settings[:1] if one_call else settings
         if label not in asked_of:  # seeds do not differ in it
-            _require_met(training, asked)
+            require_met(training, asked)
             asked_of.add(label)
         for turn, options in enumerate(asked):
             described = "" if one_call else describe_sampling(options, shown)
@@ -226,35 +225,50 @@ def plan_trainings(
     for name, row in described.items():
         if row is None:  # turned off, as rows.NAME=null does
             continue
-        _check_row(name, row)
-        if "run" in row:
-            found.append(_given(name, user_path(row["run"]), output, trusted))
-            continue
-        variants = {name: []}
-        if plan.get("regression_of") == name:
-            variants[f"{name}-one-step"] = [REGRESSION]
-        for (own, extra), (space, first_stage) in product(variants.items(), spaces.items()):
-            parts = listed(row["config"])
-            if first_stage is not None:
-                path = {"first_stage_config": {"params": {"path": str(first_stage)}}}
-                parts += [LATENT, {"model": {"params": path}}]
-            parts += [*extra, {key: plan[key] for key in SHARED_KEYS if key in plan}]
-            overrides = row.get("overrides") or []
-            if budget:
-                config = load_config([*parts, {"seed": seeds[0]}], overrides)
-                held = budget.trainer(config)
-                parts.append({"lightning": {"trainer": held}})
-                _require_held(name, held, load_config([*parts, {"seed": seeds[0]}], overrides))
-            for seed in seeds:
-                config = load_config([*parts, {"seed": seed}], overrides)
-                place = own if first_stage is None else f"{own}-{space}"
-                folder = output / "rows" / place / f"seed-{seed}"
-                found.append(Training(own, space, seed, config, folder, folder / "run"))
+        with of_row(name):
+            _check_row(name, row)
+            if "run" in row:
+                found.append(_given(name, user_path(row["run"]), output, trusted))
+            else:
+                found += _trainings_of(name, row, plan, output, budget, seeds, spaces)
     if not found:
         raise ConfigError("CONFIG-MISSING", "rows: all are null: leave at least one")
     twice = [f for f, n in Counter(t.folder for t in found).items() if n > 1]
     if twice:
         raise bad_value(f"two rows would share {twice[0]}: rename one")
+    return found
+
+
+def _trainings_of(
+    name: str,
+    row: Mapping[str, Any],
+    plan: Mapping[str, Any],
+    output: Path,
+    budget: Budget | None,
+    seeds: Sequence[int],
+    spaces: Mapping[str, str | None],
+) -> list[Training]:
+    """Return the trainings of a row that has a YAML: of each space and seed, one-step ones too."""
+    found, variants = [], {name: []}
+    if plan.get("regression_of") == name:
+        variants[f"{name}-one-step"] = [REGRESSION]
+    for (own, extra), (space, first_stage) in product(variants.items(), spaces.items()):
+        parts = listed(row["config"])
+        if first_stage is not None:
+            path = {"first_stage_config": {"params": {"path": str(first_stage)}}}
+            parts += [LATENT, {"model": {"params": path}}]
+        parts += [*extra, {key: plan[key] for key in SHARED_KEYS if key in plan}]
+        overrides = row.get("overrides") or []
+        if budget:
+            config = load_config([*parts, {"seed": seeds[0]}], overrides)
+            held = budget.trainer(config)
+            parts.append({"lightning": {"trainer": held}})
+            _require_held(name, held, load_config([*parts, {"seed": seeds[0]}], overrides))
+        for seed in seeds:
+            config = load_config([*parts, {"seed": seed}], overrides)
+            place = own if first_stage is None else f"{own}-{space}"
+            folder = output / "rows" / place / f"seed-{seed}"
+            found.append(Training(own, space, seed, config, folder, folder / "run"))
     return found
 
 
@@ -290,6 +304,10 @@ def _given(name: str, run: Path, output: Path, trusted: Sequence[str]) -> Traini
     """Return a run folder that was trained before as a training, after the trust gate."""
     if not (run / CONFIG_FILE).is_file():
         raise ConfigError("CONFIG-MISSING", f"rows.{name}.run: {run} is no run folder")
+    if not (run / MODEL_FILE).is_file():
+        raise ConfigError(
+            "CONFIG-MISSING", f"rows.{name}.run: {run} holds no {MODEL_FILE}: it is not trained yet"
+        )
     config = read_run_config(run, trusted)
     seed = config.get("seed", 0)
     return Training(name, "", seed, config, output / "rows" / name / f"seed-{seed}", run, True)
@@ -360,45 +378,9 @@ def sampling_settings(described: Mapping[str, Any]) -> tuple[list[dict[str, Any]
     if not settings:
         raise bad_value("sampling: a list is empty: give one value at least")
     for setting in settings:
-        if name := _request(setting).sampler:
+        if name := request_of(setting).sampler:
             get_sampler(str(name))
     return settings, [name for name, values in axes.items() if len(values) > 1]
-
-
-def _request(setting: Mapping[str, Any]) -> Request:
-    asked = {name: v for name, v in setting.items() if v is not None and name not in BESIDE}
-    asked |= {"precision": str(asked.get("precision", "32"))}  # YAML takes it for a number
-    return Request().changed(**asked)
-
-
-def _require_met(training: Training, settings: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse a sampling that the model of a training cannot do, before hours of work.
-
-    Of a model that cannot be built, its training says why.
-
-    Raises:
-        ConfigError: CONFIG-VALUE.
-    """
-    study = read_study(training.config)
-    try:
-        model = build_model(training.config, study)
-    except DsdiffError:
-        return
-    if not hasattr(model, "synthesise"):
-        raise bad_value(
-            f"{training.row} is a {type(model).__name__}, which synthesises nothing: leave it out"
-        )
-    for setting in settings:
-        request = _request(setting)
-        if request.runtime == "onnx" and not training.is_given:
-            raise bad_value(
-                f"sampling.runtime is onnx, of exported models, and {training.row} is trained "
-                "here: leave it out"
-            )
-        try:
-            request.met_by(model, study)
-        except DsdiffError as error:
-            raise bad_value(f"sampling of {training.row}: {error.message}") from error
 
 
 def describe_sampling(options: Mapping[str, Any], shown: Sequence[str]) -> str:

@@ -17,15 +17,24 @@ from typing import Any
 
 import torch
 
-from ldm.benchmark.cells import Stopped, Work, is_trained, require_same_config, run_cells
+from ldm.benchmark.cells import (
+    Stopped,
+    Work,
+    has_begun,
+    is_trained,
+    require_same_config,
+    run_cells,
+)
+from ldm.benchmark.checks import of_row, require_startable
 from ldm.benchmark.costs import cell_cost, loss_curve
 from ldm.benchmark.kept_scores import judge_once
 from ldm.benchmark.plan import OWN_KEYS, GridCell, Training, plan_cells, read_budget
 from ldm.benchmark.results import BenchmarkResult, mean_cost
 from ldm.benchmark.tally import planned, tally, to_train, trainings_of
 from ldm.claims import Claim, claim, folder_lock
-from ldm.config import TOP_LEVEL, Overrides, merge_config, save_config
-from ldm.data.layouts import Subject
+from ldm.config import TOP_LEVEL, Overrides, foreign_targets, merge_config, save_config
+from ldm.data.datamodule import ContrastDataModule
+from ldm.data.layouts import Layout, Subject
 from ldm.data.seen import (
     Digests,
     inherited,
@@ -39,10 +48,11 @@ from ldm.evaluation.downstream import require_target
 from ldm.evaluation.protocol import DEFAULT
 from ldm.evaluation.scores import Evaluation
 from ldm.inference.segmentation import NetworkSegmenter
+from ldm.model_file import read_model
 from ldm.progress import Progress, silent
 from ldm.report.gallery import Gallery
 from ldm.report.score_tables import column_key
-from ldm.storage import read_json
+from ldm.storage import MODEL_FILE, read_json
 from ldm.study import read_study
 from ldm.typed import typed
 from ldm.util import instantiate_from_config, listed, params_of, user_path, with_params
@@ -95,14 +105,14 @@ class Benchmark:
             column_key(Evaluation(DEFAULT), column)
         place = user_path(output)
         cells = plan_cells(self.described, place, trust)
-        patients = Patients()
+        patients = self.patients = Patients()
         fixed = {t.folder: patients.fix(t) for t in trainings_of(cells) if not t.is_given}
         self.cells: Sequence[GridCell] = [
             replace(c, training=fixed.get(c.training.folder, c.training)) if c.training else c
             for c in cells
         ]
         self.work = self._work(place, fixed, say, progress)
-        self._refuse_leaks(patients)
+        self._refuse_leaks()
 
     def _work(
         self,
@@ -140,7 +150,7 @@ class Benchmark:
             progress=progress,
         )
 
-    def _refuse_leaks(self, patients: Patients) -> None:
+    def _refuse_leaks(self) -> None:
         held_out, target = self.work.held_out, self.work.study.target
         for training in self.trainings:
             if (own := read_study(training.config).target) != target:
@@ -149,7 +159,7 @@ class Benchmark:
                     "one target, so give each a benchmark"
                 )
             given = training.is_given
-            seen = read_seen(training.run) if given else patients.seen_by(training)
+            seen = read_seen(training.run) if given else self.patients.seen_by(training)
             refuse_leaks(held_out, seen, training.row)
             if not given:
                 require_same_config(training)
@@ -231,8 +241,31 @@ class Benchmark:
         self.work.is_quiet |= jobs > 1
         if self.work.say:
             self.work.say(self.overview())
+        self._try_rows()
         self._run(self.cells, jobs, gpus)
         return self.collect()
+
+    def _try_rows(self) -> None:
+        """Refuse a row that could not be trained before the others are, which takes days.
+
+        Raises:
+            ConfigError, DataError: see :func:`ldm.benchmark.checks.require_startable`; CONFIG-VALUE
+                for classes of one's own that fail in a first step on noise.
+            CheckpointError: a run that was given is damaged.
+        """
+        several, tried = len(trainings_of(self.cells)) > 1, set()
+        for training in self.trainings if several else ():
+            if training.is_given:
+                with of_row(training.row):
+                    read_model(training.run / MODEL_FILE)
+                continue
+            if (training.row, training.space) in tried or has_begun(training):
+                continue
+            tried.add((training.row, training.space))
+            require_startable(training, *self.patients.of(training))
+            if foreign_targets(training.config):
+                with self.claim():
+                    self.work.rehearse(training)
 
     def _run(self, cells: Sequence[GridCell], jobs: int, gpus: Sequence[str]) -> None:
         with self.claim():
@@ -364,7 +397,7 @@ class Patients:
 
     def __init__(self) -> None:
         self.splits: dict[str, dict[str, list[str]]] = {}
-        self.subjects: dict[Path, tuple[Mapping[str, Subject], Path | None]] = {}
+        self.data: dict[Path, ContrastDataModule] = {}
         self.places: dict[tuple[str, str], dict[str, list[str]]] = {}
 
     def fix(self, training: Training) -> Training:
@@ -378,16 +411,21 @@ class Patients:
     def seen_by(self, training: Training) -> Digests:
         """Return the digests of the files of a training's patients, and of what it builds on."""
         params = training.config["data"]["params"]
-        subjects, cache = self.subjects[Path(params["root"])]
-        own = subject_digests((subjects[i] for i in params["train"]), cache)
+        data = self.data[Path(params["root"])]
+        own = subject_digests((data.subjects[i] for i in params["train"]), data.cache)
         return {**inherited(training.config["model"]), **own}
+
+    def of(self, training: Training) -> tuple[Mapping[str, Subject], Layout]:
+        """Return the patients below the root of a training, and how their files are named."""
+        data = self.data[Path(training.config["data"]["params"]["root"])]
+        return data.subjects, data.layout
 
     def _split(self, config: Mapping[str, Any]) -> dict[str, list[str]]:
         key = json.dumps([params_of(config).get(name) for name in SPLIT_KEYS])
         if key not in self.splits:
             data = instantiate_from_config(config, where="data")
-            subjects = data.find_subjects()
-            self.subjects[data.root] = (subjects, data.cache)
+            data.find_subjects()
+            self.data[data.root] = data
             self.splits[key] = data.split
         return self.splits[key]
 

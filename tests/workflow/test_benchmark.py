@@ -663,6 +663,71 @@ def test_wrong_row_is_refused_before_anything_runs(tmp_path, plan, capsys):
     assert not (tmp_path / "out").exists()
 
 
+OWN_ROW = """
+import torch
+
+
+class Fails(torch.nn.Conv2d):
+    def __init__(self, in_channels, out_channels):
+        super().__init__(in_channels, out_channels, 1)
+
+    def forward(self, x, timesteps, context=None, y=None):
+        raise RuntimeError("not yet written")
+"""
+NET = "model.params.unet_config"
+UNFIT = [  # an override of a row, what is said of it, and the exit code
+    (f"{NET}={{target: torch.nn.Linear, params: null}}", "in_features is required by Linear", 2),
+    (f"{NET}.params.model_channels=33", "33 channels cannot be normalised in 32 groups", 2),
+    (f"{NET}={{target: own_row.Fails, params: null}}", "RuntimeError: not yet written", 2),
+    ("lightning.trainer.gradient_clip_algorithm=most", "`gradient_clip_algorithm` most is inv", 2),
+    ("data.params.conditions=[t1,t9]", "no t9", 3),
+    ("model.params.parametrization=v", "nearest: 'parameterization'", 2),
+]
+
+
+@pytest.mark.parametrize(("override", "said", "code"), UNFIT)
+def test_a_row_that_cannot_be_trained_is_refused_before_the_others_are(
+    tmp_path, plan, calls, monkeypatch, capsys, override, said, code
+):
+    (tmp_path / "own_row.py").write_text(OWN_ROW)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    row = {"config": "configs/backbone/unet_tiny.yaml", "overrides": [override]}
+    more = [*ONE_CELL, f"rows.other={json.dumps(row)}"]
+    assert benchmark(plan, tmp_path / "out", *more) == code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "rows.other" in line and said in line
+    assert not list(tmp_path.rglob("run"))
+
+
+def test_a_row_that_is_mended_goes_on_in_the_same_folder(tmp_path, plan, calls, monkeypatch):
+    """What was tried of it has left nothing that a mended row could contradict."""
+    (tmp_path / "own_mended.py").write_text(OWN_ROW)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    row = {"config": "configs/backbone/unet_tiny.yaml"}
+    row["overrides"] = [f"{NET}={{target: own_mended.Fails, params: null}}"]
+    more = [*ONE_CELL, f"rows.other={json.dumps(row)}"]
+    assert benchmark(plan, tmp_path / "out", *more) == 2
+    row["overrides"] = []
+    more = [*ONE_CELL, f"rows.other={json.dumps(row)}"]
+    assert benchmark(plan, tmp_path / "out", *more) == 0
+    assert calls == ["train", "train", "sample", "train", "sample"]  # the first on noise
+
+
+def test_a_given_run_without_whole_weights_is_refused_before_any_training(
+    tmp_path, plan, undisturbed, calls, capsys
+):
+    run = shutil.copytree(undisturbed / "rows/unet/seed-0/run", tmp_path / "given")
+    more = [*ONE_CELL, f"rows.given.run={run}"]
+    weights = run / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert benchmark(plan, tmp_path / "out", *more) == 4
+    assert "rows.given: " in capsys.readouterr().err
+    weights.unlink()
+    assert benchmark(plan, tmp_path / "out", *more) == 2
+    assert f"rows.given.run: {run} holds no model.safetensors" in capsys.readouterr().err
+    assert calls == []
+
+
 @pytest.mark.slow
 def test_sigkill_twice_gives_the_table_of_an_undisturbed_run(tmp_path, plan, undisturbed):
     """First the whole group is killed in a training, then the benchmark alone in a sampling."""
