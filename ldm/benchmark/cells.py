@@ -27,6 +27,7 @@ from typing import Any
 from ldm.benchmark.kept_scores import evaluate_once
 from ldm.benchmark.plan import GridCell, Training
 from ldm.benchmark.tally import tally, to_train
+from ldm.benchmark.waiting import POLL
 from ldm.claims import folder_lock
 from ldm.config import read_saved_config, save_config
 from ldm.data.seen import Digests, read_seen, refuse_leaks
@@ -39,7 +40,6 @@ from ldm.storage import COST_FILE, MODEL_FILE, appending, read_json, remove, wri
 from ldm.study import Study
 from ldm.util import params_of, trusting
 
-POLL = 2.0  # seconds between two looks at a lock
 GRACE = 10.0  # seconds in which a child ends by itself: SLURM signals it as well
 STOPPED = (130, 143)  # exit codes of SIGINT and SIGTERM
 ERROR = re.compile(r"dsdiff [a-z ]+: error\b")  # how a verb begins the line that says why it ended

@@ -31,7 +31,8 @@ from ldm.benchmark.kept_scores import judge_once
 from ldm.benchmark.plan import OWN_KEYS, GridCell, Training, plan_cells, read_budget
 from ldm.benchmark.results import BenchmarkResult, mean_cost
 from ldm.benchmark.tally import planned, tally, to_train, trainings_of
-from ldm.claims import Claim, claim, folder_lock
+from ldm.benchmark.waiting import waited_lock
+from ldm.claims import Claim, claim
 from ldm.config import TOP_LEVEL, Overrides, foreign_targets, merge_config, save_config
 from ldm.data.datamodule import ContrastDataModule
 from ldm.data.layouts import Layout, Subject
@@ -285,7 +286,7 @@ class Benchmark:
 
         A cell that failed, or is not done, is a failed row, and named in ``problems``.
         """
-        with folder_lock(self.work.output / "locks" / "report"), self.claim():
+        with waited_lock(self.work.output / "locks" / "report"), self.claim():
             problems, partial = {}, {}
             for cell in self.cells:
                 state, reason = self.work.state(cell)

@@ -410,6 +410,21 @@ def test_two_processes_never_train_one_training(tmp_path, plan, copies, monkeypa
     assert [verb for verb, *_ in copies] == ["train", "sample"]
 
 
+def test_a_report_that_another_process_writes_is_waited_for(plan, undisturbed, monkeypatch):
+    """Two processes of one benchmark end at about the same time: neither is an error."""
+    one, waited = Benchmark(plan, output=undisturbed), []
+    lock = folder_lock(undisturbed / "locks" / "report")
+
+    def let_go(seconds):
+        waited.append(seconds)
+        lock.__exit__(None, None, None)
+
+    monkeypatch.setattr("ldm.benchmark.waiting.time.sleep", let_go)
+    lock.__enter__()
+    assert one.collect().problems == {}
+    assert len(waited) == 1
+
+
 def test_cells_run_at_once_with_a_gpu_each(tmp_path, plan, copies, monkeypatch):
     """Two jobs on two (pretended) GPUs: each training is done once, on one of them."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
