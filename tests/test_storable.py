@@ -51,7 +51,7 @@ def test_what_is_let_through_is_read_again(value):
     assert is_read_again(value)
 
 
-@pytest.mark.parametrize("value", OTHER, ids=repr)
+@pytest.mark.parametrize("value", OTHER, ids=lambda value: type(value).__name__)
 def test_what_is_not_read_again_is_refused_with_its_place(value):
     with pytest.raises(ConfigError, match="own.* of the checkpoint"):
         require_storable({"states": {"own": value}})
