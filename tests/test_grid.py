@@ -6,7 +6,7 @@ import pytest
 
 from ldm.benchmark.plan import plan_cells, plan_trainings, step_flops
 from ldm.cost.network import count_flops, training_flops
-from ldm.errors import ConfigError
+from ldm.errors import CheckpointError, ConfigError
 from ldm.storage import write_json
 from ldm.study import build_model
 from ldm.util import instantiate_from_config
@@ -88,7 +88,10 @@ def test_one_step_regression_is_sampled_once():
 def test_latent_space_is_the_row_behind_a_first_stage():
     plan = {**ONE, "spaces": {"pixel": None, "latent": "runs/ae"}}
     pixel, latent = plan_trainings(plan, OUT)
-    assert [cell.name for cell in plan_cells(plan, OUT)] == ["unet · pixel", "unet · latent"]
+    assert [t.label(several_spaces=True) for t in (pixel, latent)] == [
+        "unet · pixel",
+        "unet · latent",
+    ]
     first_stage = latent.config["model"]["params"]["first_stage_config"]
     assert first_stage["target"].endswith("TrainedFirstStage")
     assert first_stage["params"] == {"path": "runs/ae"}
@@ -96,6 +99,8 @@ def test_latent_space_is_the_row_behind_a_first_stage():
         "IdentityFirstStage"
     )
     assert pixel.folder != latent.folder
+    with pytest.raises(CheckpointError, match="rows.unet: runs/ae is no run folder"):
+        plan_cells(plan, OUT)  # before any training
 
 
 def test_a_path_of_the_home_folder_may_be_written_short(tmp_path, monkeypatch):
