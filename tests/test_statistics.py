@@ -13,6 +13,7 @@ from ldm.evaluation.statistics import (
     compare,
     fewest_patients,
     holm,
+    leading,
     mean_interval,
     median_interval,
     over_seeds,
@@ -223,3 +224,24 @@ def test_a_patient_that_failed_in_one_seed():
     found = over_seeds({"0": {"a": 20.0, "b": 10.0}, "1": {"a": 22.0, "b": nan}})
     assert found.scores == {"a": 21, "b": 10}
     assert found.means == {"0": 20, "1": 22}
+
+
+def test_the_best_leads_with_what_no_test_tells_from_it(ten):
+    """And nobody where every row is as good, or alone."""
+    base, better = ten
+    rows = {"base": scores(base), "better": scores(better), "copy": scores(better + 1e-6)}
+    flat = scores(better + 0.01 * (-1.0) ** np.arange(10))
+    assert leading({**rows, "copy": flat, "none": {}}, higher=True) == ["better", "copy"]
+    assert leading(rows, higher=True) == ["copy"]  # on every patient, by however little
+    assert leading(rows, higher=False) == ["base"]
+    assert leading({"better": scores(better), "copy": flat}, higher=True) == []
+    assert leading({"base": scores(base)}, higher=True) == []
+    assert leading({r: scores([*v.values()][:5]) for r, v in rows.items()}, higher=True) == []
+
+
+def test_a_mean_that_one_patient_lifts_does_not_lead_alone():
+    """The test tells them apart, but in favour of the other."""
+    base = np.linspace(20, 21, 12)
+    rows = {"lifted": scores(np.r_[base[:-1] - 0.2, 90]), "steady": scores(base), "low": {}}
+    worst = scores(base - 5)
+    assert leading({**rows, "low": worst}, higher=True) == ["lifted", "steady"]

@@ -25,6 +25,7 @@ from ldm.report.page import Figure, Report, Section, shareable, write_all
 from ldm.report.score_tables import (
     BETTER,
     HEADLINE,
+    best_cells,
     enhances_nothing,
     evaluation_tables,
     mean_cell,
@@ -223,13 +224,17 @@ class BenchmarkResult:
             costs = [read(cost) if cost else None for read in SUMMARY_COSTS.values()]
             more = [of(row) for of in further.values()]
             rows.append([row, *self._quality_cells(row), *more, *costs])
-        dice = [column for column in further if column not in (SEED_SPREAD, SEEDS)]
+        best = best_cells(self.result, self.order(), self._shown)
+        dice = [(region, "dice") for region in self.downstream.regions()] if self.downstream else []
+        if self.downstream:
+            best |= best_cells(self.downstream, self.order(), dice, first=len(titles) + 2)
         return Table(
             "Summary",
             ["backbone", *titles, "n", *further, *SUMMARY_COSTS],
             rows,
             self._note(further),
-            BETTER | dict.fromkeys(dice, "higher"),
+            BETTER | dict.fromkeys(list(further)[: len(dice)], "higher"),
+            best,
         )
 
     @property

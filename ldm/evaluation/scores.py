@@ -12,12 +12,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ldm.errors import DataError, PartialError, one_of, to_the_reader
+from ldm.evaluation.measures import MEASURES
 from ldm.evaluation.metrics.calibration import Reliability
 from ldm.evaluation.protocol import BaseProtocol, Scores
 from ldm.evaluation.statistics import (
     Comparison,
     Seeds,
     compare,
+    leading,
     over_seeds,
     summarise_values,
 )
@@ -255,6 +257,13 @@ class Evaluation:
         if reference_row is not None:
             one_of("reference_row", reference_row, self.rows)
         return compare({r: self.values(r, region, measure) for r in self.rows}, reference_row)
+
+    def leading(self, region: str, measure: str) -> list[str]:
+        """Return the best rows, see :func:`ldm.evaluation.statistics.leading`."""
+        best = MEASURES[measure].best
+        if best == "one":
+            return []
+        return leading({r: self.values(r, region, measure) for r in self.rows}, best == "high")
 
     def spread_groups(self, row: str) -> dict[str, Reliability]:
         """Return subject -> spread and error, the mean over training seeds."""

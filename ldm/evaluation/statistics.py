@@ -151,6 +151,27 @@ def _compare(row: str, other: str, scores: Mapping[str, Mapping[str, float]]) ->
     return Comparison(row, other, gaps.size, summary.mean, *interval, p, nan, rank_biserial(gaps))
 
 
+def leading(scores: Mapping[str, Mapping[str, float]], higher: bool) -> list[str]:
+    """Return the row of the best mean, and those that no paired test tells from it.
+
+    Every other row is compared with the best (:func:`compare`): it is worse where p after Holm is
+    below 0.05 and most of the rank sum is against it. Where no row is worse, none leads.
+
+    Args:
+        scores: row -> subject -> value.
+        higher: values are the better the higher.
+    """
+    sign = 1 if higher else -1
+    means = {row: summarise_values(list(values.values())).mean for row, values in scores.items()}
+    known = {row: sign * mean for row, mean in means.items() if not isnan(mean)}
+    if len(known) < 2:
+        return []
+    best = max(known, key=known.__getitem__)
+    found = compare({row: scores[row] for row in known}, best)
+    worse = {c.row for c in found if c.p_holm < 1 - CONFIDENCE - 1e-12 and sign * c.effect < 0}
+    return [row for row in known if row not in worse] if worse else []
+
+
 def rank_biserial(differences: NDArray[np.float64]) -> float:
     """Matched-pairs rank-biserial correlation, ``(W+ - W-) / (W+ + W-)``; zeros do not count.
 

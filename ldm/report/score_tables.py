@@ -147,7 +147,8 @@ def region_table(
         body.append([row, *cells, counted(result, found, region)])
     columns = [MEASURES[m].title for _, m in keys]
     title = titled(result, region.capitalize())
-    return Table(title, ["", *columns, "n"], body, better=BETTER)
+    best = best_cells(result, result.rows, keys)
+    return Table(title, ["", *columns, "n"], body, better=BETTER, best=best)
 
 
 def group_table(result: Evaluation, group: Group, names: Sequence[str]) -> Table:
@@ -187,7 +188,8 @@ def enhancement_table(result: Evaluation) -> Table:
     columns = ["", *(MEASURES[name].title for name in names), "False / true", "n"]
     native = result.study.contrasts.title(result.study.native or "")
     note = " ".join(filter(None, [ENHANCEMENT.format(native, without), enhances_nothing(result)]))
-    return Table(titled(result, "Enhancement"), columns, body, note, BETTER)
+    best = best_cells(result, [str(line[0]) for line in body], keys)
+    return Table(titled(result, "Enhancement"), columns, body, note, BETTER, best)
 
 
 def enhances_nothing(result: Evaluation) -> str:
@@ -308,7 +310,25 @@ def paper_table(result: Evaluation, columns: Sequence[str] = ()) -> Table:
     )
     if any(MEASURES[m].typical == "median" for _, m in keys):
         note += " Recovery: median."
-    return Table(titled(result, f"Synthetic {result.target}"), ["", *titles], body, note, better)
+    best = best_cells(result, list(found), keys)
+    title = titled(result, f"Synthetic {result.target}")
+    return Table(title, ["", *titles], body, note, better, best)
+
+
+def best_cells(
+    result: Evaluation, rows: Sequence[str], keys: Sequence[tuple[str, str]], first: int = 1
+) -> set[tuple[int, int]]:
+    """Return what leads each column, see :attr:`ldm.report.tables.Table.best`.
+
+    Args:
+        keys: (region, measure) of the columns from the ``first`` on.
+    """
+    return {
+        (rows.index(row), first + place)
+        for place, key in enumerate(keys)
+        for row in result.leading(*key)
+        if row in rows
+    }
 
 
 def column_key(result: Evaluation, column: str) -> tuple[str, str]:

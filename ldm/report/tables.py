@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, count
 from pathlib import Path
@@ -35,6 +35,10 @@ LATEX = {
 }
 PLAIN_NUMBER = re.compile(
     r"(?P<sign>-?)\+?(?P<whole>[\d,]+)(\.(?P<fraction>\d*))?( ± (?P<deviation>\d+(\.\d+)?))?"
+)
+BOLD = (
+    "Bold: the best of a column, and what a paired test does not tell from it (Wilcoxon, p < 0.05 "
+    "after Holm)."
 )
 ARROWS = {"higher": r" $\uparrow$", "lower": r" $\downarrow$"}
 
@@ -68,8 +72,8 @@ class Table:
     """A table; numbers may be given as numbers, they are formatted alike everywhere.
 
     Args:
-        better: column -> which values are better in it, where its rows compete with each other. The
-            best is set in bold.
+        better: column -> which values are better in it, where its rows compete with each other.
+        best: (row, column) of what is set in bold: what leads a column, by :data:`BOLD`.
     """
 
     title: str
@@ -77,22 +81,17 @@ class Table:
     rows: Sequence[Sequence[Cell]]
     note: str = ""
     better: Mapping[str, Literal["higher", "lower"]] = field(default_factory=dict)
+    best: Collection[tuple[int, int]] = ()
 
     def numeric_columns(self) -> list[bool]:
         """Which columns hold only numbers (or ``n/a``) and are aligned to the right."""
         places = range(len(self.columns))
         return [not any(isinstance(row[place], str) for row in self.rows) for place in places]
 
-    def best(self) -> set[tuple[int, int]]:
-        """Return (row, column) of the best cells; none where all rows are equal."""
-        found = set()
-        for index, column in enumerate(self.columns):
-            values = [_value(row[index]) for row in self.rows]
-            known = [v for v in values if v is not None]
-            if column in self.better and len(set(known)) > 1:
-                best = max(known) if self.better[column] == "higher" else min(known)
-                found |= {(place, index) for place, v in enumerate(values) if v == best}
-        return found
+    @property
+    def told(self) -> str:
+        """The note, with what bold means where anything is."""
+        return " ".join(filter(None, [self.note, BOLD if self.best else ""]))
 
 
 def _value(cell: Cell) -> float | None:
@@ -104,16 +103,15 @@ def _value(cell: Cell) -> float | None:
 def latex_table(table: Table) -> str:
     """A ``table`` of a paper with its caption: booktabs, numbers aligned by siunitx.
 
-    Text is escaped, the best values are bold, and an arrow in the head says which way is better.
+    Text is escaped, what leads is bold, and an arrow in the head says which way is better.
     Needs ``\\usepackage{booktabs,siunitx}`` and UTF-8 input, as LaTeX has by default since 2018.
     """
-    best = table.best()
     formats = [_number_format([row[i] for row in table.rows]) for i in range(len(table.columns))]
     numeric = table.numeric_columns()
     head = [latex_text(c) + ARROWS.get(table.better.get(c, ""), "") for c in table.columns]
     body = [
         [
-            _latex_cell(cell, bool(formats[index]), (place, index) in best)
+            _latex_cell(cell, bool(formats[index]), (place, index) in table.best)
             for index, cell in enumerate(row)
         ]
         for place, row in enumerate(table.rows)
@@ -121,14 +119,13 @@ def latex_table(table: Table) -> str:
     columns = [
         f or ("r" if is_number else "l") for f, is_number in zip(formats, numeric, strict=True)
     ]
-    note = " ".join(filter(None, [table.note, "Bold: the best of a column." if best else ""]))
     return "\n".join(
         [
             r"\begin{table}",
             r"\centering",
             r"\sisetup{separate-uncertainty=true, table-align-uncertainty=false, "
             r"detect-weight=true}",
-            rf"\caption{{{latex_text('. '.join(filter(None, [table.title, note])))}}}",
+            rf"\caption{{{latex_text('. '.join(filter(None, [table.title, table.told])))}}}",
             rf"\label{{tab:{slug(table.title)}}}",
             rf"\begin{{tabular}}{{{' '.join(columns)}}}",
             r"\toprule",
