@@ -391,6 +391,11 @@ def user_path(path: str | Path) -> Path:
         raise bad_value(f"{given!r} is no path: give that of a file or folder") from error
 
 
+def how_many(number: int, noun: str) -> str:
+    """Return a number with its noun: ``1 subject``, ``2 subjects``."""
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
 def plain_value(value: Any) -> Any:
     """Return numbers of numpy and torch as JSON has them, a class as a ``target`` names it, all
     else, such as a path, as text.

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from ldm.callbacks.enhancement import ValidationRecovery
-from ldm.cli.evaluate import terminal_tables
+from ldm.cli.tables import terminal_tables
 from ldm.errors import DataError
 from ldm.evaluation.case import Case, Prediction
 from ldm.evaluation.metrics.enhancement import auc, enhancement, recovery, rim_to_core, robust_z

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from ldm.claims import LOCK, claim
-from ldm.cli.evaluate import print_table
+from ldm.cli.tables import print_table
 from ldm.errors import OutputError
 from ldm.evaluation.protocol import DEFAULT, PROTOCOLS
 from ldm.evaluation.scores import Evaluation
@@ -504,3 +504,14 @@ def test_no_column_of_a_table_is_cut_off_by_a_terminal(width):
     assert [word for word in words if word in titles] == titles
     assert words.count("one") == sum("M" in line for line in lines) and words.count("Brain") == 1
     assert all(words.count(f"{n}.25") == words.count(f"±0.{n}") == 2 for n in range(9))
+
+
+def test_columns_of_text_that_fill_a_terminal_come_one_below_the_other():
+    """The first alone says what a row is where two of them leave no room for a third."""
+    rows = [[letter * 20 for letter in letters] + [1.5] for letters in ("abc", "def")]
+    console = Console(width=50, file=io.StringIO())
+    print_table(console, Table("", ["who", "where", "what", "x"], rows))
+    words = console.file.getvalue().split()
+    titles = ["who", "where", "who", "what", "who", "x"]
+    assert [word for word in words if word.isalpha() and len(word) < 6] == titles
+    assert [words.count(letter * 20) for letter in "abcdef"] == [3, 1, 1] * 2

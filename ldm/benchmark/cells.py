@@ -38,7 +38,7 @@ from ldm.model_file import told_digest
 from ldm.progress import PART_OF, Progress, silent
 from ldm.storage import COST_FILE, MODEL_FILE, appending, read_json, remove, write_json
 from ldm.study import Study
-from ldm.util import params_of, trusting
+from ldm.util import how_many, params_of, trusting
 
 GRACE = 10.0  # seconds in which a child ends by itself: SLURM signals it as well
 STOPPED = (130, 143)  # exit codes of SIGINT and SIGTERM
@@ -235,8 +235,7 @@ class Work:
             told = self.layout if isinstance(self.layout, str) else json.dumps(self.layout)
             start += ["--layout", told]
         subjects = ["--subjects", *sorted(self.held_out)]
-        count = len(self.held_out)
-        self._say(cell, f"sampling {count} patient{'s' * (count != 1)}")
+        self._say(cell, f"sampling {how_many(len(self.held_out), 'patient')}")
         code, reason = self._dsdiff(
             cell.folder, gpu, *start, "--output", cell.prediction, *subjects, *options
         )

@@ -16,6 +16,7 @@ from ldm.report.score_tables import counted, mean_cell
 from ldm.report.tables import Cell as TableCell
 from ldm.report.tables import Table, write_table
 from ldm.storage import strict_json, write_file, write_json
+from ldm.util import how_many
 
 # What the table shows of each region, and what the plot shows.
 SHOWN = (
@@ -187,7 +188,7 @@ class Sweep:
         figures = [Figure(title, self.plot("svg"), caption, alt)] if self.done else []
         return Report(
             title=f"{self.title}: quality against sampling steps",
-            lead=f"{len(self.subjects)} patients: {', '.join(self.subjects)}.",
+            lead=f"{how_many(len(self.subjects), 'patient')}: {', '.join(self.subjects)}.",
             tables=[self.table()],
             figures=figures,
             sections=[Section("Command", [shareable(self.command)])],

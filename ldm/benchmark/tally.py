@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from math import prod
 
 from ldm.benchmark.plan import GridCell, Training
+from ldm.util import how_many
 
 LOST = {"failed": "failed", "partial": "with failed patients"}  # states of which a reader is told
 
@@ -27,16 +28,16 @@ def planned(cells: Sequence[GridCell]) -> str:
     own, every = to_train(cells), trainings_of(cells)
     axes = {name: {getattr(t, name) for t in own} for name in ("row", "space", "seed")}
     counts = {n: len(v) for n, v in axes.items() if n != "space" or len(v) > 1}
-    grid = " x ".join(_counted(count, name) for name, count in counts.items())
+    grid = " x ".join(how_many(count, name) for name, count in counts.items())
     is_whole = prod(counts.values()) == len(own)  # not where a space is one of some rows alone
-    sources = [_counted(len(own), "training") + (f" ({grid})" if is_whole else "")]
+    sources = [how_many(len(own), "training") + (f" ({grid})" if is_whole else "")]
     if given := len(every) - len(own):
-        sources = [*(sources if own else []), f"{_counted(given, 'run')} trained before"]
+        sources = [*(sources if own else []), f"{how_many(given, 'run')} trained before"]
     sampled = sum(cell.training is not None for cell in cells)
-    parts = [f"{_counted(sampled, 'sampling')} of {' and '.join(sources)}"]
+    parts = [f"{how_many(sampled, 'sampling')} of {' and '.join(sources)}"]
     if baselines := len(cells) - sampled:
-        parts.append(_counted(baselines, "baseline"))
-    return f"{_counted(len(cells), 'cell')}: {', '.join(parts)}"
+        parts.append(how_many(baselines, "baseline"))
+    return f"{how_many(len(cells), 'cell')}: {', '.join(parts)}"
 
 
 def tally(states: Sequence[str]) -> str:
@@ -44,7 +45,3 @@ def tally(states: Sequence[str]) -> str:
     found = Counter(states)
     lost = [f"{found[state]} {told}" for state, told in LOST.items() if found[state]]
     return ", ".join([f"{found['done']} of {len(states)} cells done", *lost])
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' * (number != 1)}"

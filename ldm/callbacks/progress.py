@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from ldm.data.prepare import fit_size, holding_size, size_override, smaller_size
 from ldm.environment import device_name
-from ldm.util import evenly_spread
+from ldm.util import evenly_spread, how_many
 
 PARTS = 20  # of the run, a line each, where there is no bar
 APART = 10.0  # seconds, at least, between two of these lines
@@ -188,7 +188,7 @@ def _validations(trainer: pl.Trainer) -> tuple[str, str]:
     every = max(1, batches // accumulated)
     coming = (trainer.global_step // every + 1) * every
     if most < 0 or coming <= most:
-        return f", every {every} step{'s' * (every != 1)}", ""
+        return f", every {how_many(every, 'step')}", ""
     often = max(1, most // 4)
     return "", (
         f"Nothing is validated: the run ends at step {most}, and the next validation would be at "

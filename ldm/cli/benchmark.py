@@ -114,7 +114,7 @@ def show_plan(benchmark: Benchmark) -> int:
     """Print number, state and name of each cell, and how to run them as a job array."""
     from rich.console import Console
 
-    from ldm.cli.evaluate import print_table
+    from ldm.cli.tables import print_table
     from ldm.report.tables import Table
     from ldm.storage import write_json
 
@@ -155,7 +155,8 @@ def show_result(result: BenchmarkResult, output: Path) -> int:
     """
     from rich.console import Console
 
-    from ldm.cli.evaluate import print_table, report_paths
+    from ldm.cli.evaluate import report_paths
+    from ldm.cli.tables import print_table
     from ldm.report.score_tables import enhances_nothing
     from ldm.report.tables import Table
 

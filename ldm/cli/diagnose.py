@@ -137,13 +137,16 @@ def show_data(diagnosis: DataDiagnosis, where: str) -> None:
     from rich.console import Console
     from rich.markup import escape
 
+    from ldm.cli.tables import print_table
     from ldm.diagnosis.findings import together
+    from ldm.util import how_many
 
     console = Console(highlight=False)
-    console.print(_subject_table(diagnosis))
+    print_table(console, *_subject_table(diagnosis))
     count = len(diagnosis.subjects)
     if count > MOST_ROWS:
-        console.print(f"... and {count - MOST_ROWS} more subjects: {where}", style="dim")
+        more = how_many(count - MOST_ROWS, "more subject")
+        console.print(f"... and {more}: {where}", style="dim")
     findings = together(diagnosis.findings)
     for finding, subjects in findings[:MOST_FINDINGS]:
         label = f"[{STYLES[finding.severity]}]{finding.severity:8}[/]"
@@ -153,33 +156,37 @@ def show_data(diagnosis: DataDiagnosis, where: str) -> None:
     if (hidden := len(findings) - MOST_FINDINGS) > 0:
         console.print(f"... and {hidden} more: {where}", style="dim")
     verdict = "something breaks a training" if diagnosis.breaks_training else "fit to train on"
-    console.print(f"{count} subjects ({diagnosis.layout.name}): {verdict}", style="bold")
+    counted = how_many(count, "subject")
+    console.print(f"{counted} ({diagnosis.layout.name}): {verdict}", style="bold")
 
 
-def _subject_table(diagnosis: DataDiagnosis) -> Any:
-    from rich.box import SIMPLE_HEAD
-    from rich.markup import escape
-    from rich.table import Table
+def _subject_table(diagnosis: DataDiagnosis) -> tuple[Any, list[str]]:
+    """Return a row a subject, the worst first, and in which style each is drawn."""
+    from ldm.diagnosis.findings import ERROR, SEVERITIES, WARNING
+    from ldm.report.tables import Number, Table
 
-    table = Table(box=SIMPLE_HEAD)
-    table.add_column("subject", no_wrap=True, max_width=24)
-    for title in ("contrasts", "voxels", "labels"):
-        table.add_column(title, no_wrap=True)
-    table.add_column("mask", justify="right", no_wrap=True)
-    table.add_column("findings")
-    found = {s.id: diagnosis.of_subject(s.id) for s in diagnosis.subjects}
-    for subject in sorted(diagnosis.subjects, key=lambda s: not found[s.id])[:MOST_ROWS]:
-        kinds = dict.fromkeys((f.kind, f.severity) for f in found[subject.id])
+    found = {s.id: diagnosis.of_subject(s.id) for s in diagnosis.subjects}  # each the worst first
+    worst = {
+        i: SEVERITIES.index(own[0].severity) if own else len(SEVERITIES) for i, own in found.items()
+    }
+    shown = sorted(diagnosis.subjects, key=lambda s: worst[s.id])[:MOST_ROWS]
+    rows = []
+    for subject in shown:
         first = next(iter(subject.contrasts.values()), {})
-        table.add_row(
-            escape(subject.id),
-            str(len(subject.contrasts.keys() - {"seg"})),
-            "x".join(map(str, first.get("shape", []))),
-            _labels(subject.labels),
-            "-" if subject.share is None else f"{subject.share:.2%}",
-            " ".join(f"[{STYLES[severity]}]{kind}[/]" for kind, severity in kinds) or "-",
+        share = subject.share
+        rows.append(
+            [
+                subject.id,
+                len(subject.contrasts.keys() - {"seg"}),
+                "x".join(map(str, first.get("shape", []))),
+                _labels(subject.labels),
+                None if share is None else Number(share, f"{share:.2%}"),
+                " ".join(dict.fromkeys(f.kind for f in found[subject.id])) or "-",
+            ]
         )
-    return table
+    styles = [STYLES[ERROR], STYLES[WARNING], "", ""]
+    columns = ["subject", "contrasts", "voxels", "labels", "mask", "findings"]
+    return Table("", columns, rows), [styles[worst[s.id]] for s in shown]
 
 
 def _labels(labels: list[float] | None) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ EXAMPLES = (
     "dsdiff evaluate --prediction predictions --reference PATIENTS --output report",
     "dsdiff evaluate --prediction a=one b=two --reference PATIENTS --output both",
 )
-BEYOND = 10_000  # characters; no terminal is that wide
 SHOWS = "every region, the patients worst first, a viewer of their slices"
 
 
@@ -154,6 +152,7 @@ def _show(result: Any, compared: Any, is_verbose: bool) -> None:
     """Print the tables, and what there is to say about them."""
     from rich.console import Console
 
+    from ldm.cli.tables import print_table
     from ldm.report.evaluation import all_tables, main_tables, remarks
     from ldm.report.score_tables import enhances_nothing
 
@@ -193,68 +192,6 @@ def named_folders(given: Sequence[str]) -> dict[str, list[Path]]:
             "as a=FOLDER b=FOLDER, or all the same one if they are training seeds of one row"
         )
     return rows
-
-
-def print_table(console: Any, table: Any) -> None:
-    """Print a table and its note."""
-    from rich.markup import escape
-
-    for part in terminal_tables(console, table):
-        console.print(part)
-    if table.note:
-        console.print(f"{escape(table.note)}\n", style="dim")
-
-
-def terminal_tables(console: Any, table: Any) -> list[Any]:
-    """Return a report table for the terminal: narrow, without columns that say nothing.
-
-    One that is wider than the terminal comes in parts below each other, so that no column is lost;
-    the columns of text at the left, which say what a row is, begin each of them.
-    """
-    from ldm.report.tables import format_cell
-
-    cells = [[format_cell(cell) for cell in row] for row in table.rows]
-    kept = [i for i in range(len(table.columns)) if any(row[i] != "n/a" for row in cells)]
-    kept = kept if len(kept) > len(table.columns) / 2 else list(range(len(table.columns)))
-    numeric = table.numeric_columns()
-    names = list(takewhile(lambda index: not numeric[index], kept)) or kept[:1]
-    parts: list[list[int]] = [[]]
-    free = console.options.update(max_width=BEYOND)  # within less, no table measures more
-    for index in kept[len(names) :]:
-        wider = _drawn(table, cells, [*names, *parts[-1], index])
-        if parts[-1] and console.measure(wider, options=free).minimum > console.width:
-            parts.append([])
-        parts[-1].append(index)
-    drawn = [_drawn(table, cells, [*names, *part]) for part in parts]
-    drawn[0].title = table.title
-    return drawn
-
-
-def _drawn(table: Any, cells: Sequence[Sequence[str]], shown: Sequence[int]) -> Any:
-    """Return some columns of a table; deviations and intervals stand below their means."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-    from rich.text import Text
-
-    drawn = Table(
-        title_justify="left",
-        title_style="bold",
-        box=SIMPLE_HEAD,
-        collapse_padding=True,
-        pad_edge=False,
-    )
-    numeric = table.numeric_columns()
-    lines = [[cell.replace(" ± ", "\n±").replace(" [", "\n[") for cell in row] for row in cells]
-    for index in shown:
-        side, title = "right" if numeric[index] else "left", table.columns[index]
-        words = title.split()
-        if numeric[index] or not index:  # no number is broken; a name is where it must be
-            words += [word for row in lines for word in row[index].split()]
-        width = max(map(len, words), default=0)
-        drawn.add_column(title, justify=side, min_width=width, overflow="fold")
-    for row in lines:
-        drawn.add_row(*(Text(row[i]) for i in shown))
-    return drawn
 
 
 def add_columns_argument(parser: Any) -> None:

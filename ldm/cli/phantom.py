@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write the patients."""
     from ldm.phantom import write_phantoms
+    from ldm.util import how_many
 
     written = write_phantoms(
         args.output,
@@ -39,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
         overwrite=args.overwrite,
         progress=show_progress,
     )
-    print(f"{len(written)} patients ({written[0]} to {written[-1]}): {args.output}")
+    ids = " to ".join(dict.fromkeys([written[0], written[-1]]))
+    print(f"{how_many(len(written), 'patient')} ({ids}): {args.output}")
     print_next(shlex.join(["dsdiff", "diagnose", "data", str(args.output)]))
     return 0

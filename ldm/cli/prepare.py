@@ -23,6 +23,7 @@ from ldm.cli.terminal import (
 from ldm.errors import ConfigError, DataError, PartialError
 
 Row = dict[str, str]  # of a manifest
+MOST_GRIDS = 5
 EXAMPLES = (
     "dsdiff prepare PATIENTS --config data.params.test=0.2 --output prepared",
     "dsdiff prepare PATIENTS --register --output registered",
@@ -53,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
     """Prepare every subject; one that fails does not stop the others."""
     from rich.console import Console
 
+    from ldm.cli.tables import print_table
     from ldm.data.preparing import prepare
 
     if args.verify:
@@ -76,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     failed = len(done.failures)
     if done.rows:
         for table in tables(done.rows):
-            Console().print(table)
+            print_table(Console(), table)
         print(f"prepared={len(done.rows)} (new={done.new}) failed={failed}: {done.manifest}")
         if not any(row["split"] == "test" for row in done.rows):
             print(f"Nobody is kept out to test on; with --config {HOLD_OUT} a fifth is")
@@ -99,26 +101,25 @@ def verify_manifest(path: Path) -> int:
 
 def tables(rows: Sequence[Row]) -> list[Any]:
     """Return what was prepared: contrasts of each part, and the grids that occur."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
     from ldm.data.manifest import files_in
+    from ldm.report.tables import Table
 
     files = files_in(rows)
-    parts = Table("Part", "Subjects", *files, "Brain voxels (median)", box=SIMPLE_HEAD)
+    parts: list[list[Any]] = []
     for part in ("train", "val", "test", ""):
         own = [row for row in rows if row["split"] == part]
         if own:
-            counts = [str(sum(bool(row.get(name)) for row in own)) for name in files]
-            brain = f"{median(int(row['brain_voxels']) for row in own):,.0f}"
-            parts.add_row(part or "none", str(len(own)), *counts, brain)
-    grids = Table("Shape", "Spacing (mm)", "Orientation", "Subjects", box=SIMPLE_HEAD)
+            counts = [sum(bool(row.get(name)) for row in own) for name in files]
+            brain = round(median(int(row["brain_voxels"]) for row in own))
+            parts.append([part or "none", len(own), *counts, brain])
     common = Counter((row["shape"], row["spacing"], row["orientation"]) for row in rows)
-    for grid, count in common.most_common(5):
-        grids.add_row(*(text.replace("x", " x ") for text in grid[:2]), grid[2], str(count))
-    if len(common) > 5:
-        grids.add_row(f"{len(common) - 5} more", "", "", "")
-    for table in (parts, grids):
-        for column in table.columns[1:]:
-            column.justify = "right"
-    return [parts, grids]
+    grids: list[list[Any]] = [
+        [*(text.replace("x", " x ") for text in grid[:2]), grid[2], count]
+        for grid, count in common.most_common(MOST_GRIDS)
+    ]
+    if len(common) > MOST_GRIDS:
+        grids.append([f"{len(common) - MOST_GRIDS} more", "", "", None])
+    return [
+        Table("", ["Part", "Subjects", *files, "Brain voxels (median)"], parts),
+        Table("", ["Shape", "Spacing (mm)", "Orientation", "Subjects"], grids),
+    ]

@@ -127,7 +127,7 @@ def evaluate(args: argparse.Namespace) -> int:
     """Evaluate, print the tables, write the files."""
     from rich.console import Console
 
-    from ldm.cli.evaluate import print_table
+    from ldm.cli.tables import print_table
     from ldm.cli.terminal import show_progress
     from ldm.regions import region_names
     from ldm.report.score_tables import segmentation_tables

@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from ldm.benchmark.sweep_cells import sweep
-    from ldm.cli.evaluate import print_table
+    from ldm.cli.tables import print_table
     from ldm.inference.request import OPTIONS
 
     own = ("sampler", "steps", "eta", *([] if args.temperature is not None else ["temperature"]))

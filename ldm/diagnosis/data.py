@@ -239,11 +239,11 @@ def _duplicates(
         for i, s in subjects.items()
     }
     for (first, path), *others in equal_files(files):
+        if own := [copy.name for other, copy in others if other == first]:
+            message = f"{', '.join(own)} and {path.name} are the same file: each contrast needs its"
+            findings.append(Finding(ERROR, "duplicate", f"{message} own", first))
         for other, copy in others:
-            if other == first:
-                message = f"{copy.name} and {path.name} are the same file: one is another contrast"
-                findings.append(Finding(ERROR, "duplicate", message, first))
-            else:
+            if other != first:
                 equal.setdefault((first, other), []).append(copy.name)
     for (first, other), copies in equal.items():
         more = f" and {len(copies) - 1} more" if len(copies) > 1 else ""
@@ -264,7 +264,7 @@ def _stripping(reports: list[SubjectReport]) -> list[Finding]:
     if not heads or not others:
         return []
     message = (
-        f"{len(heads)} subjects are whole heads, {others} are not: strip them all, or give "
+        f"{len(heads)} of {len(heads) + others} subjects are whole heads: strip them all, or give "
         "data.params.mask=nonzero or head for all"
     )
     return [Finding(WARNING, "stripping", message, heads[0])]

@@ -90,9 +90,9 @@ class SubjectReport:
     case: MaskCase | None = field(default=None, repr=False)
     anatomy: tuple[str, str] = field(default=("", ""), repr=False)
 
-    def add(self, severity: str, kind: str, message: str) -> None:
+    def add(self, severity: str, kind: str, message: str, contrast: str | None = None) -> None:
         """Note a finding."""
-        self.findings.append(Finding(severity, kind, message, self.id))
+        self.findings.append(Finding(severity, kind, message, self.id, contrast))
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -130,7 +130,7 @@ def examine_subject(
             expected = data.layout.file_name(subject.id, name)
             there = ", ".join(subject.files)
             message = f"{name} is missing: expected {expected}; there are {there}"
-            report.add(ERROR, "missing", message)
+            report.add(ERROR, "missing", message, name)
     volumes = _readable(subject, data, report)
     images = {name: v.array for name, v in volumes.items() if name not in (LABELS, MASK_FILE)}
     if not images or not _on_one_grid(volumes, study.needed, report):
@@ -177,7 +177,7 @@ def _readable(
         except DataError as error:
             is_read = name in (*data.study.needed, LABELS, MASK_FILE)
             message = f"{name}: {error.reason}"
-            report.add(ERROR if is_read else WARNING, "unreadable", message)
+            report.add(ERROR if is_read else WARNING, "unreadable", message, name)
             continue
         volumes[name] = Volume(arrays[name], geometry)
         if name == MASK_FILE:
@@ -188,9 +188,10 @@ def _readable(
             "orientation": "".join(aff2axcodes(geometry.affine)),
         }
         if geometry.is_synthetic:
-            report.add(ERROR, "synthetic", f"{name} was synthesised, as its header says: no truth")
+            message = f"{name} was synthesised, as its header says: no truth"
+            report.add(ERROR, "synthetic", message, name)
         if geometry.unusual_spacing:
-            report.add(WARNING, "spacing", f"{name} has {geometry.unusual_spacing}")
+            report.add(WARNING, "spacing", f"{name} has {geometry.unusual_spacing}", name)
     return volumes
 
 
@@ -209,7 +210,7 @@ def _on_one_grid(
             codes = ["".join(aff2axcodes(g.affine)) for g in (own, volume.geometry)]
             stored = f" ({reference} is stored {codes[0]}, {name} {codes[1]})"
             message = error.message + (stored if codes[0] != codes[1] else "")
-            report.add(ERROR if is_read else WARNING, "geometry", message)
+            report.add(ERROR if is_read else WARNING, "geometry", message, name)
     return agree
 
 
@@ -266,13 +267,15 @@ def _examine_images(
             "constant_slices": np.flatnonzero(flat).tolist(),
         }
         if np.ptp(inside) == 0:
-            report.add(ERROR, "empty", f"{name} is {inside[0]:g} everywhere: replace the file")
+            message = f"{name} is {inside[0]:g} everywhere: replace the file"
+            report.add(ERROR, "empty", message, name)
         elif flat.sum() > MOST_FLAT * known.sum():
             report.add(
                 WARNING,
                 "slices",
                 f"{name} is empty or constant in {flat.sum()} of {known.sum()} axial slices of the "
                 "brain: cut there, or a scan that ends early",
+                name,
             )
     if brain.mean() > WHOLE_VOLUME:
         report.add(
@@ -343,7 +346,7 @@ def _examine_sides(
         shared, mirrored = (nmi(v, reference, inside) - 1 for v in (own, own[::-1]))
         if mirrored > MIRRORED * shared:
             message = f"{name} fits {first} better when mirrored left to right: is one of them?"
-            report.add(WARNING, "mirrored", message)
+            report.add(WARNING, "mirrored", message, name)
 
 
 def _examine_registration(
@@ -365,4 +368,5 @@ def _examine_registration(
                 "registration",
                 f"{name} lies {found.millimetres:.1f} mm away from {first} (mutual information "
                 f"{found.gain:.2f} times that of now if it is moved): {REGISTER}",
+                name,
             )

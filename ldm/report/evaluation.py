@@ -30,7 +30,7 @@ from ldm.report.score_tables import (
 from ldm.report.tables import Table, write_table
 from ldm.storage import remove_own
 from ldm.typed import typed
-from ldm.util import user_path
+from ldm.util import how_many, user_path
 
 if TYPE_CHECKING:
     from ldm.report.gallery import Gallery
@@ -180,7 +180,7 @@ def write_evaluation(
     write_table(paper_table(result, columns), output, "table")
     failed = sum(map(len, result.failures.values()))
     lead = [f"Patients: {len(result.subjects)}; mean ± standard deviation over patients."]
-    lead += [f"{failed} case{'s' * (failed != 1)} failed, see the table."] if failed else []
+    lead += [f"{how_many(failed, 'case')} failed, see the table."] if failed else []
     described = {r.protocol.name: r.protocol.to_dict() for r in (result, *result.others.values())}
     report = Report(
         title=f"Synthetic against real {result.target}",

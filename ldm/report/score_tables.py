@@ -14,6 +14,7 @@ from ldm.evaluation.scores import Evaluation, SummaryRow
 from ldm.evaluation.statistics import FEWEST, Comparison, fewest_patients, holm, smallest_p
 from ldm.regions import LABELS, region_title, spelled_out
 from ldm.report.tables import Cell, Number, Table
+from ldm.util import how_many
 
 BETTER = {m.title: f"{m.best}er" for m in MEASURES.values() if m.best != "one"}
 INTERVALS = 3  # measures whose intervals fit beside each other
@@ -239,8 +240,8 @@ def comparison_tables(
         body.append([c.row, c.other, c.n, *difference, *_tests(c)])
     note = (
         f"{MEASURES[measure].title} in {region}, row minus the other on the same patients. p: "
-        f"Wilcoxon signed-rank test, two-sided; Holm over {counted_out(len(found))}. Effect: "
-        "matched-pairs rank-biserial correlation, -1 to 1."
+        f"Wilcoxon signed-rank test, two-sided; Holm over {how_many(len(found), 'comparison')}. "
+        "Effect: matched-pairs rank-biserial correlation, -1 to 1."
     )
     if told := cannot_decide(found):
         note = f"{told} {note}"
@@ -257,15 +258,10 @@ def cannot_decide(found: Sequence[Comparison]) -> str:
     what = "decide all of it" if min(best) < SIGNIFICANT else "decide"
     fewer = to_the_reader(", or fewer comparisons (--against)")
     return (
-        f"Too few patients to {what}: with {smallest} of them and {counted_out(count)} no "
-        f"corrected p below {reachable:.3g} is possible; {SIGNIFICANT} needs "
+        f"Too few patients to {what}: with {smallest} of them and {how_many(count, 'comparison')} "
+        f"no corrected p below {reachable:.3g} is possible; {SIGNIFICANT} needs "
         f"{fewest_patients(count)} patients{fewer if count > 1 else ''}."
     )
-
-
-def counted_out(comparisons: int) -> str:
-    """Return their number with its noun."""
-    return f"{comparisons} comparison{'s' * (comparisons != 1)}"
 
 
 def paper_table(result: Evaluation, columns: Sequence[str] = ()) -> Table:
@@ -305,7 +301,7 @@ def paper_table(result: Evaluation, columns: Sequence[str] = ()) -> Table:
     fewer = [f"{row}: {n}" for row, n in counts.items() if n < len(result.subjects)]
     told = f" ({', '.join(fewer)})" if fewer else ""
     note = (
-        f"{len(result.subjects)} patients{told}, in the {main} where no other "
+        f"{how_many(len(result.subjects), 'patient')}{told}, in the {main} where no other "
         "region is named: mean ± standard deviation over patients."
     )
     if any(MEASURES[m].typical == "median" for _, m in keys):

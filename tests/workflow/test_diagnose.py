@@ -240,7 +240,7 @@ def test_a_whole_head_among_stripped_brains_is_noted(folder):
         edit(folder, IDS[0], contrast, lambda a: np.where(a, a, rng.uniform(1, 3, a.shape)))
     (finding,) = diagnose_data(folder).of_kind("stripping")
     assert finding.subject == IDS[0]
-    assert finding.message.startswith(f"1 subjects are whole heads, {len(IDS) - 1} are not")
+    assert finding.message.startswith(f"1 of {len(IDS)} subjects are whole heads")
 
 
 def test_a_shifted_contrast_is_named_with_millimetres(folder):
@@ -283,6 +283,27 @@ def test_ids_that_may_count_examinations_are_asked_about(folder):
     assert not diagnose_data(folder, {"patient": r"(.+)[_.-]\d+"}).of_kind("patients")
 
 
+def test_the_tables_of_a_narrow_terminal_have_whole_ids_and_every_column(
+    folder, tmp_path, capsys, monkeypatch
+):
+    """Of `diagnose data` and of `prepare`: two long ids differ in their last sign."""
+    monkeypatch.setenv("COLUMNS", "50")
+    long = "a_hospital_of_the_north_examination_"
+    for sign in "12":
+        copy_subject(folder, "Phantom_0001", long + sign)
+    assert main(["diagnose", "data", str(folder)]) in (0, 3)
+    lines = capsys.readouterr().out.splitlines()
+    starts = ("note", "warning", "error")
+    table = lines[: next(i for i, line in enumerate(lines) if line.startswith(starts))]
+    words = " ".join(table).split()
+    assert {"subject", "voxels", "contrasts", "labels", "mask", "findings"} <= set(words)
+    assert {long + "1", long + "2"} <= set(words)
+    assert main(["prepare", str(folder), "--output", str(tmp_path / "made")]) == 0
+    table = capsys.readouterr().out.partition("prepared=")[0]
+    assert {"Part", "seg", "(median)", "Orientation", "LPS"} <= set(table.split())
+    assert max(map(len, table.splitlines())) <= 50
+
+
 def test_what_holds_for_several_subjects_is_said_once(folder, capsys):
     for subject in IDS[:4]:
         edit(folder, subject, "seg", lambda a: np.where(a == 4, 3, a))
@@ -290,6 +311,45 @@ def test_what_holds_for_several_subjects_is_said_once(folder, capsys):
     shown = " ".join(capsys.readouterr().out.split())
     assert shown.count("labels 3 are unknown") == 1
     assert f"{IDS[0]}, {IDS[1]}, {IDS[2]} and 1 more: labels 3 are unknown" in shown
+
+
+def test_what_holds_for_several_contrasts_of_a_subject_is_said_once(folder, capsys):
+    """`diagnosis.json` and Python have each; another reason is another line."""
+    for contrast in ("t1", "t2", "t1ce"):
+        edit(folder, IDS[0], contrast, lambda a: np.where(a == a.max(), np.nan, a.astype("f4")))
+    file_of(folder, IDS[0], "flair").write_bytes(b"no volume")
+    for contrast in ("t1ce", "t2"):
+        shutil.copy(file_of(folder, IDS[1], "t1"), file_of(folder, IDS[1], contrast))
+    assert len(diagnose_data(folder).of_kind("unreadable")) == 4
+    assert main(["diagnose", "data", str(folder)]) == 3
+    shown = " ".join(capsys.readouterr().out.split())
+    assert shown.count("DATA-NONFINITE") == shown.count("(likewise t1ce, t2)") == 1
+    assert f"{IDS[0]}: flair: DATA-" in shown
+    assert shown.count("are the same file") == 1
+    assert f"{IDS[1]}_t1ce.nii.gz, {IDS[1]}_t2.nii.gz and {IDS[1]}_t1.nii.gz are" in shown
+
+
+def test_subjects_with_errors_stand_first_and_a_terminal_shows_them_in_colour(
+    folder, capsys, monkeypatch
+):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    edit(folder, IDS[1], "t2", lambda array: array[::-1].copy())
+    file_of(folder, IDS[3], "t2").unlink()
+    for subject in (IDS[0], IDS[2]):
+        shutil.rmtree(folder / subject)
+    assert main(["diagnose", "data", str(folder)]) == 3
+    error, warning, fine, *_ = [s for s in capsys.readouterr().out.splitlines() if "Phantom_" in s]
+    assert IDS[3] in error and "\x1b[1;31m" in error
+    assert IDS[1] in warning and "\x1b[33m" in warning
+    assert IDS[4] in fine and "\x1b[1;31m" not in fine and "\x1b[33m" not in fine
+
+
+def test_one_subject_is_no_subjects(folder, capsys):
+    for subject in IDS[1:]:
+        shutil.rmtree(folder / subject)
+    assert main(["diagnose", "data", str(folder)]) == 0
+    assert "\n1 subject (BraTS" in capsys.readouterr().out
 
 
 def test_empty_masks_are_equal_files_but_no_duplicates(folder):

@@ -26,7 +26,7 @@ from ldm.errors import ConfigError, DataError, bad_value, calling, to_the_reader
 from ldm.label_scheme import LabelScheme
 from ldm.storage import require_subjects
 from ldm.study import BRATS, KNOWN, LABELS, MASK_FILE, Contrasts
-from ldm.util import get_obj_from_str, instantiate_from_config, nearest
+from ldm.util import get_obj_from_str, how_many, instantiate_from_config, nearest
 
 SHOWN_FILES = 4  # of a folder in which nothing is recognised
 
@@ -247,7 +247,7 @@ def summary(layout: Layout, subjects: Mapping[str, Subject]) -> str:
     if drawn := sum(is_drawn(s.files[LABELS]) for s in subjects.values() if LABELS in s.files):
         found[-1] += f" ({drawn} of them drawn by dsdiff segment predict)"
     split = [f"{part} {parts[part]}" for part in PARTS if parts[part]]
-    number = f"{len(subjects)} subject{'s' * (len(subjects) != 1)}"
+    number = how_many(len(subjects), "subject")
     return f"{layout.name}: {', '.join([number, *found, *split])}"
 
 
