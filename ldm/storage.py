@@ -339,15 +339,18 @@ def require_part(path: Path, otherwise: str) -> None:
     raise CheckpointError("CKPT-MISSING", otherwise)
 
 
-def require_subjects(root: Path) -> Path:
+def require_subjects(root: str | Path, told: str = "give the folder of subjects") -> Path:
     """Return the folder of subjects, or the table of them, as a path without ``~``.
+
+    Args:
+        told: what is expected where there is none.
 
     Raises:
         DataError: DATA-MISSING.
     """
     root = user_path(root)
     if not (root.is_dir() or root.is_file()):
-        raise DataError("DATA-MISSING", f"there is no folder {root}: give the folder of subjects")
+        raise DataError("DATA-MISSING", f"there is no folder {root}: {told}")
     return root
 
 

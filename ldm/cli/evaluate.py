@@ -95,11 +95,12 @@ def run(args: argparse.Namespace) -> int:
     from ldm.cli.terminal import print_found
     from ldm.data.layouts import detect_layout, summary
     from ldm.evaluation.case import judged_study
+    from ldm.evaluation.folder import listed_folders
     from ldm.evaluation.protocol import find_protocol
     from ldm.report.evaluation import Compared, check_columns, claim_report
 
     protocols = [find_protocol(name) for name in dict.fromkeys(args.protocol)]
-    rows = named_folders(args.prediction)
+    rows = listed_folders(named_folders(args.prediction))
     folders = [folder for found in rows.values() for folder in found]
     study = judged_study(folders, args.target)
     compared = Compared(args.region, args.metric, args.against)

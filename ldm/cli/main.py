@@ -159,7 +159,7 @@ def _require_there(args: argparse.Namespace) -> None:
     """Refuse a mistyped path at once: what reads it imports torch, which takes seconds."""
     from ldm.storage import require_run, require_subjects
 
-    given = vars(args)
+    given, real = vars(args), ["--reference takes the folder of the real subjects"]
     for word in given.get("config") or []:
         if "=" not in word:
             from ldm.config import find_config  # knows YAML, which not every verb reads
@@ -167,7 +167,7 @@ def _require_there(args: argparse.Namespace) -> None:
             find_config(word)
     for name in ("input", "reference", *(["folder"] if given.get("kind") == "data" else [])):
         if given.get(name) is not None:
-            require_subjects(given[name])
+            require_subjects(given[name], *(real if name == "reference" else []))
     if given.get("model") is not None:
         require_run(given["model"])
 

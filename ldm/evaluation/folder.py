@@ -42,12 +42,13 @@ from ldm.evaluation.protocol import (
     find_protocol,
     slice_features,
 )
-from ldm.evaluation.scores import ROW, Evaluation
+from ldm.evaluation.scores import PREDICTIONS, ROW, Evaluation
 from ldm.memory import keep_freed_memory
 from ldm.progress import Progress, silent
+from ldm.storage import require_subjects
 from ldm.study import LABELS, Study
 from ldm.typed import typed
-from ldm.util import listed, user_path
+from ldm.util import listed
 
 if TYPE_CHECKING:
     from ldm.evaluation.metrics.perceptual import Perceptual
@@ -156,6 +157,7 @@ def listed_folders(predictions: Place | Folders) -> dict[str, list[Path]]:
 
     Raises:
         ConfigError: CONFIG-VALUE for a row without a folder, or with one twice.
+        DataError: DATA-MISSING for a folder that is not there.
     """
     rows = {ROW: predictions} if isinstance(predictions, str | Path) else predictions
     found = {str(row): [_folder(path) for path in listed(own)] for row, own in rows.items()}
@@ -171,7 +173,7 @@ def _folder(path: Any) -> Path:
         raise bad_value(
             f"a prediction is a {type(path).__name__}: give the folder that it was saved in"
         )
-    return user_path(path)
+    return require_subjects(path, PREDICTIONS)
 
 
 def _loaded(segmenter: Segmenter | Place | None, trust: Collection[str]) -> Segmenter | None:

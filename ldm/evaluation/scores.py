@@ -28,6 +28,7 @@ from ldm.storage import strict_json, write_csv, write_json
 from ldm.study import Study
 
 ROW = "prediction"  # of a folder without a name
+PREDICTIONS = "--prediction takes the folder of the predictions"  # where there is none
 FORMAT = 3  # of the files; 2 without labels; 1 with nested mappings
 INFINITE = {"inf": float("inf"), "-inf": float("-inf"), None: nan}
 

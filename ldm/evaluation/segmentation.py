@@ -22,10 +22,11 @@ from ldm.data.seen import refuse_seen
 from ldm.errors import DataError
 from ldm.evaluation.measures import MEASURES
 from ldm.evaluation.protocol import SEGMENTATION, BaseProtocol, Scores
-from ldm.evaluation.scores import ROW, Evaluation
+from ldm.evaluation.scores import PREDICTIONS, ROW, Evaluation
 from ldm.evaluation.views import Masks
 from ldm.progress import Progress, silent
 from ldm.regions import REGION_SETS, region_masks, region_names
+from ldm.storage import require_subjects
 from ldm.study import KNOWN, LABELS
 from ldm.util import listed, user_path
 
@@ -67,8 +68,8 @@ def compare_segmentations(
     Raises:
         DataError: DATA-LAYOUT, DATA-MISSING. ConfigError: CONFIG-VALUE for an unknown region.
     """
-    prediction, reference = (user_path(place) for place in (prediction, reference))
-    layout, real = detect_layout(reference, layout, KNOWN.with_labels(labels, "labels"))
+    prediction = require_subjects(prediction, PREDICTIONS)
+    layout, real = detect_layout(user_path(reference), layout, KNOWN.with_labels(labels, "labels"))
     own = KNOWN.with_labels(prediction_labels, "prediction labels")
     own_layout, predicted = find_predictions(prediction, real, LABELS, own)
     labelled = [i for i, subject in predicted.items() if LABELS in subject.files]

@@ -16,7 +16,7 @@ from ldm.benchmark.kept_scores import evaluate_once
 from ldm.cli.main import main
 from ldm.data.normalise import RobustNormaliser
 from ldm.data.synthetic import mark, statement
-from ldm.errors import ConfigError, PartialError
+from ldm.errors import ConfigError, DataError, PartialError
 from ldm.evaluation.folder import evaluate_folders
 from ldm.evaluation.protocol import DEFAULT
 from ldm.evaluation.scores import Evaluation
@@ -397,6 +397,20 @@ def test_inputs_are_read_as_they_were_sampled_from(of_two_inputs):
     result = evaluate(two, real)
     assert not result.failures.get("two")
     assert result.mean("two", "brain", "mae") >= 0
+
+
+@pytest.mark.parametrize("verb", [["evaluate"], ["segment", "evaluate"]])
+def test_of_two_folders_the_one_that_is_not_there_is_named(verb, tmp_path, patients, capsys):
+    """Before the other is read; in Python too."""
+    no = tmp_path / "no"
+    for missing, given in (("--prediction", (no, patients)), ("--reference", (patients, no))):
+        folders = ["--prediction", str(given[0]), "--reference", str(given[1])]
+        assert main([*verb, *folders]) == 3
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"DATA-MISSING: there is no folder {no}: {missing} takes" in line
+    for predictions in (no, {"a": patients, "b": [no]}):
+        with pytest.raises(DataError, match=f"no folder {no}: prediction takes"):
+            evaluate(predictions, patients)
 
 
 def test_unknown_subject_is_named(truth, patients, capsys):
