@@ -3,6 +3,8 @@
 import io
 import math
 import re
+from itertools import combinations
+from math import nan
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from ldm.evaluation.scores import Evaluation
 from ldm.plots.axes import row_styles
 from ldm.plots.figures import (
     Pane,
+    lines_figure,
     loss_figure,
     panes_figure,
     pareto_front,
@@ -262,9 +265,30 @@ def test_ticks_are_plain_numbers_with_equally_many_decimals(seconds, quality):
             assert len({len(text.partition(".")[2]) for text in shown}) == 1
 
 
-@pytest.mark.parametrize("rows", [1, 20, 60])
+@pytest.mark.parametrize("apart", [1.0, 0.0])
+def test_a_row_is_named_once_beside_its_point_or_in_the_legend(apart):
+    points = [(f"row {n}", 1 + apart * n, 20 + apart * n) for n in range(5)] + [("lost", nan, 1.0)]
+    ax = scatter_figure(points, "seconds", "dB").canvas.axes[0]
+    beside = [text.get_text() for text in ax.texts]
+    listed = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert sorted(beside + listed) == ["lost: n/a", *(f"row {n}" for n in range(5))]
+    assert len(beside) == 5 if apart else len(listed) > 1
+    if apart:
+        ax.figure.draw_without_rendering()  # with the legend as it is now
+        boxes = [text.get_window_extent() for text in ax.texts]
+        assert not any(a.overlaps(b) for a, b in combinations(boxes, 2))
+
+
+def test_a_line_of_several_panels_is_named_once():
+    both, alone = [(1.0, 20.0), (2.0, 21.0)], [(1.0, 0.5)]
+    panels = {"dB": {"ddim": both}, "recovery": {"ddim": alone, "heun": alone}}
+    (legend,) = lines_figure(panels, "calls", "svg").canvas.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["ddim", "heun"]
+
+
+@pytest.mark.parametrize("rows", [20, 60])
 def test_a_comparison_of_many_rows_is_as_high_as_its_names_and_keeps_its_axes(rows):
-    points = [(f"backbone {n} · temperature 0", 1.0 + n, 20 + n / 9) for n in range(rows)]
+    points = [(f"backbone {n} · temperature 0", 1.0, 20.0) for n in range(rows)]
     canvas = scatter_figure(points, "seconds", "dB").canvas
     canvas.draw_without_rendering()
     ax = canvas.axes[0]

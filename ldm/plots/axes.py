@@ -6,17 +6,19 @@ and points differ in their marker, too.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from collections.abc import Collection, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.legend import Legend
 
 # Okabe & Ito (2008), without yellow, pale on white
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", "--", ":", "-.")  # of the next seven lines
 MARKERS = "osD^vPX*"  # eight shapes against seven colours: no pair comes twice before 56 points
 INK, GRID = "#2b2f36", "#e3e5e8"
+LEGEND_LINE = 0.21  # inches, height of a name in a legend
 
 
 class Style(NamedTuple):
@@ -82,3 +84,32 @@ def far_apart(values: Sequence[float]) -> list[float]:
         if not kept or value >= 1.35 * kept[-1]:
             kept.append(value)
     return kept
+
+
+def legend_entries(axes: Iterable[Axes]) -> dict[str, Any]:
+    """Return name -> what is drawn under it, once for all axes."""
+    drawn = (zip(*ax.get_legend_handles_labels(), strict=True) for ax in axes)
+    return {name: handle for entries in drawn for handle, name in entries}
+
+
+def legend_beside(ax: Axes, without: Collection[str] = ()) -> None:
+    """Name what is drawn at its right, in a picture as high as its names need.
+
+    Args:
+        without: what has its name elsewhere.
+    """
+    if (before := ax.get_legend()) is not None:
+        before.remove()
+    drawn = {name: line for name, line in legend_entries([ax]).items() if name not in without}
+    if not drawn:
+        return
+    needed = LEGEND_LINE * (len(drawn) + 1.5)
+    ax.figure.set_figheight(max(ax.figure.get_figheight(), needed))
+    place = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5)}
+    as_written(ax.legend(drawn.values(), drawn, frameon=False, labelcolor=INK, **place))
+
+
+def as_written(legend: Legend) -> None:
+    """Show names as they are: a ``$`` in one begins no formula."""
+    for text in legend.get_texts():
+        text.set_parse_math(False)

@@ -13,7 +13,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ldm.plots.axes import INK, Style, far_apart, logarithmic, row_styles, span_at_least, style_axes
+from ldm.plots.axes import (
+    INK,
+    Style,
+    as_written,
+    far_apart,
+    legend_beside,
+    legend_entries,
+    logarithmic,
+    row_styles,
+    span_at_least,
+    style_axes,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,7 +32,6 @@ if TYPE_CHECKING:
 
 SHARED_WINDOW = ("T1", "synthetic", "real")  # labels of images in one grey window
 STRIP_CELL = 1.7  # inches, width of an image
-LEGEND_LINE = 0.21  # inches, height of a name in a legend
 KEY = 1.85  # inches, width of a name in a legend
 WIDEST_TITLE = 24  # letters of 9 points above a cell
 STRIP_BACKGROUND = "#101114"  # dark like a viewing station, in a light and in a dark page
@@ -218,7 +228,7 @@ def loss_figure(
         marker = "o" if sparse else ""
         ax.plot(steps, values, marker + dashes, color=colour, markersize=4, label=name)
     logarithmic(ax, "y")
-    _legend(ax)
+    legend_beside(ax)
     return figure_bytes(canvas, "svg")
 
 
@@ -240,7 +250,7 @@ def scatter_figure(
     styles: Mapping[str, Style] | None = None,
     least: float = 0.0,
 ) -> bytes:
-    """Quality against cost, a point a backbone, named beside it and in the legend, as SVG.
+    """Quality against cost, a point a backbone, named beside it or in the legend, as SVG.
 
     A grey line joins the points that no other beats in both (the Pareto front).
 
@@ -273,8 +283,8 @@ def scatter_figure(
         logarithmic(ax, "x")
     ax.margins(0.12)
     span_at_least(ax, "y", least)
-    _legend(ax)
-    _name_points(canvas, ax, shown)
+    legend_beside(ax)  # of all, so that what is written fits beside it; then of what is not
+    legend_beside(ax, without=_name_points(canvas, ax, shown))
     return figure_bytes(canvas, "svg")
 
 
@@ -287,14 +297,15 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, flo
     return front
 
 
-def _name_points(canvas: Canvas, ax: Axes, points: Sequence[tuple[str, float, float]]) -> None:
-    """Write each label where it covers no marker and no other label; else the legend names it."""
+def _name_points(canvas: Canvas, ax: Axes, points: Sequence[tuple[str, float, float]]) -> list[str]:
+    """Write each label where it covers no marker and no other label; return those written."""
     from matplotlib.transforms import Bbox
 
     canvas.draw_without_rendering()
     frame = ax.get_window_extent()
     centres = [ax.transData.transform(point[1:]) for point in points]
     scale = canvas.dpi / 72
+    named = []
     taken = [
         Bbox.from_bounds(x - 6 * scale, y - 6 * scale, 12 * scale, 12 * scale) for x, y in centres
     ]
@@ -328,8 +339,10 @@ def _name_points(canvas: Canvas, ax: Axes, points: Sequence[tuple[str, float, fl
                 and box.y1 <= frame.y1
             ):
                 taken.append(box)
+                named.append(label)
                 break
             text.remove()
+    return named
 
 
 def reliability_figure(
@@ -354,7 +367,7 @@ def reliability_figure(
     limit = max((np.nanmax(p, initial=0) for ps in curves.values() for p in ps), default=0) or 1
     ax.plot([0, limit], [0, limit], "--", color=INK, linewidth=1, label="calibrated")
     ax.set(xlim=(0, None), ylim=(0, None))
-    _legend(ax)
+    legend_beside(ax)
     return figure_bytes(canvas, "svg")
 
 
@@ -396,24 +409,10 @@ def lines_figure(
         span_at_least(ax, "y", span)
     for ax in grid.flat[len(panels) :]:
         ax.set_visible(False)
-    handles, labels = grid.flat[0].get_legend_handles_labels()
-    legend = canvas.legend(
-        handles, labels, loc="outside lower center", ncols=5, frameon=False, labelcolor=INK
-    )
-    for text in legend.get_texts():
-        text.set_parse_math(False)
+    drawn = legend_entries(grid.flat)
+    place = {"loc": "outside lower center", "ncols": 5}
+    as_written(canvas.legend(drawn.values(), drawn, frameon=False, labelcolor=INK, **place))
     return figure_bytes(canvas, kind)
-
-
-def _legend(ax: Axes) -> None:
-    """Name what is drawn at its right, in a picture as high as its names need."""
-    if not (names := ax.get_legend_handles_labels()[1]):
-        return
-    needed = LEGEND_LINE * (len(names) + 1.5)
-    ax.figure.set_figheight(max(ax.figure.get_figheight(), needed))
-    place = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5)}
-    for text in ax.legend(frameon=False, labelcolor=INK, **place).get_texts():
-        text.set_parse_math(False)
 
 
 def _chart(xlabel: str, ylabel: str) -> tuple[Canvas, Axes]:
