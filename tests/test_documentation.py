@@ -145,6 +145,25 @@ def options(*words: str) -> tuple[argparse.ArgumentParser, list[argparse.Action]
     return parser, [action for action in parser._actions if action.option_strings]
 
 
+ONE_WORD = {  # what is the same for every verb is called the same by every verb
+    **dict.fromkeys(("--reference", "--root", "folder of data", "input of prepare"), "PATIENTS"),
+    **{"--output": "FOLDER", "--trust": "CLASS", "--layout": "NAME", "--resume": "RUN"},
+    **{"model": ("MODEL", "RUN"), "--model": "MODEL", "--input": ("PATIENTS", "CASES")},
+    **{"output of phantom": "PATIENTS", "folder of run": "RUN", "run_folder": "RUN"},
+    **{"--prediction": ("FOLDER", "[NAME=]FOLDER")},
+}
+
+
+@pytest.mark.parametrize("words", HELPED, ids=" ".join)
+def test_help_calls_the_same_thing_by_one_word(words):
+    parser, _ = options(*words)
+    for action in parser._actions:
+        name = next(iter(action.option_strings), action.dest)
+        expected = ONE_WORD.get(name, ONE_WORD.get(f"{name} of {words[-1]}"))
+        assert expected is None or action.metavar in expected, (name, action.metavar)
+    assert not re.search(r"\bDATA\b|root=(?!(NEW_)?PATIENTS)", parser.format_help())
+
+
 @pytest.mark.parametrize("words", HELPED, ids=" ".join)
 def test_help_ends_with_commands_that_are_commands(words, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")

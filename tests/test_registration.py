@@ -270,9 +270,9 @@ def registered(tmp_path_factory, scanned) -> Path:
 def test_other_grids_are_refused_with_the_command_that_helps(scanned, tmp_path, capsys):
     everything = ["--config", "data.params.train=1.0", "data.params.val=0"]
     assert main(["prepare", str(scanned), "--output", str(tmp_path), *everything]) == 3
-    assert "dsdiff prepare FOLDER --register" in capsys.readouterr().err
+    assert "dsdiff prepare PATIENTS --register" in capsys.readouterr().err
     assert main(["diagnose", "data", str(scanned)]) == 3
-    assert "dsdiff prepare FOLDER --register" in " ".join(capsys.readouterr().out.split())
+    assert "dsdiff prepare PATIENTS --register" in " ".join(capsys.readouterr().out.split())
 
 
 def test_contrasts_come_back_to_one_grid(registered, volumes):

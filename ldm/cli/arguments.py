@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 SAMPLERS = "as ddim, ddpm, dpmpp_2m, unipc_3, heun; a wrong name is answered with all"
 # Groups of options, where a verb has many
 PATIENTS, OUTPUT, MACHINE = "patients", "output", "speed and memory"
+SUBJECTS = "subjects: a folder of any layout, or a CSV"
 # As ldm.data.brain names them, which is not imported to show help; a test holds them together.
 MASKS = "auto, nonzero, head"
 
@@ -87,13 +88,12 @@ def add_subject_arguments(parser: argparse.ArgumentParser, written: str, whom: s
     parser.add_argument(
         "model",
         type=Path,
+        metavar="MODEL",
         help="run folder, its model.safetensors, or a checkpoint; or hub:owner/name, which is "
         "downloaded",
     )
     patients, output = group(parser, PATIENTS), group(parser, OUTPUT)
-    patients.add_argument(
-        "--input", type=Path, required=True, metavar="FOLDER|CSV", help="subjects"
-    )
+    patients.add_argument("--input", type=Path, required=True, metavar="PATIENTS", help=SUBJECTS)
     add_layout_argument(patients)
     patients.add_argument(
         "--subjects",

@@ -30,7 +30,7 @@ rows x spaces x seeds are trainings; each is sampled with every sampler and numb
 cell. Lists in `seeds` and `sampling` are axes of the grid. Without --plan, --cell or --collect, \
 all cells are run and the report is written; started again, the same command goes on. See \
 docs/run-a-benchmark.md."""
-EXAMPLES = ("dsdiff benchmark configs/benchmark.yaml data.params.root=DATA --output bench",)
+EXAMPLES = ("dsdiff benchmark configs/benchmark.yaml data.params.root=PATIENTS --output out",)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="CONFIG|KEY=VALUE",
         help="a benchmark YAML such as configs/benchmark.yaml, then overrides for all rows, as "
-        "data.params.root=FOLDER seeds=[0,1,2] budget.steps=2000",
+        "data.params.root=PATIENTS seeds=[0,1,2] budget.steps=2000",
     )
     parser.add_argument(
         "--output", type=Path, required=True, metavar="FOLDER", help="of runs, report and tables"

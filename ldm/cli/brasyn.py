@@ -17,8 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--input",
         type=Path,
         required=True,
-        metavar="FOLDER",
-        help="of cases, each a folder with three of T1, T1ce, T2 and FLAIR",
+        metavar="CASES",
+        help="folder of cases, each a folder with three of T1, T1ce, T2 and FLAIR",
     )
     parser.add_argument(
         "--output",
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model",
         type=Path,
         required=True,
-        metavar="RUN",
+        metavar="MODEL",
         help="run or model folder, or hub:owner/name, trained with configs/any_missing.yaml",
     )
     add_device_argument(parser)

@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     code = run_all(Benchmark(*told, command=f"dsdiff demo --output {args.output}", **SHOWN))
     if code == 0:
         print("\nThe same on your own patients (a folder, of which a fifth is kept to test on):")
-        print(f"  {training_command('FOLDER', [HOLD_OUT])}")
-        print("  dsdiff sample runs/mine --input FOLDER --subjects unseen --output predictions")
-        print("  dsdiff evaluate --prediction predictions --reference FOLDER")
+        print(f"  {training_command('PATIENTS', [HOLD_OUT])}")
+        print("  dsdiff sample runs/mine --input PATIENTS --subjects unseen --output predictions")
+        print("  dsdiff evaluate --prediction predictions --reference PATIENTS")
     return code

@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldm.cli.arguments import add_config_argument, add_layout_argument, configured_data
+from ldm.cli.arguments import SUBJECTS, add_config_argument, add_layout_argument, configured_data
 from ldm.cli.help import with_examples
 from ldm.cli.main import DEBUG
 from ldm.cli.terminal import HOLD_OUT, print_next, show_progress, training_command
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         description="Check the subjects below a folder. Exit code 3 if something would break a "
         "training, else 0. What is checked: docs/diagnose.md.",
     )
-    data.add_argument("folder", type=Path, metavar="FOLDER|CSV", help="subjects, in any layout")
+    data.add_argument("folder", type=Path, metavar="PATIENTS", help=SUBJECTS)
     add_config_argument(data)
     run_parser = kinds.add_parser(
         "run",
@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--no-data", action="store_true", help="look at curves and configuration only"
     )
     run_parser.add_argument(
-        "--root", type=Path, metavar="FOLDER", help="where the subjects are now, if they moved"
+        "--root", type=Path, metavar="PATIENTS", help="where the subjects are now, if they moved"
     )
     data.epilog, run_parser.epilog = with_examples(EXAMPLES[:2]), with_examples(EXAMPLES[2:])
     for kind in (data, run_parser):

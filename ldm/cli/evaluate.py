@@ -7,7 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ldm.cli.arguments import MASKS, OUTPUT, PATIENTS, add_layout_argument, add_trust_argument
+from ldm.cli.arguments import (
+    MASKS,
+    OUTPUT,
+    PATIENTS,
+    SUBJECTS,
+    add_layout_argument,
+    add_trust_argument,
+)
 from ldm.cli.help import group
 from ldm.errors import bad_value
 from ldm.util import user_path
@@ -32,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "judged; several NAMEs are compared, folders of one NAME are its training seeds",
     )
     patients.add_argument(
-        "--reference", type=Path, required=True, metavar="FOLDER|CSV", help="the real subjects"
+        "--reference", type=Path, required=True, metavar="PATIENTS", help=f"real {SUBJECTS}"
     )
     add_layout_argument(patients)
     patients.add_argument("--subjects", nargs="+", metavar="ID", help="only these (default: all)")

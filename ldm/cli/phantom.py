@@ -16,7 +16,9 @@ EXAMPLES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("output", type=Path, help="folder for Phantom_0001, Phantom_0002, ...")
+    parser.add_argument(
+        "output", type=Path, metavar="PATIENTS", help="folder for Phantom_0001, Phantom_0002, ..."
+    )
     parser.add_argument("--subjects", type=int, default=8, help="how many")
     parser.add_argument("--size", type=int, default=128, help="voxels across, 32 to 240")
     parser.add_argument("--seed", type=int, default=0, help="which patients")

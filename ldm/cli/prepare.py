@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from ldm.cli.arguments import add_config_argument, add_layout_argument, split_words
+from ldm.cli.arguments import SUBJECTS, add_config_argument, add_layout_argument, split_words
 from ldm.cli.main import report_error
 from ldm.cli.registering import add_register_arguments, refuse_leftovers, register, unregister
 from ldm.cli.terminal import (
@@ -33,9 +33,7 @@ EXAMPLES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument(
-        "input", type=Path, nargs="?", metavar="FOLDER|CSV", help="subjects, in any layout"
-    )
+    parser.add_argument("input", type=Path, nargs="?", metavar="PATIENTS", help=SUBJECTS)
     parser.add_argument(
         "--output", type=Path, metavar="FOLDER", help="for manifest.csv (the volumes stay in place)"
     )
@@ -60,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     if args.verify:
         return verify_manifest(args.verify)
     if not args.input or not args.output:
-        raise ConfigError("USAGE", "give FOLDER and --output FOLDER, or --verify MANIFEST")
+        raise ConfigError("USAGE", "give PATIENTS and --output FOLDER, or --verify CSV")
     refuse_leftovers(args)
     if args.register or args.unregister:
         return register(args) if args.register else unregister(args)

@@ -43,7 +43,7 @@ def add_register_arguments(parser: argparse.ArgumentParser) -> None:
         "--unregister",
         type=Path,
         metavar="REGISTERED",
-        help="bring volumes ID_*.nii.gz of FOLDER, such as samples, from the grid of what "
+        help="bring volumes ID_*.nii.gz of PATIENTS, such as samples, from the grid of what "
         "--register wrote back to the grid of the subject's own file of --to",
     )
 

@@ -23,9 +23,9 @@ from ldm.cli.terminal import print_found, print_next, report_written, reporter
 PREDICT = ("subjects", "layout", "overwrite", "devices", "device", "trust", "batch_size")
 PREDICT += ("allow_missing", "nonfinite")
 EXAMPLES = (
-    "dsdiff segment train configs/segmentation/unet.yaml data.params.root=DATA",
-    "dsdiff segment predict runs/segment-unet --input DATA --output labels",
-    "dsdiff segment evaluate --prediction labels --reference DATA --output report",
+    "dsdiff segment train configs/segmentation/unet.yaml data.params.root=PATIENTS",
+    "dsdiff segment predict runs/segment-unet --input PATIENTS --output maps",
+    "dsdiff segment evaluate --prediction maps --reference PATIENTS --output report",
 )
 TASKS = {
     "train": "train a network from configs/segmentation, or resume a run",
@@ -75,7 +75,7 @@ def _add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
         help="holds ID_seg.nii.gz or ID.nii.gz",
     )
     parser.add_argument(
-        "--reference", type=Path, required=True, metavar="FOLDER", help="the subjects with seg"
+        "--reference", type=Path, required=True, metavar="PATIENTS", help="the subjects with seg"
     )
     parser.add_argument("--subjects", nargs="+", metavar="ID", help="only these")
     add_layout_argument(parser)

@@ -28,7 +28,7 @@ EXAMPLES = (
     "dsdiff train configs/backbone/unet.yaml data.params.root=PATIENTS name=mine",
     "dsdiff train configs/backbone/unet.yaml data.params.root=PATIENTS --dry-run",
     "dsdiff train --resume runs/mine",
-    "dsdiff train --from runs/mine data.params.root=OTHERS",
+    "dsdiff train --from runs/mine data.params.root=NEW_PATIENTS",
 )
 
 
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "config",
         nargs="*",
         metavar="CONFIG|KEY=VALUE",
-        help="YAML files, merged left to right, then overrides such as data.params.root=FOLDER "
+        help="YAML files, merged left to right, then overrides such as data.params.root=PATIENTS "
         "data.params.val=[ID1,ID2] lightning.trainer.max_steps=5000 name=my-run; every key, with "
         "its default: docs/settings.md",
     )

@@ -137,7 +137,7 @@ class ContrastDataModule(pl.LightningDataModule):
         """
         if self.root is None:
             raise ConfigError(
-                "CONFIG-MISSING", "data.params.root is not set: give data.params.root=FOLDER"
+                "CONFIG-MISSING", "data.params.root is not set: give data.params.root=PATIENTS"
             )
         self.layout, subjects = detect_layout(self.root, self.layout_choice, self.study.contrasts)
         if self.patient and subjects:

@@ -51,7 +51,7 @@ GZIP_START = b"\x1f"  # no NIfTI file starts so; the second byte of gzip may be 
 CANONICAL = axcodes2ornt("RAS")
 GRID_TOLERANCE = 0.05  # voxels between the corners of two contrasts of one subject
 QUATERNION_TOLERANCE = 0.5  # voxels, where a quaternion of float32 alone says how a grid is turned
-REGISTER = "register the contrasts to one grid with dsdiff prepare FOLDER --register"
+REGISTER = "register the contrasts to one grid with dsdiff prepare PATIENTS --register"
 USUAL_SPACING = (0.05, 20.0)  # mm; a voxel of a brain scan beyond has a wrong unit or a wrong size
 GEOMETRY_FIELDS = [
     "xyzt_units",

@@ -127,4 +127,4 @@ def diagnose_run(
 def _root(root: str | Path | None, params: Mapping[str, Any]) -> Path:
     if root or params.get("root"):
         return Path(root or params["root"])
-    raise DataError("DATA-MISSING", "the run names no data.params.root: give --root FOLDER")
+    raise DataError("DATA-MISSING", "the run names no data.params.root: give --root PATIENTS")

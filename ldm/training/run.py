@@ -134,7 +134,7 @@ def train(
 
     Args:
         config: YAML, or several that are merged left to right.
-        overrides: ``key=value``, such as ``data.params.root=FOLDER``, or ``{key: value}``.
+        overrides: ``key=value``, such as ``data.params.root=PATIENTS``, or ``{key: value}``.
         output: run folder; None: ``runs/NAME``.
         resume: run folder to continue exactly, in place of ``config``.
         start: run folder whose weights the new run starts with (fine-tuning); without ``config``

@@ -16,6 +16,6 @@ def test_the_demo_ends_with_a_report_and_the_way_to_ones_own_patients(
     assert main([*words, *short]) == 0
     shown = capsys.readouterr().out
     assert "copy T1" in shown and "diffusion · temperature 1" in shown
-    assert "dsdiff train configs/backbone/unet_tiny.yaml data.params.root=FOLDER" in shown
+    assert "dsdiff train configs/backbone/unet_tiny.yaml data.params.root=PATIENTS" in shown
     assert (tmp_path / "demo/benchmark/report.html").is_file()
     assert len(list((tmp_path / "demo/patients").iterdir())) == 8

@@ -185,7 +185,7 @@ def test_an_id_is_no_formula_and_comes_back(tmp_path):
 
 def test_usage_without_a_folder(capsys):
     assert main(["prepare"]) == 2
-    assert "give FOLDER and --output" in capsys.readouterr().err
+    assert "give PATIENTS and --output" in capsys.readouterr().err
 
 
 # --- Leaks ----------------------------------------------------------------------------------------

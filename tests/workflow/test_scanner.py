@@ -92,7 +92,7 @@ def test_series_are_found_by_what_they_say(scanned):
 
 def test_what_is_not_on_one_grid_is_told_how_to_get_there(scanned, capsys):
     assert main(["diagnose", "data", str(scanned[0])]) == 3
-    assert "dsdiff prepare FOLDER --register" in " ".join(capsys.readouterr().out.split())
+    assert "dsdiff prepare PATIENTS --register" in " ".join(capsys.readouterr().out.split())
 
 
 def test_every_contrast_is_found_where_it_moved(scanned, registered):
