@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from inspect import signature
 from typing import Any
 
@@ -13,6 +14,7 @@ from ldm.errors import ConfigError, calling
 from ldm.util import instantiate_from_config
 
 PAGE = "docs/add-a-backbone.md"
+ADAPTER = "ldm.modules.adapter.ForeignBackbone"
 
 
 def module_from_config(
@@ -128,12 +130,16 @@ def _wrong_call(module: nn.Module, called: str) -> str:
     names = [name.partition("=") for name in called.split(", ")]
     placed = [name for name, named, _ in names if not named]
     try:
-        signature(module.forward).bind(*placed, **{n: n for n, named, _ in names if named})
+        takes = signature(module.forward)
+    except ValueError:  # one that is written in C, or compiled, does not tell
+        return ""
+    try:
+        takes.bind(*placed, **{n: n for n, named, _ in names if named})
     except TypeError as error:
         beside = ", and with context or y if it is told more" if "timesteps" in called else ""
-        return (
-            f".forward: {error}; it is called as forward({called}){beside}: give all else defaults"
-        )
-    except ValueError:  # one that is written in C, or compiled, does not tell
-        pass
+        how = "give all else defaults"
+        with suppress(TypeError):
+            if takes.bind("x") and "timesteps" in called:
+                how = f"a network without timesteps goes into {ADAPTER}"
+        return f".forward: {error}; it is called as forward({called}){beside}: {how}"
     return ""

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-MAX_LINE = 300
+MAX_LINE, CUT = 360, " ... "
 NO_MEMORY = ("DefaultCPUAllocator", "can't start new thread", "std::bad_alloc")
 FAMILIES = ("guided_diffusion", "UNet_DS_Diff")  # packages of this project beside ``ldm``
 OWN = ("ldm", *FAMILIES, "scripts")
@@ -223,10 +223,8 @@ def of_foreign_code(error: Exception, *called: Any) -> ConfigError | None:
         called: objects or classes that ran, and may be those of a library: a class of the user is
             known by its file.
     """
-    said = f"{type(error).__name__}: {error}"
-    said += next((f"; {hint}" for words, hint in HINTS.items() if re.search(words, said)), "")
-    if re.match(CALL, said):
-        return ConfigError("CONFIG-TARGET", said)
+    seen = f"{type(error).__name__}: {error}"
+    said = seen + next((f"; {hint}" for words, hint in HINTS.items() if re.search(words, seen)), "")
     root, libraries = Path(__file__).parents[1], sysconfig.get_paths()
     own = [root / name for name in OWN]
     own += [Path(libraries[name]) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
@@ -235,7 +233,10 @@ def of_foreign_code(error: Exception, *called: Any) -> ConfigError | None:
         is_readable = os.access(path, os.R_OK)  # nor is a name as <string> a file
         if is_readable and not any(path.is_relative_to(folder) for folder in own):
             where = f"{path.name} line {frame.lineno}, which is not of this project"
-            return ConfigError("CONFIG-TARGET", f"in {where}: {said}")
+            told = seen if re.match(CALL, seen) else said  # it called a module of its own wrongly
+            return ConfigError("CONFIG-TARGET", f"in {where}: {told}")
+    if re.match(CALL, seen):
+        return ConfigError("CONFIG-TARGET", said)
     classes = [each if isinstance(each, type) else type(each) for each in called]
     foreign = [cls.__name__ for cls in classes if cls.__module__.partition(".")[0] not in OWN]
     return ConfigError("CONFIG-TARGET", f"in {foreign[0]}: {said}") if foreign else None
@@ -308,6 +309,12 @@ def one_of(key: str, value: Any, known: Collection[Any]) -> Any:
 
 
 def one_line(text: str) -> str:
-    """Return ``text`` on one line of at most MAX_LINE characters, control characters escaped."""
+    """Return ``text`` on one line of at most MAX_LINE characters, control characters escaped.
+
+    What is too long loses its middle: what was seen comes first, and what to do next last.
+    """
     escaped = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    return escaped if len(escaped) <= MAX_LINE else escaped[: MAX_LINE - 3] + "..."
+    if len(escaped) <= MAX_LINE:
+        return escaped
+    end = MAX_LINE // 3
+    return escaped[: MAX_LINE - end - len(CUT)] + CUT + escaped[-end:]

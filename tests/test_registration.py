@@ -317,6 +317,22 @@ def test_what_is_registered_is_prepared_and_has_a_picture(registered, tmp_path):
         assert [row["id"] for row in csv.DictReader(file)] == [ID]
 
 
+def test_what_cannot_be_compared_is_told_and_stays(scanned, tmp_path, capsys):
+    """As of a header in metres that says mm, whose voxels are too small for any grid."""
+    patients, registered = tmp_path / "patients", tmp_path / "registered"
+    shutil.copytree(scanned, patients)
+    for path in (patients / ID).glob("*.nii.gz"):
+        image = nib.load(path)
+        affine = image.affine / [[1000], [1000], [1000], [1]]
+        nib.save(nib.Nifti1Image(np.asarray(image.dataobj), affine), path)
+    assert main(["diagnose", "data", str(patients)]) == 3  # of other grids
+    assert "expected 0.05 to 20" in " ".join(capsys.readouterr().out.split())
+    assert main(["prepare", str(patients), "--register", "--output", str(registered)]) == 0
+    told = capsys.readouterr().out
+    for contrast in ("t1ce", "t2", "flair"):
+        assert f"{contrast} stays where its header puts it" in told
+
+
 def test_a_second_run_does_nothing_and_other_wishes_are_met(registered, scanned, capsys):
     again = ["prepare", str(scanned), "--register", "--output", str(registered)]
     assert main(again) == 0

@@ -212,6 +212,12 @@ def test_any_text_becomes_one_printable_line(text):
         assert line == text
 
 
+@given(st.text(st.characters(max_codepoint=126, min_codepoint=32), min_size=MAX_LINE))
+def test_a_line_too_long_keeps_what_was_seen_and_what_to_do(text):
+    assert one_line(text)[:200] == text[:200]
+    assert one_line(text)[-100:] == text[-100:]
+
+
 @pytest.mark.parametrize("name", [".", "model.safetensors", "checkpoints/last.ckpt"])
 @pytest.mark.parametrize("there", [True, False])
 @pytest.mark.parametrize("run", ["run", "v1.2"])

@@ -92,16 +92,19 @@ def _draw(registered: Registered, place: Path, to: str) -> None:
     from ldm.plots.checkerboard import checkerboards_figure
     from ldm.storage import write_file
 
-    images = {name: registered.arrays[name] for name in registered.alignments}
-    notes = {name: f"{registered.distance(name):.1f} mm" for name in images}
+    images = {name: registered.arrays[name] for name in registered.beside(to)}
+    notes = {name: f"{registered.distance(name):.1f} mm" for name in registered.alignments}
     volumes = {to: registered.arrays[to], **images}
     write_file(place / PICTURE, checkerboards_figure(volumes, to, notes))
 
 
 def _moves(registered: Registered, to: str) -> str:
     told = []
-    for name, found in registered.alignments.items():
-        distance = registered.distance(name)
+    for name in registered.beside(to):
+        distance, found = registered.distance(name), registered.alignments.get(name)
+        if found is None:
+            told.append(f"{name} stays where its header puts it (it shows too little to compare)")
+            continue
         moved = f"moved by {distance:.1f} mm" if distance else "stays"
         told.append(f"{name} {moved} (agrees {found.gain:.2f} times as well there)")
     return ", ".join(told) or f"only {to}"

@@ -98,6 +98,10 @@ class Registered:
         found = self.alignments.get(contrast)
         return found.millimetres if found and found.is_clear else 0.0
 
+    def beside(self, to: str) -> list[str]:
+        """Return the contrasts other than ``to``, those without an alignment too."""
+        return [name for name in self.arrays if name not in (to, LABELS, MASK_FILE)]
+
     def to_dict(self) -> dict[str, Any]:
         """Return where every volume came from, as plain values; matrices are in mm, RAS+."""
         return {name: self._described(name) for name in self.sources}

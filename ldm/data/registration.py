@@ -198,7 +198,8 @@ class Reference:
         high = np.percentile(bright, 99) if bright.size else 1
         low = np.percentile(array[::4, ::4, ::4], 0.1)
         image = _itk_image(self.itk, np.clip(array, low, high), volume.geometry.canonical_affine)
-        shrink = [max(1, round(level.voxels / size)) for size in volume.geometry.spacing]
+        sides = zip(array.shape, volume.geometry.spacing, strict=True)
+        shrink = [min(count, max(1, round(level.voxels / size))) for count, size in sides]
         if max(shrink) > 1:
             image = self.itk.BinShrink(image, shrink)
         return self.itk.DiscreteGaussian(image, (level.voxels / 2) ** 2)

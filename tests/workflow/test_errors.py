@@ -195,10 +195,12 @@ def test_scripts_are_the_verbs():
 @pytest.mark.parametrize(
     ("forward", "said"),
     [
-        ("(self, x): return x", "it is called as forward(x, timesteps), and"),
+        ("(self, x, t, z): return x", "it is called as forward(x, timesteps), and"),
+        ("(self, x): return x", "goes into ldm.modules.adapter.ForeignBackbone"),
         ("(self, x, timesteps, context=None, y=None): return nam", "in own_net.py line 5"),
+        ("(self, x, t): return Net.forward(self)", "in own_net.py line 5, which is not of this"),
     ],
-    ids=["signature", "name"],
+    ids=["signature", "no timestep", "name", "a call of its own"],
 )
 def test_a_mistake_in_a_network_of_ones_own_is_named_as_such(
     tmp_path, patients, monkeypatch, capsys, forward, said
