@@ -102,6 +102,7 @@ def _run(argv: list[str]) -> int:
     try:
         _expand_home(args)
         _require_working_directory()
+        _require_unicode([*argv, os.getcwd()])
         _download_model(args)
         _require_there(args)
         return args.run(args) or 0
@@ -145,6 +146,17 @@ def _require_working_directory() -> None:
         raise ConfigError(
             "USAGE", "the working directory was removed: cd into one that exists"
         ) from error
+
+
+def _require_unicode(words: Sequence[str]) -> None:
+    """Refuse a name in another encoding: no report, table or model file could hold it."""
+    for word in words:
+        if any("\udc80" <= letter <= "\udcff" for letter in word):  # a byte that is no UTF-8
+            raise ConfigError(
+                "USAGE",
+                f"'{word}' is not UTF-8: rename it, or give a link to it (ln -s) of another name; "
+                "if its letters look right here, the locale is none of UTF-8: LC_ALL=C.UTF-8",
+            )
 
 
 def _download_model(args: argparse.Namespace) -> None:

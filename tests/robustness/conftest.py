@@ -16,6 +16,7 @@ from workflow.conftest import (  # noqa: F401 - fixtures
 )
 
 from ldm.cli.main import main
+from ldm.errors import MAX_LINE
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def dsdiff(capsys, request):
         capsys.readouterr()
         code = request.node.stash[LAST_CODE] = main([str(a) for a in arguments])
         lines = [n for n in capsys.readouterr().err.splitlines() if ": error " in n]
-        assert all(len(line) <= 300 for line in lines)
+        assert all(len(line) <= MAX_LINE for line in lines)
         return code, "\n".join(lines)
 
     return run

@@ -26,7 +26,7 @@ from ldm.config import config_root, load_config
 from ldm.data.layouts import detect_layout
 from ldm.data.nifti import read_volume
 from ldm.data.seen import read_seen
-from ldm.errors import DataError, DsdiffError, as_known_error
+from ldm.errors import MAX_LINE, DataError, DsdiffError, as_known_error
 from ldm.evaluation.case import judged_study
 from ldm.inference.outputs import is_written
 from ldm.storage import CONFIG_FILE
@@ -58,7 +58,7 @@ def outcome(what: object, act) -> object:
         try:
             return act()
         except DsdiffError as refusal:
-            assert refusal.code and "\n" not in str(refusal) and len(str(refusal)) <= 300
+            assert refusal.code and "\n" not in str(refusal) and len(str(refusal)) <= MAX_LINE
             return refusal
         except AssertionError:
             raise

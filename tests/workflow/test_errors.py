@@ -1,6 +1,7 @@
 """What goes wrong is said in one line with a stable code and exit status, and nothing is lost."""
 
 import ast
+import os
 import pickle
 import shutil
 import subprocess
@@ -16,7 +17,15 @@ import pytest
 from ldm.claims import folder_lock
 from ldm.cli import doctor
 from ldm.cli.main import VERBS, main
-from ldm.errors import OPTION, RENAMED, ConfigError, DsdiffError, on_the_command_line, to_the_reader
+from ldm.errors import (
+    MAX_LINE,
+    OPTION,
+    RENAMED,
+    ConfigError,
+    DsdiffError,
+    on_the_command_line,
+    to_the_reader,
+)
 from ldm.inference.request import Request
 
 REPO = Path(__file__).parents[2]
@@ -32,7 +41,7 @@ def broken(tmp_path, patients):
 def one_line(capsys) -> str:
     lines = [line for line in capsys.readouterr().err.splitlines() if ": error " in line]
     assert len(lines) == 1
-    assert len(lines[0]) <= 300
+    assert len(lines[0]) <= MAX_LINE
     return lines[0]
 
 
@@ -175,6 +184,23 @@ def test_a_part_of_an_option_is_not_taken_for_it(verb, capsys):
     assert stopped.value.code == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert "required: --input, --output" in said or "unrecognized arguments: --outpu" in said
+
+
+def test_a_folder_in_another_encoding_is_refused_and_reached_by_a_link(
+    tmp_path, patients, monkeypatch, capsys
+):
+    """As on a disk of Windows; a report or a manifest failed when all was done."""
+    folder = tmp_path / os.fsdecode(b"Kl\xfcnik")
+    shutil.copytree(patients, folder / "patients")
+    output = ["--output", str(tmp_path / "out")]
+    assert main(["prepare", str(folder / "patients"), *output]) == 2
+    assert "Kl\\udcfcnik/patients' is not UTF-8" in one_line(capsys)
+    (tmp_path / "link").symlink_to(folder / "patients")
+    assert main(["prepare", str(tmp_path / "link"), *output]) == 0
+    assert main(["prepare", "--verify", str(tmp_path / "out/manifest.csv")]) == 0
+    monkeypatch.chdir(folder)
+    assert main(["phantom", "more", "--subjects", "1", "--size", "16"]) == 2
+    assert "is not UTF-8" in one_line(capsys)
 
 
 def test_the_home_of_nobody_is_no_folder_to_be_made(tmp_path, monkeypatch, capsys):
