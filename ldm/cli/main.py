@@ -102,7 +102,7 @@ def _run(argv: list[str]) -> int:
     try:
         _expand_home(args)
         _require_working_directory()
-        _require_unicode([*argv, os.getcwd()])
+        _require_unicode([*argv, str(Path.cwd())])
         _download_model(args)
         _require_there(args)
         return args.run(args) or 0
