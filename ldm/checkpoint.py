@@ -19,16 +19,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from pytorch_lightning.plugins.io import CheckpointIO
 from torch import Tensor, nn
 
-from ldm.binding import PARTS, Decisive, decisive, require_bound
+from ldm.binding import PARTS, decisive, require_bound
 from ldm.claims import claim
 from ldm.config import foreign_targets, read_saved_config, save_config, trusted_targets, validate
 from ldm.environment import require_safe_libraries
 from ldm.errors import (
     CheckpointError,
-    ConfigError,
     OutOfMemory,
     OutputError,
     UnsafeError,
@@ -36,24 +34,17 @@ from ldm.errors import (
 )
 from ldm.folders import written_together
 from ldm.model_file import (
-    FORMAT_VERSION,
     looks_like,
     read_model,
-    require_finite,
     require_known_format,
     save_model,
     tensor_digest,
 )
-from ldm.storable import require_storable
 from ldm.storage import (
     CONFIG_FILE,
     ERROR_MODEL,
     MODEL_FILE,
-    atomic_path,
     head_of,
-    refused_write,
-    remove,
-    rename,
     require_run,
     run_folder,
 )
@@ -72,72 +63,6 @@ WEIGHTS, EMA_WEIGHTS, LAST = "weights", "ema", "last"  # which weights a file ho
 DAMAGED = ("CKPT-CORRUPT", "CKPT-FORMAT", "CKPT-MISSING")
 LOSSES, PRIOR = "losses.", "prior."  # how the weights of the losses, and prior, of a model begin
 CHECKPOINTS = ("checkpoints/last.ckpt", "checkpoints/previous.ckpt")  # newest first
-
-
-class AtomicCheckpointIO(CheckpointIO):
-    """Saves through a verified temporary file and keeps the generation before as ``previous``.
-
-    Args:
-        bound: what the weights depend on, see :func:`ldm.binding.decisive`.
-
-    Attributes:
-        failure: why the last save failed. It is kept, not raised: Lightning makes all processes
-            wait for each other after a save, and the one that raised would not come.
-    """
-
-    def __init__(self, bound: Decisive | None = None) -> None:
-        self.bound, self.failure = bound, None
-
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
-    ) -> None:
-        """Write ``checkpoint``; on failure the old generations stay, and ``failure`` says why."""
-        try:
-            own = {"format": FORMAT_VERSION, "keys": sorted(checkpoint), "processes": _processes()}
-            own[WEIGHTS] = EMA_WEIGHTS if "current_model_state" in checkpoint else LAST
-            self._save({**checkpoint, OWN: {**own, BOUND: self.bound}}, Path(path))
-        except (OutputError, ConfigError) as error:
-            self.failure = error
-
-    def _save(self, checkpoint: dict[str, Any], path: Path) -> None:
-        require_storable(checkpoint)
-        try:
-            with atomic_path(path, replace=True) as temporary:
-                torch.save(checkpoint, temporary)
-                verify_archive(temporary)
-                if path.exists():
-                    rename(path, path.with_name("previous.ckpt"))
-        except RuntimeError as error:  # how torch reports a full disk
-            raise refused_write(path, error) from error
-
-    def load_checkpoint(
-        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
-    ) -> dict[str, Any]:
-        """Return a verified checkpoint; never unpickles anything but tensors and plain values.
-
-        Raises:
-            CheckpointError: see :func:`read_checkpoint`; CKPT-MISMATCH, CKPT-NONFINITE.
-        """
-        path = Path(path)
-        checkpoint = read_checkpoint(path)
-        own = checkpoint.get(OWN, {})
-        if missing := {*RESTORED, *own.get("keys", ())} - checkpoint.keys():
-            raise CheckpointError("CKPT-MISMATCH", f"{path.name} holds no {', '.join(missing)}")
-        if own.get("processes", _processes()) != _processes():
-            raise CheckpointError(
-                "CKPT-MISMATCH",
-                f"{path.name} is of {own['processes']} processes, and these are {_processes()}: "
-                f"give lightning.trainer.devices={own['processes']}",
-            )
-        if self.bound:
-            require_bound(own.get(BOUND), self.bound, path.name)
-        for key in ("state_dict", "current_model_state"):
-            require_finite(checkpoint.get(key, {}), path.name)
-        return checkpoint
-
-    def remove_checkpoint(self, path: str | Path) -> None:
-        """Remove a checkpoint."""
-        remove(Path(path), replace=True)
 
 
 def verify_archive(path: Path) -> None:
@@ -233,7 +158,7 @@ def write_model_folder(
     save_model(folder, state, {**facts, BOUND: bound})
 
 
-def _processes() -> int:
+def processes() -> int:
     """Return how many processes train together."""
     shared = torch.distributed.is_available() and torch.distributed.is_initialized()
     return torch.distributed.get_world_size() if shared else 1
@@ -415,7 +340,7 @@ def read_run_config(model: Path, trust: Collection[str] = ()) -> dict[str, Any]:
     config = read_saved_config(folder / CONFIG_FILE)
     source = f"{folder.name}/{CONFIG_FILE}"
     refuse_untrusted_targets(config, trusted_targets(), source, named=trust)
-    validate(config)
+    validate(config, for_training=False)
     if params_of(config["data"]).pop("cache", None):  # where to write is the user's
         log.warning("%s names a cache, which is not used: give data.params.cache=FOLDER", source)
     return config

@@ -227,12 +227,18 @@ def load_config(
     return config
 
 
-def validate(config: Mapping[str, Any]) -> None:
+def validate(config: Mapping[str, Any], for_training: bool = True) -> None:
     """Check every key and value type of a resolved configuration; build nothing.
+
+    Args:
+        for_training: look at its ``lightning`` section too, of which only a training makes use.
 
     Raises:
         ConfigError: CONFIG-MISSING, CONFIG-UNKNOWN, CONFIG-TARGET or CONFIG-VALUE.
     """
+    from ldm.data.datamodule import ContrastDataModule
+    from ldm.models.base import RunModule
+
     for path, value in _leaves(config):
         if isinstance(value, float) and not math.isfinite(value):
             raise bad_value(f"{path} is {value}: give a finite number")
@@ -247,18 +253,13 @@ def validate(config: Mapping[str, Any]) -> None:
     if place.is_absolute() or ".." in place.parts:
         raise bad_value(f"name is {place}: give a name, of a folder below runs/")
     check_ranges({"seed": config.get("seed")}, "config")
-    _validate_lightning(config.get("lightning") or {})  # before the model, to which it gives steps
-    for section, kind in _section_classes().items():
+    if for_training:  # before the model, to which it gives steps
+        _validate_lightning(config.get("lightning") or {})
+    for section, kind in (("model", RunModule), ("data", ContrastDataModule)):
         if section not in config:
             raise ConfigError("CONFIG-MISSING", f"there is no '{section}' section: give its YAML")
         _require_kind(config[section], section, kind)
         validate_node(config[section], section)
-
-
-def _section_classes() -> dict[str, type]:
-    from pytorch_lightning import LightningDataModule, LightningModule
-
-    return {"model": LightningModule, "data": LightningDataModule}
 
 
 def _require_kind(node: Any, where: str, kind: type) -> None:

@@ -44,7 +44,7 @@ def reading(
     """Return the seconds of one slice of all contrasts, by where it comes from."""
     config = load_config([CONFIG], [f"data.params.root={root}", "data.params.val=0"])
     data = instantiate_from_config(config["data"], where="data")
-    data.setup("fit")
+    data.setup()
     chosen = data.train_slices.subjects[:subjects]
     found = [data.subjects[cached.id] for cached in chosen]
     opened = [cached.open("slices") for cached in chosen]  # once for a training

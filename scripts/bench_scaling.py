@@ -87,10 +87,10 @@ def step(name: str, root: Path, cache: Path, patients: int) -> dict[str, float]:
     elif name in STARTS:
         data = data_of(root, cache)
         began = time.process_time()
-        data.setup("fit")
+        data.setup()
     elif name == "first batch":
         data = data_of(root, cache)
-        data.setup("fit")
+        data.setup()
         began = time.process_time()
         next(iter(data.train_dataloader()))
     else:

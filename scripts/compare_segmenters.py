@@ -81,7 +81,7 @@ def measure(files: list[str], patients: Path, steps: int, seed: int) -> dict[str
     yamls = [f for f in files if "=" not in f] + ["configs/segmentation/lesion.yaml"]
     config = load_config(yamls, overrides)
     data = instantiate_from_config(config["data"])
-    data.setup("fit")
+    data.setup()
     keep_most_lesion(data.train_slices)
     keep_most_lesion(data.val_dataset)
     torch.manual_seed(seed)
@@ -110,8 +110,8 @@ def keep_most_lesion(slices: SliceDataset) -> None:
 
 def fit(model: Any, slices: SliceDataset, steps: int, seed: int, batch_size: int = 4) -> None:
     """Train a model as ``dsdiff segment train`` does, without its run folder and average."""
-    chosen = model.configure_optimizers()
-    optimizer, schedule = chosen["optimizer"], chosen["lr_scheduler"]["scheduler"]
+    optimizer = model.new_optimizer()
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, model.rate_factor)
     order = iter(EndlessShuffle(len(slices), seed))
     model.train()
     for _ in range(steps):

@@ -32,6 +32,7 @@ NOT_OF_A_BENCHMARK = ("cli", "diagnosis", "exporting", "importing", "phantom")
 LIBRARY = tuple(f"ldm.{room}" for room in ROOMS)
 NETWORKS_MAY = ("torch", "einops", "timm", "numpy", "ldm.modules", "ldm.errors")
 NETWORKS_MAY += ("ldm.util.nearest", "ldm.util.shows")
+CONFIG = REPO / "ldm/config.py"  # checks what a YAML gives to the trainer, where one is begun
 ADAPTER = REPO / "ldm/modules/adapter.py"  # builds the foreign network that a YAML names
 
 # room -> the rooms that it may import; facts (study, config, storage, errors, ...) are everyone's.
@@ -47,9 +48,9 @@ MAY = {
     "inference": ["data", "models", "modules", "cost", "plots"],
     "evaluation": ["data", "inference", "models", "losses"],
     "report": ["evaluation", "plots", "data"],
-    "diagnosis": ["plots", "data", "evaluation", "models", "losses", "callbacks"],
+    "diagnosis": ["plots", "data", "evaluation", "models", "losses"],
     "training": ["data", "models", "callbacks", "cost"],
-    "exporting": ["data", "inference", "callbacks"],
+    "exporting": ["data", "inference"],
     "importing": ["models", "modules", "losses", "data"],
     "benchmark": [room for room in ROOMS if room not in NOT_OF_A_BENCHMARK],
     "cli": ROOMS,
@@ -159,6 +160,18 @@ def test_networks_know_torch_and_little_else():
         if name.partition(".")[0] not in sys.stdlib_module_names
         and not within(name, NETWORKS_MAY)
         and not (path == ADAPTER and within(name, ["ldm.util", "ldm.called"]))
+    ]
+    assert not wrong
+
+
+def test_lightning_is_what_trains_and_nothing_else():
+    """Whoever samples, prepares or judges neither waits for it nor depends on it."""
+    wrong = [
+        f"{path.relative_to(REPO)} imports {name}"
+        for path in sources("ldm")
+        if path.parent.name not in ("training", "callbacks") and path != CONFIG
+        for name in imports(path)
+        if within(name, ["pytorch_lightning", "lightning_fabric"])
     ]
     assert not wrong
 

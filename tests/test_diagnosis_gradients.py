@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from ldm.callbacks.gradients import PLACES, TimestepLosses, layers_by_depth, watch_order
+from ldm.callbacks.gradients import TimestepLosses, layers_by_depth, watch_order
 from ldm.config import config_root, load_config
+from ldm.curves import PLACES
 from ldm.study import build_model
 
 TINY = sorted(path.stem for path in (config_root() / "backbone").glob("*_tiny.yaml"))
@@ -79,10 +80,10 @@ def test_of_batches_that_are_accumulated_one_loss_a_step_is_logged():
         trainer = SimpleNamespace(
             global_step=step, log_every_n_steps=2, loggers=[logger], fit_loop=loop
         )
-        losses.on_train_batch_end(trainer, model)
+        losses.on_train_batch_end(trainer, SimpleNamespace(model=model))
     model.last_fit = (torch.tensor([]), torch.tensor([]))  # all of a small batch was for the mean
     trainer.global_step = 6
-    losses.on_train_batch_end(trainer, model)
+    losses.on_train_batch_end(trainer, SimpleNamespace(model=model))
     assert logged == [
         (1, {"train/loss_t0": 3.0, "train/loss_t3": 2.0}),
         (3, {"train/loss_t0": 7.0, "train/loss_t3": 2.0}),

@@ -197,13 +197,12 @@ def test_a_student_starts_as_its_teacher_and_does_not_hold_it(teacher):
 
 def test_a_saved_student_needs_no_teacher_until_it_trains(teacher):
     student = Distillation(**PARAMS, teacher=teacher, substeps=5)
-    checkpoint = {}
-    student.on_save_checkpoint(checkpoint)
+    checkpoint = student.saved_state()
     resumed = Distillation(**PARAMS, **student.portable_params(), substeps=5)
     assert resumed.teacher.model is None
     with pytest.raises(ConfigError, match="CONFIG-MISSING: which teacher"):
         resumed.check_start(None)
-    resumed.on_load_checkpoint(checkpoint)
+    resumed.restore_state(checkpoint)
     resumed.load_state_dict(student.state_dict())  # as Lightning does
     torch.manual_seed(0)
     first = student.batch_loss(batch(2))["loss"]

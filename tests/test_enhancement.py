@@ -204,7 +204,8 @@ def test_validation_logs_the_recovery_of_all_batches_together():
     module = SimpleNamespace(
         device="cpu", all_gather=lambda x: x, log=lambda *a, **k: logged.append(a)
     )
-    trainer = SimpleNamespace(datamodule=SimpleNamespace(study=Study()), sanity_checking=False)
+    data = SimpleNamespace(data=SimpleNamespace(study=Study()))
+    trainer = SimpleNamespace(datamodule=data, sanity_checking=False)
     callback, logged = ValidationRecovery(), []
     native = torch.full((1, 3, 2, 2), 0.1)
     native[:, 1:] = 9  # T2 and FLAIR are not looked at

@@ -346,9 +346,7 @@ def test_importance_of_timesteps_is_kept_in_the_checkpoint():
     model, other = (process(timesteps_config=importance) for _ in range(2))
     model.train()
     model.batch_loss(batch())
-    checkpoint = {}
-    model.on_save_checkpoint(checkpoint)
-    other.on_load_checkpoint(checkpoint)
+    other.restore_state(model.saved_state())
     assert model.timesteps.seen.sum() == 2
     assert torch.equal(other.timesteps.losses, model.timesteps.losses)
 

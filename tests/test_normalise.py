@@ -342,7 +342,7 @@ def test_the_standard_scale_is_learned_from_training_subjects_alone(brats_folder
     def module(config):
         options = {"image_size": 16, "num_workers": 0, "val": ["p3"], "normaliser_config": config}
         data = ContrastDataModule(str(brats_folder), **options)
-        data.setup("fit")
+        data.setup()
         return data
 
     first = module(config)

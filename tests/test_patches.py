@@ -137,7 +137,7 @@ def data_module(folder, **options):
     node = {"target": "ldm.data.augmentation.SliceAugmentation"}
     settings = {"num_workers": 0, "val": ["p3"], "seed": 5, "augmentation_config": node}
     module = ContrastDataModule(str(folder), image_size=[4, 6, 6], **settings, **options)
-    module.setup("fit")
+    module.setup()
     return module
 
 

@@ -18,6 +18,7 @@ from ldm.errors import ConfigError, DataError
 from ldm.models.segmentation import Segmentation, foreground_shares
 from ldm.regions import REGION_SETS, label_map, region_masks, region_names
 from ldm.study import build_model
+from ldm.training.module import TrainingModule
 
 UNET = {
     "target": "ldm.modules.diffusionmodules.attention_unet.AttentionUNet",
@@ -77,20 +78,20 @@ def test_unknown_region_is_refused_with_the_nearest():
 @pytest.mark.parametrize("size", [16, [6, 8, 8]], ids=["slices", "patches"])
 def test_without_a_target_every_contrast_is_a_condition(brats_folder, size):
     data = data_module(brats_folder, image_size=size)
-    data.setup("fit")
+    data.setup()
     item = data.train_slices[0]
     assert "target" not in item
     assert item["condition"].shape[0] == 2 and item["presence"].shape == (2,)
     assert item["seg"].shape == item["brain"].shape
     with_target = data_module(brats_folder, image_size=size, target="t1ce")
-    with_target.setup("fit")
+    with_target.setup()
     other = with_target.train_slices[0]
     assert all(torch.equal(item[name], other[name]) for name in ("condition", "brain", "seg"))
 
 
 def test_foreground_share_is_that_of_the_examples(brats_folder):
     data = data_module(brats_folder)
-    data.setup("fit")
+    data.setup()
     labels = batch_of(data.train_slices)["seg"]
     shares = foreground_shares(data.train_slices, ["lesion"])
     assert shares["lesion"] == pytest.approx((labels > 0).float().mean().item())
@@ -98,7 +99,7 @@ def test_foreground_share_is_that_of_the_examples(brats_folder):
 
 def test_start_measures_the_weight_of_the_foreground(brats_folder):
     data, model = data_module(brats_folder), segmenter(regions="lesion")
-    data.setup("fit")
+    data.setup()
     model.check_start(data)
     share = foreground_shares(data.train_slices, ["lesion"])["lesion"]
     saved = model.portable_params()["loss_config"]["params"]["pos_weight"]
@@ -108,14 +109,14 @@ def test_start_measures_the_weight_of_the_foreground(brats_folder):
 def test_patients_without_labels_are_refused(brats_folder):
     write_subject(brats_folder, "p4", contrasts=("t1", "flair"), seed=4)
     data = data_module(brats_folder)
-    data.setup("fit")
+    data.setup()
     with pytest.raises(DataError, match="case=p4.*have no seg"):
         segmenter(regions="lesion").check_start(data)
 
 
 def test_region_that_never_occurs_is_refused(brats_folder):
     data = data_module(brats_folder)  # whose labels are 0 and 1
-    data.setup("fit")
+    data.setup()
     with pytest.raises(DataError, match="region 'et'"):
         segmenter(regions="tumour").check_start(data)
 
@@ -238,7 +239,7 @@ def test_a_network_that_only_denoises_is_refused():
 def test_gates_wait_then_learn():
     """In the first stage the optimizer passes over the gates, in the second it trains all."""
     model = segmenter(unet={"channels": [32, 32, 32]}, warmup_steps=0)
-    optimizer = model.configure_optimizers()["optimizer"]
+    optimizer = model.new_optimizer()
     stage = FrozenStage(steps=1)
     batch = {
         "condition": torch.randn(2, 2, 16, 16),
@@ -250,7 +251,8 @@ def test_gates_wait_then_learn():
         before = {n: p.detach().clone() for n, p in model.named_parameters()}
         optimizer.zero_grad()
         model.batch_loss(batch)["loss"].backward()
-        stage.on_before_optimizer_step(SimpleNamespace(global_step=step), model, optimizer)
+        trainer = SimpleNamespace(global_step=step)
+        stage.on_before_optimizer_step(trainer, TrainingModule(model), optimizer)
         optimizer.step()
         moved.append({n for n, p in model.named_parameters() if not torch.equal(p, before[n])})
     gates = {n for n, _ in model.named_parameters() if n.startswith("unet.gates.")}
@@ -261,7 +263,7 @@ def test_gates_wait_then_learn():
 @pytest.mark.parametrize("name", ["unet.gate", "loss"])
 def test_stage_of_unknown_weights_is_refused(name):
     with pytest.raises(ConfigError, match="holds no weights"):
-        FrozenStage([name]).on_fit_start(None, segmenter())
+        FrozenStage([name]).on_fit_start(None, TrainingModule(segmenter()))
 
 
 # ---- augmentation --------------------------------------------------------------------------------

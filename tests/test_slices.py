@@ -26,6 +26,7 @@ from ldm.data.slices import EndlessShuffle, SliceDataset, with_neighbours
 from ldm.errors import ConfigError, DataError, OutputError
 from ldm.storage import cache_root
 from ldm.study import Study
+from ldm.training.module import TrainingData
 
 AUGMENTED = {"target": "ldm.data.augmentation.SliceAugmentation", "params": {"shift": 1.0}}
 
@@ -40,7 +41,7 @@ def data_module(folder, **options) -> ContrastDataModule:
     module = ContrastDataModule(
         str(folder), **{"image_size": 16, "num_workers": 0, "val": ["p3"], "seed": 5, **options}
     )
-    module.setup("fit")
+    module.setup()
     return module
 
 
@@ -432,8 +433,9 @@ def test_a_resumed_run_goes_on_after_the_batches_already_drawn(brats_folder):
     resumed = data_module(brats_folder, augmentation_config=AUGMENTED)
     progress = SimpleNamespace(total=SimpleNamespace(ready=4))
     loop = SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress))
-    resumed.trainer = SimpleNamespace(global_rank=0, world_size=1, fit_loop=loop)
-    assert_equal_batches(whole[4:], batches(resumed, 5))
+    of_training = TrainingData(resumed)
+    of_training.trainer = SimpleNamespace(global_rank=0, world_size=1, fit_loop=loop)
+    assert_equal_batches(whole[4:], batches(of_training, 5))
 
 
 def test_no_patient_is_trained_and_validated_on(brats_folder):
@@ -524,7 +526,7 @@ def test_values_out_of_range_are_refused_before_the_data_is_touched(wrong):
 
 def test_the_folder_must_be_given():
     with pytest.raises(ConfigError, match=r"data\.params\.root is not set"):
-        ContrastDataModule().setup("fit")
+        ContrastDataModule().setup()
 
 
 def scanned(seed, curves=0.5, free=(1, 2), contrasts=3, neighbours=0):

@@ -195,11 +195,11 @@ def test_numbers_of_a_patient_travel_in_the_batch(brats_folder, tmp_path):
         )
 
     data = module({"p0": 63.5, "p1": ""})
-    data.setup("fit")
+    data.setup()
     assert data.study.facts()["covariates"] == ["Age", "field"]
     seen = {}
     for item in (data.train_slices[i] for i in range(len(data.train_slices))):
         seen[item["subject"]] = item["covariates"].tolist()
     assert seen["p0"] == [63.5, 3.0] and np.isnan(seen["p1"][0]) and seen["p1"][1] == 3.0
     with pytest.raises(DataError, match=r"DATA-FORMAT case=p1: age is 'old'"):
-        module({"p0": 1, "p1": "old"}).setup("fit")
+        module({"p0": 1, "p1": "old"}).setup()

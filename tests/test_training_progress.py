@@ -98,7 +98,8 @@ def test_waiting_for_data_is_told_apart_from_working(monkeypatch):
     monkeypatch.setattr("time.monotonic", lambda: clock)
     shown, at = TrainingProgress(told.append), trainer(0, 100)
     at.is_global_zero, at.world_size, at.accumulate_grad_batches = True, 2, 2
-    at.datamodule, at.callback_metrics = SimpleNamespace(batch_size=3), {}
+    at.datamodule = SimpleNamespace(data=SimpleNamespace(batch_size=3))
+    at.callback_metrics = {}
     for step in range(1, 12):
         clock += 1
         shown.on_train_batch_start(at, None)

@@ -8,8 +8,8 @@ from typing import Any
 
 from ldm.benchmark.plan import GridCell, Training
 from ldm.benchmark.results import RowCost
-from ldm.callbacks.metrics_file import read_curves
 from ldm.cost.network import count_flops, count_parameters, training_flops
+from ldm.curves import read_curves
 from ldm.storage import COST_FILE, read_json, write_json
 from ldm.study import build_model
 

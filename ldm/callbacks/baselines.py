@@ -34,7 +34,8 @@ class ValidationBaselines(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
         """Log both for a batch; the first time the regression is fitted."""
-        study, subjects = trainer.datamodule.study, trainer.datamodule.train_slices.subjects
+        data = trainer.datamodule.data
+        study, subjects = data.study, data.train_slices.subjects
         if study.target is None:
             return
         if not self.regressions:

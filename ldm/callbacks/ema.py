@@ -8,6 +8,7 @@ from pytorch_lightning.callbacks import WeightAveraging
 from torch import Tensor
 
 from ldm.errors import bad_value
+from ldm.models.base import RunModule
 
 
 class EMA(WeightAveraging):
@@ -53,9 +54,9 @@ class EMA(WeightAveraging):
         """Leave the live weights as they are, so that a finished run can be trained further."""
 
 
-def averaged_module(trainer: pl.Trainer, module: pl.LightningModule) -> pl.LightningModule:
+def averaged_model(trainer: pl.Trainer) -> RunModule:
     """Return the model with averaged weights, or the live one where there is no average."""
     for callback in trainer.callbacks:
         if isinstance(callback, WeightAveraging) and callback._average_model is not None:
-            return callback._average_model.module
-    return module
+            return callback._average_model.module.model
+    return trainer.lightning_module.model

@@ -38,7 +38,7 @@ class ValidationRecovery(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
         """Add the images of a batch."""
-        study = trainer.datamodule.study
+        study = trainer.datamodule.data.study
         mask = enhancing_tumour(batch)
         if study.enhanced is None or mask is None:
             return

@@ -16,15 +16,14 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ldm.callbacks.run import is_whole
+from ldm.curves import BUCKETS, PLACES
 
-PLACES = ("encoder_first", "encoder_last", "decoder_first", "output")
 HALVES = (
     ("input_blocks", "output_blocks"),
     ("encoder", "decoder"),
     ("in_blocks", "out_blocks"),
     ("down_blocks", "up_blocks"),
 )
-BUCKETS = 4
 
 
 class GradientNorms(Callback):
@@ -44,7 +43,7 @@ class GradientNorms(Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Watch the first batch."""
         self._order, self.layers = {}, {}
-        self._hooks = watch_order(pl_module.network, self._order)
+        self._hooks = watch_order(pl_module.model.network, self._order)
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
@@ -52,7 +51,8 @@ class GradientNorms(Callback):
         """Log the norms in the steps that are logged."""
         if self._hooks:
             self._unwatch()
-            self.layers = layers_by_depth(self._order or dict(pl_module.network.named_modules()))
+            order = self._order or dict(pl_module.model.network.named_modules())
+            self.layers = layers_by_depth(order)
         if (trainer.global_step + 1) % trainer.log_every_n_steps:
             return
         for place, layer in self.layers.items():
@@ -128,12 +128,12 @@ class TimestepLosses(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any
     ) -> None:
         """Log the quarters of the last batch in the steps that are logged."""
-        last, step = getattr(pl_module, "last_fit", None), trainer.global_step
+        last, step = getattr(pl_module.model, "last_fit", None), trainer.global_step
         if last is None or step % trainer.log_every_n_steps or not is_whole(trainer):
             return
         if not len(last[0]):
             return  # all of a small batch was for the mean
-        quarters = (last[0] * BUCKETS // len(pl_module.schedule)).cpu()
+        quarters = (last[0] * BUCKETS // len(pl_module.model.schedule)).cpu()
         losses = last[1].cpu()
         means = {
             f"train/loss_t{bucket}": losses[quarters == bucket].mean().item()

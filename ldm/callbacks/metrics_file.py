@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import csv
 from argparse import Namespace
-from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
+from ldm.curves import COLUMNS, METRICS_FILE, rows
 from ldm.storage import appending, atomic_path
-
-METRICS_FILE = "metrics.csv"
-COLUMNS = ("step", "metric", "value")
 
 
 class MetricsFile(Logger):
@@ -41,15 +36,15 @@ class MetricsFile(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Append one line for each metric, but for those that were written just now."""
-        rows = [(step, name, f"{value:.9g}") for name, value in metrics.items() if name != "epoch"]
-        rows = [row for row in rows if row not in self._newest]
-        if not rows:
+        new = [(step, name, f"{value:.9g}") for name, value in metrics.items() if name != "epoch"]
+        new = [row for row in new if row not in self._newest]
+        if not new:
             return
         if not self.is_begun:
-            self._begin(step, is_validation=all(name.startswith("val/") for _, name, _ in rows))
+            self._begin(step, is_validation=all(name.startswith("val/") for _, name, _ in new))
         with appending(self.path) as file:
-            csv.writer(file).writerows(rows)
-        self._newest = rows
+            csv.writer(file).writerows(new)
+        self._newest = new
 
     def _begin(self, step: int, is_validation: bool) -> None:
         """Drop the rows that are written again: from this step on.
@@ -58,7 +53,7 @@ class MetricsFile(Logger):
         """
         kept = [
             row
-            for row in _rows(self.path)
+            for row in rows(self.path)
             if row[0] < step or (is_validation and row[0] == step and not row[1].startswith("val/"))
         ]
         with (
@@ -72,24 +67,3 @@ class MetricsFile(Logger):
         self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any
     ) -> None:
         """Do nothing: ``config.yaml`` holds the hyper-parameters."""
-
-
-def read_curves(run: Path) -> dict[str, tuple[list[int], list[float]]]:
-    """Return (steps, values) of each metric in a run's ``metrics.csv``."""
-    curves: dict[str, tuple[list[int], list[float]]] = defaultdict(lambda: ([], []))
-    for step, metric, value in _rows(run / METRICS_FILE):
-        curves[metric][0].append(step)
-        curves[metric][1].append(float(value))
-    return dict(curves)
-
-
-def _rows(path: Path) -> Iterator[tuple[int, str, str]]:
-    """Yield step, metric and value of each whole line: a kill may have torn one."""
-    if not path.is_file():
-        return
-    with path.open(encoding="utf-8", errors="replace", newline="") as file:
-        for line in file:
-            with suppress(ValueError, csv.Error):
-                step, metric, value = next(csv.reader([line]), ())
-                float(value)
-                yield int(step), metric, value

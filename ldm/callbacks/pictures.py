@@ -11,8 +11,9 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
 from ldm.callbacks.enhancement import enhancing_tumour
-from ldm.callbacks.metrics_file import read_curves
 from ldm.callbacks.trackers import Tracker
+from ldm.curves import read_curves
+from ldm.models.base import RunModule
 from ldm.plots.features import feature_figure
 from ldm.plots.figures import loss_figure, strip_figure
 from ldm.storage import write_file
@@ -54,10 +55,10 @@ class Grid(Callback):
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw."""
         if self.shown and trainer.is_global_zero and not trainer.sanity_checking:
-            self.draw(trainer, pl_module, [item for _, item in self.shown])
+            self.draw(trainer, pl_module.model, [item for _, item in self.shown])
         self.shown = []
 
-    def draw(self, trainer: pl.Trainer, model: pl.LightningModule, items: list[Any]) -> None:
+    def draw(self, trainer: pl.Trainer, model: RunModule, items: list[Any]) -> None:
         """Write the pictures of the items that were kept."""
         raise NotImplementedError
 
@@ -75,7 +76,7 @@ class SampleGrid(Grid):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
         """Keep the slices with most enhancing tumour, or else the first ones."""
-        data = trainer.datamodule
+        data = trainer.datamodule.data
         own = own_channels(len(data.conditions), data.neighbours)
         tumour = enhancing_tumour(batch)
         for i, subject in enumerate(batch["subject"]):
@@ -88,7 +89,7 @@ class SampleGrid(Grid):
             strip["error"] = np.abs(strip["synthetic"] - strip["real"])
             self.keep(size, (f"{subject} · {int(batch['slice'][i])}", strip))
 
-    def draw(self, trainer: pl.Trainer, model: pl.LightningModule, items: list[Any]) -> None:
+    def draw(self, trainer: pl.Trainer, model: RunModule, items: list[Any]) -> None:
         """Write the picture."""
         titles, strips = zip(*items, strict=True)
         save_picture(trainer, "step", strip_figure(strips, titles))
@@ -112,7 +113,7 @@ class FeatureMaps(Callback):
         """Write the picture of the first batch."""
         if batch_idx or not trainer.is_global_zero or trainer.sanity_checking:
             return
-        if features := pl_module.features(batch):
+        if features := pl_module.model.features(batch):
             save_picture(trainer, "features-step", feature_figure(features))
 
 

@@ -105,7 +105,7 @@ class TrainingProgress(Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Say what validation found."""
         if trainer.is_global_zero and not trainer.sanity_checking:
-            copied = trainer.datamodule.study.copied
+            copied = trainer.datamodule.data.study.copied
             told = ", ".join(validated(trainer.callback_metrics, copied))
             if told:
                 self.tell(f"{self.position(trainer)}  {told}")
@@ -158,13 +158,13 @@ class TrainingProgress(Callback):
 
 def images_a_step(trainer: pl.Trainer) -> int:
     """Return how many slices or patches all processes see from one step of the optimizer on."""
-    per_process = trainer.datamodule.batch_size * trainer.accumulate_grad_batches
+    per_process = trainer.datamodule.data.batch_size * trainer.accumulate_grad_batches
     return per_process * trainer.world_size
 
 
 def described(trainer: pl.Trainer) -> Iterator[str]:
     """Yield lines: where it runs, on whom, on how much of them, and whether none will be judged."""
-    data, folder = trainer.datamodule, trainer.default_root_dir
+    data, folder = trainer.datamodule.data, trainer.default_root_dir
     several = f"{trainer.world_size} x " if trainer.world_size > 1 else ""
     device = device_name(trainer.strategy.root_device.type)
     yield f"device    {several}{device}, precision {trainer.precision}; run folder {folder}"

@@ -14,7 +14,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, Checkpoint
 
-from ldm.callbacks.ema import averaged_module
+from ldm.callbacks.ema import averaged_model
 from ldm.callbacks.metrics_file import MetricsFile
 from ldm.checkpoint import BOUND, CHECKPOINTS, EMA_WEIGHTS, LAST, WEIGHTS
 from ldm.errors import CheckpointError, DsdiffError, NonFiniteError, OutputError, bad_value, one_of
@@ -208,12 +208,12 @@ class RunCheckpoint(Checkpoint):
     def save_weights(self, trainer: pl.Trainer, described: dict[str, Any]) -> OutputError | None:
         """Write ``model.safetensors``, the averaged weights; return why that failed."""
         if trainer.is_global_zero:
-            averaged = averaged_module(trainer, trainer.lightning_module)
-            metadata = averaged.facts() | averaged.measure(trainer.datamodule) | described
+            model = averaged_model(trainer)
+            metadata = model.facts() | model.measure(trainer.datamodule.data) | described
             metadata |= {"step": trainer.global_step, BOUND: trainer.strategy.checkpoint_io.bound}
-            metadata[WEIGHTS] = LAST if averaged is trainer.lightning_module else EMA_WEIGHTS
+            metadata[WEIGHTS] = LAST if model is trainer.lightning_module.model else EMA_WEIGHTS
             try:
-                save_model(Path(trainer.default_root_dir), averaged.state_dict(), metadata)
+                save_model(Path(trainer.default_root_dir), model.state_dict(), metadata)
             except OutputError as error:
                 return error
         return None

@@ -25,7 +25,7 @@ class SegmentationGrid(Grid):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
         """Keep the slices with most foreground."""
-        target = pl_module.target(batch)
+        target = pl_module.model.target(batch)
         for i, subject in enumerate(batch["subject"]):
             item = {
                 "title": f"{subject} · {int(batch['slice'][i])}",
@@ -33,11 +33,11 @@ class SegmentationGrid(Grid):
                 "presence": batch["presence"][i],
                 "brain": batch["brain"][i, 0],
                 "reference": target[i],
-                "prediction": outputs["probability"][i] > pl_module.threshold,
+                "prediction": outputs["probability"][i] > pl_module.model.threshold,
             }
             self.keep(int(target[i].sum()), item)
 
-    def draw(self, trainer: pl.Trainer, model: pl.LightningModule, items: list[Any]) -> None:
+    def draw(self, trainer: pl.Trainer, model: Any, items: list[Any]) -> None:
         """Write the pictures."""
         titles, rows = [item["title"] for item in items], [_row(item, model) for item in items]
         save_picture(trainer, "step", overlay_figure(rows, titles))
@@ -49,7 +49,7 @@ class SegmentationGrid(Grid):
             save_picture(trainer, "attention", figure)
 
 
-def _row(item: dict[str, Any], model: pl.LightningModule) -> dict[str, Any]:
+def _row(item: dict[str, Any], model: Any) -> dict[str, Any]:
     own = item["condition"][own_channels(len(model.conditions), model.neighbours)]
     images = {n: plane(image) for n, image in zip(model.conditions, own, strict=True)}
     last = images[model.conditions[-1]]

@@ -23,7 +23,7 @@ class FrozenStage(Callback):
     of batch norms follow the data meanwhile.
 
     Args:
-        frozen: names of submodules of the LightningModule, such as ``unet.gates``.
+        frozen: names of submodules of the model, such as ``unet.gates``.
         steps: optimizer steps for which they wait.
     """
 
@@ -37,7 +37,7 @@ class FrozenStage(Callback):
             ConfigError: CONFIG-VALUE.
         """
         for name in self.frozen:
-            self._module(pl_module, name)
+            self._module(pl_module.model, name)
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
@@ -45,7 +45,7 @@ class FrozenStage(Callback):
         """Drop the gradients of what waits; the optimizer passes over weights without one."""
         if trainer.global_step < self.steps:
             for name in self.frozen:
-                self._module(pl_module, name).zero_grad(set_to_none=True)
+                self._module(pl_module.model, name).zero_grad(set_to_none=True)
 
     @staticmethod
     def _module(model: nn.Module, name: str) -> nn.Module:

@@ -23,7 +23,7 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
 from ldm.binding import PATIENTS, PLACES
-from ldm.callbacks.metrics_file import read_curves
+from ldm.curves import read_curves
 from ldm.extras import optional_module
 from ldm.storage import read_json, write_csv, write_json
 from ldm.util import without_params

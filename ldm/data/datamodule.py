@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset, default_collate
 
@@ -43,7 +42,7 @@ JUDGED_PATIENTS, JUDGED_SLICES = 32, 3  # most of them, and of their slices
 log = logging.getLogger(__name__)
 
 
-class ContrastDataModule(pl.LightningDataModule):
+class ContrastDataModule:
     """Slices, or patches of the volumes, of the subjects below a folder, in any known layout.
 
     Args:
@@ -91,7 +90,6 @@ class ContrastDataModule(pl.LightningDataModule):
         layout: str | Mapping[str, Any] | None = None,
         **settings: Any,
     ) -> None:
-        super().__init__()
         is_forked = multiprocessing.get_start_method() == "fork"
         self.worker_timeout = (
             (30 if is_forked else 120) if worker_timeout is None else worker_timeout
@@ -166,7 +164,7 @@ class ContrastDataModule(pl.LightningDataModule):
         )
         return subjects
 
-    def setup(self, stage: str) -> None:
+    def setup(self) -> None:
         """Find and split the subjects, decode those of training and validation once.
 
         Raises:
@@ -234,11 +232,14 @@ class ContrastDataModule(pl.LightningDataModule):
         learned = self.preparation.normaliser.learned_config(self.normaliser_config)
         return {"normaliser_config": learned}
 
-    def train_dataloader(self) -> DataLoader:
-        """Return batches for ever; a resumed run goes on after the batches already drawn."""
-        trainer = self.trainer
-        rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
-        drawn = trainer.fit_loop.epoch_loop.batch_progress.total.ready if trainer else 0
+    def train_dataloader(self, drawn: int = 0, rank: int = 0, world: int = 1) -> DataLoader:
+        """Return batches for ever.
+
+        Args:
+            drawn: batches of each process that a resumed run has drawn already.
+            rank: which of the processes this is.
+            world: number of processes that share a batch.
+        """
         start = drawn * self.batch_size * world
         sampler = EndlessShuffle(
             len(self.train_slices), self.seed, start, rank, world, *self._abnormal()
@@ -343,7 +344,7 @@ class ContrastDataModule(pl.LightningDataModule):
         self._loaders.append(loader)
         return loader
 
-    def on_exception(self, exception: BaseException) -> None:
+    def kill_workers(self) -> None:
         """Kill the loading processes: one that is stopped would be waited for at the end."""
         for loader in self._loaders:
             for worker in getattr(loader._iterator, "_workers", ()):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.claims import claim, permit
-from ldm.config import Overrides, load_config
+from ldm.config import Overrides, merge_config, validate
 from ldm.data.datamodule import ContrastDataModule
 from ldm.data.layouts import Choice, Subject
 from ldm.data.layouts.base import stored_files
@@ -120,9 +120,10 @@ def data_module(
     Raises:
         ConfigError: what is wrong, with its key path.
     """
-    node = load_config(listed(config) or [BASE], overrides)["data"]
+    resolved = merge_config(listed(config) or [BASE], overrides)
+    validate(resolved, for_training=False)
     own: dict[str, Any] = {"root": str(root), **({"layout": layout} if layout else {})}
-    data: ContrastDataModule = instantiate_from_config(node, where="data", **own)
+    data: ContrastDataModule = instantiate_from_config(resolved["data"], where="data", **own)
     data.progress = progress
     return data
 

@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from ldm.callbacks.gradients import BUCKETS, PLACES
-from ldm.callbacks.metrics_file import METRICS_FILE, read_curves
 from ldm.config import read_saved_config
+from ldm.curves import BUCKETS, METRICS_FILE, PLACES, read_curves
 from ldm.diagnosis.curves import Curve
 from ldm.diagnosis.data import DataDiagnosis
 from ldm.errors import CheckpointError

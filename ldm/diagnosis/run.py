@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ldm.callbacks.gradients import BUCKETS
+from ldm.curves import BUCKETS
 from ldm.data.layouts import Choice
 from ldm.diagnosis.causes import CAUSES
 from ldm.diagnosis.curves import plateau_start

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import ldm
-from ldm.callbacks.metrics_file import read_curves
 from ldm.checkpoint import (
     WEIGHTS,
     claim_model,
@@ -18,6 +17,7 @@ from ldm.checkpoint import (
     require_free,
     write_model_folder,
 )
+from ldm.curves import read_curves
 from ldm.data.seen import SUBJECTS_FILE
 from ldm.errors import CheckpointError
 from ldm.exporting.denoiser import denoiser_files

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from ldm.errors import ConfigError, NonFiniteError, bad_value, one_of
+from ldm.errors import ConfigError, bad_value, one_of
 from ldm.models.draws import Draws
-from ldm.storage import stable_seed
 from ldm.study import ASKED
 from ldm.util import instantiate_from_config
 
@@ -30,13 +29,27 @@ RATE_SCHEDULES: dict[str, Callable[[float], float]] = {
 }
 
 
-class RunModule(pl.LightningModule):
-    """A LightningModule whose training is a function of its seed, and stops before NaN.
+@dataclass(frozen=True)
+class Validated:
+    """What a model has shown of a batch of validation.
 
-    Processes that share a batch train as one would on all of it, except for what a network draws by
-    itself (dropout) and for losses of a batch as a whole.
+    Args:
+        images: what callbacks draw and measure, by name.
+        numbers: means over the batch, by the name under which they are logged.
+        of_some: means over some of its items, and over how many.
+    """
 
-    A subclass gives ``batch_loss``, ``validation_step``, ``network`` and ``network_inputs``.
+    images: Mapping[str, Tensor]
+    numbers: Mapping[str, Tensor]
+    of_some: Mapping[str, tuple[Tensor, int]] = field(default_factory=dict)
+
+
+class RunModule(nn.Module):
+    """A model as a run holds it: its loss, its validation, and the optimizer of its weights.
+
+    It knows nothing of the loop that trains it, :class:`ldm.training.module.TrainingModule`.
+
+    A subclass gives ``batch_loss``, ``validate``, ``network`` and ``network_inputs``.
 
     Args:
         optimizer_config: ``target`` / ``params`` of a torch optimizer; None: :data:`ADAMW`.
@@ -50,6 +63,7 @@ class RunModule(pl.LightningModule):
     Attributes:
         next_command: what a user types after the training of a run, with ``{run}`` for its folder,
             ``{patients}`` for its data and ``{predictions}`` for a new folder.
+        step: optimizer steps that it has been trained, as far as the training tells it.
     """
 
     next_command: str
@@ -73,6 +87,12 @@ class RunModule(pl.LightningModule):
         self.decay_to = decay_to
         self.optimizer_config = optimizer_config or ADAMW
         self.warmup_steps, self.seed = warmup_steps, seed
+        self.step = 0
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return next(self.parameters()).device
 
     def next_step(
         self, run: Any, patients: Any = "SUBJECTS", predictions: Any = "PREDICTIONS"
@@ -116,54 +136,34 @@ class RunModule(pl.LightningModule):
         """Return what the network disentangles of a batch, {kind: [(B, C, *S) a stream]}."""
         return {}
 
-    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
-        """Return the loss of a batch; its noise is keyed by the position of each item in the run.
+    def begin_training(self, data: Any) -> None:
+        """Get ready for the steps of a training, new or resumed, on ``data``."""
 
-        Raises:
-            NonFiniteError: NONFINITE-LOSS, before any weight changes.
-            ConfigError: CONFIG-TARGET for a loss of which no weight can learn.
+    def validate(self, batch: Mapping[str, Any], place: int) -> Validated:
+        """Return how good the model is on a batch of validation.
+
+        Args:
+            place: which batch it is.
         """
-        drawn = self.trainer.fit_loop.epoch_loop.total_batch_idx  # batch_idx restarts on resume
-        rank, world = self.global_rank, self.trainer.world_size
-        torch.manual_seed(stable_seed(self.seed, "step", rank, drawn))  # of the network's dropout
-        items = len(batch["subject"])
-        draws = Draws((self.seed, "train"), items, drawn * items * world, rank, world)
-        losses = {n: torch.as_tensor(v) for n, v in self.batch_loss(batch, draws).items()}
-        if not losses["loss"].requires_grad:
-            raise ConfigError(
-                "CONFIG-TARGET",
-                "the loss does not depend on a weight that is trained, so nothing is learned: look "
-                "for .detach(), .item() or torch.no_grad() in networks and losses",
-            )
-        if not torch.isfinite(losses["loss"]):
-            told = ", ".join(f"{name} is {value.item():.3g}" for name, value in losses.items())
-            how = "the checkpoint is from before; try a lower learning rate or precision=32"
-            if not self.global_step:
-                how = "no weight has changed: look for a division by 0, a logarithm or a root"
-            raise NonFiniteError(
-                "NONFINITE-LOSS", f"{told} at step {self.global_step} on {cases_of(batch)}; {how}"
-            )
-        self.log_dict({f"train/{name}": value for name, value in losses.items()}, prog_bar=True)
-        return losses["loss"]
+        raise NotImplementedError
 
-    def log_validation(self, loss: Tensor, images: Tensor, batch: Mapping[str, Any]) -> None:
-        """Log the loss, and the quality of images (B, 1, *S) as the target, inside the brain."""
-        metrics = {
-            "val/loss": loss,
-            "val/psnr": psnr_in_brain(images, batch),
-            "val/mae": (images - batch["target"])[batch["brain"]].abs().mean(),
-        }
-        self.log_dict(metrics, prog_bar=True, batch_size=len(images), sync_dist=True)
+    def begin_validation(self) -> None:
+        """Forget what was counted in the validation before."""
 
-    def log_each_target(
-        self, images: Tensor, batch: Mapping[str, Any], names: Sequence[str]
-    ) -> None:
-        """Log ``val/psnr_t1`` and so on of the items of a batch that ask for T1."""
-        targets = wanted(batch)
-        for place in targets.unique().tolist():
-            items = targets == place
-            psnr = psnr_in_brain(images[items], items_of(batch, items))
-            self.log(f"val/psnr_{names[place]}", psnr, batch_size=int(items.sum()))
+    def end_validation(self, summed: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        """Return what was counted over all batches, by name.
+
+        Args:
+            summed: adds a tensor over all processes.
+        """
+        return {}
+
+    def saved_state(self) -> dict[str, Any]:
+        """Return what a resumed training needs beside the weights."""
+        return {}
+
+    def restore_state(self, saved: Mapping[str, Any]) -> None:
+        """Take what :meth:`saved_state` gave, out of a checkpoint, which may be an old one."""
 
     def rate_factor(self, step: int) -> float:
         """Return the share of the learning rate at a step: linear warm-up, then the schedule."""
@@ -174,8 +174,12 @@ class RunModule(pl.LightningModule):
         progress = min(1.0, max(0.0, (step - self.warmup_steps) / span))
         return warm * (self.decay_to + (1 - self.decay_to) * self.rate_schedule(progress))
 
-    def configure_optimizers(self) -> dict[str, Any]:
-        """Return the optimizer, with its schedule counted in steps."""
+    def new_optimizer(self) -> torch.optim.Optimizer:
+        """Return the optimizer of all weights that learn.
+
+        Raises:
+            ConfigError: CONFIG-TARGET where none does, or for an optimizer that is none.
+        """
         trainable = [p for p in self.parameters() if p.requires_grad]
         if not trainable:
             network = getattr(self.network, "diffusion_model", self.network)
@@ -184,17 +188,12 @@ class RunModule(pl.LightningModule):
                 f"{type(network).__name__} has no weight to train: give it a parameter with "
                 "requires_grad=True (docs/add-a-backbone.md)",
             )
-        optimizer = instantiate_from_config(
+        return instantiate_from_config(
             self.optimizer_config,
             where="model.params.optimizer_config",
             needs=("param_groups", "step"),
             params=trainable,
         )
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.rate_factor)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
-        }
 
 
 def wanted(batch: Mapping[str, Any]) -> Tensor:
@@ -210,6 +209,32 @@ def items_of(batch: Mapping[str, Any], items: Tensor) -> dict[str, Any]:
         name: value[places] if isinstance(value, Tensor) else [value[i] for i in places.tolist()]
         for name, value in batch.items()
     }
+
+
+def image_quality(loss: Tensor, images: Tensor, batch: Mapping[str, Any], **more: Any) -> Validated:
+    """Return the loss, and the quality of images (B, 1, *S) as the target, inside the brain.
+
+    Args:
+        **more: see :class:`Validated`.
+    """
+    numbers = {
+        "val/loss": loss,
+        "val/psnr": psnr_in_brain(images, batch),
+        "val/mae": (images - batch["target"])[batch["brain"]].abs().mean(),
+    }
+    return Validated({"synthetic": images}, numbers, **more)
+
+
+def psnr_of_each(
+    images: Tensor, batch: Mapping[str, Any], names: Sequence[str]
+) -> dict[str, tuple[Tensor, int]]:
+    """Return ``val/psnr_t1`` and so on of the items of a batch that ask for T1, and how many do."""
+    found, targets = {}, wanted(batch)
+    for place in targets.unique().tolist():
+        items = targets == place
+        psnr = psnr_in_brain(images[items], items_of(batch, items))
+        found[f"val/psnr_{names[place]}"] = psnr, int(items.sum())
+    return found
 
 
 def psnr_in_brain(images: Tensor, batch: Mapping[str, Any]) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ldm.called import module_from_config
 from ldm.errors import bad_value
 from ldm.losses.autoencoder import AutoencoderLoss
-from ldm.models.base import Config, RunModule
+from ldm.models.base import Config, RunModule, Validated, image_quality
 from ldm.models.draws import Draws
 from ldm.modules.diffusionmodules.util import crop_to, pad_to_multiple
 from ldm.study import Study
@@ -103,19 +103,18 @@ class FirstStageTraining(RunModule):
         drawn = draws or Draws.unkeyed(items)
         noise = drawn.normal((len(images) // items, *posterior.mean.shape[1:]))
         reconstruction = self.autoencoder.decode(posterior.sample(noise.flatten(0, 1)))
-        return self.loss(images, reconstruction, posterior, self.global_step)
+        return self.loss(images, reconstruction, posterior, self.step)
 
-    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Tensor]:
-        """Log the loss of all contrasts without the adversarial terms, and the quality of the
-        target's reconstruction from posterior means; return it for pictures.
+    def validate(self, batch: Mapping[str, Any], place: int) -> Validated:
+        """Return the loss of all contrasts without the adversarial terms, and the quality of the
+        target's reconstruction from posterior means, and this for pictures.
         """
         images = self.padded(all_images(batch))
         reconstruction, posterior = self.autoencoder(images, sample_posterior=False)
         loss = self.loss.fidelity(images, reconstruction, posterior)["loss"]
         target = reconstruction.unflatten(0, (len(batch["target"]), -1))[:, -1]  # (B, 1, H, W)
         target = crop_to(target, batch["target"].shape[2:]).float().clamp(-1, 1)
-        self.log_validation(loss, target, batch)
-        return {"synthetic": target}
+        return image_quality(loss, target, batch)
 
     def measure(self, data: Any) -> dict[str, Any]:
         """Return the scale of the latents, and the patients that the weights have seen."""

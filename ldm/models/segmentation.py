@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ldm.called import module_from_config, require_tensor, terms_from
 from ldm.errors import ConfigError, DataError, calling
 from ldm.losses.segmentation import SegmentationLoss
-from ldm.models.base import Config, RunModule
+from ldm.models.base import Config, RunModule, Validated
 from ldm.models.draws import Draws
 from ldm.models.network import require_gradient, require_network, size_divisors
 from ldm.modules.adapter import CONSTRUCTOR_NAMES, under_every_name
@@ -199,32 +199,29 @@ class Segmentation(RunModule):
             losses["loss"] = losses["loss"] + losses["loss_supervision"]
         return losses
 
-    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Tensor]:
-        """Log the loss; return the probabilities for pictures."""
+    def validate(self, batch: Mapping[str, Any], place: int) -> Validated:
+        """Return the loss, and the probabilities for pictures; count voxels."""
         target = self.target(batch)
         logits = self.logits(batch["condition"], batch["presence"])[0]
         loss = self._losses(logits, target)["loss"]
-        self.log("val/loss", loss, prog_bar=True, batch_size=len(target), sync_dist=True)
         probability = logits.float().sigmoid()
         predicted, axes = probability > self.threshold, (0, *range(2, target.ndim))
         self.counts = self.counts.to(target.device) + torch.stack(
             [n.sum(axes).float() for n in (predicted & target, predicted, target)]
         )
-        return {"probability": probability}
+        return Validated({"probability": probability}, {"val/loss": loss})
 
-    def on_validation_epoch_start(self) -> None:
+    def begin_validation(self) -> None:
         """Start counting voxels."""
         self.counts = torch.zeros(3, len(self.regions))
 
-    def on_validation_epoch_end(self) -> None:
-        """Log the Dice of each region over all voxels that were validated."""
-        both, predicted, real = self.trainer.strategy.reduce(self.counts, reduce_op="sum")
+    def end_validation(self, summed: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        """Return the Dice of each region over all voxels that were validated, and their mean."""
+        both, predicted, real = summed(self.counts)
         dice = 2 * both / (predicted + real)  # NaN where there is neither
-        for region, value in zip(self.regions, dice, strict=True):
-            if not value.isnan():
-                self.log(f"val/dice_{region}", value, prog_bar=True)
-        if not dice.isnan().all():
-            self.log("val/dice", dice.nanmean())
+        each = {f"val/dice_{r}": d for r, d in zip(self.regions, dice, strict=True)}
+        known = {name: value for name, value in each.items() if not value.isnan()}
+        return {**known, "val/dice": dice.nanmean()} if known else {}
 
     @torch.no_grad()
     def probabilities(self, condition: Tensor, presence: Tensor, batch_size: int) -> Tensor:

@@ -26,7 +26,7 @@ def require_kept(config: Mapping[str, Any], model: Any, data: Any, batch: Mappin
 
     Args:
         config: of the training.
-        model: that has been trained, in eval mode, with no trainer.
+        model: that has been trained, in eval mode.
         data: that it has been trained on.
         batch: of validation, on the device of the model.
 
@@ -59,8 +59,8 @@ def require_kept(config: Mapping[str, Any], model: Any, data: Any, batch: Mappin
 def _images(model: Any, batch: Mapping[str, Any], seed: int) -> dict[str, Tensor]:
     """Return what a validation shows of a batch; what a class draws by itself is of the seed."""
     torch.manual_seed(seed)
-    model.on_validation_epoch_start()
-    return model.validation_step(batch, 0)
+    model.begin_validation()
+    return model.validate(batch, 0).images
 
 
 def _differ(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:

@@ -37,6 +37,7 @@ from ldm.storable import require_storable
 from ldm.study import build_model
 from ldm.training.calibration import is_calibrated
 from ldm.training.kept import require_kept
+from ldm.training.module import TrainingData, TrainingModule
 from ldm.util import instantiate_from_config, trainer_options
 
 log = logging.getLogger(__name__)
@@ -104,11 +105,10 @@ def _first_step(config: Mapping[str, Any]) -> tuple[Any, Any, torch.device]:
         model.sampling_steps = min(model.sampling_steps, STEPS)
     device = trainer.strategy.root_device
     make_fast(model, trainer.precision, device.type, is_compiled=False)
-    trainer.fit(model, datamodule=data)
+    trainer.fit(TrainingModule(model), datamodule=TrainingData(data))
     own = built_callbacks(config.get("lightning") or {})  # whose hooks may do anything
     saved = trainer._checkpoint_connector.dump_checkpoint()
     require_storable({**saved, "callbacks": {c.state_key: c.state_dict() for c in own}})
-    model.trainer = data.trainer = None
     return model.to(device).eval(), data, device
 
 

@@ -16,14 +16,13 @@ import torch
 from pytorch_lightning.callbacks import Timer
 
 from ldm.binding import decisive, rate_notice, require_ahead, require_resumable
-from ldm.callbacks.metrics_file import METRICS_FILE, MetricsFile, read_curves
+from ldm.callbacks.metrics_file import MetricsFile
 from ldm.callbacks.own import built_callbacks
 from ldm.callbacks.progress import TrainingProgress
 from ldm.callbacks.ranks import RankGuard, is_main_process
 from ldm.callbacks.run import RunCheckpoint, StopOnSignal
 from ldm.callbacks.trackers import Tracker
 from ldm.checkpoint import (
-    AtomicCheckpointIO,
     holds_run,
     load_start,
     newest_checkpoint,
@@ -34,6 +33,7 @@ from ldm.claims import claim, folder_lock, permit
 from ldm.compiling import make_fast
 from ldm.config import PLACE_FILE, Overrides, foreign_targets, load_config, save_config
 from ldm.cost.energy import EnergyMeter
+from ldm.curves import METRICS_FILE, read_curves
 from ldm.data.datamodule import ContrastDataModule
 from ldm.data.layouts.base import stored_files
 from ldm.data.seen import (
@@ -48,11 +48,14 @@ from ldm.data.seen import (
 )
 from ldm.environment import require_safe_libraries, resolve_precision
 from ldm.errors import ConfigError, OutputError, bad_value, calling
+from ldm.models.base import RunModule
 from ldm.progress import Progress, silent, unheard
 from ldm.storage import CONFIG_FILE, COST_FILE, MODEL_FILE, read_json, run_folder
 from ldm.study import build_model
 from ldm.training.calibration import calibrate
+from ldm.training.checkpoint_io import AtomicCheckpointIO
 from ldm.training.cost import write_training_cost
+from ldm.training.module import TrainingData, TrainingModule
 from ldm.training.rehearsal import new_trainer, quiet, rehearse
 from ldm.training.run_config import portable_config, run_config, told_of_start, with_found_root
 from ldm.typed import typed
@@ -265,7 +268,7 @@ def _first_model(config: Mapping[str, Any], data: ContrastDataModule | None) -> 
     model = build_model(config)
     if data is not None:
         model.check_start(data)
-        model.configure_optimizers()  # what it refuses would be found in a run that has begun
+        model.new_optimizer()  # what it refuses would be found in a run that has begun
         if hasattr(model, "network_calls"):  # steps without a grid would be found when sampling
             model.network_calls(model.sampling_steps, model.sampler)
     return model
@@ -299,7 +302,7 @@ def _data(
     """Return the data of a configuration with its subjects found, split and decoded."""
     data: ContrastDataModule = instantiate_from_config(config["data"], where="data")
     data.progress = progress
-    data.setup("fit")
+    data.setup()
     if say:
         say(data.found)
     return data
@@ -307,18 +310,19 @@ def _data(
 
 def _fit(
     trainer: pl.Trainer,
-    model: pl.LightningModule,
+    model: RunModule,
     data: ContrastDataModule,
     checkpoint: Path | None,
     stop: StopOnSignal,
 ) -> None:
     """Train; a run that was stopped before its last validation has no step left, but that."""
+    module, batches = TrainingModule(model), TrainingData(data)
     with calling():  # callbacks of one's own
-        trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        trainer.fit(module, datamodule=batches, ckpt_path=checkpoint, weights_only=True)
     savers = (c for c in trainer.checkpoint_callbacks if isinstance(c, RunCheckpoint))
     owes = any(saver.owes_validation(trainer) for saver in savers)
     if checkpoint and owes and not stop.received:
-        trainer.validate(model, datamodule=data, verbose=False)
+        trainer.validate(module, datamodule=batches, verbose=False)
 
 
 def _claimed(

@@ -13,7 +13,6 @@ from safetensors import SafetensorError
 from ldm import checkpoint as files
 from ldm.checkpoint import (
     CHECKPOINTS,
-    AtomicCheckpointIO,
     newest_checkpoint,
     read_checkpoint,
     verify_archive,
@@ -21,6 +20,7 @@ from ldm.checkpoint import (
 from ldm.claims import claim
 from ldm.errors import CheckpointError, DsdiffError, OutputError, UnsafeError
 from ldm.model_file import read_model, save_model
+from ldm.training.checkpoint_io import AtomicCheckpointIO
 
 LAST, PREVIOUS = CHECKPOINTS
 CANARY = "canary"

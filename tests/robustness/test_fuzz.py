@@ -18,11 +18,11 @@ import pytest
 import yaml
 from builders import RAS, head_image, write_nifti
 
-from ldm.callbacks.metrics_file import read_curves
 from ldm.checkpoint import newest_checkpoint, read_run_config
 from ldm.claims import claim
 from ldm.cli.train import describe
 from ldm.config import config_root, load_config
+from ldm.curves import read_curves
 from ldm.data.layouts import detect_layout
 from ldm.data.nifti import read_volume
 from ldm.data.seen import read_seen

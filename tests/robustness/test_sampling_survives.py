@@ -85,7 +85,7 @@ def test_sa_09_tr_07_memory_that_is_exhausted(
             return plain(self, *args, **options)
         raise error
 
-    name = "synthesise" if verb == "sample" else "training_step"
+    name = "synthesise" if verb == "sample" else "batch_loss"
     plain = getattr(LatentDiffusion, name)
     monkeypatch.setattr(LatentDiffusion, name, starve)
     if verb == "sample":

@@ -15,9 +15,10 @@ from builders import head_image, write_nifti
 from robustness.test_checkpoints import places, state
 from torch.utils.data import DataLoader
 
-from ldm.checkpoint import AtomicCheckpointIO, read_checkpoint
+from ldm.checkpoint import read_checkpoint
 from ldm.data.nifti import read_volume
 from ldm.errors import CheckpointError
+from ldm.training.checkpoint_io import AtomicCheckpointIO
 
 TRIES = 300
 

@@ -11,27 +11,27 @@ import pytest
 import torch
 from pytorch_lightning.callbacks import Timer
 
-from ldm.callbacks.metrics_file import read_curves
 from ldm.callbacks.run import MOST_SKIPPED, GradientGuard, RunCheckpoint
 from ldm.cli.main import main
+from ldm.curves import read_curves
 from ldm.errors import NonFiniteError, OutputError
 from ldm.model_file import read_model
-from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.storage import MODEL_FILE
+from ldm.training.module import TrainingModule
 
 STEPS = "lightning.trainer.max_steps=4"
 
 
 def at_step(monkeypatch, step: int, act) -> None:
     """Call ``act()`` once, in the training step of this number."""
-    plain, done = LatentDiffusion.training_step, []
+    plain, done = TrainingModule.training_step, []
 
     def acting(self, batch, batch_idx):
         if batch_idx == step and not done:
             done.append(act())
         return plain(self, batch, batch_idx)
 
-    monkeypatch.setattr(LatentDiffusion, "training_step", acting)
+    monkeypatch.setattr(TrainingModule, "training_step", acting)
 
 
 def steps_of(run: Path) -> int:
@@ -86,13 +86,13 @@ def test_tr_13_a_lost_terminal_saves_and_goes_on(tmp_path, train, weights, monke
     saved = []
     number = getattr(signal, name)
     at_step(monkeypatch, 1, lambda: os.kill(os.getpid(), number))
-    plain = LatentDiffusion.on_train_batch_start
+    plain = TrainingModule.on_train_batch_start
 
     def look(self, batch, batch_idx):
         saved.append((tmp_path / "run/checkpoints/last.ckpt").exists())
         return plain(self, batch, batch_idx)
 
-    monkeypatch.setattr(LatentDiffusion, "on_train_batch_start", look)
+    monkeypatch.setattr(TrainingModule, "on_train_batch_start", look)
     assert train(tmp_path / "run", STEPS) == 0
     assert saved == [False, False, True, True]
     monkeypatch.undo()
@@ -105,7 +105,7 @@ def test_tr_02_ctrl_c_answers_at_once_and_saves_before_any_validation(
 ):
     at_step(monkeypatch, 1, lambda: os.kill(os.getpid(), signal.SIGINT))
     validated = []
-    monkeypatch.setattr(LatentDiffusion, "validation_step", lambda *a: validated.append(a))
+    monkeypatch.setattr(TrainingModule, "validation_step", lambda *a: validated.append(a))
     assert train(tmp_path / "run", STEPS, "lightning.trainer.val_check_interval=100") == 130
     assert "SIGINT: saving after this step; once more ends at once" in caplog.text
     assert (steps_of(tmp_path / "run"), validated) == (2, [])
@@ -204,12 +204,12 @@ def test_tr_02_a_validation_that_was_cut_off_is_made_up_for(
         at_step(monkeypatch, last - 1, lambda: os.kill(os.getpid(), signal.SIGINT))
         assert train(run, *VALIDATED) == 130
     else:
-        plain = LatentDiffusion.validation_step
+        plain = TrainingModule.validation_step
 
         def killed(self, *given):
             return os._exit(9) if self.global_step == last else plain(self, *given)
 
-        monkeypatch.setattr(LatentDiffusion, "validation_step", killed)
+        monkeypatch.setattr(TrainingModule, "validation_step", killed)
         if not (child := os.fork()):
             train(run, *VALIDATED)
             os._exit(0)  # it was not killed
@@ -302,9 +302,9 @@ def test_tr_03_a_nan_gradient_names_step_and_cases(
         parameter = next(p for p in model[0].parameters() if p.requires_grad)
         parameter.register_hook(lambda gradient: gradient * float("nan"))
 
-    model, plain = [], LatentDiffusion.on_fit_start
+    model, plain = [], TrainingModule.on_fit_start
     monkeypatch.setattr(
-        LatentDiffusion, "on_fit_start", lambda self: (model.append(self), plain(self))[1]
+        TrainingModule, "on_fit_start", lambda self: (model.append(self.model), plain(self))[1]
     )
     at_step(monkeypatch, 2 * accumulated, poison)
     every = "lightning.callbacks.checkpoint.params.every_n_steps=2"

@@ -83,7 +83,7 @@ def test_se_08_a_class_that_is_not_for_its_place_is_named(slot):
         with pytest.raises(ConfigError) as error:
             changed = load_config(["configs/backbone/unet_tiny.yaml"], given)
             model = build_model(changed)
-            model.configure_optimizers()
+            model.new_optimizer()
             data = instantiate_from_config(changed["data"], where="data")
             data.augmentation()
         assert error.value.code in ("CONFIG-TARGET", "CONFIG-VALUE", "CONFIG-UNKNOWN")

@@ -37,7 +37,7 @@ def data(patients, tmp_path_factory):
     module = ContrastDataModule(
         str(patients), conditions=FOUR, target="any", cache=str(cache), **parts, **size
     )
-    module.setup("fit")
+    module.setup()
     return module
 
 

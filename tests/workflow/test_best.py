@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ldm.callbacks.metrics_file import read_curves
 from ldm.callbacks.run import RunCheckpoint
 from ldm.checkpoint import load_model, read_run_config
 from ldm.cli.main import main
+from ldm.curves import read_curves
 from ldm.data.seen import SUBJECTS_FILE, read_seen
 from ldm.model_file import read_model
 from ldm.storage import read_json

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 import ldm
-from ldm.callbacks.metrics_file import read_curves
 from ldm.checkpoint import load_model
 from ldm.claims import claim, owner_of
 from ldm.cli.main import main
 from ldm.cli.terminal import sampling_command
+from ldm.curves import read_curves
 from ldm.errors import CheckpointError, ConfigError, OutputError
 from ldm.exporting.handover import require_private
 from ldm.inference.onnx_denoiser import ONNX_FILE

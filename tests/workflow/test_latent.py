@@ -64,7 +64,7 @@ def test_training_improves_the_reconstruction(autoencoder):
     torch.manual_seed(config["seed"])
     first = build_model(config).eval()
     data = instantiate_from_config(config["data"])
-    data.setup("fit")
+    data.setup()
     images = torch.cat([data.val_dataset[i]["target"] for i in range(len(data.val_dataset))])
     images = trained.padded(images.unsqueeze(1))
     psnr = []
@@ -92,7 +92,7 @@ def test_scale_factor_is_measured_on_the_averaged_weights(autoencoder):
     """1 / standard deviation of the latents of training slices, stored beside the weights."""
     model, config = load_model(autoencoder)[0], read_run_config(autoencoder)
     data = instantiate_from_config(config["data"])
-    data.setup("fit")
+    data.setup()
     slices = [data.train_slices[i] for i in range(len(data.train_slices))]
     images = torch.cat(
         [all_images({k: s[k][None] for k in ("condition", "target")}) for s in slices]

@@ -72,7 +72,7 @@ def test_training_on_the_manifest_is_training_on_the_folder(tmp_path, patients, 
     names = {"train": ["Phantom_0001", "Phantom_0002"], "val": ["Phantom_0003"]}
     for root, split in ((patients, names), (tmp_path / "manifest.csv", {})):
         module = ContrastDataModule(str(root), **options, **split)
-        module.setup("fit")
+        module.setup()
         modules.append(module)
     folder, manifest = modules
     assert manifest.split == folder.split

@@ -48,7 +48,7 @@ def test_a_run_fits_it_to_whom_it_trains_on(of_one, patients):
     told = [*overrides, ONE]
     config = load_config(["configs/backbone/unet_tiny.yaml"], told)
     data = instantiate_from_config(config["data"], where="data")
-    data.setup("fit")
+    data.setup()
     prior = shipped((32, 32))
     prior.fit(data)
     assert torch.equal(coefficients(of_one), prior.coefficients)

@@ -3,7 +3,7 @@
 import pytest
 from builders import started
 
-UNUSED = {"monai", "timm", "skimage.metrics", "tensorboard.summary"}
+UNUSED = {"pytorch_lightning", "monai", "timm", "skimage.metrics", "tensorboard.summary"}
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ import torch
 from ldm.cli.main import main
 from ldm.diagnosis.data import diagnose_data
 from ldm.errors import NonFiniteError
+from ldm.training.module import TrainingModule
 
 
 def test_run_folder_is_complete(tmp_path, train):
@@ -144,9 +145,7 @@ def test_signal_saves_and_the_run_resumes_exactly(
     tmp_path, train, weights, number, accumulated, place, monkeypatch
 ):
     """In weights and in metrics, in whichever batch of a step the signal came."""
-    from ldm.models.diffusion.ddpm import LatentDiffusion
-
-    plain = LatentDiffusion.training_step
+    plain = TrainingModule.training_step
 
     def interrupted(self, batch, batch_idx):
         if batch_idx == place:
@@ -156,7 +155,7 @@ def test_signal_saves_and_the_run_resumes_exactly(
     run, whole = tmp_path / "run", tmp_path / "whole"
     told = [f"lightning.trainer.accumulate_grad_batches={accumulated}"]
     told += ["lightning.trainer.max_steps=4", "lightning.trainer.val_check_interval=8"]
-    monkeypatch.setattr(LatentDiffusion, "training_step", interrupted)
+    monkeypatch.setattr(TrainingModule, "training_step", interrupted)
     assert train(run, *told) == 128 + number
     monkeypatch.undo()
     assert main(["train", "--resume", str(run)]) == 0

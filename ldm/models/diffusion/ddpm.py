@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ldm.errors import bad_value, calling
 from ldm.losses.prediction import PredictedBatch, build_losses, portable_losses, terms_of
 from ldm.losses.weights import VoxelWeights
-from ldm.models.base import Config, RunModule, places
+from ldm.models.base import Config, RunModule, Validated, image_quality, places, psnr_of_each
 from ldm.models.diffusion.gaussian import LEARNED
 from ldm.models.diffusion.guidance import THRESHOLDS, guide
 from ldm.models.diffusion.latent_space import LatentSpace
@@ -165,10 +165,10 @@ class LatentDiffusion(RunModule):
             if hasattr(loss, "check_start"):
                 loss.check_start(data)
 
-    def on_fit_start(self) -> None:
+    def begin_training(self, data: Any) -> None:
         """Let validation show what the prior finds in the volumes of its slices."""
         if hasattr(self.prior, "maps"):
-            self.trainer.datamodule.show_maps(partial(maps_of, self.prior))
+            data.show_maps(partial(maps_of, self.prior))
 
     def portable_params(self) -> dict[str, Any]:
         """Return what was read from files without them: the run's own weights hold it."""
@@ -406,27 +406,25 @@ class LatentDiffusion(RunModule):
         calls = calls_of(asked, len(self.schedule) - 1, spread)
         return calls if guidance in (0, 1) else 2 * calls
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store what the sampler of timesteps has learned."""
-        checkpoint["timesteps"] = self.timesteps.state_dict()
+    def saved_state(self) -> dict[str, Any]:
+        """Return what the sampler of timesteps has learned."""
+        return {"timesteps": self.timesteps.state_dict()}
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+    def restore_state(self, saved: Mapping[str, Any]) -> None:
         """Restore it; a checkpoint of before there was one starts it anew."""
-        if "timesteps" in checkpoint:
-            self.timesteps.load_state_dict(checkpoint["timesteps"])
+        if "timesteps" in saved:
+            self.timesteps.load_state_dict(saved["timesteps"])
 
-    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Tensor]:
-        """Log the loss and the quality of sampled slices; return them for pictures."""
+    def validate(self, batch: Mapping[str, Any], place: int) -> Validated:
+        """Return the loss and the quality of sampled slices, and these for pictures."""
         keys = [(self.seed, *key) for key in places(batch)]
-        draws = Draws((self.seed, "validation", batch_idx), len(keys))
+        draws = Draws((self.seed, "validation", place), len(keys))
         loss = self.batch_loss(batch, draws)["loss"]
         noise = KeyedNoise(keys, self.device, self.temperature)
         others = self.model.others(batch) | prior_inputs(batch)
         synthetic = self.synthesise(batch["condition"], batch["presence"], noise, others=others)
-        self.log_validation(loss, synthetic, batch)
-        if self.varies:
-            self.log_each_target(synthetic, batch, self.conditions)
-        return {"synthetic": synthetic}
+        each = psnr_of_each(synthetic, batch, self.conditions) if self.varies else {}
+        return image_quality(loss, synthetic, batch, of_some=each)
 
     @torch.no_grad()
     def features(self, batch: Mapping[str, Any]) -> dict[str, list[Tensor]]:

@@ -208,15 +208,15 @@ class Distillation(LatentDiffusion):
         described = {"teacher": None, "teacher_config": self.teacher.config}
         return super().portable_params() | described
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store the teacher's weights, which a resumed run needs."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["teacher"] = {k: v.cpu() for k, v in self.teacher.model.state_dict().items()}
+    def saved_state(self) -> dict[str, Any]:
+        """Return the teacher's weights too, which a resumed run needs."""
+        teacher = {k: v.cpu() for k, v in self.teacher.model.state_dict().items()}
+        return {**super().saved_state(), "teacher": teacher}
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+    def restore_state(self, saved: Mapping[str, Any]) -> None:
         """Restore them."""
-        super().on_load_checkpoint(checkpoint)
-        self.teacher.load(checkpoint["teacher"], "the checkpoint")
+        super().restore_state(saved)
+        self.teacher.load(saved["teacher"], "the checkpoint")
 
     def batch_loss(self, batch: Mapping[str, Any], draws: Draws | None = None) -> dict[str, Tensor]:
         """Return the misfit of one step, the same for all items of a batch, drawn at random."""
