@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ldm.importing.model import import_model
     from ldm.inference.brasyn import brasyn
     from ldm.inference.label_maps import segment
+    from ldm.inference.sampling import sample
     from ldm.inference.segmentation import NetworkSegmenter as Segmenter
     from ldm.inference.synthesis import Synthesiser
     from ldm.phantom import write_phantoms
@@ -44,6 +45,7 @@ __all__ = [
     "export",
     "import_model",
     "prepare",
+    "sample",
     "segment",
     "sweep",
     "train",
@@ -65,6 +67,7 @@ DOOR = {
     "export": ("ldm.exporting.handover", "export"),
     "import_model": ("ldm.importing.model", "import_model"),
     "prepare": ("ldm.data.preparing", "prepare"),
+    "sample": ("ldm.inference.sampling", "sample"),
     "segment": ("ldm.inference.label_maps", "segment"),
     "sweep": ("ldm.benchmark.sweep_cells", "sweep"),
     "train": ("ldm.training.run", "train"),

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldm.cli.help import group
-from ldm.cli.terminal import print_found, show_progress
+from ldm.cli.terminal import show_progress
 
 if TYPE_CHECKING:
     from ldm.data.datamodule import ContrastDataModule
-    from ldm.data.layouts.base import Layout, Subject
 
 SAMPLERS = "as ddim, ddpm, dpmpp_2m, unipc_3, heun; a wrong name is answered with all"
 # Groups of options, where a verb has many
@@ -54,17 +53,6 @@ def add_config_argument(parser: argparse.ArgumentParser) -> None:
         help="YAML whose data section says contrasts, normaliser, axis and split, then overrides "
         "such as data.params.axis=coronal (default: configs/base.yaml)",
     )
-
-
-def subjects_of(
-    args: argparse.Namespace, contrasts: Sequence[str]
-) -> tuple[Layout, dict[str, Subject]]:
-    """Return the layout and the subjects of ``--input``, and say what was found."""
-    from ldm.data.layouts import detect_layout, summary
-
-    layout, found = detect_layout(args.input, args.layout, contrasts)
-    print_found(summary(layout, found))
-    return layout, found
 
 
 def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:

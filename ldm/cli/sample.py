@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ldm.cli.arguments import (
     MACHINE,
@@ -13,18 +13,13 @@ from ldm.cli.arguments import (
     add_devices_argument,
     add_model_arguments,
     add_subject_arguments,
-    subjects_of,
 )
 from ldm.cli.help import group
-from ldm.cli.terminal import print_next, report_written, reporter, show_progress
+from ldm.cli.terminal import print_found, print_next, report_written, reporter, show_progress
 from ldm.util import trusting
 
-if TYPE_CHECKING:
-    from ldm.inference.request import Request
-    from ldm.inference.synthesis import Synthesiser
-
-
 DRAWN = "what is sampled"
+SAMPLE = ("subjects", "layout", "overwrite", "form", "devices", "device", "trust", "timing")
 EXAMPLES = (
     "dsdiff sample runs/mine --input NEW_PATIENTS --output predictions",
     "dsdiff sample runs/mine --input PATIENTS --subjects unseen --output tested",
@@ -174,67 +169,36 @@ def _add_network_arguments(machine: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Sample every subject; one that fails does not stop the others."""
     from ldm.checkpoint import study_of
-    from ldm.claims import claim
     from ldm.config import foreign_targets
-    from ldm.data.layouts import select_subjects
-    from ldm.data.layouts.base import stored_files
-    from ldm.data.seen import named_subjects
-    from ldm.inference.forms import form_named
-    from ldm.inference.outputs import write_about
-    from ldm.inference.parallel import shared_among
-    from ldm.inference.space import require_room
-    from ldm.inference.volume_writer import VolumeWriter
-    from ldm.inference.writing import FAILURES
-    from ldm.storage import COST_FILE, write_json
+    from ldm.data.layouts import summary
+    from ldm.inference.request import OPTIONS
+    from ldm.inference.sampling import sample
 
-    request(args)  # a wrong one is refused before the folder is listed
-    study, form = study_of(args.model, args.trust), form_named(args.form)
-    layout, found = subjects_of(args, study.contrasts)
-    subjects = select_subjects(found, named_subjects(args.subjects, args.model, found, study))
-    targets = [args.target] if args.target else study.targets
-    form.check([subject.id for subject in subjects], targets)
-    inputs = [args.input, args.model, *stored_files(found.values())]
-    writes = [COST_FILE, FAILURES, *form.about()]
-    own = {"inputs": inputs, "writes": writes, "replace": args.overwrite}
-    with claim(args.output, "sample", **own):
-        synthesiser = load_synthesiser(args)
-        if args.timing is not None:
-            timed = synthesiser.timing(subjects[0], layout, args.timing)
-            write_json(args.output / COST_FILE, timed)
-            return 0
+    there: dict[str, Any] = {}
 
-        require_room(synthesiser, subjects, layout, args.output, args.form)
-        own_writer = VolumeWriter(synthesiser, args.output, args.overwrite, args.form)
-        shared = shared_among(own_writer, args.devices, args.device)
-        write_about(args.output, args.form)
-        with shared as writer:
-            done = writer.write_all(subjects, layout, reporter("sample"))
-        done.write_failures(args.output)
-        own_writer.write_cost()
-        if own_writer.timings and synthesiser.first_call:
-            print(synthesiser.first_call)
+    def show(layout: Any, found: Any) -> None:
+        print_found(summary(layout, found))
+        there.update(found)
+
+    done = sample(
+        args.model,
+        args.input,
+        args.output,
+        watch=show,
+        report=reporter("sample"),
+        say=print,
+        progress=show_progress,
+        **{name: getattr(args, name) for name in (*SAMPLE, *OPTIONS)},
+    )
+    if args.timing is not None:
+        return 0
     if code := report_written(done, args.output):
         return code  # all failed
+    study = study_of(args.model, args.trust)
     is_read = args.form in ("nifti", "bids")  # by dsdiff evaluate
-    if is_read and any(study.target in subject.files for subject in subjects):
+    if is_read and any(study.target in there[i].files for i in done.tried):
         words = ["--prediction", str(args.output), "--reference", str(args.input)]
         words += ["--layout", args.layout] if args.layout else []
         words += trusting(foreign_targets(study.data.get("normaliser_config") or {}))
         print_next(shlex.join(["dsdiff", "evaluate", *words, "--output", "evaluation"]))
     return 0
-
-
-def load_synthesiser(args: argparse.Namespace) -> Synthesiser:
-    """Return the model of the arguments, which samples as they say."""
-    from ldm.inference.synthesis import Synthesiser
-    from ldm.inference.trained import load_for_inference
-
-    trained = load_for_inference(args.model, args.trust, args.device)
-    return Synthesiser(trained, request(args), show_progress)
-
-
-def request(args: argparse.Namespace) -> Request:
-    """Return what the arguments ask for."""
-    from ldm.inference.request import OPTIONS, Request
-
-    return Request(**{name: getattr(args, name) for name in OPTIONS})

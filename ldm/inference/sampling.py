@@ -1,0 +1,131 @@
+"""Synthetic volumes of a folder of patients, as files: ``dsdiff sample``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ldm.checkpoint import study_of
+from ldm.claims import claim
+from ldm.data.layouts import Choice, Layout, Subject, detect_layout, select_subjects
+from ldm.data.layouts.base import stored_files
+from ldm.data.seen import named_subjects
+from ldm.errors import DsdiffError
+from ldm.hub import local_folder
+from ldm.inference.forms import form_named
+from ldm.inference.outputs import write_about
+from ldm.inference.parallel import SharedWriter, shared_among
+from ldm.inference.request import Request
+from ldm.inference.space import require_room
+from ldm.inference.synthesis import Synthesiser
+from ldm.inference.trained import load_for_inference
+from ldm.inference.volume_writer import VolumeWriter
+from ldm.inference.writing import FAILURES, Writer, Written
+from ldm.progress import Progress, silent, unheard
+from ldm.storage import COST_FILE, write_json
+from ldm.typed import typed
+from ldm.util import user_path
+
+
+@typed
+def sample(
+    model: str | Path,
+    source: str | Path,
+    output: str | Path,
+    *,
+    subjects: str | Sequence[str] | None = None,
+    layout: Choice = None,
+    overwrite: bool = False,
+    form: str = "nifti",
+    devices: int = 1,
+    device: str = "auto",
+    trust: Collection[str] = (),
+    timing: int | None = None,
+    watch: Callable[[Layout, Mapping[str, Subject]], None] | None = None,
+    report: Callable[[DsdiffError], None] | None = None,
+    say: Callable[[str], None] = unheard,
+    progress: Progress = silent,
+    **options: Any,
+) -> Written:
+    """Write the synthetic volume of each subject of a folder, as ``dsdiff sample`` does.
+
+    What is there already, of this model, input and request, is not made again; a subject that
+    fails does not stop the others.
+
+    Args:
+        model, device, trust: see :meth:`Synthesiser.load`.
+        source: folder of subjects in any layout, or a CSV.
+        output: folder for ``ID_TARGET.nii.gz``, its sidecar and ``cost.json``.
+        subjects, layout, watch, report: see :func:`ldm.inference.label_maps.segment`.
+        overwrite: replace other outputs of these names.
+        form: ``nifti``, ``bids`` or ``dicom``.
+        devices: processes among which the subjects are shared.
+        timing: write no volume, but what one costs, sampled so often: ``cost.json``.
+        say: told how far the first call of a network in another precision was from 32 bit.
+        progress: wraps what is worked through.
+        **options: what is asked of the model, see :class:`Request`.
+
+    Returns:
+        what was written, was there already, or failed.
+
+    Raises:
+        DataError: there is no such subject. OutputError: OUT-EXISTS, OUT-INPUT, OUT-OWNER, OUT-IO.
+        CheckpointError, UnsafeError, ConfigError: see :meth:`Synthesiser.load`.
+    """
+    request = Request().changed(**options)  # a wrong one is refused before the folder is listed
+    model, output = local_folder(model), user_path(output)
+    whom = (user_path(source), subjects, layout)
+    own_layout, chosen, own = _selected(model, trust, *whom, request.target, form, watch)
+    with claim(output, "sample", replace=overwrite, **own):
+        synthesiser = Synthesiser(load_for_inference(model, trust, device), request, progress)
+        if timing is not None:
+            write_json(output / COST_FILE, synthesiser.timing(chosen[0], own_layout, timing))
+            return Written()
+        require_room(synthesiser, chosen, own_layout, output, form)
+        writer = VolumeWriter(synthesiser, output, overwrite, form)
+        with shared_among(writer, devices, device) as shared:
+            done = _write_all(shared, chosen, own_layout, writer, report or unheard)
+    if writer.timings and synthesiser.first_call:
+        say(str(synthesiser.first_call))
+    return done
+
+
+def _selected(
+    model: Path,
+    trust: Collection[str],
+    source: Path,
+    subjects: str | Sequence[str] | None,
+    layout: Choice,
+    target: str | None,
+    form: str,
+    watch: Callable[[Layout, Mapping[str, Subject]], None] | None,
+) -> tuple[Layout, list[Subject], dict[str, Any]]:
+    """Return the layout, the subjects that are asked for, and what is read and written."""
+    study, own_form = study_of(model, trust), form_named(form)
+    own_layout, found = detect_layout(source, layout, study.contrasts)
+    if watch:
+        watch(own_layout, found)
+    chosen = select_subjects(found, named_subjects(subjects, model, found, study))
+    own_form.check([s.id for s in chosen], [target] if target else study.targets)
+    inputs = [source, model, *stored_files(found.values())]
+    return (
+        own_layout,
+        chosen,
+        {"inputs": inputs, "writes": [COST_FILE, FAILURES, *own_form.about()]},
+    )
+
+
+def _write_all(
+    shared: Writer | SharedWriter,
+    subjects: Sequence[Subject],
+    layout: Layout,
+    own: VolumeWriter,
+    report: Callable[[DsdiffError], None],
+) -> Written:
+    """Write what is of the folder, then the volumes, then what failed and what it cost."""
+    write_about(own.output, own.form)
+    done = shared.write_all(subjects, layout, report)
+    done.write_failures(own.output)
+    own.write_cost()
+    return done
