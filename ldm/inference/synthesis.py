@@ -383,11 +383,10 @@ class Synthesiser:
                 yield from draw(prepared, first, told if count > 1 else title, both)
 
         mean, deviation = mean_and_deviation(images(), mirrored=paired == 2)
-        deviation = deviation_of_error(self.trained, self.request, prepared, deviation)
         if not np.isfinite(mean).all():
-            raise NonFiniteError(
-                "NONFINITE-SAMPLE", "the network returned NaN; try --precision=32", prepared.id
-            )
+            told = "the network returned NaN or infinity; try --precision=32"
+            raise NonFiniteError("NONFINITE-SAMPLE", told, prepared.id)
+        deviation = deviation_of_error(self.trained, self.request, prepared, deviation)
         seconds = time.perf_counter() - started
         self.timings.append({"subject": prepared.id, "slices": len(mean), "seconds": seconds})
         return mean.astype(np.float32), deviation.astype(np.float32) if count > 1 else None

@@ -63,6 +63,26 @@ def test_sa_08_a_network_that_returns_nan_writes_nothing(
     assert volumes(tmp_path / "out") == {}
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+@pytest.mark.parametrize("options", [[], ["--temperature", "1"], ["--samples", "3"]])
+def test_sa_08_a_voxel_that_overflows_in_the_network_is_not_clipped_to_white(
+    dsdiff, tmp_path, run_folder, patients, monkeypatch, options
+):
+    """As at half precision: the range of images hid it."""
+    plain = LatentDiffusion.output
+
+    def overflows(self, *args):
+        output = plain(self, *args)
+        output[:, 0, output.shape[2] // 2, output.shape[3] // 2] = float("inf")
+        return output
+
+    monkeypatch.setattr(LatentDiffusion, "output", overflows)
+    given = ("--input", patients, "--subjects", P1, "--output", tmp_path / "out", *QUICK)
+    code, line = dsdiff("sample", run_folder, *given, *options)
+    assert (code, "returned NaN or infinity" in line) == (6, True), line
+    assert volumes(tmp_path / "out") == {}
+
+
 @pytest.mark.parametrize(
     "error",
     [

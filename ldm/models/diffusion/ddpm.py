@@ -14,7 +14,7 @@ from ldm.losses.prediction import PredictedBatch, build_losses, portable_losses,
 from ldm.losses.weights import VoxelWeights
 from ldm.models.base import Config, RunModule, Validated, image_quality, places, psnr_of_each
 from ldm.models.diffusion.gaussian import LEARNED
-from ldm.models.diffusion.guidance import THRESHOLDS, guide
+from ldm.models.diffusion.guidance import THRESHOLDS, clip, guide
 from ldm.models.diffusion.latent_space import LatentSpace
 from ldm.models.diffusion.noise import KeyedNoise
 from ldm.models.diffusion.process import GaussianProcess, Noised
@@ -328,7 +328,7 @@ class LatentDiffusion(RunModule):
         images = []
         for x_0 in self.generate(given, noise, sampler, steps, both=both, **options):
             image = self.space.decode(self.space.from_data(x_0, given), condition.shape[2:])
-            images.append(informed(self.prior, image.clamp(-1, 1), batch, enhancement, sampled))
+            images.append(informed(self.prior, clip(image), batch, enhancement, sampled))
         return torch.stack(images) if both else images[0]
 
     def generate(

@@ -50,21 +50,27 @@ def guide(
 
 
 def clip(x_0: Tensor) -> Tensor:
-    """x_0 within [-1, 1], the range of images."""
-    return x_0.clamp(-1, 1)
+    """x_0 within [-1, 1], the range of images; NaN where it is infinite."""
+    return _unless_infinite(x_0.clamp(-1, 1), x_0)
 
 
 def dynamic_threshold(x_0: Tensor, percentile: float = 0.995) -> Tensor:
     """Dynamic thresholding (Saharia et al. 2022, section 2.3): x_0 (B, ...) within [-1, 1].
 
     Where a percentile of an item's absolute values lies above 1, the item is clipped there and
-    divided by it, which keeps the saturated pixels from piling up at the ends of the range.
+    divided by it, which keeps the saturated pixels from piling up at the ends of the range. It is
+    NaN where x_0 is infinite.
     """
     sizes = x_0.abs().flatten(1)
     rank = 1 + round(percentile * (sizes.shape[1] - 1))  # torch.quantile takes no large volume
     size = sizes.kthvalue(rank, dim=1).values.clamp(min=1)
     size = per_item(size, x_0)
-    return x_0.clamp(-size, size) / size
+    return _unless_infinite(x_0.clamp(-size, size) / size, x_0)
+
+
+def _unless_infinite(limited: Tensor, x_0: Tensor) -> Tensor:
+    """What overflowed is no voxel at the end of the range: it makes a failed case of a subject."""
+    return limited.masked_fill(x_0.isinf(), torch.nan)
 
 
 THRESHOLDS: dict[str, Callable[[Tensor], Tensor]] = {

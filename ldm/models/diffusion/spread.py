@@ -91,6 +91,7 @@ def mean_and_deviation(
     total, squares, count = np.zeros(()), np.zeros(()), 0
     for image in images:
         exact = np.asarray(image, np.float64)
+        exact = np.where(np.isinf(exact), np.nan, exact)  # which numpy adds up without a warning
         total, squares, count = total + exact, squares + exact**2, count + 1
     mean, free = total / count, count - (count % 2 / count if mirrored else 1)
     return mean, np.sqrt(np.maximum(squares - count * mean**2, 0) / max(1.0, free))
