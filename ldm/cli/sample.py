@@ -53,7 +53,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         const="dicom",
         help="write a derived DICOM series a subject, of the examination that the inputs are of",
     )
-    output.add_argument("--overwrite", action="store_true", help="replace existing outputs")
+    output.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace outputs of another model, input or option; the same stay as they are",
+    )
     machine.add_argument(
         "--timing",
         type=int,

@@ -63,7 +63,11 @@ def _add_predict_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     output = group(parser, OUTPUT)
     output.add_argument("--no-pictures", action="store_true", help="write no pictures/*.png")
-    output.add_argument("--overwrite", action="store_true", help="replace existing outputs")
+    output.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace outputs of another model, input or option; the same stay as they are",
+    )
 
 
 def _add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:

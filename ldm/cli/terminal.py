@@ -77,7 +77,7 @@ def report_written(done: Written, output: Path) -> int:
     Raises:
         PartialError: some subjects failed, the others did not.
     """
-    failed, there = len(done.failures), " (there already)" if done.old else ""
+    failed, there = len(done.failures), " (there already, and the same)" if done.old else ""
     print(f"written={done.new} failed={failed} skipped={done.old}{there}: {output}")
     if failed and done.new + done.old:
         total = failed + done.new + done.old

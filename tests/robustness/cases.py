@@ -456,7 +456,7 @@ SAMPLING = [
             "test_storage.py::test_a_seed_is_the_same_in_every_process_and_on_every_machine",
         ),
     ),
-    Case("SA-08", "the network returns NaN", "6, no file"),
+    Case("SA-08", "the network returns NaN or infinity", "6, no file"),
     Case("SA-09", "memory is exhausted", "7, no file"),
     Case("SA-10", "there is no T1ce", "0", ("workflow/test_sample.py::test_needs_no_true_t1ce",)),
     Case("SA-11", "a batch of slices is lost", "6 or 8, never filled"),

@@ -67,6 +67,19 @@ def test_costs_are_of_all_volumes_that_were_sampled_alike(tmp_path, run_folder, 
     assert sampled("Phantom_0003", "--overwrite", "--steps", "3") == ["Phantom_0003"]
 
 
+def test_overwrite_says_that_it_leaves_what_would_be_the_same(
+    tmp_path, run_folder, patients, capsys
+):
+    given = ("--subjects", "Phantom_0003", "--overwrite")
+    for options, said in (
+        ((), "written=1 failed=0 skipped=0:"),
+        ((), "written=0 failed=0 skipped=1 (there already, and the same):"),
+        (("--steps", "3"), "written=1 failed=0 skipped=0:"),
+    ):
+        assert sample(run_folder, patients, tmp_path, *given, *options) == 0
+        assert said in capsys.readouterr().out
+
+
 def test_sidecar_says_how_it_was_made(one):
     sidecar = json.loads((one / "Phantom_0003_t1ce.json").read_text())
     assert sidecar["Synthetic"] is True
