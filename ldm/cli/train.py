@@ -23,7 +23,9 @@ def say(text: str) -> None:
 
 SHOWN: dict[str, Any] = {"say": say, "progress": show_progress}
 SEEN = ("samples/", "loss.svg", "metrics.csv", "tensorboard/")  # in a run, by who looks at it
-
+# peak resident memory of trainings of 1 to 16 slices of 32 to 96 pixels, less their estimates:
+# 0.62 to 0.83 GiB
+PROGRAM = "0.7 GiB of the program on a CPU"
 EXAMPLES = (
     "dsdiff train configs/backbone/unet.yaml data.params.root=PATIENTS name=mine",
     "dsdiff train configs/backbone/unet.yaml data.params.root=PATIENTS --dry-run",
@@ -153,9 +155,8 @@ def describe(config: Mapping[str, Any], start: Path | None = None) -> int:
     print(f"parameters          {count_parameters(network) / 1e6:.2f} M")
     size = " x ".join(map(str, inputs[0].shape[2:]))
     print(f"FLOPs a forward     {flops / 1e9:.1f} G (batch 1, {size})")
-    print(
-        f"memory to train     about {memory.total / 2**30:.2f} GiB (batch {data.batch_size}, fp32)"
-    )
+    gib, batch = memory.total / 2**30, data.batch_size
+    print(f"memory to train     about {gib:.2f} GiB (batch {batch}, fp32), and {PROGRAM}")
     auto = resolve_precision("auto", trainer_options(config).get("accelerator", "auto"))
     print(f"precision           {auto} if auto; torch {torch.__version__}")
     return 0
