@@ -11,7 +11,7 @@ import os
 import reprlib
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -246,12 +246,14 @@ class Layout:
         contrasts: what is known; a configuration may add to it before anything is found.
         scheme: what labels mean in this naming, unless a configuration says it.
         examined: subject -> whose examination it is, of those whose files say so.
+        remarks: on files that are read otherwise than their names alone say, a line each.
     """
 
     name: str = "a layout without a name"
     contrasts: Contrasts = KNOWN
     scheme: LabelScheme = USUAL
     examined: Mapping[str, str] = MappingProxyType({})
+    remarks: Sequence[str] = ()
     ambiguous = "remove one, or name the files in a CSV"  # what to do about two files
 
     def parse(self, path: Path) -> tuple[str, str] | None:
@@ -345,7 +347,8 @@ class Layout:
 
 def _told_apart(one: VolumeFile | Path, other: VolumeFile | Path) -> list[str]:
     """Return the names of two files or folders, in full where they are equal."""
-    return [place.name if one.name != other.name else str(place) for place in (one, other)]
+    paths = [place.path if isinstance(place, VolumeFile) else place for place in (one, other)]
+    return [str(paths[n]) if one.name == other.name else p.name for n, p in enumerate((one, other))]
 
 
 def usable_id(subject: str) -> str:

@@ -9,6 +9,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from ldm.data.layouts.base import Entry, Layout, Tree
+from ldm.data.layouts.context import in_context
+from ldm.data.layouts.series import agent_said
 from ldm.data.layouts.spelling import contrast_spelt, is_processed, unprocessed
 from ldm.data.nifti import volume_stem
 from ldm.data.volume_file import VolumeFile
@@ -90,7 +92,15 @@ class SuffixLayout(NumberedLayout):
         known: dict[str, set[str]] = defaultdict(set)
         for entry in (*exact, *words):
             known[entry.subject].add(entry.contrast)
-        yield from _gathered(*([self._placed(e, known) for e in part] for part in (exact, words)))
+        parts = ([e for e in p if not self._is_silent(e, known)] for p in (exact, words))
+        placed = _gathered(*([self._placed(e, known) for e in part] for part in parts))
+        resolved, self.remarks = in_context(placed, tree.root, self.contrasts)
+        yield from resolved
+
+    def _is_silent(self, entry: Entry, known: Mapping[str, set[str]]) -> bool:
+        """Whether a name has no id: ``P/KM_T1`` is the T1ce of a folder per patient."""
+        is_of_agent = agent_said(entry.subject) is not None and known[entry.subject] == {"t1"}
+        return is_of_agent and entry.file.path.parent.name != entry.subject
 
     def _placed(self, entry: Entry, known: Mapping[str, set[str]]) -> Entry:
         """Return an entry whose owner is the folder of the subject, above that of one contrast.

@@ -149,6 +149,8 @@ def detect_layout(
         raise _nothing_found(tree, chosen)
     best = max(found, key=lambda candidate: _weight(found[candidate]))
     _report_others(found, best)
+    for remark in best.remarks:
+        log.warning("%s", remark)
     return best, best.subjects(found[best])
 
 

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ldm.data.layouts.base import Entry, Layout, Tree, named_folders
+from ldm.data.layouts.context import in_context
+from ldm.data.layouts.series import says_agent
 from ldm.data.layouts.spelling import contrast_spelt, is_processed, unprocessed
 from ldm.data.nifti import volume_stem
 from ldm.study import LABELS
@@ -32,7 +34,8 @@ class Flat(Layout):
     def parse(self, path: Path) -> tuple[str, str] | None:  # noqa: D102
         stem = volume_stem(path.name) or ""
         exact = self.contrasts.endings("flat").get(stem)
-        contrast = exact or contrast_spelt(unprocessed(stem), self.contrasts)
+        plain = unprocessed(stem)
+        contrast = exact or contrast_spelt(plain, self.contrasts) or says_agent(plain, before=True)
         return (path.parent.name, contrast) if contrast else None
 
     def find(self, tree: Tree) -> Iterator[Entry]:  # noqa: D102
@@ -42,10 +45,12 @@ class Flat(Layout):
         exact = {(entry.owner, entry.contrast) for entry, stem in sure if stem in endings}
         plain = {(e.owner, e.contrast) for e, stem in sure if not is_processed(stem)} | exact
         labelled = {entry.owner for entry, _ in sure if entry.contrast == LABELS}
-        ids = named_folders((entry.owner for entry, _ in found), tree.root)
+        read = []
         for entry, stem in found:
             told = plain if is_processed(stem) else exact
             spelt = stem not in endings and (entry.owner, entry.contrast) in told
-            if spelt or (stem == MASK and entry.owner in labelled):
-                continue
-            yield entry._replace(subject=ids[entry.owner])
+            if not (spelt or (stem == MASK and entry.owner in labelled)):
+                read.append(entry._replace(subject=""))
+        resolved, self.remarks = in_context(read, tree.root, self.contrasts)
+        ids = named_folders((entry.owner for entry in resolved), tree.root)
+        yield from (entry._replace(subject=ids[entry.owner]) for entry in resolved)

@@ -40,7 +40,7 @@ SPELLINGS = [
     (r"\bc ?\(?[/ ]?\+|\+ ?c\b|\+\s*$|\bc/c\b|\bw ?/ ?c\b|\bwc\b|\bw ?/? ?con\b", " gd "),
     (r"\b(o|ohne|m|mit|n|nach|p|vor)?[. ]?k\.? ?m\b", r" \1 km "),
 ]
-JOINED = re.compile(r"(non?|pre|wo|post|with)(op|con|c|contrast\w*|gad\w*|gd|km|enh\w*|inj\w*)")
+JOINED = re.compile(r"(non?|pre|wo|post|with)(op|con|ce?|contrast\w*|gad\w*|gd|km|enh\w*|inj\w*)")
 T1_WORDS = {"t1", "mprage", "memprage", "spgr", "fspgr", "irspgr", "bravo"}
 T1_WORDS |= {"tfl3d", "vibe"}
 NO_T2 = {"star", "gre", "hemo", "heme", "medic", "fl2d", "fl3d", "ffe", "flash"}  # T2*
@@ -86,7 +86,7 @@ SCAN = re.compile(  # short words of a protocol, which deny nothing
 )
 FILLER = {"iv", "de", "d", "the", "to", "di", "mezzo"}
 AGENTS = (  # by their names, gadolinium and ferumoxytol
-    r"gd\w*|\w*gado\w*|gad\w*|gbca|dtpa|magnev\w*|magnog\w*|dotarem|dotagraf|clarisc\w*|cyclolux|"
+    r"gd(?!ansk|ynia)\w*|\w*gado\w*|gad\w*|gbca|dtpa|magnev\w*|magnog\w*|dotarem|dotagraf|clarisc\w*|cyclolux|"
     r"artirem|prohance|multih\w*|omnisc\w*|optimark|eovist|primovist|ablavar|vasovist|"
     r"eluc[iy]rem|vueway|pixxoscan|feraheme|ferumox\w*|dota|(?:iv)?km|[ck]ontras\w*|tehost\w*"
 )
@@ -155,13 +155,34 @@ def agent_of(sidecar: Mapping[str, Any]) -> str:
     return str(next(filter(None, told), ""))
 
 
-def says_agent(name: str) -> str | None:
-    """Return the contrast of T1 followed by words on an agent alone (``T1_ohne_KM``), or None."""
-    first, *rest = _words(name) or [""]
-    if first != "t1" or not rest or "dose" in rest or read_series(name).doubt:
+def says_agent(name: str, before: bool = False) -> str | None:
+    """Return the contrast of T1 and words on an agent alone, or None.
+
+    Args:
+        before: the words may also stand before T1, as in ``KM_T1``; else only behind it, as in
+            ``T1_ohne_KM``, because what is before it may be an id.
+    """
+    words = _words(name)
+    is_t1 = words.count("t1") == 1 if before else words[:1] == ["t1"] and "t1" not in words[1:]
+    if not is_t1 or read_series(name).doubt:
         return None
-    known = (w in DENIAL | WITH | FILLER or AGENT_WORD.fullmatch(w) for w in rest)
-    return contrast_of_series(name) if all(known) and _enhancement(rest) else None
+    given = _agent_alone([word for word in words if word != "t1"])
+    return None if given is None else "t1ce" if given else "t1"
+
+
+def agent_said(name: str) -> bool | None:
+    """Return whether a name of words on an agent alone (``post_gd``, ``oKM``) says that one was
+    given; None: it is another name. A lone ``C`` is a letter, and what has digits a number."""
+    if any(map(str.isdigit, name)):
+        return None
+    words = _words(name)
+    return None if words == ["c"] else _agent_alone(words)
+
+
+def _agent_alone(words: list[str]) -> bool | None:
+    known = (w in DENIAL | WITH | FILLER or AGENT_WORD.fullmatch(w) for w in words)
+    said = _enhancement(words)
+    return said.pop() if all(known) and "dose" not in words and len(said) == 1 else None
 
 
 def says_native(text: str) -> bool:

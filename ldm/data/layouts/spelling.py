@@ -14,6 +14,14 @@ PROCESSED = re.compile(  # ID_t1ce_to_t1 is a T1ce, no T1
     re.IGNORECASE,
 )
 
+STAGE = re.compile(  # a folder of one state of the images, of which a patient may have several
+    r"raw|orig(?:inals?)?|unprocessed|unstripped|(?:pre|post)?[_ -]?proc(?:ess(?:ed|ing)?)?|"
+    r"(?:co)?reg(?:ist(?:ered|ration))?|aligned|resampled|normali[sz](?:ed|ation)|n4\w*|"
+    r"bias[_ -]?corr(?:ect(?:ed|ion)?)?|(?:hd[_ -]?)?bet|brain[_ -]?extract(?:ed|ion)|"
+    r"(?:skull[_ -]?)?strip(?:ped|ping)?|mni\w*|sri\w*|atlas|template",
+    re.IGNORECASE,
+)
+
 
 def unprocessed(stem: str) -> str:
     """Return a name less what says that its image was registered or stripped."""
@@ -23,6 +31,11 @@ def unprocessed(stem: str) -> str:
 def is_processed(stem: str) -> bool:
     """Return whether a name says that its image was registered or stripped."""
     return unprocessed(stem) != stem
+
+
+def is_stage(name: str) -> bool:
+    """Return whether a folder, or a part of an id, names no more than a state of its images."""
+    return STAGE.fullmatch(name) is not None
 
 
 def contrast_spelt(text: str, contrasts: Contrasts) -> str | None:
