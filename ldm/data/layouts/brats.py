@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ldm.data.layouts.base import Entry, Layout, Tree
 from ldm.data.layouts.context import in_context
+from ldm.data.layouts.masks import MASK, labels_beside
 from ldm.data.layouts.series import agent_said
 from ldm.data.layouts.spelling import contrast_spelt, is_processed, unprocessed
 from ldm.data.nifti import volume_stem
@@ -94,20 +95,41 @@ class SuffixLayout(NumberedLayout):
             known[entry.subject].add(entry.contrast)
         parts = ([e for e in p if not self._is_silent(e, known)] for p in (exact, words))
         placed = _gathered(*([self._placed(e, known) for e in part] for part in parts))
-        resolved, self.remarks = in_context(placed, tree.root, self.contrasts)
-        yield from resolved
+        resolved, remarks = in_context(placed, tree.root, self.contrasts)
+        labels, unclear = labels_beside(resolved, tree, self.contrasts)
+        self.remarks = [*remarks, *unclear]
+        yield from (*resolved, *labels)
 
     def _is_silent(self, entry: Entry, known: Mapping[str, set[str]]) -> bool:
-        """Whether a name has no id: ``P/KM_T1`` is the T1ce of a folder per patient."""
-        is_of_agent = agent_said(entry.subject) is not None and known[entry.subject] == {"t1"}
-        return is_of_agent and entry.file.path.parent.name != entry.subject
+        """Whether what is before the contrast is no id.
+
+        ``P/KM_T1`` is the T1ce of a folder per patient, ``t1ce_seg`` a label map of its folder,
+        and so are ``seg_t1ce`` and, where P has images, ``P_seg_t1ce``.
+        """
+        subject, own = entry.subject, known[entry.subject]
+        folder = entry.file.path.parent.name
+        if folder == subject:
+            return False
+        if entry.contrast == LABELS:
+            return own == {LABELS} and contrast_spelt(subject, self.contrasts) is not None
+        base, _, end = subject.rpartition(self.separator)
+        is_of_labels = end.lower() in MASK or self.contrasts.named(end) == LABELS
+        is_of_agent = agent_said(subject) is not None and own == {"t1"}
+        return is_of_agent or (is_of_labels and len(own) == 1 and (base or folder) in known)
 
     def _placed(self, entry: Entry, known: Mapping[str, set[str]]) -> Entry:
         """Return an entry whose owner is the folder of the subject, above that of one contrast.
 
-        ``ID_t1_brain`` is the stripped T1 of ID where there is no other, and no subject ID_t1.
+        ``ID_t1_brain`` is the stripped T1 of ID where there is no other, and no subject ID_t1;
+        ``ID_t1ce_seg`` and ``ID_flair_seg`` are of ID where it has no other labels.
         """
-        image = self._spelt(entry.subject) if known[entry.subject] == {MASK_FILE} else None
+        own = known[entry.subject]
+        image = self._spelt(entry.subject) if own in ({MASK_FILE}, {LABELS}) else None
+        if image and own == {LABELS}:
+            of = known.get(image[0], set())
+            is_drawn_on = image[1] in ("t1ce", "flair") and of and LABELS not in of
+            entry = entry._replace(subject=image[0]) if is_drawn_on else entry
+            image = None
         if image and image[1] not in MASKS and image[1] not in known.get(image[0], ()):
             entry = entry._replace(subject=image[0], contrast=image[1])
         folder = entry.file.path.parent

@@ -23,6 +23,7 @@ from ldm.study import LABELS, MASK_FILE, Contrasts
 BEFORE = ("pre", "before", "vor", "avant", "prima")  # an agent, or an operation
 AFTER = ("post", "after", "nach", "apres", "dopo")
 SHELF = re.compile("anat|images?|mri?|nifti|nii|scans|structural")
+MASK_FOLDER = re.compile("masks?|segs|segmentations|labelmaps?")
 MASKS = {LABELS, MASK_FILE}
 IN_A_TABLE = "name the files in a CSV (columns id,t1,t1ce,...)"
 
@@ -36,6 +37,7 @@ class Word(NamedTuple):
     is_time: bool = False  # pre and post may be said of an operation too
     is_stage: bool = False
     is_shelf: bool = False  # says no more than that images lie there
+    is_masks: bool = False
     contrast: str | None = None
 
     @property
@@ -72,6 +74,11 @@ class Part:
     def given(self) -> bool:
         """Whether words say that an agent was given."""
         return any(word.given for word in self.said)
+
+    @property
+    def is_masks(self) -> bool:
+        """Whether words say that these are label maps, whatever image one is called by."""
+        return any(word.is_masks for word in self.said)
 
     @property
     def is_time(self) -> bool:
@@ -126,9 +133,9 @@ class Remarks:
     def __init__(self) -> None:
         self.files: dict[str, list[Path]] = defaultdict(list)
 
-    def add(self, reason: str, *entries: Entry) -> None:
+    def add(self, reason: str, *paths: Path) -> None:
         """Note why files are read otherwise than their names alone say."""
-        self.files[reason] += [entry.file.path for entry in entries]
+        self.files[reason] += paths
 
     def told(self, root: Path) -> list[str]:
         """Return a line a reason, with the first of its files."""
@@ -144,7 +151,7 @@ def _address(entry: Entry, root: Path, held: set[str], contrasts: Contrasts) -> 
     """Return (id, folders) of whom a file is, less words on an agent or a state; and these."""
     above = _below(root, entry.owner)
     ids = {entry.subject, _without_words(entry.subject)[0]} - {""}  # such a folder says no more
-    said = [Word() if name in ids else _said(name) for name in above]
+    said = [Word() if name in ids else _of_folder(name, contrasts) for name in above]
     if above and not {above[-1]} & ids and not said[-1].speaks:
         said[-1] = _of_contrast(above[-1], held, contrasts)
     told = [(name, says) for name, says in zip(above, said, strict=True) if says.speaks]
@@ -183,6 +190,12 @@ def _said(name: str) -> Word:
     )
 
 
+def _of_folder(name: str, contrasts: Contrasts) -> Word:
+    """Return what a name says of a folder: of an id ``_tumor`` says nothing."""
+    is_of_masks = contrasts.named(name) == LABELS or MASK_FOLDER.fullmatch(name.lower())
+    return Word(is_masks=True) if is_of_masks else _said(name)
+
+
 def _of_contrast(name: str, held: set[str], contrasts: Contrasts) -> Word:
     """Return what a folder of one contrast says, ``T1`` or ``T1_post``; T1 may be a time point."""
     contrast = contrast_spelt(name, contrasts)
@@ -214,7 +227,7 @@ def _resolved(parts: list[Part], key: Key, root: Path, remarks: Remarks) -> Iter
                 remarks.add(
                     f"is read as t1, before an agent, but '{said[0]}' may say that it is after "
                     f"one: if so, {IN_A_TABLE}",
-                    *(e for e in part.entries if e.contrast == "t1"),
+                    *(e.file.path for e in part.entries if e.contrast == "t1"),
                 )
             yield from part.entries
     yield from _joined(together, subject, root.joinpath(*place), remarks)
@@ -225,6 +238,9 @@ def _of_one_examination(parts: list[Part]) -> list[Part]:
     joined = [part for part in parts if part.images]
     if _are_visits(joined):
         joined = [part for part in joined if not part.is_time]
+    for part in [part for part in joined if part.is_masks]:
+        if not any(part.images & other.images for other in joined if not other.is_masks):
+            joined.remove(part)
     native = {part.words for part in joined if not part.given and "t1" in part.images}
     for part in [part for part in joined if part.given]:
         is_named = any(word.contrast for word in part.said)
@@ -252,23 +268,23 @@ def _joined(parts: list[Part], subject: str, place: Path, remarks: Remarks) -> I
     after an agent is another image than FLAIR.
     """
     owner = min((e.owner for part in parts if not part.words for e in part.entries), default=place)
-    told = [
-        (part, e._replace(contrast="t1ce") if part.given and e.contrast == "t1" else e)
-        for part in parts
-        for e in part.entries
-    ]
+    told = [(part, e._replace(contrast=_read_as(part, e))) for part in parts for e in part.entries]
     first: dict[str, bool] = {}
     for part, entry in told:
         first[entry.contrast] = _is_second(part, entry) and first.get(entry.contrast, True)
     kept: list[tuple[Part, Entry]] = []
     for part, entry in told:
-        if part.given and entry.contrast == "flair":
-            remarks.add(f"is passed over: FLAIR after an agent; to read it, {IN_A_TABLE}", entry)
+        if part.is_masks and len(part.images) > 1:
+            why = f"is passed over: it lies among masks; to read it, {IN_A_TABLE}"
+            remarks.add(why, entry.file.path)
+        elif part.given and entry.contrast == "flair":
+            why = f"is passed over: FLAIR after an agent; to read it, {IN_A_TABLE}"
+            remarks.add(why, entry.file.path)
         elif _is_second(part, entry) and not first[entry.contrast]:
             remarks.add(
                 f"is passed over: its patient has this contrast without such a folder or word; to "
                 f"read it, {IN_A_TABLE}",
-                entry,
+                entry.file.path,
             )
         else:
             kept.append((part, entry))
@@ -278,18 +294,25 @@ def _joined(parts: list[Part], subject: str, place: Path, remarks: Remarks) -> I
             remarks.add(
                 f"is read as t1ce: '{part.words[-1]}' is taken for after an agent, as there is no "
                 f"other image beside it; if it is a visit, {IN_A_TABLE}",
-                entry,
+                entry.file.path,
             )
         if is_mixed and part.is_stage:
             remarks.add(
                 "is read beside images without such a folder or word: look whether all are "
                 f"processed alike; else {IN_A_TABLE}",
-                entry,
+                entry.file.path,
             )
         own = owner if part.words else entry.owner
         yield entry._replace(subject=subject, owner=own)
 
 
+def _read_as(part: Part, entry: Entry) -> str:
+    """Return the contrast of a file under the words of its part."""
+    if part.is_masks:
+        return LABELS
+    return "t1ce" if part.given and entry.contrast == "t1" else entry.contrast
+
+
 def _is_second(part: Part, entry: Entry) -> bool:
     """Whether a file is read only where its patient has no other of its contrast."""
-    return part.is_stage or (part.given and entry.contrast != "t1ce")
+    return part.is_stage or part.is_masks or (part.given and entry.contrast != "t1ce")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ldm.data.layouts.base import Entry, Layout, Tree, named_folders
 from ldm.data.layouts.context import in_context
+from ldm.data.layouts.masks import labels_beside
 from ldm.data.layouts.series import says_agent
 from ldm.data.layouts.spelling import contrast_spelt, is_processed, unprocessed
 from ldm.data.nifti import volume_stem
@@ -51,6 +52,9 @@ class Flat(Layout):
             spelt = stem not in endings and (entry.owner, entry.contrast) in told
             if not (spelt or (stem == MASK and entry.owner in labelled)):
                 read.append(entry._replace(subject=""))
-        resolved, self.remarks = in_context(read, tree.root, self.contrasts)
+        resolved, remarks = in_context(read, tree.root, self.contrasts)
         ids = named_folders((entry.owner for entry in resolved), tree.root)
-        yield from (entry._replace(subject=ids[entry.owner]) for entry in resolved)
+        named = [entry._replace(subject=ids[entry.owner]) for entry in resolved]
+        labels, unclear = labels_beside(named, tree, self.contrasts)
+        self.remarks = [*remarks, *unclear]
+        yield from (*named, *labels)
