@@ -38,7 +38,7 @@ def add_layout_argument(parser: Any) -> None:
         "--layout",
         metavar="NAME",
         help="of the files (default: recognised): brats2021, brats2023, brats2013, bids, "
-        "nnunet, flat, decathlon, hdf5, dicom, my_module.MyLayout, or "
+        "nnunet, flat, folders, decathlon, hdf5, dicom, my_module.MyLayout, or "
         '\'{"target": CLASS, "params": {...}}\'',
     )
 

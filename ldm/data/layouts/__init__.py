@@ -20,6 +20,7 @@ from ldm.data.layouts.detect import (
 )
 from ldm.data.layouts.dicom import Dicom, DicomSeries
 from ldm.data.layouts.flat import Flat
+from ldm.data.layouts.folders import ContrastFolders
 from ldm.data.layouts.hdf5 import HDF5, HDF5Stack
 from ldm.data.layouts.table import SubjectTable
 from ldm.data.volume_file import VolumeFile
@@ -32,6 +33,7 @@ __all__ = [
     "BraTS2021",
     "BraTS2023",
     "Choice",
+    "ContrastFolders",
     "Decathlon",
     "Dicom",
     "DicomSeries",

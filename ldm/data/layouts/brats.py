@@ -22,6 +22,11 @@ log = logging.getLogger(__name__)
 
 CORRECTED = re.compile("corrected", re.IGNORECASE)  # by hand: it outweighs what it corrects
 STRIPPED = re.compile("[_. -]brain$", re.IGNORECASE)
+VISIT = re.compile(  # behind the contrast; early and late may be said of an agent, run of a repeat
+    r"(?P<image>.+?)[_. -](?P<visit>(?:visit|ses|session|week|wk|month|day|tp|time[_-]?point|fu|"
+    r"follow[_-]?up|besuch|verlauf|zeitpunkt)[_-]?\d+|(?:19|20)\d\d([-_.]?)[01]\d\3[0-3]\d)",
+    re.IGNORECASE,
+)
 MASKS = (LABELS, MASK_FILE)
 VSD = re.compile(r"VSD\.Brain[^.]*\..*?\.(?:MR_(?P<image>[^.]+)|OT)(?:\.|$)", re.IGNORECASE)
 NUMBERED = (  # ids that say by which scheme of BraTS labels are numbered, the first that fits
@@ -148,8 +153,14 @@ class SuffixLayout(NumberedLayout):
         return contrast_spelt(unprocessed(stem), self.contrasts) is not None
 
     def _spelt(self, stem: str) -> tuple[str, str] | None:
-        """Return (subject, contrast) of a name, processed or not, or None."""
-        return self._by_its_end(unprocessed(stem)) or self._by_its_end(stem)
+        """Return (subject, contrast) of a name, processed or not, or None.
+
+        Of ``ID_T1_visit2`` the subject is ``ID_visit2``.
+        """
+        spelt = self._by_its_end(unprocessed(stem)) or self._by_its_end(stem)
+        visit = None if spelt else VISIT.fullmatch(stem)
+        of_visit = self._by_its_end(visit["image"]) if visit else None
+        return (f"{of_visit[0]}_{visit['visit']}", of_visit[1]) if visit and of_visit else spelt
 
     def _by_its_end(self, stem: str) -> tuple[str, str] | None:
         """Return (subject, contrast) by the longest known words at the end of a name, or None."""

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from ldm.data.layouts.base import Entry
 from ldm.data.layouts.series import agent_said
-from ldm.data.layouts.spelling import contrast_spelt, is_stage
+from ldm.data.layouts.spelling import contrast_spelt, is_stage, less_spm
 from ldm.letters import unaccented
 from ldm.study import LABELS, MASK_FILE, Contrasts
 
@@ -61,9 +61,11 @@ class Part:
     is_below: bool = False
     entries: list[Entry] = field(default_factory=list)
 
-    def also(self, word: str) -> Part:
-        """Return a part without files under one more word, which ends the id."""
-        return Part((*self.words, word), (*self.said, _said(word)), self.is_below)
+    def also(self, subject: str) -> Part:
+        """Return a part without files under one more word, which an id begins or ends with."""
+        plain, word = _without_words(subject)
+        says = _said(word) if subject.startswith(plain) else Word(is_stage=True)
+        return Part((*self.words, word), (*self.said, says), self.is_below)
 
     @property
     def images(self) -> set[str]:
@@ -114,8 +116,7 @@ def in_context(
     groups: dict[Key, dict[tuple[str, ...], Part]] = defaultdict(dict)
     for entry, key, part in found:
         if len(namesakes[base := _less_words(key)]) > 1:
-            word = _id(key).removeprefix(_id(base))[1:]
-            key, part = base, part.also(word) if word else part
+            key, part = base, part.also(_id(key)) if key != base else part
         if not any(key) and any(map(any, namesakes)):  # a patient called gd
             key, part = (entry.subject, _below(root, entry.owner)), Part()
         groups[key].setdefault(part.words, part).entries.append(entry)
@@ -169,7 +170,7 @@ def _id(key: Key) -> str:
 
 
 def _less_words(key: Key) -> Key:
-    """Return id and folders less what the end of the id says of an agent or a state."""
+    """Return id and folders less what the id says of an agent or a state."""
     subject, place = key
     plain = _without_words(_id(key))[0]
     return (plain, place) if subject else (subject, (*place[:-1], plain) if place else ())
@@ -206,12 +207,13 @@ def _of_contrast(name: str, held: set[str], contrasts: Contrasts) -> Word:
 
 @cache
 def _without_words(subject: str) -> tuple[str, str]:
-    """Return an id less what its end says of an agent or a state, and that."""
+    """Return an id less what its end, or SPM before it, says of an agent or a state, and that."""
     for place in (match.start() for match in re.finditer("[-_. ]", subject)):
         start, end = subject[:place], subject[place + 1 :]
         if _said(end).speaks:
             return start, end
-    return subject, ""
+    plain = less_spm(subject)
+    return plain, subject.removesuffix(plain)
 
 
 def _resolved(parts: list[Part], key: Key, root: Path, remarks: Remarks) -> Iterator[Entry]:

@@ -17,6 +17,7 @@ from ldm.data.layouts.brats import BraTS2013, BraTS2021, BraTS2023
 from ldm.data.layouts.dataset_json import Decathlon, NnUNet, label_scheme
 from ldm.data.layouts.dicom import Dicom
 from ldm.data.layouts.flat import Flat
+from ldm.data.layouts.folders import ContrastFolders
 from ldm.data.layouts.hdf5 import HDF5
 from ldm.data.layouts.table import PARTS, SubjectTable
 from ldm.data.nifti import volume_stem
@@ -28,7 +29,7 @@ from ldm.storage import require_subjects
 from ldm.study import BRATS, KNOWN, LABELS, MASK_FILE, Contrasts
 from ldm.util import get_obj_from_str, how_many, instantiate_from_config, nearest
 
-SHOWN_FILES = 4  # of a folder in which nothing is recognised
+SHOWN_FILES = 3  # of a folder in which nothing is recognised
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ LAYOUTS: Mapping[str, type[Layout]] = {
     "bids": BIDS,
     "nnunet": NnUNet,
     "flat": Flat,
+    "folders": ContrastFolders,
     "decathlon": Decathlon,
     "hdf5": HDF5,
     "dicom": Dicom,
@@ -158,13 +160,13 @@ def _nothing_found(tree: Tree, chosen: Layout | None) -> DataError:
     """Return an error that names what lies in a folder, and the ways out."""
     names = [path.name for path in tree.volumes or tree.files]
     few = ", ".join(names[:SHOWN_FILES]) + (", ..." if len(names) > SHOWN_FILES else "")
-    shown = [chosen] if chosen else [cls() for cls in (BraTS2021, BraTS2023, BIDS, Flat)]
+    shown = [chosen] if chosen else [c() for c in (BraTS2021, BraTS2023, Flat, ContrastFolders)]
     expected = ", ".join(candidate.told_file("ID", "t1") for candidate in shown)
     return DataError(
         "DATA-LAYOUT",
-        f"no subject found: {few or 'no file'}; expected files like {expected}; else give a CSV "
-        "that names them (id,t1,t1ce,...), or a layout of your own in 15 lines (docs/data.md); "
-        f"looked in {tree.root}",
+        f"no subject found: {few or 'no file'}; give, in place of the folder, a CSV with columns "
+        "id,t1,t1ce,t2,flair and a row a subject, paths relative to it (docs/data.md); expected "
+        f"files like {expected}; looked in {tree.root}",
     )
 
 

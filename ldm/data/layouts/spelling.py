@@ -23,9 +23,13 @@ STAGE = re.compile(  # a folder of one state of the images, of which a patient m
 )
 
 
+SPM = "w?r?m?|[mrw]{2}|wmr"  # warped, resliced, bias-corrected: what SPM writes before a name
+SPM_IMAGE = re.compile(f"(?:{SPM})(?=(?:T[12]|FLAIR|Flair)[^ ]*$)")
+
+
 def unprocessed(stem: str) -> str:
     """Return a name less what says that its image was registered or stripped."""
-    return PROCESSED.sub("", stem)
+    return PROCESSED.sub("", SPM_IMAGE.sub("", stem, count=1))
 
 
 def is_processed(stem: str) -> bool:
@@ -36,6 +40,12 @@ def is_processed(stem: str) -> bool:
 def is_stage(name: str) -> bool:
     """Return whether a folder, or a part of an id, names no more than a state of its images."""
     return STAGE.fullmatch(name) is not None
+
+
+def less_spm(subject: str) -> str:
+    """Return an id less the letters that SPM writes before it: of ``rP1`` it is ``P1``."""
+    found = re.fullmatch(f"(?:{SPM})([A-Z0-9].*)", subject)
+    return found[1] if found else subject
 
 
 def contrast_spelt(text: str, contrasts: Contrasts) -> str | None:
