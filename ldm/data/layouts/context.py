@@ -118,7 +118,7 @@ def in_context(
         if len(namesakes[base := _less_words(key)]) > 1:
             key, part = base, part.also(_id(key)) if key != base else part
         if not any(key) and any(map(any, namesakes)):  # a patient called gd
-            key, part = (entry.subject, _below(root, entry.owner)), Part()
+            key, part = ("", part.words[-1:]), Part(part.words[:-1], part.said[:-1])
         groups[key].setdefault(part.words, part).entries.append(entry)
     resolved = [
         entry
@@ -152,9 +152,7 @@ def _address(entry: Entry, root: Path, held: set[str], contrasts: Contrasts) -> 
     """Return (id, folders) of whom a file is, less words on an agent or a state; and these."""
     above = _below(root, entry.owner)
     ids = {entry.subject, _without_words(entry.subject)[0]} - {""}  # such a folder says no more
-    said = [Word() if name in ids else _of_folder(name, contrasts) for name in above]
-    if above and not {above[-1]} & ids and not said[-1].speaks:
-        said[-1] = _of_contrast(above[-1], held, contrasts)
+    said = [Word() if name in ids else _of_folder(name, held, contrasts) for name in above]
     told = [(name, says) for name, says in zip(above, said, strict=True) if says.speaks]
     silent = [name for name, says in zip(above, said, strict=True) if not says.speaks]
     place = tuple(name for name in silent if name not in ids)
@@ -191,18 +189,18 @@ def _said(name: str) -> Word:
     )
 
 
-def _of_folder(name: str, contrasts: Contrasts) -> Word:
-    """Return what a name says of a folder: of an id ``_tumor`` says nothing."""
-    is_of_masks = contrasts.named(name) == LABELS or MASK_FOLDER.fullmatch(name.lower())
-    return Word(is_masks=True) if is_of_masks else _said(name)
+def _of_folder(name: str, held: set[str], contrasts: Contrasts) -> Word:
+    """Return what a name says of a folder in which there are these contrasts.
 
-
-def _of_contrast(name: str, held: set[str], contrasts: Contrasts) -> Word:
-    """Return what a folder of one contrast says, ``T1`` or ``T1_post``; T1 may be a time point."""
+    One named as a contrast, ``T1`` or ``T1_post``, is of it where there is no other: T1 may be a
+    time point. ``tumor`` is of masks, but says nothing at the end of an id.
+    """
     contrast = contrast_spelt(name, contrasts)
+    if contrast == LABELS or MASK_FOLDER.fullmatch(name.lower()):
+        return Word(is_masks=True)
     images = held - MASKS
     is_own = images == {contrast} or (contrast == "t1ce" and images == {"t1"})
-    return Word(given=contrast == "t1ce", contrast=contrast) if is_own else Word()
+    return Word(given=contrast == "t1ce", contrast=contrast) if is_own else _said(name)
 
 
 @cache
@@ -259,7 +257,8 @@ def _are_visits(parts: list[Part]) -> bool:
     if after:
         is_whole = not rest or any("t1ce" in part.images for part in rest)
         return is_whole or any(part.images - {"t1"} for part in after)
-    others: set[str] = set().union(*(part.images for part in parts if not part.is_time))
+    native = [part for part in parts if not (part.is_time or part.given)]
+    others: set[str] = set().union(*(part.images for part in native))
     return any(part.images & others for part in parts if part.is_time)
 
 
