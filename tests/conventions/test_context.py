@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from ldm.data.layouts import detect_layout
 from ldm.data.patients import patient_of
 from ldm.errors import DataError
+from ldm.storage import write_json
 
 GIVEN = """post_contrast | postcontrast | post-contrast | with_contrast | withContrast | contrast
 Gd | gado | Gadovist | gadolinium | post_gd | postGd | KM | mKM | mit_KM | nach_KM | inj | injecte
@@ -173,6 +174,40 @@ def test_time_points_called_t1_and_t2_stay_apart():
     names = [f"P1/{point}/{c}" for point in ("T1", "T2") for c in ("T1", "T2", "FLAIR")]
     assert set(read(*names)) == {"P1_T1", "P1_T2"}
     assert {patient_of(i) for i in ("P1_T1", "P1_T2")} == {"P1"}
+
+
+@pytest.mark.parametrize("start", ["P1/", "P1/P1_", "T1/P1_"])
+@pytest.mark.parametrize(
+    ("name", "agent", "contrast"),
+    [
+        *(("T1", "Gadovist", "t1ce"), ("T1", "none", "t1"), ("T1", None, "t1")),
+        *(("T1_oKM", "Gadovist", "t1"), ("pre_T1", "Gadovist", "t1")),
+    ],
+)
+def test_a_json_that_names_an_agent_counts_where_the_name_is_silent(
+    tmp_path, start, name, agent, contrast
+):
+    path = tmp_path / f"{start}{name}.nii.gz"
+    path.parent.mkdir(parents=True)
+    path.touch()
+    write_json(
+        path.with_name(f"{path.name.removesuffix('.nii.gz')}.json"), {"ContrastBolusAgent": agent}
+    )
+    layout, subjects = detect_layout(tmp_path)
+    (subject,) = subjects.values()
+    assert set(subject.files) == {contrast}
+    assert [*layout.remarks] == [
+        f"{start}{name}.nii.gz is read as t1ce: its JSON names an agent"
+    ] * (contrast == "t1ce")
+
+
+def test_the_json_does_not_count_where_there_is_t1ce(tmp_path):
+    """The agent often stands beside each file of an examination."""
+    for name in ("T1", "T1ce", "T2"):
+        (tmp_path / f"P1_{name}.nii.gz").touch()
+        write_json(tmp_path / f"P1_{name}.json", {"ContrastBolusAgent": "Gadovist"})
+    (subject,) = detect_layout(tmp_path)[1].values()
+    assert subject.files["t1"].path.name == "P1_T1.nii.gz" and len(subject.files) == 3
 
 
 # --- states of the images -------------------------------------------------------------------------
