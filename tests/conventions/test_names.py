@@ -109,6 +109,15 @@ def test_every_challenge_since_2023(tmp_path, kind):
     assert scheme(tmp_path).startswith("not known" if kind == "PED" else "necrosis 1, oedema 2")
 
 
+def test_t1_flair_is_no_flair(tmp_path):
+    """Of a time point P_T1 it is, as in MSLesSeg."""
+    files = found(tmp_path, *(f"P/P_{c}.nii.gz" for c in ("T1_FLAIR", "T1", "T2", "T2_FLAIR")))
+    assert files == {"P": {"t1": "P_T1.nii.gz", "t2": "P_T2.nii.gz", "flair": "P_T2_FLAIR.nii.gz"}}
+    point = found(tmp_path / "point", *(f"Q_T1_{c}.nii.gz" for c in ("T1", "T2", "FLAIR")))
+    assert {i: set(own) for i, own in point.items()} == {"Q_T1": {"t1", "t2", "flair"}}
+    assert set(found(tmp_path / "one", "Q_T1_FLAIR.nii.gz")) == {"Q_T1"}
+
+
 def test_meningioma_before_radiotherapy_has_one_image_and_one_target(tmp_path):
     i = "BraTS-MEN-RT-0002-1"
     files = found(tmp_path, f"{i}/{i}_t1c.nii.gz", f"{i}/{i}_gtv.nii.gz")

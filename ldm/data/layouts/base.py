@@ -309,7 +309,7 @@ class Layout:
                 places = _told_apart(first[1], owner)
                 why = (
                     f"id found in {places[0]} (as {first[0]}) and in {places[1]}: every subject "
-                    "needs an id of its own; rename one"
+                    "needs an id of its own; rename one, or name the files in a CSV"
                 )
                 namesakes |= {first[0]: why, subject: why}
             files = found.setdefault(subject, {})

@@ -109,7 +109,8 @@ class SuffixLayout(NumberedLayout):
         """Whether what is before the contrast is no id.
 
         ``P/KM_T1`` is the T1ce of a folder per patient, ``t1ce_seg`` a label map of its folder,
-        and so are ``seg_t1ce`` and, where P has images, ``P_seg_t1ce``.
+        and so are ``seg_t1ce`` and, where P has images, ``P_seg_t1ce``. ``P_T1_FLAIR`` is weighted
+        as T1 is, where there is a P, and P_T1 has no other image, as a time point has.
         """
         subject, own = entry.subject, known[entry.subject]
         folder = entry.file.path.parent.name
@@ -119,6 +120,8 @@ class SuffixLayout(NumberedLayout):
             return own == {LABELS} and contrast_spelt(subject, self.contrasts) is not None
         base, _, end = subject.rpartition(self.separator)
         is_of_labels = end.lower() in MASK or self.contrasts.named(end) == LABELS
+        if own == {"flair"} and end.lower() == "t1":
+            return base in known
         is_of_agent = agent_said(subject) is not None and own == {"t1"}
         return is_of_agent or (is_of_labels and len(own) == 1 and (base or folder) in known)
 
