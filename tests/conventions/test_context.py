@@ -210,6 +210,19 @@ def test_the_json_does_not_count_where_there_is_t1ce(tmp_path):
     assert subject.files["t1"].path.name == "P1_T1.nii.gz" and len(subject.files) == 3
 
 
+@pytest.mark.parametrize(("word", "is_told"), [("post", 1), ("KM", 1), ("pre", 0), ("postop", 0)])
+def test_a_series_of_dicom_in_a_folder_that_says_after_an_agent_is_pointed_out(
+    tmp_path, word, is_told
+):
+    for name in (f"P1/{word}/T1", "P2/first/T1", f"P2/{word}/T1", f"P2/{word}/T1ce"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "1.dcm").touch()
+    layout, _ = detect_layout(tmp_path)
+    assert layout.name == "DICOM"
+    told = f"P1/{word}/T1 is read as t1, before an agent, but '{word}' may say that it is after one"
+    assert [line.partition(":")[0] for line in layout.remarks] == [told] * is_told
+
+
 # --- states of the images -------------------------------------------------------------------------
 
 STATES = ["raw", "preproc", "preprocessed", "processed", "n4", "bet", "skull_stripped", "MNI152"]

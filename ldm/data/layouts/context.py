@@ -225,13 +225,28 @@ def _resolved(parts: list[Part], key: Key, root: Path, remarks: Remarks) -> Iter
             said = [w for w, says in zip(part.words, part.said, strict=True) if says.given]
             said += [end] if end and _said(end).given else []
             if said and "t1ce" not in part.images:
-                remarks.add(
-                    f"is read as t1, before an agent, but '{said[0]}' may say that it is after "
-                    f"one: if so, {IN_A_TABLE}",
-                    *(e.file.path for e in part.entries if e.contrast == "t1"),
-                )
+                native = (e.file.path for e in part.entries if e.contrast == "t1")
+                remarks.add(_doubt(said[0]), *native)
             yield from part.entries
     yield from _joined(together, subject, root.joinpath(*place), remarks)
+
+
+def _doubt(word: str) -> str:
+    return (
+        f"is read as t1, before an agent, but '{word}' may say that it is after one: if so, "
+        f"{IN_A_TABLE}"
+    )
+
+
+def doubts(entries: Iterable[Entry], root: Path) -> list[str]:
+    """Return a line on each T1 of patients without T1ce whose folders may say after an agent."""
+    entries, remarks = list(entries), Remarks()
+    complete = {entry.owner for entry in entries if entry.contrast == "t1ce"}
+    for entry in entries:
+        said = [name for name in _below(root, entry.owner) if _said(name).given]
+        if said and entry.contrast == "t1" and entry.owner not in complete:
+            remarks.add(_doubt(said[-1]), entry.file.path)
+    return remarks.told(root)
 
 
 def _of_one_examination(parts: list[Part]) -> list[Part]:

@@ -18,6 +18,7 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
 from ldm.data.dicom_series import dicom_library, says_synthetic
 from ldm.data.layouts.base import Entry, Layout, Tree, named_folders
+from ldm.data.layouts.context import doubts
 from ldm.data.layouts.series import read_series
 from ldm.data.nifti import Volume, read_volume, volume_stem
 from ldm.data.patients import patient_of
@@ -146,8 +147,9 @@ class Dicom(Layout):
             found.append((contrast, folder))
         ids = named_folders(patients, tree.root)
         self.examined = _examined({ids[folder]: first for folder, first in patients.items()})
-        for contrast, folder in found:
-            yield Entry(ids[folder.parent], contrast, DicomSeries(folder), folder.parent)
+        series_found = [Entry(ids[f.parent], c, DicomSeries(f), f.parent) for c, f in found]
+        self.remarks = doubts(series_found, tree.root)
+        yield from series_found
         for patient in patients:
             for path in tree.folders.get(patient, ()):
                 if volume_stem(path.name) == LABELS:
