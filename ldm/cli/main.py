@@ -12,6 +12,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from ldm import __version__
@@ -99,6 +100,8 @@ def _run(argv: list[str]) -> int:
     args.typed = shlex.join(["dsdiff", *argv])  # for the reports
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # clean up
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not if it is ignored
+            signal.signal(signal.SIGINT, partial(_interrupt, args.verb))
     try:
         _expand_home(args)
         _require_working_directory()
@@ -107,9 +110,7 @@ def _run(argv: list[str]) -> int:
         _require_there(args)
         return args.run(args) or 0
     except KeyboardInterrupt:
-        if not is_part():
-            print(f"\ndsdiff {args.verb}: interrupted; the same command goes on", file=sys.stderr)
-        return 130
+        return _interrupted(args.verb)
     except Exception as error:
         if args.debug:
             traceback.print_exc()
@@ -125,6 +126,23 @@ def _run(argv: list[str]) -> int:
             "of 'dsdiff doctor' to whom you have this program from",
         )
         return known.exit_code if known else 70
+
+
+def _interrupt(verb: str, *_: object) -> None:
+    """Raise KeyboardInterrupt; within an import of torch, which may abort or hide it, end."""
+    torch = sys.modules.get("torch")
+    if getattr(getattr(torch, "__spec__", None), "_initializing", False):
+        code = _interrupted(verb)
+        sys.stderr.flush()
+        os._exit(code)  # every file has its name only when it is whole
+    raise KeyboardInterrupt
+
+
+def _interrupted(verb: str) -> int:
+    """Say that Ctrl-C has ended a verb; return its exit code."""
+    if not is_part():
+        print(f"\ndsdiff {verb}: interrupted; the same command goes on", file=sys.stderr)
+    return 130
 
 
 def _expand_home(args: argparse.Namespace) -> None:

@@ -186,6 +186,24 @@ def test_a_part_of_an_option_is_not_taken_for_it(verb, capsys):
     assert "required: --input, --output" in said or "unrecognized arguments: --outpu" in said
 
 
+def test_an_interrupt_while_torch_is_imported_is_no_bug(tmp_path, run_folder, patients):
+    """C++ that calls Python aborted there, or went on half imported into an error of its own."""
+    (tmp_path / "torch").mkdir()
+    hides = "try:\n    os.kill(os.getpid(), 2)\nexcept BaseException:\n    raise RecursionError"
+    (tmp_path / "torch/__init__.py").write_text(f"import os\n{hides}")
+    path = os.pathsep.join([str(tmp_path), str(REPO)])
+    words = ["sample", run_folder, "--input", patients, "--output", tmp_path / "out"]
+    process = subprocess.run(
+        [sys.executable, "-m", "dsdiff", *map(str, words)],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 130
+    assert "dsdiff sample: interrupted; the same command goes on" in process.stderr
+    assert "INTERNAL" not in process.stderr
+
+
 def test_a_folder_in_another_encoding_is_refused_and_reached_by_a_link(
     tmp_path, patients, monkeypatch, capsys
 ):
