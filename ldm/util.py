@@ -21,6 +21,7 @@ from typing import Any
 
 from ldm.errors import FAMILIES, ConfigError, UnsafeError, bad_value, calling, nearest
 
+SESSION = "__main__"  # the module of a class that is written in a notebook or script
 # Where YAMLs of the research code, and saved runs, look for what stands elsewhere here.
 RENAMED = {
     "Disc_diff.guided_diffusion.": "guided_diffusion.",
@@ -72,6 +73,12 @@ def get_obj_from_str(path: str) -> Any:
     try:
         return getattr(module, attribute)
     except AttributeError as error:
+        if module_name == SESSION:
+            raise ConfigError(
+                "CONFIG-TARGET",
+                f"target '{path}' was written in a notebook or script, and is known there alone: "
+                "define it in one again, and read the run from there",
+            ) from error
         raise ConfigError(
             "CONFIG-TARGET",
             f"target '{path}': module '{module_name}' has no '{attribute}'"

@@ -38,7 +38,7 @@ from ldm.study import build_model
 from ldm.training.calibration import is_calibrated
 from ldm.training.kept import require_kept
 from ldm.training.module import TrainingData, TrainingModule
-from ldm.util import instantiate_from_config, trainer_options
+from ldm.util import SESSION, instantiate_from_config, trainer_options
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +61,12 @@ def rehearse(config: Mapping[str, Any], say: Callable[[str], None] = unheard) ->
     """
     if not (foreign := foreign_targets(config)):
         return
+    if passing := [target for target in foreign if target.startswith(f"{SESSION}.")]:
+        log.warning(
+            "%s is known in this notebook or script alone, and so is what is trained with it: "
+            "import it from a file, such as my_net.py, for other programs to find it",
+            ", ".join(passing),
+        )
     say(f"First a step on noise, to try {', '.join(foreign)}")
     try:
         with quiet("pytorch_lightning", "ldm"), torch.random.fork_rng(), calling():

@@ -516,6 +516,19 @@ def test_a_class_is_handed_over_from_python(folder, tmp_path, patients):
     assert isinstance(network.diffusion_model, Numpy)
 
 
+def test_a_class_of_a_notebook_is_known_there_alone(folder, caplog, capsys, monkeypatch):
+    import own_classes
+
+    given = ["train", str(folder / "own.yaml"), "model.params.unet_config.target=__main__.Noted"]
+    noted = type("Noted", (own_classes.Net,), {"__module__": "__main__"})
+    monkeypatch.setattr(sys.modules["__main__"], "Noted", noted, raising=False)
+    assert main([*given, "--dry-run"]) == 0
+    assert any("__main__.Noted is known in this notebook" in line for line in caplog.messages)
+    monkeypatch.undo()  # as in another program
+    assert main([*given, "--dry-run"]) == 2
+    assert "'__main__.Noted' was written in a notebook or script" in capsys.readouterr().err
+
+
 def test_an_error_in_sampling_is_told_as_one_in_training(
     folder, tmp_path, patients, monkeypatch, capsys
 ):
