@@ -444,7 +444,7 @@ def test_only_the_benchmark_says_what_to_do_next(tmp_path, capsys):
     work = Work(tmp_path, tmp_path, {}, [], {}, is_quiet=True)
     assert work._dsdiff(tmp_path, None, *words, "--overwrite")[0] == 0
     said = (tmp_path / "log.txt").read_text()
-    assert "1 patients" in said and "next:" not in said
+    assert "1 patient (" in said and "next:" not in said
 
 
 @pytest.mark.parametrize("part", [False, True])
