@@ -114,7 +114,7 @@ def test_the_budget_holds_and_the_page_says_what_is_left_out():
     sizes = [p.size() for p in found]
     kept = within_budget(found, sizes[0] + sizes[1])
     assert [p.id for p in kept] == ["P0", "P1"]
-    assert "1 patients with better results are not in the viewer" in Viewer(kept, (), 1).note()
+    assert "Not in the viewer: 1 patient with better results." in Viewer(kept, (), 1).note()
     data = json.dumps(Viewer(kept, ()).data())
     assert sum(sizes[:2]) < len(data) < sum(sizes[:2]) + 12_000  # names, geometry, colours
 

@@ -22,6 +22,7 @@ from ldm.data.prepare import bounding_box
 from ldm.evaluation.measures import MEASURES
 from ldm.plots.figures import COLOUR_MAPS
 from ldm.report.tables import format_cell
+from ldm.util import how_many
 
 PAGE_BYTES = 20_000_000  # of all volumes of a page, in base64
 MOST_PATIENTS = 10
@@ -95,8 +96,8 @@ class Viewer:
             "shown voxels. Error and spread are in units of the range of the truth."
         )
         if self.left_out:
-            better = "with better results " if self.measure else ""
-            note += f" {self.left_out} patients {better}are not in the viewer."
+            better = " with better results" if self.measure else ""
+            note += f" Not in the viewer: {how_many(self.left_out, 'patient')}{better}."
         return note
 
     def data(self) -> dict[str, Any]:
