@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.serialization import safe_globals
 
-from ldm.checkpoint import verify_archive
+from ldm.checkpoint import OWN, verify_archive
 from ldm.errors import CheckpointError, UnsafeError
 from ldm.storage import head_of
 
@@ -92,8 +92,8 @@ def read_public_checkpoint(path: Path) -> PublicCheckpoint:
     """Return the weights of a torch file (ZIP or legacy) or a safetensors file, on the CPU.
 
     Raises:
-        CheckpointError: CKPT-MISSING, CKPT-FORMAT (nothing of the kind, or no weights inside) or
-            CKPT-CORRUPT. UnsafeError: UNSAFE-PICKLE, UNSAFE-ARCHIVE.
+        CheckpointError: CKPT-MISSING, CKPT-FORMAT (nothing of the kind, no weights inside, or a
+            model of this project) or CKPT-CORRUPT. UnsafeError: UNSAFE-PICKLE, UNSAFE-ARCHIVE.
     """
     head = head_of(path) if path.is_file() else b""
     if head[8:9] == b"{":
@@ -107,6 +107,8 @@ def read_public_checkpoint(path: Path) -> PublicCheckpoint:
         raise CheckpointError(
             "CKPT-FORMAT", f"{path.name} holds a {type(content).__name__}: expected a state dict"
         )
+    if OWN in content:
+        raise _of_this_project(path)
     raw, ema = _inner(content, RAW_KEYS), _inner(content, EMA_KEYS)
     if not raw and not ema:
         raw = _tensors(content)
@@ -120,9 +122,21 @@ def read_public_checkpoint(path: Path) -> PublicCheckpoint:
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
+        with safe_open(path, framework="pt") as file:
+            if "sha256" in (file.metadata() or {}):  # as ldm.model_file writes it
+                raise _of_this_project(path)
         return load_file(path)
     except (SafetensorError, ValueError) as error:
         raise CheckpointError("CKPT-CORRUPT", f"{path.name} is damaged: {error}") from error
+
+
+def _of_this_project(path: Path) -> CheckpointError:
+    """Return the refusal of what sampled otherwise than it was trained, by a YAML not its own."""
+    return CheckpointError(
+        "CKPT-FORMAT",
+        f"{path.name} is a model of this project, which needs no import: dsdiff sample takes its "
+        "folder as it is, dsdiff train --from goes on from its weights",
+    )
 
 
 def _read_torch(path: Path, mmap: bool) -> Any:

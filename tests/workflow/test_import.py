@@ -105,3 +105,11 @@ def test_refusals_have_their_exit_codes(tmp_path, run_folder, capsys):
     assert "UNSAFE-PICKLE: model.ckpt holds shutil.rmtree" in capsys.readouterr().err
     assert main(["import", str(page), "--config", "name=x", "--output", str(tmp_path / "m")]) == 2
     assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize("name", [MODEL_FILE, "checkpoints/last.ckpt"])
+def test_a_model_of_this_project_is_not_imported(tmp_path, run_folder, capsys, name):
+    """By another YAML than its own it would be sampled otherwise than it was trained."""
+    assert import_model(run_folder / name, run_folder, tmp_path / "model") == 4
+    assert "dsdiff sample takes its folder as it is" in capsys.readouterr().err
+    assert not (tmp_path / "model").exists()
