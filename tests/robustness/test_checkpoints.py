@@ -20,6 +20,7 @@ from ldm.checkpoint import (
 from ldm.claims import claim
 from ldm.errors import CheckpointError, DsdiffError, OutputError, UnsafeError
 from ldm.model_file import read_model, save_model
+from ldm.training import checkpoint_io
 from ldm.training.checkpoint_io import AtomicCheckpointIO
 
 LAST, PREVIOUS = CHECKPOINTS
@@ -256,7 +257,7 @@ def kill_at(point: str) -> None:
     elif point == "before fsync":
         os.fsync = die
     elif point == "before keeping":
-        files.rename = die
+        checkpoint_io.rename = die
     elif point == "before name":
         os.link = die
         Path.replace = lambda self, new: plain_replace(self, new) if "prev" in str(new) else die()

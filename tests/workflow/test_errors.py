@@ -4,6 +4,7 @@ import ast
 import os
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import fields
@@ -198,6 +199,7 @@ def test_an_interrupt_while_torch_is_imported_is_no_bug(tmp_path, run_folder, pa
         env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # also behind nohup
     )
     assert process.returncode == 130
     assert "dsdiff sample: interrupted; the same command goes on" in process.stderr

@@ -119,7 +119,7 @@ def test_nan_stops_before_the_weights(tmp_path, train, capsys, monkeypatch):
 
     def poisoned(self, batch, draws):
         losses = plain(self, batch, draws)
-        return {"loss": losses["loss"] * (float("nan") if self.global_step == 2 else 1.0)}
+        return {"loss": losses["loss"] * (float("nan") if self.step == 2 else 1.0)}
 
     monkeypatch.setattr(LatentDiffusion, "batch_loss", poisoned)
     run = tmp_path / "run"
