@@ -108,9 +108,9 @@ def test_worst_patients_come_first_and_the_page_says_so(monkeypatch):
 @pytest.mark.parametrize(
     ("protocol", "region", "measure", "told", "title", "unit"),
     [
-        ("region", "tumour", "psnr", "PSNR in the tumour", "unet · 20.00 dB", "dB"),
-        ("brasyn", "tumour", "brasyn_ssim", "SSIM (BraSyn) in the tumour", "unet · 20.00", ""),
-        ("legacy", "full", "psnr", "PSNR in the whole volume", "unet · 20.00 dB", "dB"),
+        ("region", "tumour", "psnr", "PSNR in the tumour", "unet\n20.00 dB", "dB"),
+        ("brasyn", "tumour", "brasyn_ssim", "SSIM (BraSyn) in the tumour", "unet\n20.00", ""),
+        ("legacy", "full", "psnr", "PSNR in the whole volume", "unet\n20.00 dB", "dB"),
     ],
 )
 def test_patients_are_ordered_by_what_comes_first_in_the_protocol(

@@ -144,7 +144,7 @@ class Pane:
     """An image in a strip of a patient.
 
     Args:
-        title: written above.
+        title: written above, as large as the longest line of all in the figure allows.
         image: (H, W), first axis downwards; of kind ``grey`` from 0, 1 is white.
         kind: ``grey``, or one of ``COLOUR_MAPS``.
     """
@@ -166,19 +166,19 @@ def panes_figure(
     """
     from matplotlib.figure import Figure as Canvas
 
-    first = next(pane for line in lines for pane in line if pane)
-    size = aspect * STRIP_CELL * first.image.shape[0] / first.image.shape[1]
-    line_height, gap = size + 0.27, 0.05
+    shown = [pane for line in lines for pane in line if pane]
+    size = aspect * STRIP_CELL * shown[0].image.shape[0] / shown[0].image.shape[1]
+    titles = [pane.title.split("\n") for pane in shown]
+    font = 9 * min(1, WIDEST_TITLE / max(len(text) for title in titles for text in title))
+    line_height, gap = size + 0.13 + 0.14 * max(map(len, titles)), 0.05
     width, height = STRIP_CELL * len(lines[0]) + 0.6, line_height * len(lines) + gap
     canvas = Canvas(figsize=(width, height), facecolor=STRIP_BACKGROUND)
     for number, line in enumerate(lines, start=1):
         bottom = height - line_height * number
-        for column, pane in enumerate(line):
-            if pane is None:
-                continue
+        for column, pane in ((column, pane) for column, pane in enumerate(line) if pane):
             left = gap + STRIP_CELL * column
             place = (left / width, bottom / height, (STRIP_CELL - gap) / width, size / height)
-            drawn = _draw_pane(canvas, pane, place, limits, aspect)
+            drawn = _draw_pane(canvas, pane, place, limits, aspect, font)
             if pane.kind in limits and not any(line[column + 1 :]):
                 beside = (left + STRIP_CELL) / width
                 _bar(canvas, drawn, (beside, bottom / height, 0.1 / width, size / height))
@@ -191,17 +191,17 @@ def _draw_pane(
     place: Sequence[float],
     limits: Mapping[str, float],
     aspect: float,
+    font: float,
 ) -> Any:
     """Draw into ``place`` of the canvas; 0 in a colour map, outside the brain, stays dark."""
     ax = canvas.add_axes(place)
     ax.set_axis_off()
-    size = min(9.0, 9.0 * WIDEST_TITLE / max(1, len(pane.title)))  # beside its neighbours
-    ax.set_title(pane.title, color="white", fontsize=size, pad=4, parse_math=False)
+    ax.set_title(pane.title, color="white", fontsize=font, pad=4, parse_math=False)
     coloured = pane.kind in limits
     image = np.ma.masked_equal(pane.image, 0) if coloured else pane.image
     colours = COLOUR_MAPS[pane.kind] if coloured else "gray"
-    high = limits.get(pane.kind, 1) or 1
-    return ax.imshow(image, cmap=colours, vmin=0, vmax=high, aspect=aspect)
+    white = limits.get(pane.kind) or 1
+    return ax.imshow(image, cmap=colours, vmin=0, vmax=white, aspect=aspect)
 
 
 def loss_figure(

@@ -328,10 +328,10 @@ def _order(result: Evaluation) -> str:
 
 
 def _titled(result: Evaluation, row: str, subject: str) -> str:
-    """Return a row with its value, such as ``unet · 25.19 dB``; its name alone without one."""
+    """Return a row and under it its value, such as ``25.19 dB``; its name alone without one."""
     value = _scores(result, row).get(subject, math.nan)
     text = f"{format_cell(value)} {score_unit(result.main_measure())}".rstrip()
-    return row if math.isnan(value) else f"{row} · {text}"
+    return row if math.isnan(value) else f"{row}\n{text}"
 
 
 def _worst_first(result: Evaluation, subjects: Iterable[str]) -> list[str]:
