@@ -6,6 +6,7 @@ import io
 import json
 import pickle
 import re
+import shlex
 import shutil
 import subprocess
 from dataclasses import replace
@@ -26,7 +27,7 @@ from ldm.evaluation.protocol import DEFAULT, PROTOCOLS
 from ldm.evaluation.scores import Evaluation
 from ldm.evaluation.statistics import Comparison
 from ldm.plots.figures import loss_figure, scatter_figure, strip_figure
-from ldm.report.page import Figure, Report, Section, render, write_all, write_report
+from ldm.report.page import Figure, Report, render, write_all, write_report
 from ldm.report.score_tables import (
     bracket,
     cannot_decide,
@@ -82,7 +83,7 @@ def hostile_report():
         lead=HOSTILE,
         tables=[table],
         figures=[Figure(HOSTILE, PNG, HOSTILE, HOSTILE)],
-        sections=[Section(HOSTILE, [HOSTILE])],
+        command=shlex.quote(HOSTILE),
         protocol={HOSTILE: {HOSTILE: [HOSTILE]}},
         environment={HOSTILE: HOSTILE},
         viewer=small_viewer(HOSTILE, HOSTILE),
@@ -100,7 +101,7 @@ def full_report():
             Figure("Loss", loss_figure({"train": ([1, 2], [1.0, 0.5])}), "caption", "curve"),
             Figure("Cost", scatter_figure([("unet", 1, 2)], "s", "dB"), "caption", "points"),
         ],
-        sections=[Section("Made by", ["dsdiff benchmark configs/benchmark.yaml"])],
+        command="dsdiff benchmark configs/benchmark.yaml",
         protocol=DEFAULT.to_dict(),
         environment={"torch": "2.13"},
     )

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from browser import Browser, find_browser
 
-from ldm.report.page import Report, Section, write_report
+from ldm.report.page import Report, write_report
 from ldm.report.tables import Table
 from ldm.report.viewer import Viewer, viewer_patient
 
@@ -55,7 +55,7 @@ def browser(tmp_path_factory):
         title="Benchmark",
         lead="Two rows.",
         tables=[Table("Summary", columns, rows, better=better)],
-        sections=[Section("Command", ["dsdiff benchmark CONFIG"])],
+        command="dsdiff benchmark CONFIG",
         viewer=Viewer([patient("P1", 20.0), patient(HOSTILE, 25.0)], ROWS),
     )
     write_report(report, path)
@@ -122,9 +122,9 @@ def test_the_keyboard_sorts_too(page):
 
 def test_tables_and_commands_can_be_copied(page):
     page.call("Browser.grantPermissions", permissions=["clipboardReadWrite"])
-    page.click("#section-1 button.copy")
-    page.wait_for("document.querySelector('#section-1 button.copy').innerText !== 'Copy'")
-    assert page.run("document.querySelector('#section-1 button.copy').innerText") in (
+    page.click("#command button.copy")
+    page.wait_for("document.querySelector('#command button.copy').innerText !== 'Copy'")
+    assert page.run("document.querySelector('#command button.copy').innerText") in (
         *("Copied", "Selected"),  # the second where the browser has no clipboard
     )
     latex = page.run("document.querySelector('.sources pre').textContent")

@@ -21,7 +21,7 @@ from ldm.regions import region_title, spelled_out
 from ldm.report.charts import charts
 from ldm.report.environment import environment
 from ldm.report.gallery import Gallery
-from ldm.report.page import Figure, Report, Section, shareable, write_all
+from ldm.report.page import Figure, Report, shareable, write_all
 from ldm.report.score_tables import (
     BETTER,
     HEADLINE,
@@ -339,7 +339,7 @@ class BenchmarkResult:
                 self.cost_table(),
             ],
             figures=self.figures(),
-            sections=[Section("Command", [shareable(self.command)])],
+            command=self.command,
             protocol=self.result.protocol.to_dict(),
             environment=environment() | dict(self.settings),
             viewer=self.gallery.viewer(self.result),

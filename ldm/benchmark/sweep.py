@@ -11,7 +11,7 @@ from ldm.evaluation.measures import LEAST_SPANS, MEASURES
 from ldm.evaluation.scores import FORMAT, Evaluation, SummaryRow
 from ldm.plots.figures import lines_figure
 from ldm.report.environment import environment
-from ldm.report.page import Figure, Report, Section, shareable, write_report
+from ldm.report.page import Figure, Report, shareable, write_report
 from ldm.report.score_tables import counted, mean_cell
 from ldm.report.tables import Cell as TableCell
 from ldm.report.tables import Table, write_table
@@ -191,7 +191,7 @@ class Sweep:
             lead=f"{how_many(len(self.subjects), 'patient')}: {', '.join(self.subjects)}.",
             tables=[self.table()],
             figures=figures,
-            sections=[Section("Command", [shareable(self.command)])],
+            command=self.command,
             protocol=dict(self.protocol),
             environment=environment() | dict(self.settings),
         )

@@ -16,7 +16,7 @@ from ldm.evaluation.protocol import DEFAULT, DOWNSTREAM, MetricProtocol, find_pr
 from ldm.evaluation.scores import Evaluation
 from ldm.progress import Progress, silent
 from ldm.report.environment import environment
-from ldm.report.page import Report, Section, shareable, write_all
+from ldm.report.page import Report, write_all
 from ldm.report.score_tables import (
     column_key,
     comparison_tables,
@@ -187,7 +187,7 @@ def write_evaluation(
         lead=" ".join([*lead, *remarks(result)]),
         tables=all_tables(result, compared),
         figures=[*charts(result), *gallery.figures(result)],
-        sections=[Section("Command", [shareable(command)])],
+        command=command,
         protocol=described if len(described) > 1 else result.protocol.to_dict(),
         environment=environment(),
         viewer=gallery.viewer(result),

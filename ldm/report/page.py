@@ -79,22 +79,14 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Section:
-    """Commands to copy, for example those that made the page or those to run next."""
-
-    title: str
-    commands: Sequence[str]
-
-
-@dataclass(frozen=True)
 class Report:
-    """Content of a page, in the order it is read."""
+    """Content of a page, in the order it is read; ``command`` is what made it, to copy."""
 
     title: str
     lead: str
     tables: Sequence[Table] = ()
     figures: Sequence[Figure] = ()
-    sections: Sequence[Section] = ()
+    command: str = ""
     protocol: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)
     viewer: Viewer | None = None
@@ -112,6 +104,7 @@ def render(report: Report) -> str:
     environment.filters |= {
         "cell": format_cell,
         "latex": latex_table,
+        "shareable": shareable,
         "markdown": lambda table: markdown_table(table.columns, table.rows),
     }
     names = ["report.js", *(["viewer.js"] if report.viewer else [])]

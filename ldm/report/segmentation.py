@@ -12,7 +12,7 @@ from ldm.evaluation.segmentation import Told, compare_segmentations
 from ldm.progress import Progress, silent
 from ldm.report.environment import environment
 from ldm.report.evaluation import claim_report
-from ldm.report.page import Report, Section, shareable, write_all
+from ldm.report.page import Report, write_all
 from ldm.report.score_tables import segmentation_tables
 from ldm.typed import typed
 from ldm.util import user_path
@@ -84,7 +84,7 @@ def _write(result: Evaluation, gallery: OverlayGallery, folder: Path, command: s
         lead=" ".join(["Mean ± standard deviation over patients.", *result.remarks()]),
         tables=segmentation_tables(result),
         figures=gallery.figures(),
-        sections=[Section("Command", [shareable(command)])],
+        command=command,
         environment=environment(),
     )
     write_all(report, folder)
