@@ -46,20 +46,8 @@ Made = TypeVar("Made")
 class Bounded(Protocol):
     """What of a protocol decides the intensities that become 0 and 1."""
 
-    @property
-    def percentiles(self) -> tuple[float, float]:
-        """Intensities that become 0 and 1."""
-
-    @property
-    def bounds_in(self) -> str:
-        """Where they are taken."""
-
-    @property
-    def from_zero(self) -> bool:
-        """The lower one is never below 0."""
-
     def bounds(self, volume: ArrayLike, brain: ArrayLike) -> tuple[float, float]:
-        """Return them for a volume."""
+        """Return these two for a volume."""
 
 
 @dataclass(eq=False)
@@ -122,8 +110,7 @@ class Case:
 
     def bounds(self, protocol: Bounded) -> tuple[float, float]:
         """Intensities of the reference that become 0 and 1; NaN if there are no voxels."""
-        key = (protocol.percentiles, protocol.bounds_in, protocol.from_zero)
-        return self.once(key, lambda: protocol.bounds(self.reference, self.brain))
+        return self.once(("bounds", protocol), lambda: protocol.bounds(self.reference, self.brain))
 
     def image(self, protocol: Bounded, axis: int = -1, inside: bool = False) -> Sliced:
         """The reference mapped onto [0, 1]; ``inside``: with 0 outside the brain."""

@@ -16,11 +16,11 @@ from ldm.data.layouts import (
     Choice,
     Layout,
     Subject,
+    VolumeFile,
     detect_layout,
     find_predictions,
     select_subjects,
 )
-from ldm.data.seen import refuse_seen
 from ldm.errors import DataError, bad_value, one_of
 from ldm.evaluation.case import (
     Case,
@@ -206,8 +206,8 @@ class _Work:
     folders: Found
     results: Sequence[Evaluation]
     perceptual: Perceptual | None
-    allow_seen: bool = False
-    trust: Collection[str] = ()
+    allow_seen: bool
+    trust: Collection[str]
     features: dict[tuple[int, str, int], list[tuple[NDArray[Any], NDArray[Any]]]] = field(
         default_factory=dict
     )
@@ -216,6 +216,11 @@ class _Work:
     def copied(self) -> str:
         """The row of the copied source."""
         return self.results[0].copied
+
+    @property
+    def target(self) -> str:
+        """The contrast that is judged."""
+        return str(self.results[0].study.target)
 
     def run(
         self, subjects: Sequence[Subject], baseline: bool, watch: Watch | None, progress: Progress
@@ -234,10 +239,9 @@ class _Work:
 
     def judge(self, subject: Subject, baseline: bool) -> tuple[Case, dict[str, Prediction]] | None:
         """Score one patient in every row and protocol, or note why not; return what to show."""
-        study = self.results[0].study
-        nonfinite = nonfinite_of(self.folders, subject.id, str(study.target))
+        nonfinite = nonfinite_of(self.folders, subject.id, self.target)
         try:
-            case = load_case(subject, self.layout, study, self.mask, nonfinite)
+            case = load_case(subject, self.layout, self.results[0].study, self.mask, nonfinite)
         except DataError as error:
             for row in self.folders:
                 self._fail(row, subject.id, f"the real patient: {error.reason}")
@@ -250,11 +254,16 @@ class _Work:
                 try:
                     if subject.id not in predicted:
                         raise DataError("DATA-MISSING", "there is no prediction", subject.id)
-                    predicted[subject.id].require([str(self.results[0].study.target)], layout)
-                    self._check_seen(row, predicted[subject.id])
-                    volume = read_prediction(predicted[subject.id], layout, case, self.trust)
-                    self._check_units(row, case, volume, predicted[subject.id])
-                    self._check_same(row, subject, predicted[subject.id])
+                    own = predicted[subject.id]
+                    own.require([self.target], layout)
+                    file = own.files[self.target]
+                    for result in self.results:
+                        result.check_seen(row, subject.id, file, self.allow_seen)
+                    volume = read_prediction(own, layout, case, self.trust)
+                    self._check_units(row, case, volume, file)
+                    same = self.results[0].same
+                    if file.paths == subject.files[self.target].paths and row not in same:
+                        same.append(row)
                     self._score(row, seed, case, volume)
                 except DataError as error:
                     told = f"seed {seed}: " if len(found) > 1 else ""
@@ -285,27 +294,13 @@ class _Work:
         for result in self.results:
             result.fail(row, subject, reason)
 
-    def _check_seen(self, row: str, predicted: Subject) -> None:
-        """Refuse a patient of the training; note a model that does not say whom it saw."""
-        file = predicted.files[str(self.results[0].study.target)]
-        if not self.allow_seen:
-            refuse_seen(file, predicted.id)
-        for result in self.results if file.described().get("seen", False) is None else ():
-            result.note_untold(row)
-
-    def _check_units(self, row: str, case: Case, volume: Prediction, predicted: Subject) -> None:
+    def _check_units(self, row: str, case: Case, volume: Prediction, file: VolumeFile) -> None:
         """Note predictions without a sidecar that are on another scale than the reference."""
-        if predicted.files[str(self.results[0].study.target)].sidecar.is_file():
+        if file.sidecar.is_file():
             return
         own, real = (float(np.median(v[case.brain])) for v in (volume.volume, case.reference))
         if real > 0 and (volume.is_stray or not 1 / APART < own / real < APART):
             self.results[0].units.setdefault(row, own / real)
-
-    def _check_same(self, row: str, real: Subject, predicted: Subject) -> None:
-        """Note a row whose folder is that of the reference."""
-        target = [str(self.results[0].study.target)]
-        if predicted.paths(target) == real.paths(target) and row not in self.results[0].same:
-            self.results[0].same.append(row)
 
     def _score(self, row: str, seed: int, case: Case, predicted: Prediction) -> None:
         """Add the scores of one prediction: of all protocols, or of none.

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ldm.data.seen import refuse_seen
+from ldm.data.volume_file import VolumeFile
 from ldm.errors import DataError, PartialError, one_of, to_the_reader
 from ldm.evaluation.measures import MEASURES
 from ldm.evaluation.metrics.calibration import Reliability
@@ -132,6 +134,17 @@ class Evaluation:
         """Note that the model of a row does not say whom it was trained on."""
         if row not in self.untold:
             self.untold.append(row)
+
+    def check_seen(self, row: str, subject: str, file: VolumeFile, allow_seen: bool) -> None:
+        """Refuse a patient of the training; note a model that does not say whom it saw.
+
+        Raises:
+            DataError: LEAK.
+        """
+        if not allow_seen:
+            refuse_seen(file, subject)
+        if file.described().get("seen", False) is None:
+            self.note_untold(row)
 
     def remarks(self) -> list[str]:
         """Return, a sentence each, what holds of patients, labels, units and models."""

@@ -18,7 +18,6 @@ from ldm.data.layouts import (
     select_subjects,
 )
 from ldm.data.nifti import Geometry
-from ldm.data.seen import refuse_seen
 from ldm.errors import DataError
 from ldm.evaluation.measures import MEASURES
 from ldm.evaluation.protocol import SEGMENTATION, BaseProtocol, Scores
@@ -100,25 +99,17 @@ def _compare(
 ) -> None:
     """Add the scores of one patient; raises DataError."""
     subject, layout = real
-    _check_seen(*predicted, result, allow_seen)
+    own, own_layout = predicted
+    own.require([LABELS], own_layout)
+    result.check_seen(ROW, own.id, own.files[LABELS], allow_seen)
     true, geometry = read_labels(subject, layout)
-    found = load_labels(*predicted, geometry)
+    found = load_labels(own, own_layout, geometry)
     scores = score_regions(found, geometry, result.protocol.regions, result.protocol, true)
     result.add(ROW, subject.id, scores)
     result.note_labels("reference", scheme_of(subject))
-    result.note_labels(ROW, scheme_of(predicted[0]))
+    result.note_labels(ROW, scheme_of(own))
     if watch:
         watch(result, subject, layout, true, found)
-
-
-def _check_seen(predicted: Subject, layout: Layout, result: Evaluation, allow_seen: bool) -> None:
-    """Note what a sidecar says of the segmenter; raises DataError for a patient of its training."""
-    predicted.require([LABELS], layout)
-    file = predicted.files[LABELS]
-    if file.described().get("seen", False) is None:
-        result.note_untold(ROW)
-    if not allow_seen:
-        refuse_seen(file, predicted.id)
 
 
 def regions_of(subjects: Sequence[Subject], layout: Layout) -> tuple[str, ...]:
