@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -54,56 +55,26 @@ def strip_figure(
         legend: what is drawn in colour over the images -> its colour, in a line below.
     """
     labels = list(dict.fromkeys(label for row in rows for label in row))
-    shape = next(iter(rows[0].values())).shape
-    bar, across = 0.75 if "error" in labels else 0.05, max(1, int(len(labels) * STRIP_CELL / KEY))
-    foot = 0.1 + 0.22 * -(-len(legend) // across) if legend else 0.05
-    canvas, grid = _strip_grid(labels, row_titles, shape, (bar, foot))
-    if legend:
-        _colour_key(canvas, legend, across)
     errors = [row["error"].ravel() for row in rows if "error" in row]
-    error_limit = float(np.nanpercentile(np.concatenate(errors), 99.5)) if errors else 0
-    for axes, row in zip(grid, rows, strict=True):
-        for ax, label in zip(axes, labels, strict=True):
-            if label == "error" and label in row:
-                colours = ax.imshow(
-                    row[label], cmap=COLOUR_MAPS["error"], vmin=0, vmax=error_limit or 1
-                )
-            elif label in row:
-                low, high = _grey_window(row, label)
-                ax.imshow(row[label], cmap="gray", vmin=low, vmax=high)
-    if errors:
-        _colour_bar(canvas, colours, grid[:, labels.index("error")])
-    return figure_bytes(canvas, "png")
+    limits = {"error": float(np.nanpercentile(np.concatenate(errors), 99.5))} if errors else {}
+    lines: list[list[Pane | None]] = []
+    untitled = set(labels)
+    for row in rows:
+        titles = {label: label if label in untitled else "" for label in row}
+        untitled -= set(row)
+        lines.append([_pane(row, n, titles[n]) if n in row else None for n in labels])
+    return panes_figure(lines, limits, row_titles=row_titles, legend=legend or {})
 
 
-def _strip_grid(
-    labels: Sequence[str],
-    row_titles: Sequence[str],
-    shape: tuple[int, int],
-    free: tuple[float, float],
-) -> tuple[Canvas, NDArray]:
-    """Canvas and empty axes (rows, labels) with their titles.
-
-    Inches of ``free`` stay free at the right and at the bottom.
-    """
-    bar, foot = free
-    from matplotlib.figure import Figure as Canvas
-
-    margin, rows = 0.32, len(row_titles)
-    width = margin + STRIP_CELL * len(labels) + bar
-    height = margin + STRIP_CELL * shape[0] / shape[1] * rows + foot
-    canvas = Canvas(figsize=(width, height), facecolor=STRIP_BACKGROUND)
-    edges = {"left": margin / width, "right": 1 - bar / width, "bottom": foot / height}
-    edges |= {"top": 1 - margin / height, "wspace": 0.03, "hspace": 0.03}
-    grid = canvas.subplots(rows, len(labels), squeeze=False, gridspec_kw=edges)
-    for ax in grid.flat:
-        ax.set(xticks=[], yticks=[], facecolor=STRIP_BACKGROUND)
-        ax.spines[:].set_visible(False)
-    for ax, label in zip(grid[0], labels, strict=True):
-        ax.set_title(label, color="white", fontsize=10, pad=5, parse_math=False)
-    for ax, title in zip(grid[:, 0], row_titles, strict=True):
-        ax.set_ylabel(title, color="white", fontsize=8, parse_math=False)
-    return canvas, grid
+def _pane(row: Mapping[str, NDArray], label: str, title: str) -> Pane:
+    """Return an image of a strip in its grey window; an error, and what has colours, as it is."""
+    image = row[label]
+    if label == "error" or image.ndim > 2:
+        return Pane(title, image, "error" if label == "error" else "grey")
+    if label in SHARED_WINDOW:
+        label = next(name for name in reversed(SHARED_WINDOW) if name in row)
+    low, high = float(np.nanmin(row[label])), float(np.nanpercentile(row[label], 99.8))
+    return Pane(title, (image - low) / ((high - low) or 1))
 
 
 def _colour_key(canvas: Canvas, legend: Mapping[str, str], across: int) -> None:
@@ -119,24 +90,6 @@ def _colour_key(canvas: Canvas, legend: Mapping[str, str], across: int) -> None:
         labelcolor="white",
         borderaxespad=0.2,
     )
-
-
-def _grey_window(row: Mapping[str, NDArray], label: str) -> tuple[float, float]:
-    if label in SHARED_WINDOW:
-        label = next(name for name in reversed(SHARED_WINDOW) if name in row)
-    return float(np.nanmin(row[label])), float(np.nanpercentile(row[label], 99.8))
-
-
-def _colour_bar(canvas: Canvas, colours: Any, column: NDArray) -> None:
-    width = canvas.get_figwidth()
-    top, bottom = column[0].get_position(), column[-1].get_position()
-    _bar(canvas, colours, (top.x1 + 0.09 / width, bottom.y0, 0.1 / width, top.y1 - bottom.y0))
-
-
-def _bar(canvas: Canvas, colours: Any, place: Sequence[float]) -> None:
-    bar = canvas.colorbar(colours, cax=canvas.add_axes(place))
-    bar.ax.tick_params(colors="white", labelsize=7, width=0.5)
-    bar.outline.set_visible(False)
 
 
 @dataclass(frozen=True)
@@ -155,7 +108,11 @@ class Pane:
 
 
 def panes_figure(
-    lines: Sequence[Sequence[Pane | None]], limits: Mapping[str, float], aspect: float = 1.0
+    lines: Sequence[Sequence[Pane | None]],
+    limits: Mapping[str, float],
+    aspect: float = 1.0,
+    row_titles: Sequence[str] = (),
+    legend: Mapping[str, str] = MappingProxyType({}),
 ) -> bytes:
     """Lines of panes under each other, as PNG; a line with a colour map has its bar at the right.
 
@@ -163,25 +120,40 @@ def panes_figure(
         lines: of equal length; None leaves a field empty.
         limits: kind -> value at the upper end of its colour map.
         aspect: height of a voxel over its width.
+        row_titles: one a line, at its left; or none.
+        legend: name of a colour -> the colour, in a line below.
     """
     from matplotlib.figure import Figure as Canvas
 
     shown = [pane for line in lines for pane in line if pane]
     size = aspect * STRIP_CELL * shown[0].image.shape[0] / shown[0].image.shape[1]
-    titles = [pane.title.split("\n") for pane in shown]
-    font = 9 * min(1, WIDEST_TITLE / max(len(text) for title in titles for text in title))
-    line_height, gap = size + 0.13 + 0.14 * max(map(len, titles)), 0.05
-    width, height = STRIP_CELL * len(lines[0]) + 0.6, line_height * len(lines) + gap
+    letters = max(len(text) for pane in shown for text in pane.title.split("\n"))
+    font = 9 * min(1, WIDEST_TITLE / max(1, letters))
+    gap, margin = 0.05, 0.32 if row_titles else 0.05
+    width = margin + STRIP_CELL * len(lines[0]) + (0.55 if limits else 0)
+    across = max(1, int(width / KEY))
+    titles = [[pane.title for pane in line if pane and pane.title] for line in lines]
+    lengths = [max((1 + title.count("\n") for title in line), default=0) for line in titles]
+    heights = [size + (0.13 + 0.14 * n if n else gap) for n in lengths]
+    height = sum(heights) + gap + 0.22 * -(-len(legend) // across)
     canvas = Canvas(figsize=(width, height), facecolor=STRIP_BACKGROUND)
+    if legend:
+        _colour_key(canvas, legend, across)
     for number, line in enumerate(lines, start=1):
-        bottom = height - line_height * number
+        bottom = height - sum(heights[:number])
+        if row_titles:
+            place = (margin / 2 / width, (bottom + size / 2) / height)
+            look = {"color": "white", "fontsize": 8, "rotation": 90, "ha": "center", "va": "center"}
+            canvas.text(*place, row_titles[number - 1], parse_math=False, **look)
         for column, pane in ((column, pane) for column, pane in enumerate(line) if pane):
-            left = gap + STRIP_CELL * column
-            place = (left / width, bottom / height, (STRIP_CELL - gap) / width, size / height)
-            drawn = _draw_pane(canvas, pane, place, limits, aspect, font)
+            left = margin + STRIP_CELL * column
+            box = (left / width, bottom / height, (STRIP_CELL - gap) / width, size / height)
+            drawn = _draw_pane(canvas, pane, box, limits, aspect, font)
             if pane.kind in limits and not any(line[column + 1 :]):
                 beside = (left + STRIP_CELL) / width
-                _bar(canvas, drawn, (beside, bottom / height, 0.1 / width, size / height))
+                bar = canvas.add_axes((beside, bottom / height, 0.1 / width, size / height))
+                canvas.colorbar(drawn, cax=bar).outline.set_visible(False)
+                bar.tick_params(colors="white", labelsize=7, width=0.5)
     return figure_bytes(canvas, "png")
 
 
