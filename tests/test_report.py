@@ -516,3 +516,18 @@ def test_columns_of_text_that_fill_a_terminal_come_one_below_the_other():
     titles = ["who", "where", "who", "what", "who", "x"]
     assert [word for word in words if word.isalpha() and len(word) < 6] == titles
     assert [words.count(letter * 20) for letter in "abcdef"] == [3, 1, 1] * 2
+
+
+@pytest.mark.parametrize("width", [10, 20, 30, 40, 50])
+def test_a_terminal_too_narrow_for_a_table_folds_its_text_and_no_number(width):
+    """Not even where a terminal is narrower than the name of a row and one number beside it."""
+    names, scores = ["copy t1 of the patient", "my-long-name-of-a-model"], [1234567, 12345.25]
+    pairs = zip(names, scores, strict=True)
+    rows = [[name, "in_the_enhancing_tumour", score] for name, score in pairs]
+    console = Console(width=width, file=io.StringIO())
+    print_table(console, Table("", ["row", "region", "recovered enhancement"], rows))
+    shown = console.file.getvalue()
+    assert all(number in shown.split() for number in ("1,234,567", "12,345", "enhancement"))
+    folded = "".join(line.split("  ")[0].strip() for line in shown.splitlines())
+    assert all(name.replace(" ", "") in folded.replace(" ", "") for name in names)
+    assert width < 20 or max(map(len, shown.splitlines())) <= max(width, 24)
