@@ -297,11 +297,9 @@ def _examine_mask(
     report.share = float((mask[box] > 0).mean())
     if problem := label_problem(mask):
         report.add(ERROR if is_learned else WARNING, "labels", problem)
-    elif not is_learned:
-        return
-    elif not report.share:
+    elif is_learned and not report.share:
         report.add(NOTE, "foreground", "the mask is empty")
-    elif report.share < SMALL_SHARE:
+    elif is_learned and report.share < SMALL_SHARE:
         report.add(
             WARNING,
             "foreground",
@@ -311,7 +309,8 @@ def _examine_mask(
     if (covered := float((mask[brain] > 0).mean())) > LARGEST_SHARE:
         message = f"the labels cover {covered:.0%} of the brain: is that a mask of the brain?"
         report.add(WARNING, "labels", message + " Name the file of the labels in a CSV")
-    if report.share and (outside := float((mask[~brain] > 0).sum() / (mask > 0).sum())) > 0.01:
+    outside = float((mask[~brain] > 0).sum() / max((mask > 0).sum(), 1))
+    if is_learned and not problem and outside > 0.01:
         report.add(WARNING, "outside", f"{outside:.0%} of the mask lies outside the brain")
 
 

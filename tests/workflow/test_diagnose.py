@@ -124,11 +124,16 @@ def test_a_target_acquired_in_two_ways_is_noted(folder):
     assert not diagnose_data(folder, SEGMENTATION).of_kind("acquisition")
 
 
-def test_labels_that_cover_the_brain_are_pointed_out(folder):
-    """A mask of the brain that is called as the labels."""
+@pytest.mark.parametrize("params", [{}, SEGMENTATION])
+@pytest.mark.parametrize("covered", ["the brain", "the box", "most of the brain"])
+def test_labels_that_cover_the_brain_are_pointed_out(covered, params, folder):
+    """A mask of the brain, or of the head, that is called as the labels; whatever is trained."""
     brain = nib.load(file_of(folder, IDS[0], "t1")).get_fdata() != 0
-    edit(folder, IDS[0], "seg", lambda array: brain.astype(np.uint8))
-    assert ("warning", "labels", IDS[0]) in found(folder, data_params=SEGMENTATION)
+    masks = {"the brain": brain, "the box": np.ones_like(brain)}
+    mask = masks.get(covered, ndimage.binary_erosion(brain)).astype(np.uint8)
+    edit(folder, IDS[0], "seg", lambda array: mask)
+    told = [f.message for f in diagnose_data(folder, params).of_subject(IDS[0])]
+    assert sum("the labels cover" in message for message in told) == 1
 
 
 @pytest.mark.parametrize("how", ["from -1 to 1", "z-score", "percent"])
