@@ -259,6 +259,17 @@ def calling(*called: Any) -> Iterator[None]:
         raise wrong from error
 
 
+@contextmanager
+def of_case(case: str | None) -> Iterator[None]:
+    """In the block an error of data that names no subject is one of this subject."""
+    try:
+        yield
+    except DataError as error:
+        error.case = error.case or case
+        error.args = (*error.args[:2], error.case)
+        raise
+
+
 def survived(error: Exception, *fatal: type[DsdiffError]) -> DsdiffError:
     """Return the known error that ``error`` means, for a job that goes on with the next patient.
 

@@ -375,7 +375,7 @@ def require_space(path: Path, size: int) -> None:
         raise OSError(errno.ENOSPC, f"{size} bytes are needed, {free} are free")
 
 
-def require_regular(path: Path, case: str | None = None) -> os.stat_result:
+def require_regular(path: Path) -> os.stat_result:
     """Return the status of a regular file; opening a pipe waits for ever, a device has no end.
 
     Raises:
@@ -384,7 +384,7 @@ def require_regular(path: Path, case: str | None = None) -> os.stat_result:
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
         kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe, a socket or a device"
-        raise DataError("DATA-FORMAT", f"{path.name} is {kind}: expected a regular file", case)
+        raise DataError("DATA-FORMAT", f"{path.name} is {kind}: expected a regular file")
     return status
 
 

@@ -27,7 +27,6 @@ def subject_brain(
     inputs: Sequence[np.ndarray],
     mask_file: np.ndarray | None = None,
     rule: str = "auto",
-    case: str | None = None,
 ) -> tuple[np.ndarray, str]:
     """Return the brain (X, Y, Z) bool of a subject, and what says so.
 
@@ -37,16 +36,15 @@ def subject_brain(
         rule: ``nonzero``: any input is not background; ``head``: all that the head encloses;
             ``auto``: the mask file if there is one, else ``head`` where air is noise, else
             ``nonzero``.
-        case: id of the subject, for messages.
 
     Raises:
         DataError: what :func:`brain_mask` raises; DATA-CONSTANT when the mask file is empty.
     """
-    nonzero = brain_mask(inputs, case)
+    nonzero = brain_mask(inputs)
     if rule == "auto" and mask_file is not None:
         if not (brain := as_mask(mask_file)).any():
             raise DataError(
-                "DATA-CONSTANT", f"the mask file {MASK_FILE} is empty: repair or remove it", case
+                "DATA-CONSTANT", f"the mask file {MASK_FILE} is empty: repair or remove it"
             )
         return brain, "file"
     if rule == "nonzero":
@@ -62,19 +60,17 @@ def as_mask(array: np.ndarray) -> np.ndarray:
     return array > 0.5
 
 
-def brain_mask(inputs: Sequence[np.ndarray], case: str | None = None) -> np.ndarray:
+def brain_mask(inputs: Sequence[np.ndarray]) -> np.ndarray:
     """Return where any input contrast is not its background: 0, as a rule.
 
     Raises:
         DataError: DATA-MISSING without inputs; DATA-CONSTANT when the brain is nowhere.
     """
     if not inputs:
-        raise DataError("DATA-MISSING", "no input contrast exists: one is needed at least", case)
+        raise DataError("DATA-MISSING", "no input contrast exists: one is needed at least")
     brain = reduce(np.logical_or, map(_shown, inputs))
     if not brain.any():
-        raise DataError(
-            "DATA-CONSTANT", "every input contrast is 0 everywhere: check the files", case
-        )
+        raise DataError("DATA-CONSTANT", "every input contrast is 0 everywhere: check the files")
     return brain
 
 

@@ -27,7 +27,7 @@ from ldm.data.outline import Outline
 from ldm.data.registration import Alignment, Reference, resampled
 from ldm.data.resample import Resampling
 from ldm.data.synthetic import carried
-from ldm.errors import ConfigError, DataError, one_of
+from ldm.errors import ConfigError, DataError, of_case, one_of
 from ldm.storage import read_json, write_json
 from ldm.study import LABELS, MASK_FILE
 
@@ -132,7 +132,8 @@ def register_subject(subject: Subject, layout: Layout, wanted: Wanted) -> Regist
     volumes = {name: subject.files[name].read(subject.id) for name in known}
     images = {n: v for n, v in volumes.items() if n not in (LABELS, MASK_FILE)}
     fixed = images[wanted.to]
-    head, _ = subject_brain([fixed.array], rule=wanted.mask, case=subject.id)
+    with of_case(subject.id):
+        head, _ = subject_brain([fixed.array], rule=wanted.mask)
     reference, alignments = Reference(fixed, head), {}
     for name, volume in images.items():
         if name != wanted.to and (found := reference.register(volume)):

@@ -51,15 +51,13 @@ def files_of(path: Path) -> tuple[Path, ...]:
     if path.suffix.lower() != ".mhd" or not path.is_file():
         return (path,)
     try:
-        voxels = _header(path, None)[0][LAST]
-        return (path,) if voxels.upper() == "LOCAL" else (path, _beside(path, voxels, None))
+        voxels = _header(path)[0][LAST]
+        return (path,) if voxels.upper() == "LOCAL" else (path, _beside(path, voxels))
     except DataError:  # reading it says why
         return (path,)
 
 
-def read_metaimage(
-    path: Path, case: str | None, most: int, most_of: int
-) -> tuple[nib.Nifti1Header, bytes]:
+def read_metaimage(path: Path, most: int, most_of: int) -> tuple[nib.Nifti1Header, bytes]:
     """Return the header, as one of NIfTI, and exactly the voxel bytes, in the order of NIfTI.
 
     Args:
@@ -70,38 +68,38 @@ def read_metaimage(
         DataError: DATA-FORMAT, DATA-HEADER, DATA-TOO-LARGE, DATA-CORRUPT.
         OSError: it cannot be read.
     """
-    require_regular(path, case)
-    fields, begin = _header(path, case)
-    shape, stored = _shape(fields, path, case), _type(fields, path, case)
-    channels = _whole(fields, "elementnumberofchannels", path, case, 1)
+    require_regular(path)
+    fields, begin = _header(path)
+    shape, stored = _shape(fields, path), _type(fields, path)
+    channels = _whole(fields, "elementnumberofchannels", path, 1)
     if channels < 1:
-        raise _refused(path, f"has {channels} channels", case)
+        raise _refused(path, f"has {channels} channels")
     size = int(np.prod([*shape, channels], dtype=float)) * stored.itemsize
     source = path
     if fields[LAST].upper() != "LOCAL":
-        source = _beside(path, fields[LAST], case)
-        begin = _skipped(fields, source, size, path, case)
+        source = _beside(path, fields[LAST])
+        begin = _skipped(fields, source, size, path)
     deflated = fields.get("compresseddata", "").lower() == "true"
-    limit = min(most, max(1 << 27, require_regular(source, case).st_size * most_of))
+    limit = min(most, max(1 << 27, require_regular(source).st_size * most_of))
     if size > limit:
         told = f"{path.name} claims shape {shape}, {size} bytes; this file may hold {limit} at most"
-        raise DataError("DATA-TOO-LARGE", f"{told}: repair its header", case)
+        raise DataError("DATA-TOO-LARGE", f"{told}: repair its header")
     with source.open("rb") as stream:
         stream.seek(begin)
         content = stream.read(size + (size // 100 + 1024 if deflated else 1))
-    content = _inflated(content, size, path, case) if deflated else content
+    content = _inflated(content, size, path) if deflated else content
     if len(content) != size:
         state = "ends too early" if len(content) < size else "goes on"
         told = f"{source.name} {state}: the header states {size} voxel bytes; copy it again"
-        raise DataError("DATA-CORRUPT", told, case)
+        raise DataError("DATA-CORRUPT", told)
     voxels = np.frombuffer(content, stored).astype(stored.newbyteorder("="), copy=False)
     if channels > 1:  # they lie side by side; NIfTI has volume after volume
         voxels = voxels.reshape(-1, channels).T
         shape = (*shape, channels)
-    return _nifti_header(shape, stored, _affine(fields, path, case)), voxels.tobytes()
+    return _nifti_header(shape, stored, _affine(fields, path)), voxels.tobytes()
 
 
-def _header(path: Path, case: str | None) -> tuple[dict[str, str], int]:
+def _header(path: Path) -> tuple[dict[str, str], int]:
     """Return the fields, keys in lower case, and where the header ends."""
     fields: dict[str, str] = {}
     with path.open("rb") as stream:
@@ -113,14 +111,13 @@ def _header(path: Path, case: str | None) -> tuple[dict[str, str], int]:
                     "DATA-FORMAT",
                     f"{path.name} has no MetaImage header (lines of Key = Value to ElementDataFile)"
                     ": copy it again, or convert it to NIfTI",
-                    case,
                 )
             fields[key.strip().lower()] = value.strip()
         return fields, stream.tell()
 
 
-def _refused(path: Path, what: str, case: str | None) -> DataError:
-    return DataError("DATA-HEADER", f"{path.name} {what}; repair the header", case)
+def _refused(path: Path, what: str) -> DataError:
+    return DataError("DATA-HEADER", f"{path.name} {what}; repair the header")
 
 
 def _numbers(
@@ -128,7 +125,6 @@ def _numbers(
     key: str,
     count: int,
     path: Path,
-    case: str | None,
     default: list[float] | None = None,
 ) -> np.ndarray:
     try:
@@ -137,58 +133,53 @@ def _numbers(
         found = None
     if found is None or len(found) < count:
         seen = fields.get(key, "nothing")
-        raise _refused(path, f"has {key} '{seen}': expected {count} numbers", case)
+        raise _refused(path, f"has {key} '{seen}': expected {count} numbers")
     return np.asarray(found)
 
 
-def _whole(
-    fields: Mapping[str, str], key: str, path: Path, case: str | None, default: int | None = None
-) -> int:
-    (number,) = _numbers(fields, key, 1, path, case, None if default is None else [default])[:1]
+def _whole(fields: Mapping[str, str], key: str, path: Path, default: int | None = None) -> int:
+    (number,) = _numbers(fields, key, 1, path, None if default is None else [default])[:1]
     if not abs(number) < 1 << 31 or number != int(number):
-        raise _refused(path, f"has {key} {number:g}: expected a whole number", case)
+        raise _refused(path, f"has {key} {number:g}: expected a whole number")
     return int(number)
 
 
-def _shape(fields: Mapping[str, str], path: Path, case: str | None) -> tuple[int, ...]:
-    axes = _whole(fields, "ndims", path, case)
+def _shape(fields: Mapping[str, str], path: Path) -> tuple[int, ...]:
+    axes = _whole(fields, "ndims", path)
     if axes not in (3, 4):
-        raise DataError("DATA-NDIM", f"{path.name} has {axes} axes: expected three", case)
-    shape = _numbers(fields, "dimsize", axes, path, case)[:axes]
+        raise DataError("DATA-NDIM", f"{path.name} has {axes} axes: expected three")
+    shape = _numbers(fields, "dimsize", axes, path)[:axes]
     if not all(1 <= n < 1 << 15 and n == int(n) for n in shape):
-        raise _refused(path, f"has DimSize {fields['dimsize']}: expected positive sizes", case)
+        raise _refused(path, f"has DimSize {fields['dimsize']}: expected positive sizes")
     return tuple(int(n) for n in shape)
 
 
-def _type(fields: Mapping[str, str], path: Path, case: str | None) -> np.dtype:
+def _type(fields: Mapping[str, str], path: Path) -> np.dtype:
     told = fields.get("elementtype", "nothing").upper()
     if told not in TYPES:
-        raise _refused(path, f"has ElementType {told}: expected {', '.join(TYPES)}", case)
+        raise _refused(path, f"has ElementType {told}: expected {', '.join(TYPES)}")
     orders = ("binarydatabyteordermsb", "elementbyteordermsb")
     is_big = any(fields.get(key, "").lower() in ("true", "1") for key in orders)
     return np.dtype((">" if is_big else "<") + TYPES[told])
 
 
-def _beside(path: Path, name: str, case: str | None) -> Path:
+def _beside(path: Path, name: str) -> Path:
     """Return the file of the voxels: one, in the folder of the header."""
     if Path(name).name != name or name.upper() == "LIST" or "%" in name:
         raise DataError(
             "DATA-FORMAT",
             f"{path.name} has its voxels in {name}: expected one file beside it; convert to NIfTI",
-            case,
         )
     return path.with_name(name)
 
 
-def _skipped(
-    fields: Mapping[str, str], source: Path, size: int, path: Path, case: str | None
-) -> int:
+def _skipped(fields: Mapping[str, str], source: Path, size: int, path: Path) -> int:
     """Return where voxels begin in a file of their own; -1 in the header: at its end less them."""
-    begin = _whole(fields, "headersize", path, case, 0)
+    begin = _whole(fields, "headersize", path, 0)
     return max(0, source.stat().st_size - size) if begin < 0 else begin
 
 
-def _inflated(content: bytes, size: int, path: Path, case: str | None) -> bytes:
+def _inflated(content: bytes, size: int, path: Path) -> bytes:
     """Undo zlib or gzip, to no more than one byte beyond what is expected."""
     tool = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)
     try:
@@ -197,19 +188,19 @@ def _inflated(content: bytes, size: int, path: Path, case: str | None) -> bytes:
             found += tool.decompress(tool.unconsumed_tail, 1)  # reads on to the checksum
     except zlib.error as error:
         told = f"{path.name} is truncated or damaged ({error}): copy it again"
-        raise DataError("DATA-CORRUPT", told, case) from error
+        raise DataError("DATA-CORRUPT", told) from error
     if not tool.eof and len(found) <= size:
-        raise DataError("DATA-CORRUPT", f"{path.name} is truncated: copy it again", case)
+        raise DataError("DATA-CORRUPT", f"{path.name} is truncated: copy it again")
     return found
 
 
-def _affine(fields: Mapping[str, str], path: Path, case: str | None) -> np.ndarray:
+def _affine(fields: Mapping[str, str], path: Path) -> np.ndarray:
     """Return voxels to mm, RAS+: of four axes the first three."""
     axes = int(fields["ndims"])
 
     def first(*keys: str, count: int, default: list[float]) -> np.ndarray:
         key = next((key for key in keys if key in fields), keys[0])
-        return _numbers(fields, key, count, path, case, default)
+        return _numbers(fields, key, count, path, default)
 
     spacing = first("elementspacing", "elementsize", count=axes, default=[1.0] * axes)[:3]
     corner = first("offset", "position", "origin", count=axes, default=[0.0] * axes)[:3]

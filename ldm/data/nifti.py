@@ -38,7 +38,7 @@ from ldm.data.nifti_header import (
     spatial_shape,
 )
 from ldm.data.synthetic import is_marked, mark, read_statement
-from ldm.errors import DataError, NonFiniteError, OutputError
+from ldm.errors import DataError, NonFiniteError, OutputError, of_case
 from ldm.storage import CHUNK, atomic_path, require_regular, require_space
 
 log = logging.getLogger(__name__)
@@ -194,7 +194,8 @@ def read_volume(
             DATA-SCALE, DATA-AFFINE or DATA-NONFINITE.
     """
     path = Path(path)
-    return _validated(*_read_bytes(path, case), path, case, nonfinite, channel)
+    with of_case(case):
+        return _validated(*_read_bytes(path), path, nonfinite, channel)
 
 
 def decode_volume(
@@ -205,23 +206,23 @@ def decode_volume(
     Args:
         name: of the volume, for messages.
     """
-    parsed = _parse(io.BytesIO(content), MAX_VOLUME_BYTES, Path(name), case)
-    return _validated(*parsed, Path(name), case, nonfinite, None)
+    with of_case(case):
+        parsed = _parse(io.BytesIO(content), MAX_VOLUME_BYTES, Path(name))
+        return _validated(*parsed, Path(name), nonfinite, None)
 
 
 def _validated(
     header: nib.Nifti1Header,
     payload: bytes,
     path: Path,
-    case: str | None,
     nonfinite: str,
     channel: int | None,
 ) -> Volume:
-    shape = spatial_shape(header, path, case, channel)
-    geometry = Geometry(shape, checked_affine(header, shape, path, case), header)
+    shape = spatial_shape(header, path, channel)
+    geometry = Geometry(shape, checked_affine(header, shape, path), header)
     voxels = np.frombuffer(payload, header.get_data_dtype()).reshape(*shape, -1, order="F")
     stored = voxels[..., channel or 0]
-    values = finite_values(_scaled(stored, header, path, case), path.name, case, nonfinite)
+    values = finite_values(_scaled(stored, header, path), path.name, nonfinite)
     return Volume(geometry.to_canonical(values), geometry)
 
 
@@ -281,40 +282,38 @@ def write_volume(path: Path, content: bytes) -> None:
             ) from error
 
 
-def _read_bytes(path: Path, case: str | None) -> tuple[nib.Nifti1Header, bytes]:
+def _read_bytes(path: Path) -> tuple[nib.Nifti1Header, bytes]:
     """Return the header and exactly the voxel bytes, reading on until the checksum is verified."""
     try:
         if metaimage.is_metaimage(path):
-            return metaimage.read_metaimage(path, case, MAX_VOLUME_BYTES, MAX_DEFLATE_RATIO)
-        status = require_regular(path, case)
+            return metaimage.read_metaimage(path, MAX_VOLUME_BYTES, MAX_DEFLATE_RATIO)
+        status = require_regular(path)
         with path.open("rb") as raw:
             if not (start := raw.read(1)):
-                raise DataError("DATA-FORMAT", f"{path.name} is empty: copy it again", case)
+                raise DataError("DATA-FORMAT", f"{path.name} is empty: copy it again")
             is_gzip = start == GZIP_START
             if is_gzip != path.name.lower().endswith(".gz"):
                 kind = "gzip-compressed" if is_gzip else "not gzip-compressed"
-                raise DataError("DATA-FORMAT", f"{path.name} is {kind}: rename or repack it", case)
+                raise DataError("DATA-FORMAT", f"{path.name} is {kind}: rename or repack it")
             raw.seek(0)
             most = status.st_size * (MAX_DEFLATE_RATIO if is_gzip else 1)
             limit = min(MAX_VOLUME_BYTES, max(UNBACKED_BYTES, most))
             with gzip.GzipFile(fileobj=raw) if is_gzip else raw as stream:
-                return _parse(stream, limit, path, case)
+                return _parse(stream, limit, path)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(
-            "DATA-CORRUPT", f"{path.name} is truncated or damaged ({error}): copy it again", case
+            "DATA-CORRUPT", f"{path.name} is truncated or damaged ({error}): copy it again"
         ) from error
     except OSError as error:
         raise DataError(
-            "DATA-IO", f"cannot read {path.name}: {error.strerror or error}; check the file", case
+            "DATA-IO", f"cannot read {path.name}: {error.strerror or error}; check the file"
         ) from error
 
 
-def _parse(
-    stream: BinaryIO, limit: int, path: Path, case: str | None
-) -> tuple[nib.Nifti1Header, bytes]:
+def _parse(stream: BinaryIO, limit: int, path: Path) -> tuple[nib.Nifti1Header, bytes]:
     try:
-        header = read_header(stream, path, case)
-        size = _voxel_bytes(header, limit, path, case)
+        header = read_header(stream, path)
+        size = _voxel_bytes(header, limit, path)
     except DataError:  # a damaged stream explains a bad header: a failed checksum is raised instead
         for _ in range(UNBACKED_BYTES // CHUNK):
             if not stream.read(CHUNK):
@@ -331,12 +330,11 @@ def _parse(
         raise DataError(
             "DATA-CORRUPT",
             f"{path.name} {state}: its header states {size} voxel bytes; {cure}",
-            case,
         )
     return header, payload
 
 
-def _voxel_bytes(header: nib.Nifti1Header, limit: int, path: Path, case: str | None) -> int:
+def _voxel_bytes(header: nib.Nifti1Header, limit: int, path: Path) -> int:
     shape = header.get_data_shape()
     size = int(np.prod(shape, dtype=float)) * header.get_data_dtype().itemsize
     if size > limit:
@@ -344,14 +342,11 @@ def _voxel_bytes(header: nib.Nifti1Header, limit: int, path: Path, case: str | N
             "DATA-TOO-LARGE",
             f"{path.name} claims shape {shape}, {size} bytes; this file may hold {limit} at most: "
             "resample it, or repair its header",
-            case,
         )
     return size
 
 
-def _scaled(
-    stored: np.ndarray, header: nib.Nifti1Header, path: Path, case: str | None
-) -> np.ndarray:
+def _scaled(stored: np.ndarray, header: nib.Nifti1Header, path: Path) -> np.ndarray:
     """Return slope * stored + intercept in float32, computed in float64 as nibabel does."""
     slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
     if slope == 0 or np.isnan(slope):  # the standard: not scaled
@@ -366,12 +361,11 @@ def _scaled(
             "DATA-SCALE",
             f"{path.name} has slope {slope:g}, intercept {intercept:g}: expected finite float32 "
             "intensities; repair the header",
-            case,
         )
     return scaled
 
 
-def finite_values(array: np.ndarray, name: str, case: str | None, nonfinite: str) -> np.ndarray:
+def finite_values(array: np.ndarray, name: str, nonfinite: str) -> np.ndarray:
     """Return ``array``, its NaN and infinities refused or, with ``zero``, replaced.
 
     Raises:
@@ -388,5 +382,4 @@ def finite_values(array: np.ndarray, name: str, case: str | None, nonfinite: str
         "DATA-NONFINITE",
         f"{name} bad={int(bad.sum())}/{array.size} first={first}: voxels are NaN or Inf; "
         "fix the file; dsdiff sample sets them to 0 with --nonfinite zero",
-        case,
     )

@@ -35,7 +35,7 @@ def quiet_header() -> Iterator[None]:
         _unheard.here = False
 
 
-def read_header(stream: BinaryIO, path: Path, case: str | None) -> nib.Nifti1Header:
+def read_header(stream: BinaryIO, path: Path) -> nib.Nifti1Header:
     """Return the header at the start of a NIfTI-1 or NIfTI-2 stream.
 
     Raises:
@@ -47,20 +47,18 @@ def read_header(stream: BinaryIO, path: Path, case: str | None) -> nib.Nifti1Hea
     else:
         head += stream.read(nib.Nifti2Header.sizeof_hdr - len(head))
         if not nib.Nifti2Header.may_contain_header(head):
-            raise DataError(
-                "DATA-FORMAT", f"{path.name} has no NIfTI header: convert it to NIfTI", case
-            )
+            raise DataError("DATA-FORMAT", f"{path.name} has no NIfTI header: convert it to NIfTI")
         header = nib.Nifti2Header(head, check=False)
-    _check_header(header, path, case)
+    _check_header(header, path)
     pixdim = header["pixdim"]  # as the standard reads them: sizes are positive, qfac is 1 or -1
     pixdim[0] = -1 if pixdim[0] == -1 else 1
     pixdim[1:4] = np.abs(pixdim[1:4])
     return header
 
 
-def _check_header(header: nib.Nifti1Header, path: Path, case: str | None) -> None:
+def _check_header(header: nib.Nifti1Header, path: Path) -> None:
     def refuse(what: str, code: str = "DATA-HEADER") -> None:
-        raise DataError(code, f"{path.name} {what}", case)
+        raise DataError(code, f"{path.name} {what}")
 
     if header["magic"].item().startswith(b"ni"):
         refuse("is half of a .hdr/.img pair: convert the pair to .nii", "DATA-FORMAT")
@@ -80,7 +78,7 @@ def _check_header(header: nib.Nifti1Header, path: Path, case: str | None) -> Non
 
 
 def spatial_shape(
-    header: nib.Nifti1Header, path: Path, case: str | None, channel: int | None
+    header: nib.Nifti1Header, path: Path, channel: int | None
 ) -> tuple[int, int, int]:
     """Return the shape of one volume; without ``channel`` it must be the only one in the file.
 
@@ -93,7 +91,7 @@ def spatial_shape(
         shape = shape[:-1]
     if channel is None and len(shape) != 3:
         raise DataError(
-            "DATA-NDIM", f"{path.name} has shape {shape}: expected three axes; split it", case
+            "DATA-NDIM", f"{path.name} has shape {shape}: expected three axes; split it"
         )
     volumes = 1 if len(shape) == 3 else shape[3] if len(shape) == 4 else 0
     if channel is not None and not 0 <= channel < volumes:
@@ -101,14 +99,11 @@ def spatial_shape(
             "DATA-NDIM",
             f"{path.name} has shape {shape}: expected four axes, the fourth with volume {channel}, "
             "counted from 0; check the file, and dataset.json if there is one",
-            case,
         )
     return tuple(int(n) for n in shape[:3])
 
 
-def checked_affine(
-    header: nib.Nifti1Header, shape: tuple[int, int, int], path: Path, case: str | None
-) -> np.ndarray:
+def checked_affine(header: nib.Nifti1Header, shape: tuple[int, int, int], path: Path) -> np.ndarray:
     """Return the affine in mm: the sform if there is one, else the qform.
 
     Raises:
@@ -120,9 +115,8 @@ def checked_affine(
         raise DataError(
             "DATA-AFFINE",
             f"{path.name} states no orientation (sform and qform codes are 0): set one of them",
-            case,
         )
-    affines = [_valid_form(get, name, header, path, case) for name, get in stated]
+    affines = [_valid_form(get, name, header, path) for name, get in stated]
     if (gap := gap_of_forms(header, shape)) > FORM_TOLERANCE:
         log.warning("%s: sform and qform lie %.3g mm apart; sform is used", path.name, gap)
     cosines = affines[0][:3, :3] / np.linalg.norm(affines[0][:3, :3], axis=0)
@@ -149,7 +143,6 @@ def _valid_form(
     name: str,
     header: nib.Nifti1Header,
     path: Path,
-    case: str | None,
 ) -> np.ndarray:
     try:
         affine = np.asarray(get(), dtype=np.float64)
@@ -163,7 +156,6 @@ def _valid_form(
             "DATA-AFFINE",
             f"{path.name} has a degenerate {name} (voxel sizes {zooms.tolist()}): expected three "
             "independent axes; repair the header",
-            case,
         )
     return affine
 

@@ -29,7 +29,7 @@ from ldm.data.normalise import (
     build_normaliser,
 )
 from ldm.data.resample import ORDERS, Resampling
-from ldm.errors import ConfigError, DataError, bad_value, calling, one_of
+from ldm.errors import ConfigError, DataError, bad_value, calling, of_case, one_of
 from ldm.study import LABELS, MASK_FILE, Study
 from ldm.util import taken
 
@@ -269,7 +269,8 @@ def load_subject(
     )
     mask_file, seg = (arrays.pop(name, None) for name in (MASK_FILE, LABELS))
     inputs = {c: arrays[c] for c in conditions if c in arrays}
-    brain, rule = subject_brain(list(inputs.values()), mask_file, mask, subject.id)
+    with of_case(subject.id):
+        brain, rule = subject_brain(list(inputs.values()), mask_file, mask)
     if rule == "nonzero" and (said := uneven(inputs)):
         log.warning("%s: %s", subject.id, said)
     labels = None if seg is None else labels_inside(seg, subject)
@@ -306,13 +307,13 @@ def prepare_subject(
         subject, layout, *told, with_labels=bool(target) or with_labels, truth=truth
     )
     names = (*conditions, *([target] if target else []))
-    there = {c: arrays[c] for c in names if c in arrays}
-    scales = measured_scales(preparation.normaliser, there, brain, subject.id)
+    scales = measured_scales(preparation.normaliser, arrays, brain, subject.id)
     box = bounding_box(brain)
     inside = brain[box]
     volumes = {c: arrays[c][box] for c in scales}
     seg = None if seg is None else seg[box]
-    grid_brain, resampling = inside, _resampling(inside, geometry, preparation, subject.id)
+    with of_case(subject.id):
+        grid_brain, resampling = inside, _resampling(inside, geometry, preparation)
     if resampling:
         volumes, grid_brain = resampling.volumes(volumes, inside), resampling.labels(inside)
         seg = None if seg is None else resampling.labels(seg)
@@ -360,7 +361,7 @@ def measured_scales(
 
 
 def _resampling(
-    inside: np.ndarray, geometry: Geometry, preparation: Preparation, case: str
+    inside: np.ndarray, geometry: Geometry, preparation: Preparation
 ) -> Resampling | None:
     """Return the way to the voxels that are asked for, of which some are brain."""
     if preparation.spacing is None:
@@ -373,14 +374,12 @@ def _resampling(
             f"a brain of {' x '.join(f'{n * s:.0f}' for n, s in zip(shape, own, strict=True))} mm "
             f"would have {math.prod(plan.grid):.1e} voxels, at most {MAX_VOXELS:.1e} are read: "
             "give a coarser data.params.spacing",
-            case,
         )
     if plan and not plan.labels(inside).any():
         raise DataError(
             "DATA-CONSTANT",
             f"no brain is left at a spacing of {list(preparation.spacing)} mm: give a finer "
             "data.params.spacing",
-            case,
         )
     return plan
 

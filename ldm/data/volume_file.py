@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ldm.data.metaimage import files_of
 from ldm.data.nifti import Volume, read_volume, volume_stem
-from ldm.errors import DataError
+from ldm.errors import DataError, of_case
 from ldm.storage import read_json, require_regular, sha256
 
 
@@ -50,12 +52,8 @@ class VolumeFile:
         Raises:
             DataError: DATA-IO, or DATA-FORMAT where it is no regular file.
         """
-        try:
-            for path in self.paths:
-                require_regular(path, case)
+        with self._opened(case):
             return f"{self._digest()}{self._mark()}"
-        except OSError as error:
-            raise _unreadable(self.path, error, case) from error
 
     def state(self, case: str | None = None) -> list[Any]:
         """Return place, size and times of change: what tells, without reading, that a file is new.
@@ -64,14 +62,10 @@ class VolumeFile:
             DataError: DATA-IO, the file vanished or is a link to nothing; DATA-FORMAT, it is no
                 regular file.
         """
-        try:
-            status = [require_regular(path, case) for path in self.paths]
-        except OSError as error:
-            raise _unreadable(self.path, error, case) from error
+        with self._opened(case):
+            status = [require_regular(path) for path in self.paths]
         size, changed = sum(s.st_size for s in status), max(s.st_mtime_ns for s in status)
-        replaced = max(
-            s.st_ctime_ns for s in status
-        )  # nobody can set it, as `cp -p` does the other
+        replaced = max(s.st_ctime_ns for s in status)  # nobody can set it, as `cp -p` the other
         place = [str(self.path.resolve()), size, changed, replaced]
         return place if self.channel is None else [*place, self.channel]
 
@@ -90,6 +84,15 @@ class VolumeFile:
             return read_json(self.sidecar, torn=True)
         except OSError:
             return {}
+
+    @contextmanager
+    def _opened(self, case: str | None) -> Iterator[None]:
+        with of_case(case):
+            try:
+                yield
+            except OSError as error:
+                told = f"cannot read {self.path.name}: {error.strerror}; restore the file"
+                raise DataError("DATA-IO", told) from error
 
     def _mark(self) -> str:
         return "" if self.channel is None else f"#{self.channel}"
@@ -137,9 +140,3 @@ class RefusedVolume(VolumeFile):
 def is_drawn(labels: VolumeFile) -> bool:
     """Return whether a network of this project drew a label map, as its sidecar says."""
     return labels.described().get("Segmentation") is True
-
-
-def _unreadable(path: Path, error: OSError, case: str | None) -> DataError:
-    return DataError(
-        "DATA-IO", f"cannot read {path.name}: {error.strerror}; restore the file", case
-    )

@@ -24,7 +24,7 @@ from ldm.data.nifti import Volume, read_volume, volume_stem
 from ldm.data.patients import patient_of
 from ldm.data.synthetic import mark, statement
 from ldm.data.volume_file import VolumeFile
-from ldm.errors import DataError
+from ldm.errors import DataError, of_case
 from ldm.extras import optional_module
 from ldm.storage import atomic_path, cache_root, require_regular, sha256
 from ldm.study import LABELS
@@ -61,20 +61,21 @@ class DicomSeries(VolumeFile):
         folder = cache_root() / f"{owner[:32]}-dicom"
         converted = folder / f"{self.path.name[:32]}-{key}.nii.gz"
         if not converted.is_file():
-            self._convert(converted, case)
+            with of_case(case):
+                self._convert(converted)
         try:
             return read_volume(converted, case, nonfinite)
         except DataError as error:
             told = error.message.replace(converted.name, f"series {self.path.name}")
             raise DataError(error.code, told, case) from error
 
-    def _convert(self, output: Path, case: str | None) -> None:
+    def _convert(self, output: Path) -> None:
         dicom2nifti: Any = optional_module("dicom2nifti", "DICOM", reads_data=True)
         for path in self.path.rglob("*"):  # the library opens all of them
             if not path.is_dir():
-                require_regular(path, case)
+                require_regular(path)
         found = [h for path in self.paths if (h := _header(path, *READ)) is not None]
-        self._require_one_volume(found, case)
+        self._require_one_volume(found)
         with tempfile.TemporaryDirectory() as scratch:  # several threads convert at once
             made = Path(scratch) / f"{secrets.token_hex(4)}.nii.gz"
             try:
@@ -89,12 +90,11 @@ class DicomSeries(VolumeFile):
                     "DATA-FORMAT",
                     f"series {self.path.name} cannot be converted ({error}): expected one volume "
                     "of parallel slices; convert it with dcm2niix",
-                    case,
                 ) from error
             with atomic_path(output, replace=True) as temporary:
                 nib.save(content, temporary)
 
-    def _require_one_volume(self, found: list[Any], case: str | None) -> None:
+    def _require_one_volume(self, found: list[Any]) -> None:
         """Refuse several images of one place, of which the converter would take any.
 
         Raises:
@@ -109,7 +109,6 @@ class DicomSeries(VolumeFile):
                 "DATA-NDIM",
                 f"series {self.path.name} holds {several}, {max(places.values())} images at one "
                 "place: give each volume a folder of its own, or convert it with dcm2niix",
-                case,
             )
 
     def _digest(self) -> str:

@@ -22,7 +22,7 @@ import numpy as np
 from ldm.data.layouts.base import Entry, Layout, Tree
 from ldm.data.nifti import MAX_VOLUME_BYTES, Geometry, Volume, finite_values
 from ldm.data.volume_file import VolumeFile
-from ldm.errors import DataError
+from ldm.errors import DataError, of_case
 from ldm.extras import optional_module
 from ldm.label_scheme import SCHEMES
 from ldm.storage import require_regular, sha256
@@ -52,20 +52,21 @@ class HDF5Stack(VolumeFile):
         return _slices(folder, folder.stat().st_mtime_ns).get(self.path.name, ())
 
     def read(self, case: str | None = None, nonfinite: str = "refuse") -> Volume:  # noqa: D102
-        paths = self.paths
-        if "*" in self.path.name:
-            self._require_all(paths, case)
-            stored = np.stack([self._read_one(path, 3, case) for path in paths], axis=2)
-        else:
-            stored = self._read_one(paths[0], 4, case)
+        with of_case(case):
+            paths = self.paths
+            if "*" in self.path.name:
+                self._require_all(paths)
+                stored = np.stack([self._read_one(path, 3) for path in paths], axis=2)
+            else:
+                stored = self._read_one(paths[0], 4)
+            values = finite_values(stored.astype(np.float32), self.name, nonfinite)
         header = nib.Nifti1Header()
         header.set_data_shape(stored.shape)
         header.set_sform(BRATS_AXES, code=1)
         geometry = Geometry(stored.shape, BRATS_AXES, header)
-        values = finite_values(stored.astype(np.float32), self.name, case, nonfinite)
         return Volume(geometry.to_canonical(values), geometry)
 
-    def _require_all(self, paths: tuple[Path, ...], case: str | None) -> None:
+    def _require_all(self, paths: tuple[Path, ...]) -> None:
         numbers = [int(SLICE.fullmatch(path.name)[2]) for path in paths]
         missing = sorted(set(range(numbers[0], numbers[-1] + 1)) - set(numbers)) if numbers else [0]
         if missing:
@@ -73,33 +74,31 @@ class HDF5Stack(VolumeFile):
                 "DATA-MISSING",
                 f"slice {missing[0]} of {self.path.name} is missing ({len(missing)} in all): a "
                 "volume needs every slice from the first to the last; copy them again",
-                case,
             )
 
-    def _read_one(self, path: Path, axes: int, case: str | None) -> np.ndarray:
+    def _read_one(self, path: Path, axes: int) -> np.ndarray:
         """Return the channel in one file: (X, Y) of a slice, (X, Y, Z) of a volume."""
         h5py = _h5py()
         try:
-            require_regular(path, case)
+            require_regular(path)
             with h5py.File(path, "r") as file:
-                return self._select(file, axes, path, case)
+                return self._select(file, axes, path)
         except OSError as error:  # of h5py, for damaged files too
             raise DataError(
-                "DATA-CORRUPT", f"{path.name} cannot be read as HDF5 ({error}): copy it again", case
+                "DATA-CORRUPT", f"{path.name} cannot be read as HDF5 ({error}): copy it again"
             ) from error
 
-    def _select(self, file: Any, axes: int, path: Path, case: str | None) -> np.ndarray:
+    def _select(self, file: Any, axes: int, path: Path) -> np.ndarray:
         wanted = "mask" if self.channel == "mask" else "image"
         data = file.get("label" if wanted == "mask" and "mask" not in file else wanted)
         if not hasattr(data, "shape"):
             raise DataError(
                 "DATA-FORMAT",
                 f"{path.name} holds {', '.join(file) or 'nothing'}: expected image and mask",
-                case,
             )
         if data.nbytes > MAX_VOLUME_BYTES:
             raise DataError(
-                "DATA-TOO-LARGE", f"{path.name} claims {data.shape}, {data.nbytes} bytes", case
+                "DATA-TOO-LARGE", f"{path.name} claims {data.shape}, {data.nbytes} bytes"
             )
         labels = wanted == "mask"
         last = axes == 3  # (H, W, C) of a slice, (C, H, W, D) of a volume
@@ -112,7 +111,6 @@ class HDF5Stack(VolumeFile):
                 f"{path.name} has {wanted} of shape {data.shape}: expected "
                 f"{'(H, W, channels)' if last else '(channels, H, W, D)'} with "
                 f"{len(BRATS)} contrasts or {ONE_HOT} labels",
-                case,
             )
         if labels:
             array = np.moveaxis(data[()], -1 if last else 0, -1) > 0
