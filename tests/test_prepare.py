@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from ldm.data.brain import bounding_box
 from ldm.data.contrasts import as_labels
 from ldm.data.layouts import detect_layout
 from ldm.data.nifti import encode_volume, read_volume, write_volume
@@ -26,7 +27,6 @@ from ldm.data.prepare import (
     AXES,
     Preparation,
     PreparedSubject,
-    bounding_box,
     fit_size,
     prepare_subject,
 )

@@ -120,6 +120,11 @@ def largest(mask: np.ndarray) -> np.ndarray:
     return labels == np.bincount(labels.ravel())[1:].argmax() + 1
 
 
+def bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
+    """Return the smallest box that holds every true voxel, of which there is one at least."""
+    return ndimage.find_objects(mask.astype(np.uint8))[0]
+
+
 def _head(sizes: Sequence[np.ndarray]) -> np.ndarray:
     """Return the head (X, Y, Z) bool, without the air around it and with all that it encloses.
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import numpy as np
 from scipy import ndimage
 
-from ldm.data.brain import background, subject_brain
+from ldm.data.brain import background, bounding_box, subject_brain
 from ldm.errors import DataError
 
 SIDE = 32  # voxels of the thumbnail along each axis of the box around the brain
@@ -36,7 +36,7 @@ def fingerprint(image: np.ndarray) -> str:
         brain, _ = subject_brain([image], rule="nonzero" if constant else "auto")
     except DataError:  # an empty image
         return ""
-    box = ndimage.find_objects(brain.astype(np.uint8))[0]
+    box = bounding_box(brain)
     inside, image = brain[box], image[box]
     values = image[inside]
     low, quarter, middle, three, high = np.percentile(values, (1, 25, 50, 75, 99))

@@ -14,7 +14,7 @@ from scipy import ndimage
 from scipy.optimize import least_squares
 from scipy.spatial.transform import Rotation
 
-from ldm.data.brain import background, largest
+from ldm.data.brain import background, bounding_box, largest
 from ldm.data.nifti import Geometry
 
 FAINT = 0.02  # of the 99th percentile: what a spline leaves around a brain is weaker
@@ -94,7 +94,7 @@ class Outline:
 
     def _distances(self) -> tuple[np.ndarray, np.ndarray]:
         """Return mm to the surface, negative inside, in a box, and the voxel where that begins."""
-        where = ndimage.find_objects(self.mask.astype(np.uint8))[0]
+        where = bounding_box(self.mask)
         low = np.array([max(0, part.start - MARGIN) for part in where])
         box = tuple(slice(a, part.stop + MARGIN) for a, part in zip(low, where, strict=True))
         mask, spacing = self.mask[box], self.geometry.spacing

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from nibabel.orientations import aff2axcodes
 
-from ldm.data.brain import MASKS, subject_brain, uneven
+from ldm.data.brain import MASKS, bounding_box, subject_brain, uneven
 from ldm.data.contrasts import labels_inside, load_contrasts
 from ldm.data.layouts import Layout, Subject
 from ldm.data.nifti import Geometry
@@ -204,15 +204,6 @@ class PreparedSubject:
                 "interpolation": self.preparation.interpolation,
             }
         return {**described, "axis": self.preparation.axis}
-
-
-def bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
-    """Return the smallest box that holds every true voxel."""
-    box = []
-    for axis in range(mask.ndim):
-        line = np.flatnonzero(mask.any(axis=tuple(a for a in range(mask.ndim) if a != axis)))
-        box.append(slice(int(line[0]), int(line[-1]) + 1))
-    return tuple(box)
 
 
 class LoadedSubject(NamedTuple):

@@ -9,6 +9,7 @@ import numpy as np
 from scipy import ndimage
 from scipy.special import ndtr
 
+from ldm.data.brain import bounding_box
 from ldm.label_scheme import TELL, LabelScheme
 from ldm.regions import CAVITY, ENHANCING
 
@@ -112,9 +113,7 @@ def mask_contrast(case: MaskCase, mask: np.ndarray) -> float | None:
     mask = mask & case.brain
     if mask.sum() < FEWEST_VOXELS:
         return None
-    box = tuple(
-        slice(max(0, s.start - RING), s.stop + RING) for s in ndimage.find_objects(mask * 1)[0]
-    )
+    box = tuple(slice(max(0, s.start - RING), s.stop + RING) for s in bounding_box(mask))
     inside = mask[box]
     ring = ndimage.binary_dilation(inside, iterations=RING) & ~inside & case.brain[box]
     if ring.sum() < FEWEST_VOXELS:

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure as Canvas
 
+from ldm.data.brain import bounding_box
 from ldm.data.contrasts import load_contrasts
 from ldm.data.layouts import Layout, Subject
-from ldm.data.prepare import bounding_box
 from ldm.diagnosis.curves import plateau_start
 from ldm.diagnosis.data import DataDiagnosis
 from ldm.diagnosis.facts import LOSS, VALIDATION

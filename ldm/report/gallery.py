@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ldm.data.brain import bounding_box
 from ldm.data.contrasts import load_contrasts
 from ldm.data.layouts import Layout, Subject, detect_layout
-from ldm.data.prepare import bounding_box
 from ldm.errors import DataError
 from ldm.evaluation.case import Case, Prediction, load_case, nonfinite_of, read_prediction
 from ldm.evaluation.folder import predictions_of

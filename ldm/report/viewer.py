@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ldm.data.prepare import bounding_box
+from ldm.data.brain import bounding_box
 from ldm.evaluation.measures import MEASURES
 from ldm.plots.figures import COLOUR_MAPS
 from ldm.report.tables import format_cell
