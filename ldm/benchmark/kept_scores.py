@@ -7,23 +7,23 @@ from pathlib import Path
 from typing import Any
 
 from ldm.data.layouts import detect_layout, select_subjects
+from ldm.data.seen import Digests
 from ldm.evaluation.downstream import downstream_scores
 from ldm.evaluation.folder import evaluate_folders, predictions_of
 from ldm.evaluation.metrics.perceptual import stored_weights
 from ldm.evaluation.protocol import DEFAULT, DOWNSTREAM
 from ldm.evaluation.scores import FORMAT, Evaluation
+from ldm.inference.segmentation import NetworkSegmenter
 from ldm.storage import kept, strict_json, volume_digests
 from ldm.study import Study
 
 ROW = "cell"
 
-References = Mapping[str, Mapping[str, str]]
-
 
 def evaluate_once(
     prediction: Path | None,
     reference: Path,
-    references: References,
+    references: Digests,
     path: Path,
     study: Study,
     mask: str = "auto",
@@ -46,14 +46,10 @@ def evaluate_once(
     """
     described = {
         "volumes": volume_digests(prediction) if prediction else {},
-        "references": dict(references),
         "mask": mask,
-        "target": study.target,
-        "inputs": list(study.conditions),
-        "scheme": str(study.contrasts.scheme),
         "weights": getattr(stored_weights(), "name", None),
         "protocol": DEFAULT.to_dict(),
-        "format": FORMAT,
+        **_judged(references, study),
         **({"allow_seen": True} if allow_seen else {}),  # what is kept without is still good
     }
 
@@ -70,7 +66,7 @@ def judge_once(
     segmenter: Path,
     predictions: Mapping[str, Sequence[Path]],
     reference: Path,
-    references: References,
+    references: Digests,
     path: Path,
     study: Study,
     trusted: Sequence[str] = (),
@@ -82,21 +78,14 @@ def judge_once(
     Args:
         segmenter: run of ``dsdiff segment train``.
         predictions: row name -> folders of its training seeds.
-        reference: folder of real patients.
-        references: the patients to compare, with the digests of their files.
-        path: JSON file that keeps the scores.
-        study: what was synthesised, and from what.
+        reference, references, path, study: see :func:`evaluate_once`.
         trusted: classes accepted in the run folder beside the shipped ones.
         layout: of ``reference``; None: recognised.
         options: see :func:`ldm.evaluation.downstream.downstream_scores`.
     """
-    from ldm.inference.segmentation import NetworkSegmenter
-
     judge = NetworkSegmenter(segmenter, trusted)
     volumes = {row: [volume_digests(f) for f in folders] for row, folders in predictions.items()}
-    described = {"segmenter": judge.digest, "volumes": volumes, "references": dict(references)}
-    described |= {"target": study.target, "inputs": list(study.conditions)}
-    described["scheme"] = str(study.contrasts.scheme)
+    described = {"segmenter": judge.digest, "volumes": volumes, **_judged(references, study)}
 
     def judged() -> dict[str, Any]:
         own, real = detect_layout(reference, layout, study.contrasts)
@@ -104,5 +93,16 @@ def judge_once(
         told = (judge, predictions_of(predictions, real, study), chosen, own, study)
         return downstream_scores(*told, baseline=False, **options).to_dict()
 
-    known = kept(path, strict_json({**described, "format": FORMAT}), judged)
+    known = kept(path, strict_json(described), judged)
     return Evaluation.from_dict(DOWNSTREAM, known, study)
+
+
+def _judged(references: Digests, study: Study) -> dict[str, Any]:
+    """Return what any kept score depends on, beside what is judged."""
+    return {
+        "references": dict(references),
+        "target": study.target,
+        "inputs": list(study.conditions),
+        "scheme": str(study.contrasts.scheme),
+        "format": FORMAT,
+    }

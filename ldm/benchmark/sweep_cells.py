@@ -25,7 +25,7 @@ from ldm.data.layouts import (
     summary,
 )
 from ldm.data.layouts.base import stored_files
-from ldm.data.seen import held_out, named_subjects, seen_among, subject_digests
+from ldm.data.seen import Digests, held_out, named_subjects, seen_among, subject_digests
 from ldm.errors import (
     CheckpointError,
     ConfigError,
@@ -64,7 +64,7 @@ class SweepCells:
     layout: Layout
     subjects: Sequence[Subject]
     output: Path
-    references: Mapping[str, Mapping[str, str]]  # digests of all files of each patient
+    references: Digests  # digests of all files of each patient
     seen: Sequence[str]  # ids of the training, which are judged all the same
     report: Callable[[DsdiffError], None]  # told of a cell that fails, while the others go on
 

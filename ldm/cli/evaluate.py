@@ -130,9 +130,10 @@ def _evaluate(
     """Evaluate, print, write; return the result."""
     from ldm.cli.terminal import show_progress
     from ldm.evaluation.folder import evaluate_folders
-    from ldm.report.evaluation import new_gallery, write_evaluation
+    from ldm.report.evaluation import write_evaluation
+    from ldm.report.gallery import Gallery
 
-    gallery = new_gallery() if args.output else None
+    gallery = Gallery() if args.output else None
     result = evaluate_folders(
         rows,
         args.reference,

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ldm.evaluation.metrics.similarity import content_box
 from ldm.label_scheme import UNKNOWN
 from ldm.regions import ENHANCING, NECROTIC_CORE, OEDEMA, region_masks
 
@@ -54,8 +55,6 @@ class Labelled:
     def ring(self) -> NDArray[np.bool_]:
         """Brain outside of the tumour, at most 10 mm away from it."""
         from scipy.ndimage import distance_transform_edt
-
-        from ldm.evaluation.metrics.similarity import content_box
 
         near = np.zeros(self.brain.shape, bool)
         if self.tumour.any():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from ldm.claims import claim
 from ldm.data.layouts import Choice
@@ -15,7 +15,9 @@ from ldm.evaluation.folder import Folders, Place, evaluate_folders, listed_folde
 from ldm.evaluation.protocol import DEFAULT, DOWNSTREAM, MetricProtocol, find_protocol
 from ldm.evaluation.scores import Evaluation
 from ldm.progress import Progress, silent
+from ldm.report.charts import charts
 from ldm.report.environment import environment
+from ldm.report.gallery import Gallery
 from ldm.report.page import Report, write_all
 from ldm.report.score_tables import (
     column_key,
@@ -31,9 +33,6 @@ from ldm.report.tables import Table, write_table
 from ldm.storage import remove_own
 from ldm.typed import typed
 from ldm.util import how_many, user_path
-
-if TYPE_CHECKING:
-    from ldm.report.gallery import Gallery
 
 WRITES = ("metrics.csv", "metrics.json", "report.html", "table.tex", "table.md", "table.csv")
 
@@ -99,7 +98,7 @@ def evaluate(
     check_columns(asked[0], columns)
     if not folders:
         raise bad_value("predictions is empty: give a folder, or {name: folder}")
-    gallery = None if output is None else new_gallery()
+    gallery = None if output is None else Gallery()
     with claim_report(output, [reference, *(path for own in folders.values() for path in own)]):
         result = evaluate_folders(
             folders,
@@ -121,13 +120,6 @@ def evaluate(
         if output is not None and gallery:
             write_evaluation(result, gallery, output, columns)
     return result
-
-
-def new_gallery() -> Gallery:
-    """Return what collects the pictures of a page, without which nothing that draws is imported."""
-    from ldm.report.gallery import Gallery
-
-    return Gallery()
 
 
 def check_columns(protocol: MetricProtocol, columns: Sequence[str]) -> None:
@@ -170,8 +162,6 @@ def write_evaluation(
     Raises:
         OutputError: OUT-IO, OUT-EXISTS.
     """
-    from ldm.report.charts import charts
-
     others = [*output.glob("metrics-*"), *output.glob(f"{DOWNSTREAM.name}.*")]
     remove_own(others)  # of an evaluation before, under other protocols
     result.write(output)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ldm.data.layouts import Choice
 from ldm.evaluation.scores import Evaluation
@@ -12,13 +11,11 @@ from ldm.evaluation.segmentation import Told, compare_segmentations
 from ldm.progress import Progress, silent
 from ldm.report.environment import environment
 from ldm.report.evaluation import claim_report
+from ldm.report.gallery import OverlayGallery
 from ldm.report.page import Report, write_all
 from ldm.report.score_tables import segmentation_tables
 from ldm.typed import typed
 from ldm.util import user_path
-
-if TYPE_CHECKING:
-    from ldm.report.gallery import OverlayGallery
 
 NAME = "segmentation"
 SEGMENTATION_FILES = (f"{NAME}.csv", f"{NAME}.json", "report.html")
@@ -52,7 +49,7 @@ def evaluate_segmentations(
     """
     folder = None if output is None else user_path(output)
     inputs = [user_path(place) for place in (prediction, reference)]
-    gallery = None if folder is None else _new_gallery()
+    gallery = None if folder is None else OverlayGallery()
     with claim_report(folder, inputs, "segment evaluate", SEGMENTATION_FILES):
         result = compare_segmentations(
             prediction,
@@ -69,12 +66,6 @@ def evaluate_segmentations(
         if folder is not None and gallery:
             _write(result, gallery, folder, command)
     return result
-
-
-def _new_gallery() -> OverlayGallery:
-    from ldm.report.gallery import OverlayGallery
-
-    return OverlayGallery()
 
 
 def _write(result: Evaluation, gallery: OverlayGallery, folder: Path, command: str) -> None:
