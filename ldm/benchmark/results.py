@@ -26,6 +26,7 @@ from ldm.report.score_tables import (
     BETTER,
     HEADLINE,
     best_cells,
+    counted,
     enhances_nothing,
     evaluation_tables,
     mean_cell,
@@ -143,7 +144,7 @@ class BenchmarkResult:
         failures: row -> reason, of rows without any score.
         command: what the user typed.
         settings: what held for all rows.
-        rows: the order of the table; by default scores, then failures.
+        rows: all of them, in the order of the table.
         seeds: row -> seeds that are done, of how many.
         downstream: what a segmenter finds on the synthetic volumes.
         gallery: pictures of the patients.
@@ -210,24 +211,20 @@ class BenchmarkResult:
         write_all(self.report(), output)
         return output / "report.html"
 
-    def order(self) -> list[str]:
-        """Return the rows from top to bottom."""
-        return list(self.rows) or [*self.result.rows, *self.failures]
-
     def summary(self) -> Table:
         """Return the table: quality, then cost."""
         further = self._further_columns()
         titles = [MEASURES[measure].title for _, measure in self._shown]
         rows: list[list[Cell]] = []
-        for row in self.order():
+        for row in self.rows:
             cost = self.costs.get(row)
             costs = [read(cost) if cost else None for read in SUMMARY_COSTS.values()]
             more = [of(row) for of in further.values()]
             rows.append([row, *self._quality_cells(row), *more, *costs])
-        best = best_cells(self.result, self.order(), self._shown)
+        best = best_cells(self.result, self.rows, self._shown)
         dice = [(region, "dice") for region in self.downstream.regions()] if self.downstream else []
         if self.downstream:
-            best |= best_cells(self.downstream, self.order(), dice, first=len(titles) + 2)
+            best |= best_cells(self.downstream, self.rows, dice, first=len(titles) + 2)
         return Table(
             "Summary",
             ["backbone", *titles, "n", *further, *SUMMARY_COSTS],
@@ -246,16 +243,10 @@ class BenchmarkResult:
     def _quality_cells(self, row: str) -> list[Cell]:
         """Return what the summary shows of a row, or why there is nothing."""
         found = _scored(self.result, row)
+        cells = [mean_cell(found.get(key)) for key in self._shown]
         if not found:
-            reason = f"FAILED: {self.failures.get(row, 'no score')}"
-            return [
-                reason,
-                *[None] * (len(self._shown) - 1),
-                Number.of(0, len(self.result.subjects)),
-            ]
-        counts = [s.n for (region, _), s in found.items() if region == "brain"]
-        n = Number.of(max(counts, default=0), len(self.result.subjects))
-        return [*(mean_cell(found.get(key)) for key in self._shown), n]
+            cells[0] = f"FAILED: {self.failures.get(row, 'no score')}"
+        return [*cells, counted(self.result, found, "brain")]
 
     def _note(self, further: Mapping[str, Any]) -> str:
         label = peak_memory_label(next((c.device for c in self.costs.values()), "cpu"))
@@ -303,7 +294,7 @@ class BenchmarkResult:
         """Return what each row cost, with batch sizes, precision and where it ran."""
         rows = [
             [row, *(read(self.costs.get(row, NO_NETWORK)) for read in ALL_COSTS.values())]
-            for row in self.order()
+            for row in self.rows
         ]
         note = (
             "Each row was trained, sampled and timed in processes of its own. Time of a volume: "

@@ -287,28 +287,24 @@ class Benchmark:
         A cell that failed, or is not done, is a failed row, and named in ``problems``.
         """
         with waited_lock(self.work.output / "locks" / "report"), self.claim():
-            problems, partial = {}, {}
+            missing, partial = {}, {}
             for cell in self.cells:
                 state, reason = self.work.state(cell)
                 if state == "partial":
                     partial[cell.number] = reason
                 elif state != "done":
-                    problems[cell.number] = reason if state == "failed" else f"not done ({state})"
-            names = {cell.number: cell.name for cell in self.cells}
-            result = replace(
-                self._result(problems),
-                problems={names[number]: why for number, why in (problems | partial).items()},
-                cells=len(self.cells),
-            )
+                    missing[cell.number] = reason if state == "failed" else f"not done ({state})"
+            result = self._result(missing, partial)
             result.write(self.work.output, self.columns)
         return result
 
-    def _result(self, problems: Mapping[int, str]) -> BenchmarkResult:
-        """Return the results of the cells without a problem, one row for all seeds."""
+    def _result(self, missing: Mapping[int, str], partial: Mapping[int, str]) -> BenchmarkResult:
+        """Return the results of the cells that are not missing, one row for all seeds."""
         rows: dict[str, list[GridCell]] = {}
         for cell in self.cells:
             rows.setdefault(cell.row, []).append(cell)
-        done = {row: [c for c in cells if c.number not in problems] for row, cells in rows.items()}
+        names = {cell.number: cell.name for cell in self.cells}
+        done = {row: [c for c in cells if c.number not in missing] for row, cells in rows.items()}
         done = {row: cells for row, cells in done.items() if cells}
         result = self._scores(done)
         timed = {row: c[0].training for row, c in done.items() if c[0].is_timed}
@@ -326,7 +322,7 @@ class Benchmark:
             },
             curves={name: curve for name, curve in curves.items() if curve},
             failures={
-                row: problems[cells[0].number] for row, cells in rows.items() if row not in done
+                row: missing[cells[0].number] for row, cells in rows.items() if row not in done
             },
             command=self.command,
             settings=self._settings(),
@@ -336,6 +332,8 @@ class Benchmark:
                 for row, cells in rows.items()
                 if cells[0].training
             },
+            problems={names[number]: why for number, why in {**missing, **partial}.items()},
+            cells=len(self.cells),
         )
 
     def _scores(self, done: Mapping[str, Sequence[GridCell]]) -> Evaluation:
