@@ -17,8 +17,19 @@ SAMPLERS = "as ddim, ddpm, dpmpp_2m, unipc_3, heun; a wrong name is answered wit
 # Groups of options, where a verb has many
 PATIENTS, OUTPUT, MACHINE = "patients", "output", "speed and memory"
 SUBJECTS = "subjects: a folder of any layout, or a CSV"
+ANOTHER = "replace outputs of another model, input or option; the same stay as they are"
 # As ldm.data.brain names them, which is not imported to show help; a test holds them together.
 MASKS = "auto, nonzero, head"
+
+
+def add_output_argument(parser: Any, said: str, required: bool = True) -> None:
+    """Declare ``--output``, a folder."""
+    parser.add_argument("--output", type=Path, required=required, metavar="FOLDER", help=said)
+
+
+def add_overwrite_argument(parser: Any, said: str) -> None:
+    """Declare ``--overwrite``."""
+    parser.add_argument("--overwrite", action="store_true", help=said)
 
 
 def add_trust_argument(parser: Any) -> None:
@@ -90,9 +101,7 @@ def add_subject_arguments(parser: argparse.ArgumentParser, written: str, whom: s
         help="only these; unseen: those that the run has not seen, as of data.params.test=0.2 "
         f"(default: {whom})",
     )
-    output.add_argument(
-        "--output", type=Path, required=True, metavar="FOLDER", help=f"for the {written}"
-    )
+    add_output_argument(output, f"for the {written}")
 
 
 def add_devices_argument(parser: argparse.ArgumentParser) -> None:
@@ -114,9 +123,7 @@ def add_device_argument(parser: Any) -> None:
 
 def add_run_arguments(parser: argparse.ArgumentParser, default: str) -> None:
     """Declare the run folder of a training, and ``--dry-run``."""
-    parser.add_argument(
-        "--output", type=Path, metavar="FOLDER", help=f"run folder (default: {default})"
-    )
+    add_output_argument(parser, f"run folder (default: {default})", required=False)
     parser.add_argument(
         "--dry-run",
         action="store_true",

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ldm.cli.arguments import add_trust_argument, split_words
+from ldm.cli.arguments import add_output_argument, add_trust_argument, split_words
 from ldm.cli.evaluate import add_columns_argument
 from ldm.cli.terminal import show_progress
 from ldm.errors import ConfigError, PartialError
@@ -43,9 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a benchmark YAML such as configs/benchmark.yaml, then overrides for all rows, as "
         "data.params.root=PATIENTS seeds=[0,1,2] budget.steps=2000",
     )
-    parser.add_argument(
-        "--output", type=Path, required=True, metavar="FOLDER", help="of runs, report and tables"
-    )
+    add_output_argument(parser, "of runs, report and tables")
     parser.add_argument(
         "--jobs",
         type=int,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ldm.cli.arguments import add_device_argument, add_trust_argument
+from ldm.cli.arguments import add_device_argument, add_output_argument, add_trust_argument
 from ldm.cli.terminal import report_written, reporter, show_progress
 
 EXAMPLES = ("dsdiff brasyn --model MODEL --input CASES --output made",)
@@ -20,13 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="CASES",
         help="folder of cases, each a folder with three of T1, T1ce, T2 and FLAIR",
     )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        required=True,
-        metavar="FOLDER",
-        help="for CASE-t1c.nii.gz, or -t1n, -t2w, -t2f: what each case lacks",
-    )
+    add_output_argument(parser, "for CASE-t1c.nii.gz, or -t1n, -t2w, -t2f: what each case lacks")
     parser.add_argument(
         "--model",
         type=Path,

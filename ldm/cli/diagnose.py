@@ -7,7 +7,13 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldm.cli.arguments import SUBJECTS, add_config_argument, add_layout_argument, configured_data
+from ldm.cli.arguments import (
+    SUBJECTS,
+    add_config_argument,
+    add_layout_argument,
+    add_output_argument,
+    configured_data,
+)
 from ldm.cli.help import with_examples
 from ldm.cli.main import DEBUG
 from ldm.cli.terminal import HOLD_OUT, print_next, show_progress, training_command
@@ -57,9 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for kind in (data, run_parser):
         add_layout_argument(kind)
         kind.add_argument("--debug", **DEBUG)
-        kind.add_argument(
-            "--output", type=Path, metavar="FOLDER", help="for diagnosis.json and pictures"
-        )
+        add_output_argument(kind, "for diagnosis.json and pictures", required=False)
 
 
 def run(args: argparse.Namespace) -> int:

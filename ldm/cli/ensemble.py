@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ldm.cli.arguments import add_trust_argument
+from ldm.cli.arguments import add_output_argument, add_overwrite_argument, add_trust_argument
 from ldm.cli.terminal import print_next, sampling_command
 
 EXAMPLES = ("dsdiff ensemble runs/one runs/two --output both",)
@@ -20,10 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RUN",
         help="run folders that differ in seed, patients, length or backbone: two or more",
     )
-    parser.add_argument(
-        "--output", type=Path, required=True, metavar="FOLDER", help="for the model"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace an ensemble")
+    add_output_argument(parser, "for the model")
+    add_overwrite_argument(parser, "replace an ensemble")
     add_trust_argument(parser)
 
 

@@ -13,6 +13,7 @@ from ldm.cli.arguments import (
     PATIENTS,
     SUBJECTS,
     add_layout_argument,
+    add_output_argument,
     add_trust_argument,
 )
 from ldm.cli.help import group
@@ -52,12 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     compared.add_argument(
         "--against", metavar="NAME", help="compare with this row only (default: every pair)"
     )
-    output.add_argument(
-        "--output",
-        type=Path,
-        metavar="FOLDER",
-        help="for report.html, table.tex, .md and .csv, figures and metrics",
-    )
+    said = "for report.html, table.tex, .md and .csv, figures and metrics"
+    add_output_argument(output, said, required=False)
     add_columns_argument(output)
     output.add_argument(
         "--verbose",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ldm.cli.arguments import add_trust_argument
+from ldm.cli.arguments import add_output_argument, add_overwrite_argument, add_trust_argument
 from ldm.cli.terminal import print_next, sampling_command
 
 EXAMPLES = (
@@ -17,9 +17,7 @@ EXAMPLES = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("model", type=Path, metavar="RUN", help="run folder, or model.safetensors")
-    parser.add_argument(
-        "--output", type=Path, required=True, metavar="FOLDER", help="for the model"
-    )
+    add_output_argument(parser, "for the model")
     parser.add_argument("--licence", metavar="NAME", help="of the weights, for the model card")
     parser.add_argument(
         "--onnx",
@@ -27,10 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="write the denoiser too, as denoiser.onnx and as denoiser.pt2 of torch.export, once "
         "both return what torch returns",
     )
-    parser.add_argument(
-        "--overwrite",
-        action="store_true",
-        help="replace an exported model, but no README.md that you have changed",
+    add_overwrite_argument(
+        parser, "replace an exported model, but no README.md that you have changed"
     )
     add_trust_argument(parser)
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldm.cli.arguments import split_words
+from ldm.cli.arguments import add_output_argument, add_overwrite_argument, split_words
 from ldm.cli.terminal import print_next, sampling_command
 
 if TYPE_CHECKING:
@@ -33,9 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a run, such as configs/backbone/unet.yaml, whose unet_config describes the network "
         "of the checkpoint, or the YAML of a latent-diffusion code; then overrides",
     )
-    parser.add_argument(
-        "--output", type=Path, required=True, metavar="FOLDER", help="for the model"
-    )
+    add_output_argument(parser, "for the model")
     parser.add_argument(
         "--weights",
         choices=("auto", "ema", "raw"),
@@ -45,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--report", type=Path, metavar="FILE", help="write what was loaded or does not fit as JSON"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing model")
+    add_overwrite_argument(parser, "replace an existing model")
 
 
 def run(args: argparse.Namespace) -> int:

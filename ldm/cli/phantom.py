@@ -6,6 +6,7 @@ import argparse
 import shlex
 from pathlib import Path
 
+from ldm.cli.arguments import add_overwrite_argument
 from ldm.cli.terminal import print_next, show_progress
 
 EXAMPLES = (
@@ -25,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dwi", action="store_true", help="a diffusion-weighted image (_dwi) of each too"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace existing subjects")
+    add_overwrite_argument(parser, "replace existing subjects")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -9,7 +9,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from ldm.cli.arguments import SUBJECTS, add_config_argument, add_layout_argument, split_words
+from ldm.cli.arguments import (
+    SUBJECTS,
+    add_config_argument,
+    add_layout_argument,
+    add_output_argument,
+    split_words,
+)
 from ldm.cli.main import report_error
 from ldm.cli.registering import add_register_arguments, refuse_leftovers, register, unregister
 from ldm.cli.terminal import (
@@ -34,9 +40,7 @@ EXAMPLES = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("input", type=Path, nargs="?", metavar="PATIENTS", help=SUBJECTS)
-    parser.add_argument(
-        "--output", type=Path, metavar="FOLDER", help="for manifest.csv (the volumes stay in place)"
-    )
+    add_output_argument(parser, "for manifest.csv (the volumes stay in place)", required=False)
     add_config_argument(parser)
     add_layout_argument(parser)
     parser.add_argument(

@@ -7,11 +7,13 @@ import shlex
 from typing import Any
 
 from ldm.cli.arguments import (
+    ANOTHER,
     MACHINE,
     OUTPUT,
     SAMPLERS,
     add_devices_argument,
     add_model_arguments,
+    add_overwrite_argument,
     add_subject_arguments,
 )
 from ldm.cli.help import group
@@ -53,11 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         const="dicom",
         help="write a derived DICOM series a subject, of the examination that the inputs are of",
     )
-    output.add_argument(
-        "--overwrite",
-        action="store_true",
-        help="replace outputs of another model, input or option; the same stay as they are",
-    )
+    add_overwrite_argument(output, ANOTHER)
     machine.add_argument(
         "--timing",
         type=int,

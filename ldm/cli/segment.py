@@ -9,10 +9,13 @@ from typing import Any
 
 from ldm.cli import train
 from ldm.cli.arguments import (
+    ANOTHER,
     OUTPUT,
     add_devices_argument,
     add_layout_argument,
     add_model_arguments,
+    add_output_argument,
+    add_overwrite_argument,
     add_subject_arguments,
 )
 from ldm.cli.evaluate import add_label_argument, add_seen_argument
@@ -63,11 +66,7 @@ def _add_predict_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     output = group(parser, OUTPUT)
     output.add_argument("--no-pictures", action="store_true", help="write no pictures/*.png")
-    output.add_argument(
-        "--overwrite",
-        action="store_true",
-        help="replace outputs of another model, input or option; the same stay as they are",
-    )
+    add_overwrite_argument(output, ANOTHER)
 
 
 def _add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
@@ -91,12 +90,8 @@ def _add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("tumour", "lesion"),
         help="ET, TC and WT, or any label (default: tumour where a label is above 1)",
     )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        metavar="FOLDER",
-        help="for segmentation.csv, segmentation.json, report.html",
-    )
+    said = "for segmentation.csv, segmentation.json, report.html"
+    add_output_argument(parser, said, required=False)
 
 
 def predict(args: argparse.Namespace) -> int:
