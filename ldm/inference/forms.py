@@ -80,6 +80,8 @@ class Image:
 class Form:
     """NIfTI: ``ID_TARGET.nii.gz``, ``ID_TARGET.json`` and ``ID_TARGET_std.nii.gz``."""
 
+    has_spread_sidecar = False  # a deviation has one of its own
+
     def paths(self, folder: Path, subject: str, target: str) -> tuple[Path, Path]:
         """Return where a volume and its sidecar lie."""
         return folder / f"{subject}_{target}.nii.gz", folder / f"{subject}_{target}.json"
@@ -111,13 +113,11 @@ class Form:
         """
         write_volume(path, files[""])
 
-    def has_spread_sidecar(self) -> bool:
-        """Whether a deviation has a sidecar of its own."""
-        return False
-
 
 class BidsForm(Form):
     """BIDS derivative: ``sub-X[/ses-Y]/anat/sub-X[_ses-Y]_ce-gad_desc-synth_T1w.nii.gz``."""
+
+    has_spread_sidecar = True
 
     def paths(self, folder: Path, subject: str, target: str) -> tuple[Path, Path]:  # noqa: D102
         entities = bids_entities(subject)
@@ -157,9 +157,6 @@ class BidsForm(Form):
         mask = (image.described.get("preparation") or {}).get("mask")
         is_stripped = mask != "head"  # outside the brain, or else the head, every voxel is 0
         return {"Description": image.title, "SkullStripped": is_stripped, "subject": image.id}
-
-    def has_spread_sidecar(self) -> bool:  # noqa: D102
-        return True
 
 
 class DicomForm(Form):

@@ -10,25 +10,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ldm.checkpoint import study_of
 from ldm.claims import claim
-from ldm.data.layouts import (
-    Choice,
-    Layout,
-    Subject,
-    detect_layout,
-    select_subjects,
-)
-from ldm.data.layouts.base import stored_files
+from ldm.data.layouts import Choice, Layout, Subject
 from ldm.data.nifti import encode_volume, write_volume
 from ldm.data.prepare import PreparedSubject
-from ldm.data.seen import named_subjects
 from ldm.errors import DsdiffError
 from ldm.hub import local_folder
 from ldm.inference.outputs import is_written, require_remade, volume_paths
 from ldm.inference.parallel import shared_among
 from ldm.inference.request import Request
 from ldm.inference.segmentation import NetworkSegmenter
+from ldm.inference.trained import chosen_subjects
 from ldm.inference.writing import Writer, Written
 from ldm.plots.overlay import attention_figure, overlay_figure
 from ldm.progress import unheard
@@ -211,12 +203,8 @@ def segment(
     """
     model, source = local_folder(model), user_path(source)
     output = user_path(output)
-    study = study_of(model, trust)
-    own_layout, found = detect_layout(source, layout, study.contrasts)
-    if watch:
-        watch(own_layout, found)
-    chosen = select_subjects(found, named_subjects(subjects, model, found, study))
-    inputs = [source, model, *stored_files(found.values())]
+    whom = (source, subjects, layout, watch)
+    _, own_layout, chosen, inputs = chosen_subjects(model, trust, *whom)
     with claim(output, "segment", inputs=inputs, replace=overwrite):
         told = (trust, device, batch_size, allow_missing, nonfinite)
         segmenter = NetworkSegmenter(model, *told)

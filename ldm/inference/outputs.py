@@ -152,7 +152,7 @@ class SyntheticVolume:
                 remove(old)
         else:
             chosen.write(spread, files)
-        if not chosen.has_spread_sidecar():
+        if not chosen.has_spread_sidecar:
             return
         remove(beside)
         if files is not None:

@@ -7,7 +7,7 @@ import multiprocessing
 import signal
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -74,7 +74,11 @@ class SharedWriter:
                 self.writer.keep(made)
             return True
 
-        return write_each(subjects, write, report, self.devices)
+        pool = ThreadPoolExecutor(self.devices)
+        try:
+            return write_each(subjects, write, report, pool.map)
+        finally:  # after an error nothing more is begun
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def _made(self, subject: Subject, layout: Layout, title: str) -> Any:
         """Return what another process made."""

@@ -6,11 +6,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ldm.checkpoint import study_of
 from ldm.claims import claim
-from ldm.data.layouts import Choice, Layout, Subject, detect_layout, select_subjects
-from ldm.data.layouts.base import stored_files
-from ldm.data.seen import named_subjects
+from ldm.data.layouts import Choice, Layout, Subject
 from ldm.errors import DsdiffError
 from ldm.hub import local_folder
 from ldm.inference.forms import form_named
@@ -19,7 +16,7 @@ from ldm.inference.parallel import SharedWriter, shared_among
 from ldm.inference.request import Request
 from ldm.inference.space import require_room
 from ldm.inference.synthesis import Synthesiser
-from ldm.inference.trained import load_for_inference
+from ldm.inference.trained import chosen_subjects, load_for_inference
 from ldm.inference.volume_writer import VolumeWriter
 from ldm.inference.writing import FAILURES, Writer, Written
 from ldm.progress import Progress, silent, unheard
@@ -74,10 +71,12 @@ def sample(
         CheckpointError, UnsafeError, ConfigError: see :meth:`Synthesiser.load`.
     """
     request = Request().changed(**options)  # a wrong one is refused before the folder is listed
-    model, output = local_folder(model), user_path(output)
-    whom = (user_path(source), subjects, layout)
-    own_layout, chosen, own = _selected(model, trust, *whom, request.target, form, watch)
-    with claim(output, "sample", replace=overwrite, **own):
+    model, output, own_form = local_folder(model), user_path(output), form_named(form)
+    whom = (user_path(source), subjects, layout, watch)
+    study, own_layout, chosen, inputs = chosen_subjects(model, trust, *whom)
+    own_form.check([s.id for s in chosen], [request.target] if request.target else study.targets)
+    writes = [COST_FILE, FAILURES, *own_form.about()]
+    with claim(output, "sample", inputs=inputs, writes=writes, replace=overwrite):
         synthesiser = Synthesiser(load_for_inference(model, trust, device), request, progress)
         if timing is not None:
             write_json(output / COST_FILE, synthesiser.timing(chosen[0], own_layout, timing))
@@ -89,31 +88,6 @@ def sample(
     if writer.timings and synthesiser.first_call:
         say(str(synthesiser.first_call))
     return done
-
-
-def _selected(
-    model: Path,
-    trust: Collection[str],
-    source: Path,
-    subjects: str | Sequence[str] | None,
-    layout: Choice,
-    target: str | None,
-    form: str,
-    watch: Callable[[Layout, Mapping[str, Subject]], None] | None,
-) -> tuple[Layout, list[Subject], dict[str, Any]]:
-    """Return the layout, the subjects that are asked for, and what is read and written."""
-    study, own_form = study_of(model, trust), form_named(form)
-    own_layout, found = detect_layout(source, layout, study.contrasts)
-    if watch:
-        watch(own_layout, found)
-    chosen = select_subjects(found, named_subjects(subjects, model, found, study))
-    own_form.check([s.id for s in chosen], [target] if target else study.targets)
-    inputs = [source, model, *stored_files(found.values())]
-    return (
-        own_layout,
-        chosen,
-        {"inputs": inputs, "writes": [COST_FILE, FAILURES, *own_form.about()]},
-    )
 
 
 def _write_all(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,14 +11,16 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ldm.checkpoint import load_model
-from ldm.data.layouts import Layout, Subject
+from ldm.checkpoint import load_model, study_of
+from ldm.data.layouts import Choice, Layout, Subject, detect_layout, select_subjects
+from ldm.data.layouts.base import stored_files
 from ldm.data.prepare import Preparation, PreparedSubject, prepare_subject
 from ldm.data.seen import (
     Digests,
     as_read,
     identity,
     leaks,
+    named_subjects,
     other_spacing,
     read_seen,
     spacing_text,
@@ -195,3 +197,27 @@ def load_for_inference(
         loaded.is_foreign,
         ErrorModel(**loaded.error_model) if loaded.error_model else None,
     )
+
+
+def chosen_subjects(
+    model: Path,
+    trust: Collection[str],
+    source: Path,
+    subjects: str | Sequence[str] | None,
+    layout: Choice,
+    watch: Callable[[Layout, Mapping[str, Subject]], None] | None,
+) -> tuple[Study, Layout, list[Subject], list[Path]]:
+    """Return the study of a model, the layout and the subjects asked for, and all that is read.
+
+    Args:
+        watch: told which subjects there are.
+
+    Raises:
+        DataError: there is no such subject. CheckpointError, UnsafeError: of the model.
+    """
+    study = study_of(model, trust)
+    own_layout, found = detect_layout(source, layout, study.contrasts)
+    if watch:
+        watch(own_layout, found)
+    chosen = select_subjects(found, named_subjects(subjects, model, found, study))
+    return study, own_layout, chosen, [source, model, *stored_files(found.values())]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -202,32 +201,18 @@ def write_each(
     subjects: Sequence[Subject],
     write: Callable[[Subject, str], bool],
     report: Callable[[DsdiffError], None],
-    at_once: int = 1,
+    mapped: Callable[..., Iterable[Any]] = map,
 ) -> Written:
     """Call ``write(subject, title)`` for each; one that fails is told to ``report``.
 
     Args:
         write: returns False where there was nothing to do.
-        at_once: threads that call ``write``.
+        mapped: ``map``, or that of a pool whose threads call ``write``.
 
     Raises:
         OutputError: the outputs cannot be written, or exist. WorkerError: a process was killed.
     """
     done, tried = Written(tried={s.id for s in subjects}), partial(attempt, write)
-    with _mapping(at_once) as mapped:
-        for outcome in mapped(tried, subjects, titles_of(subjects)):
-            done.count(outcome, report)
+    for outcome in mapped(tried, subjects, titles_of(subjects)):
+        done.count(outcome, report)
     return done
-
-
-@contextmanager
-def _mapping(threads: int) -> Iterator[Callable[..., Iterable[Any]]]:
-    """Yield ``map``, or one that works in threads; after an error nothing more is begun."""
-    if threads == 1:
-        yield map
-        return
-    pool = ThreadPoolExecutor(threads)
-    try:
-        yield pool.map
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)

@@ -52,12 +52,12 @@ def style_axes(ax: Axes, xlabel: str, ylabel: str) -> None:
     ax.set_axisbelow(True)
 
 
-def span_at_least(ax: Axes, which: Literal["x", "y"], least: float) -> None:
-    """Widen an axis, whose values are drawn, about their middle: noise shall not fill a figure."""
-    low, high = ax.get_xlim() if which == "x" else ax.get_ylim()
+def span_at_least(ax: Axes, least: float) -> None:
+    """Widen the vertical axis about its middle: noise shall not fill a figure."""
+    low, high = ax.get_ylim()
     if high - low < least:
         middle = (low + high) / 2
-        (ax.set_xlim if which == "x" else ax.set_ylim)(middle - least / 2, middle + least / 2)
+        ax.set_ylim(middle - least / 2, middle + least / 2)
 
 
 def logarithmic(ax: Axes, which: Literal["x", "y"]) -> None:

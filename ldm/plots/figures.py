@@ -254,7 +254,7 @@ def scatter_figure(
     if ideal is None and costs and min(costs) > 0 and max(costs) / min(costs) >= 20:
         logarithmic(ax, "x")
     ax.margins(0.12)
-    span_at_least(ax, "y", least)
+    span_at_least(ax, least)
     legend_beside(ax)  # of all, so that what is written fits beside it; then of what is not
     legend_beside(ax, without=_name_points(canvas, ax, shown))
     return figure_bytes(canvas, "svg")
@@ -378,7 +378,7 @@ def lines_figure(
         ax.xaxis.set_major_formatter("{x:g}")
         ax.minorticks_off()
     for ax, span in zip(grid.flat, least, strict=False):
-        span_at_least(ax, "y", span)
+        span_at_least(ax, span)
     for ax in grid.flat[len(panels) :]:
         ax.set_visible(False)
     drawn = legend_entries(grid.flat)
