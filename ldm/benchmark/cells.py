@@ -56,35 +56,21 @@ class Stopped(Exception):  # noqa: N818 - no error: the user or the queue ends t
 
 @dataclass
 class Work:
-    """The cells of a benchmark and what they share.
+    """The cells of a benchmark and what they share."""
 
-    Args:
-        output: folder of the benchmark.
-        reference: folder of the real patients.
-        held_out: the patients to test on, with the digests of their files.
-        train: those that baselines are fitted on.
-        data: the ``data`` section that baselines use.
-        cells: all of the plan, by which it is told how far the work is.
-        timing: repeats of the measurement of time; 0: none.
-        layout: of ``reference``; None: recognised.
-        mask: what is brain, see :func:`ldm.data.brain.subject_brain`.
-        is_quiet: nobody looks, or several cells run at once, so their output goes to files.
-        say: told what begins.
-        progress: wraps the patients that are evaluated.
-    """
-
-    output: Path
-    reference: Path
-    held_out: Digests
-    train: Sequence[str]
-    data: Mapping[str, Any]
-    cells: Sequence[GridCell] = ()
-    timing: int = 3
-    layout: str | Mapping[str, Any] | None = None
-    mask: str = "auto"
+    output: Path  # folder of the benchmark
+    reference: Path  # folder of the real patients
+    held_out: Digests  # the patients to test on, with the digests of their files
+    train: Sequence[str]  # those that baselines are fitted on
+    data: Mapping[str, Any]  # the `data` section that baselines use
+    cells: Sequence[GridCell] = ()  # all of the plan, by which it is told how far the work is
+    timing: int = 3  # repeats of the measurement of time; 0: none
+    layout: str | Mapping[str, Any] | None = None  # of `reference`; None: recognised
+    mask: str = "auto"  # what is brain, see ldm.data.brain.subject_brain
+    # nobody looks, or several cells run at once, so their output goes to files
     is_quiet: bool = False
-    say: Callable[[str], None] | None = None
-    progress: Progress = silent
+    say: Callable[[str], None] | None = None  # told what begins
+    progress: Progress = silent  # wraps the patients that are evaluated
     failed: dict[Path, str] = field(default_factory=dict)  # run folder -> reason, in this process
     children: set[subprocess.Popen] = field(default_factory=set)
 

@@ -38,25 +38,15 @@ SEPARATOR = " · "
 
 @dataclass(frozen=True)
 class Training:
-    """One row in one space with one seed.
+    """One row in one space with one seed."""
 
-    Args:
-        row: name of the row in the YAML.
-        space: name of the space.
-        seed: of weights, noise and order; the patients of each part are the same for all seeds.
-        config: resolved and checked.
-        folder: of this training and its cells.
-        run: the run folder.
-        is_given: the run was trained before; it is only sampled.
-    """
-
-    row: str
-    space: str
-    seed: int
-    config: Mapping[str, Any] = field(repr=False)
-    folder: Path
-    run: Path
-    is_given: bool = False
+    row: str  # name of the row in the YAML
+    space: str  # name of the space
+    seed: int  # of weights, noise and order; the patients of each part are the same for all seeds
+    config: Mapping[str, Any] = field(repr=False)  # resolved and checked
+    folder: Path  # of this training and its cells
+    run: Path  # the run folder
+    is_given: bool = False  # the run was trained before; it is only sampled
 
     @property
     def targets(self) -> list[str]:
@@ -70,27 +60,16 @@ class Training:
 
 @dataclass(frozen=True)
 class GridCell:
-    """One training sampled in one way, or a baseline.
+    """One training sampled in one way, or a baseline."""
 
-    Args:
-        number: what ``--cell`` takes.
-        row: its row in the table; cells of one row differ in the seed.
-        name: the row, and the seed where there are several.
-        folder: of its work.
-        training: None for a baseline.
-        sampling: options of ``dsdiff sample``.
-        baseline: a key of BASELINES, or None.
-        is_timed: whether its time and memory stand for the row.
-    """
-
-    number: int
-    row: str
-    name: str
-    folder: Path
-    training: Training | None = None
-    sampling: Mapping[str, Any] = field(default_factory=dict)
-    baseline: str | None = None
-    is_timed: bool = False
+    number: int  # what `--cell` takes
+    row: str  # its row in the table; cells of one row differ in the seed
+    name: str  # the row, and the seed where there are several
+    folder: Path  # of its work
+    training: Training | None = None  # None for a baseline
+    sampling: Mapping[str, Any] = field(default_factory=dict)  # options of `dsdiff sample`
+    baseline: str | None = None  # a key of BASELINES, or None
+    is_timed: bool = False  # whether its time and memory stand for the row
 
     @property
     def prediction(self) -> Path:

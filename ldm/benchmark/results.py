@@ -79,40 +79,30 @@ ALL_COSTS = {
 
 @dataclass(frozen=True)
 class RowCost:
-    """What a row costs. None: not measured (a baseline without a network, or a failed row).
+    """What a row costs. None: not measured (a baseline without a network, or a failed row)."""
 
-    Args:
-        parameters: of the backbone.
-        flops: of one network call at batch 1 and training size.
-        calls: network calls a slice, or a window of a volume.
-        train_steps, train_seconds: of the whole training, validation included.
-        train_flops: 3 x ``flops`` x images, see :func:`ldm.cost.network.training_flops`.
-        slice_seconds, volume_seconds: of sampling, at the stated batch size.
-        train_memory, sample_memory: peak bytes of the process (VRAM on a GPU).
-        train_batch, sample_batch: images at once.
-        train_joules, volume_joules: of the whole GPU.
-        no_joules: why there are none.
-        device: where it ran.
-        precision: of training / of sampling.
-    """
-
-    parameters: int | None = None
-    flops: int | None = None
-    calls: int | None = None
+    parameters: int | None = None  # of the backbone
+    flops: int | None = None  # of one network call at batch 1 and training size
+    calls: int | None = None  # network calls a slice, or a window of a volume
+    # of the whole training, validation included
     train_steps: float | None = None
     train_seconds: float | None = None
-    train_flops: float | None = None
+    train_flops: float | None = None  # 3 x `flops` x images, see ldm.cost.network.training_flops
+    # of sampling, at the stated batch size
     slice_seconds: float | None = None
     volume_seconds: float | None = None
+    # peak bytes of the process (VRAM on a GPU)
     train_memory: int | None = None
     sample_memory: int | None = None
+    # images at once
     train_batch: int | None = None
     sample_batch: int | None = None
+    # of the whole GPU
     train_joules: float | None = None
     volume_joules: float | None = None
-    no_joules: str = ""
-    device: str = "cpu"
-    precision: str = ""
+    no_joules: str = ""  # why there are none
+    device: str = "cpu"  # where it ran
+    precision: str = ""  # of training / of sampling
 
 
 NO_NETWORK = RowCost(device="")

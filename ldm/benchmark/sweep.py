@@ -58,21 +58,15 @@ class Quality:
 
 @dataclass(frozen=True)
 class Cell:
-    """One sampler at one number of steps.
+    """One sampler at one number of steps."""
 
-    Args:
-        sampler, steps: what was asked for.
-        calls: network calls a slice.
-        problem: why there is no quality: ``refused: ...`` or ``FAILED: ...``.
-        quality: of the volumes; None with a problem.
-        slice_seconds, volume_seconds: medians over the patients.
-    """
-
+    # what was asked for
     sampler: str
     steps: int
-    calls: int | None = None
-    problem: str = ""
-    quality: Quality | None = None
+    calls: int | None = None  # network calls a slice
+    problem: str = ""  # why there is no quality: `refused: ...` or `FAILED: ...`
+    quality: Quality | None = None  # of the volumes; None with a problem
+    # medians over the patients
     slice_seconds: float | None = None
     volume_seconds: float | None = None
 
@@ -92,25 +86,15 @@ class Cell:
 
 @dataclass(frozen=True)
 class Sweep:
-    """Everything a sweep found out.
+    """Everything a sweep found out."""
 
-    Args:
-        title: name of the model.
-        cells: one a sampler and number of steps.
-        baseline: the source contrast copied as the target.
-        subjects: patients.
-        protocol: of the metrics.
-        command: what the user typed.
-        settings: what held for all cells.
-    """
-
-    title: str
-    cells: Sequence[Cell]
-    baseline: Quality
-    subjects: Sequence[str]
-    protocol: Mapping[str, Any]
-    command: str
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    title: str  # name of the model
+    cells: Sequence[Cell]  # one a sampler and number of steps
+    baseline: Quality  # the source contrast copied as the target
+    subjects: Sequence[str]  # patients
+    protocol: Mapping[str, Any]  # of the metrics
+    command: str  # what the user typed
+    settings: Mapping[str, Any] = field(default_factory=dict)  # what held for all cells
 
     @property
     def done(self) -> list[Cell]:

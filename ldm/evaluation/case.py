@@ -52,28 +52,18 @@ class Bounded(Protocol):
 
 @dataclass(eq=False)
 class Case:
-    """A patient to compare with: canonical volumes (X, Y, Z), and what is made of them only once.
+    """A patient to compare with: canonical volumes (X, Y, Z), and what is made of them once."""
 
-    Args:
-        id: subject.
-        inputs: the input contrasts that exist.
-        reference: the real target.
-        brain: as in sampling (:func:`ldm.data.brain.subject_brain`), of the input contrasts or,
-            without inputs, of the reference.
-        seg: tumour labels, or None.
-        geometry: of the volumes; None: voxels of 1 mm.
-        mask: what said which voxels are brain.
-        study: which contrast the reference is, and which may be among the inputs.
-    """
-
-    id: str
-    inputs: Mapping[str, np.ndarray]
-    reference: np.ndarray
+    id: str  # subject
+    inputs: Mapping[str, np.ndarray]  # the input contrasts that exist
+    reference: np.ndarray  # the real target
+    # as in sampling (ldm.data.brain.subject_brain), of the input contrasts or, without inputs, of
+    # the reference
     brain: np.ndarray
-    seg: np.ndarray | None = None
-    geometry: Geometry | None = None
-    mask: str = "nonzero"
-    study: Study = Study()
+    seg: np.ndarray | None = None  # tumour labels, or None
+    geometry: Geometry | None = None  # of the volumes; None: voxels of 1 mm
+    mask: str = "nonzero"  # what said which voxels are brain
+    study: Study = Study()  # which contrast the reference is, and which may be among the inputs
     _made: dict[Hashable, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -165,21 +155,14 @@ class Case:
 
 @dataclass(frozen=True)
 class Prediction:
-    """A synthetic volume in the units of the reference.
+    """A synthetic volume in the units of the reference."""
 
-    Args:
-        volume: (X, Y, Z).
-        spread: standard deviation over samples (X, Y, Z), or None.
-        samples: how many samples the spread is of alone; None: taken for exact.
-        mirrored: whether they come in pairs of opposite noise.
-        is_stray: it is of this program, and the sidecar that states its units is not there, as of
-            what ``dsdiff brasyn`` writes.
-    """
-
-    volume: np.ndarray
-    spread: np.ndarray | None = None
-    samples: int | None = None
-    mirrored: bool = False
+    volume: np.ndarray  # (X, Y, Z)
+    spread: np.ndarray | None = None  # standard deviation over samples (X, Y, Z), or None
+    samples: int | None = None  # how many samples the spread is of alone; None: taken for exact
+    mirrored: bool = False  # whether they come in pairs of opposite noise
+    # it is of this program, and the sidecar that states its units is not there, as of what `dsdiff
+    # brasyn` writes
     is_stray: bool = False
 
 

@@ -19,17 +19,11 @@ RING_MM = 10.0
 
 @dataclass(eq=False)
 class Labelled:
-    """What regions are made of.
+    """What regions are made of."""
 
-    Args:
-        brain: (X, Y, Z) bool.
-        labels: (X, Y, Z) segmentation, 0 where healthy, or None.
-        spacing: size of a voxel along each axis, in mm.
-    """
-
-    brain: NDArray[np.bool_]
-    labels: NDArray | None = None
-    spacing: Sequence[float] = (1.0, 1.0, 1.0)
+    brain: NDArray[np.bool_]  # (X, Y, Z) bool
+    labels: NDArray | None = None  # (X, Y, Z) segmentation, 0 where healthy, or None
+    spacing: Sequence[float] = (1.0, 1.0, 1.0)  # size of a voxel along each axis, in mm
 
     @cached_property
     def tumour(self) -> NDArray[np.bool_]:

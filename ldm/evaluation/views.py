@@ -23,21 +23,16 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class Volumes:
-    """Prediction and reference on one intensity scale, and what is computed from them only once.
+    """Prediction and reference on one intensity scale, and what is computed from them only once."""
 
-    Args:
-        prediction, reference: of one shape.
-        brain: of them.
-        case, predicted: what they are of, in the units of the reference.
-        perceptual: the network of LPIPS, if there is one.
-    """
-
+    # of one shape
     prediction: Sliced
     reference: Sliced
-    brain: Sliced
+    brain: Sliced  # of them
+    # what they are of, in the units of the reference
     case: Case
     predicted: Prediction
-    perceptual: Perceptual | None = None
+    perceptual: Perceptual | None = None  # the network of LPIPS, if there is one
 
     def __post_init__(self) -> None:
         self.images = (self.prediction, self.reference)
@@ -94,16 +89,11 @@ class Volumes:
 
 @dataclass(eq=False)
 class View:
-    """One region of two volumes.
-
-    Args:
-        area: the region as a stack of slices.
-        mask: the same (X, Y, Z).
-    """
+    """One region of two volumes."""
 
     volumes: Volumes
-    area: Sliced
-    mask: NDArray[np.bool_]
+    area: Sliced  # the region as a stack of slices
+    mask: NDArray[np.bool_]  # the same (X, Y, Z)
 
     @cached_property
     def values(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -175,17 +165,12 @@ class View:
 
 @dataclass(frozen=True, eq=False)
 class Masks:
-    """One region (X, Y, Z) bool of a patient, as it was segmented.
+    """One region (X, Y, Z) bool of a patient, as it was segmented."""
 
-    Args:
-        found: on the volume that is judged.
-        labels: of the reference labels, or None.
-        real: found on the real volume in place of the synthetic one, or None.
-    """
-
-    found: NDArray[np.bool_]
+    found: NDArray[np.bool_]  # on the volume that is judged
     geometry: Geometry
-    labels: NDArray[np.bool_] | None = None
+    labels: NDArray[np.bool_] | None = None  # of the reference labels, or None
+    # found on the real volume in place of the synthetic one, or None
     real: NDArray[np.bool_] | None = None
 
     def against_labels(self, metric: Callable[..., float], *further: Any) -> float:

@@ -42,25 +42,15 @@ IGNORED = "failures.csv\ncost.json\n"
 
 @dataclass(frozen=True)
 class Image:
-    """A synthetic volume, or its spread, to be stored.
+    """A synthetic volume, or its spread, to be stored."""
 
-    Args:
-        id: subject.
-        target: the contrast that was synthesised.
-        volume: (X, Y, Z) float32 in RAS+.
-        geometry: where its voxels lie.
-        described: what decides the voxels.
-        sources: files of the inputs.
-        is_spread: it is the standard deviation over samples.
-    """
-
-    id: str
-    target: str
-    volume: np.ndarray = field(repr=False)
-    geometry: Geometry = field(repr=False)
-    described: Mapping[str, Any] = field(repr=False)
-    sources: tuple[Path, ...] = field(default=(), repr=False)
-    is_spread: bool = False
+    id: str  # subject
+    target: str  # the contrast that was synthesised
+    volume: np.ndarray = field(repr=False)  # (X, Y, Z) float32 in RAS+
+    geometry: Geometry = field(repr=False)  # where its voxels lie
+    described: Mapping[str, Any] = field(repr=False)  # what decides the voxels
+    sources: tuple[Path, ...] = field(default=(), repr=False)  # files of the inputs
+    is_spread: bool = False  # it is the standard deviation over samples
 
     @property
     def said(self) -> dict[str, Any]:

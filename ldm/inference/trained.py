@@ -51,28 +51,18 @@ class Read(NamedTuple):
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A model in eval mode, on its device, and what it must be given.
+    """A model in eval mode, on its device, and what it must be given."""
 
-    Args:
-        path: run folder, its model file, or a checkpoint.
-        model: the LightningModule.
-        digest, weights, is_foreign: see :class:`ldm.checkpoint.Loaded`.
-        study: what it was trained for.
-        preparation: how a subject becomes its slices.
-        device: where it runs.
-        trust: see :func:`load_for_inference`.
-        error_model: of its samples; None: their deviation is all that is known.
-    """
-
-    path: Path
-    model: Any
-    digest: str
-    study: Study
-    preparation: Preparation
-    device: torch.device
+    path: Path  # run folder, its model file, or a checkpoint
+    model: Any  # the LightningModule
+    digest: str  # this, weights and is_foreign: see ldm.checkpoint.Loaded
+    study: Study  # what it was trained for
+    preparation: Preparation  # how a subject becomes its slices
+    device: torch.device  # where it runs
     weights: str | None = None
-    trust: tuple[str, ...] = ()
+    trust: tuple[str, ...] = ()  # see load_for_inference
     is_foreign: bool = False
+    # of its samples; None: their deviation is all that is known
     error_model: ErrorModel | None = None
 
     @property

@@ -28,16 +28,11 @@ class Windows:
     """What a network is given of a subject.
 
     A network of patches gets the volume at once, and lays its windows itself.
-
-    Args:
-        size: (H, W) of the slices it was trained on, (D, H, W) of the patches.
-        neighbours: slices on each side that join the conditions.
-        batch_size: slices at once.
     """
 
-    size: tuple[int, ...]
-    neighbours: int = 0
-    batch_size: int = 8
+    size: tuple[int, ...]  # (H, W) of the slices it was trained on, (D, H, W) of the patches
+    neighbours: int = 0  # slices on each side that join the conditions
+    batch_size: int = 8  # slices at once
 
     @property
     def hold_volumes(self) -> bool:

@@ -94,17 +94,11 @@ def _colour_key(canvas: Canvas, legend: Mapping[str, str], across: int) -> None:
 
 @dataclass(frozen=True)
 class Pane:
-    """An image in a strip of a patient.
+    """An image in a strip of a patient."""
 
-    Args:
-        title: written above, as large as the longest line of all in the figure allows.
-        image: (H, W), first axis downwards; of kind ``grey`` from 0, 1 is white.
-        kind: ``grey``, or one of ``COLOUR_MAPS``.
-    """
-
-    title: str
-    image: NDArray
-    kind: str = "grey"
+    title: str  # written above, as large as the longest line of all in the figure allows
+    image: NDArray  # (H, W), first axis downwards; of kind `grey` from 0, 1 is white
+    kind: str = "grey"  # `grey`, or one of `COLOUR_MAPS`
 
 
 def panes_figure(

@@ -36,24 +36,16 @@ ATTENDING = "attention or transformer"
 
 @dataclass(frozen=True)
 class Block:
-    """One call of a block in a forward pass.
+    """One call of a block in a forward pass."""
 
-    Args:
-        path: name of the module within the network.
-        name: its class.
-        kind: a key of ``COLOURS``.
-        channels: of its output.
-        size: spatial size (H, W) or (D, H, W) of a map, (N,) of N tokens, () of a vector.
-        sources: places in ``Structure.blocks`` of the blocks that it reads, or ``INPUT``.
-        reads: which channels of the images that the network takes, in order, it reads.
-    """
-
-    path: str
-    name: str
-    kind: str
-    channels: int
+    path: str  # name of the module within the network
+    name: str  # its class
+    kind: str  # a key of `COLOURS`
+    channels: int  # of its output
+    # spatial size (H, W) or (D, H, W) of a map, (N,) of N tokens, () of a vector
     size: tuple[int, ...]
-    sources: tuple[int, ...]
+    sources: tuple[int, ...]  # places in `Structure.blocks` of the blocks that it reads, or `INPUT`
+    # which channels of the images that the network takes, in order, it reads
     reads: tuple[int, ...] = ()
 
     @property
@@ -65,14 +57,10 @@ class Block:
 
 @dataclass(frozen=True)
 class Structure:
-    """Blocks in the order in which they run.
+    """Blocks in the order in which they run."""
 
-    Args:
-        blocks: one entry for each call of a block.
-        outputs: places in ``blocks`` of those that the output of the network comes from.
-    """
-
-    blocks: tuple[Block, ...]
+    blocks: tuple[Block, ...]  # one entry for each call of a block
+    # places in `blocks` of those that the output of the network comes from
     outputs: tuple[int, ...]
 
 

@@ -51,21 +51,14 @@ CAPTION = (
 
 @dataclass(frozen=True)
 class Shown:
-    """The volumes (or slices) of a patient as they are shown.
+    """The volumes (or slices) of a patient as they are shown."""
 
-    Args:
-        inputs: name -> image in [0, 1], each in its own window.
-        real: in [0, 1] between the bounds that the protocol takes from it, 0 outside the brain.
-        predictions: row -> image in the same window.
-        spreads: row -> standard deviation in units of that window's range.
-        aspect: height over width of a voxel of a slice.
-    """
-
-    inputs: dict[str, NDArray]
+    inputs: dict[str, NDArray]  # name -> image in [0, 1], each in its own window
+    # in [0, 1] between the bounds that the protocol takes from it, 0 outside the brain
     real: NDArray
-    predictions: dict[str, NDArray]
-    spreads: dict[str, NDArray]
-    aspect: float = 1.0
+    predictions: dict[str, NDArray]  # row -> image in the same window
+    spreads: dict[str, NDArray]  # row -> standard deviation in units of that window's range
+    aspect: float = 1.0  # height over width of a voxel of a slice
 
     def errors(self) -> dict[str, NDArray]:
         """Absolute errors, in units of the range of the real image."""
@@ -118,16 +111,12 @@ def comparison_strip(case: Case, volumes: Shown, copied: str = "") -> Shown:
 
 @dataclass
 class Gallery:
-    """What a page shows of the patients of an evaluation, gathered while they are in memory.
+    """What a page shows of the patients of an evaluation, gathered while they are in memory."""
 
-    Args:
-        strips: subject -> axial slice of each volume.
-        slices: subject -> index of that slice, and what it has most of.
-        viewed: subject -> volumes for the slice viewer; only of the worst subjects.
-    """
-
-    strips: dict[str, Shown] = field(default_factory=dict)
+    strips: dict[str, Shown] = field(default_factory=dict)  # subject -> axial slice of each volume
+    # subject -> index of that slice, and what it has most of
     slices: dict[str, tuple[int, str]] = field(default_factory=dict)
+    # subject -> volumes for the slice viewer; only of the worst subjects
     viewed: dict[str, ViewerPatient] = field(default_factory=dict)
 
     def add(self, result: Evaluation, case: Case, predictions: Mapping[str, Prediction]) -> None:

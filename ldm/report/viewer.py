@@ -32,34 +32,25 @@ BYTES_A_VOXEL = 0.55  # of base64, as seen on real brains in their bounding boxe
 
 @dataclass(frozen=True)
 class ViewerPatient:
-    """The volumes of a patient as the page carries them.
+    """The volumes of a patient as the page carries them."""
 
-    Args:
-        id: subject.
-        shape: voxels of each sheet (X, Y, Z), axes to the right, to the front and upwards (RAS+).
-        extent: size of the shown box along X, Y, Z, in mm.
-        origin: first voxel of the box along X, Y, Z in the grid of the files.
-        step: voxels of the files along X, Y, Z that one shown voxel averages.
-        focus: shown voxel to open at.
-        inputs, predictions, spreads: name -> PNG of :func:`encode_sheet`.
-        truth: PNG of the real volume.
-        limits: value at byte 255 of a ``spread``, and the 99.5th percentile of the ``error`` in the
-            brain, the median over rows; ``white``, at which the greys start: the 99.5th percentile
-            of the truth in the brain. All in units of the range of the truth.
-        scores: row -> what orders the patients; rows without a value are left out.
-    """
-
-    id: str
+    id: str  # subject
+    # voxels of each sheet (X, Y, Z), axes to the right, to the front and upwards (RAS+)
     shape: tuple[int, int, int]
-    extent: tuple[float, float, float]
-    origin: tuple[int, int, int]
+    extent: tuple[float, float, float]  # size of the shown box along X, Y, Z, in mm
+    origin: tuple[int, int, int]  # first voxel of the box along X, Y, Z in the grid of the files
+    # voxels of the files along X, Y, Z that one shown voxel averages
     step: tuple[float, float, float]
-    focus: tuple[int, int, int]
-    inputs: Mapping[str, bytes]
-    truth: bytes
+    focus: tuple[int, int, int]  # shown voxel to open at
+    inputs: Mapping[str, bytes]  # this, predictions, spreads: name -> PNG of encode_sheet
+    truth: bytes  # PNG of the real volume
     predictions: Mapping[str, bytes]
     spreads: Mapping[str, bytes]
+    # value at byte 255 of a `spread`, and the 99.5th percentile of the `error` in the brain, the
+    # median over rows; `white`, at which the greys start: the 99.5th percentile of the truth in the
+    # brain. All in units of the range of the truth
     limits: Mapping[str, float]
+    # row -> what orders the patients; rows without a value are left out
     scores: Mapping[str, float]
 
     def size(self) -> int:
@@ -71,19 +62,12 @@ class ViewerPatient:
 
 @dataclass(frozen=True)
 class Viewer:
-    """Patients to scroll through.
+    """Patients to scroll through."""
 
-    Args:
-        patients: worst first.
-        rows: names of the predictions in the order of the table.
-        left_out: patients of the evaluation that are not in the viewer, the better ones.
-        measure: name of what orders the patients; empty: their ids do.
-    """
-
-    patients: Sequence[ViewerPatient]
-    rows: Sequence[str]
-    left_out: int = 0
-    measure: str = "psnr"
+    patients: Sequence[ViewerPatient]  # worst first
+    rows: Sequence[str]  # names of the predictions in the order of the table
+    left_out: int = 0  # patients of the evaluation that are not in the viewer, the better ones
+    measure: str = "psnr"  # name of what orders the patients; empty: their ids do
 
     def note(self) -> str:
         """How the shown volumes differ from those that the tables are about."""
