@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from ldm.data.layouts.base import Entry, Layout, Tree
-from ldm.data.layouts.series import agent_of, contrast_of_series, says_native
+from ldm.data.layouts.context import Remarks, by_sidecar
+from ldm.data.layouts.series import contrast_of_series, says_native
 from ldm.data.nifti import volume_stem
 from ldm.data.volume_file import VolumeFile
 from ldm.study import LABELS, MASK_FILE
-
-log = logging.getLogger(__name__)
 
 LESION = re.compile(  # words of a label, desc or seg entity that name what a tumour mask holds
     r"lesion|tumou?r|glio(?!n)|gbm|metasta|mets?\b|edema|enhanc(?!ed)|necro|cavity|infarct|stroke|"
@@ -66,6 +64,13 @@ class BIDS(Layout):
             parsed = self.parse(path)
             if parsed and _belongs(parsed[1], path, path.parent.relative_to(tree.root).parts):
                 found[parsed[0]].append((parsed[1], path))
+        remarks = Remarks()
+        entries = list(by_sidecar(list(self._entries(found, tree.root)), remarks, _denies_agent))
+        self.remarks = remarks.told(tree.root)
+        yield from entries
+
+    def _entries(self, found: Mapping[str, list[tuple[str, Path]]], root: Path) -> Iterator[Entry]:
+        """Yield what is of the data set, of the images of each subject and the masks on them."""
         for subject, files in found.items():
             images = {_space(path) for contrast, path in files if contrast not in DERIVED}
             shown = {""} if "" in images else images or {_space(path) for _, path in files}
@@ -73,9 +78,9 @@ class BIDS(Layout):
             if any("desc" in _entities(path) for contrast, path in told if contrast not in DERIVED):
                 told = [(c, path) for c, path in told if c != LABELS or self._is_named(path)]
             lesions = {path for c, path in told if c == LABELS and _names_lesion(path)}
-            for contrast, path in self._by_sidecar(told):
+            for contrast, path in told:
                 if contrast != LABELS or not lesions or path in lesions:
-                    yield Entry(subject, contrast, VolumeFile(path), _dataset(path, tree.root))
+                    yield Entry(subject, contrast, VolumeFile(path), _dataset(path, root))
 
     def parse(self, path: Path) -> tuple[str, str] | None:  # noqa: D102
         *pairs, suffix = (volume_stem(path.name) or "").split("_")
@@ -97,21 +102,6 @@ class BIDS(Layout):
             return LABELS if bare or self._is_named(path) else None
         enhanced = f"ce-gad_{suffix}" if _is_enhanced(entities) else suffix  # whatever the agent
         return self.contrasts.endings("bids").get(enhanced)
-
-    def _by_sidecar(self, told: list[tuple[str, Path]]) -> list[tuple[str, Path]]:
-        """Return files of which a T1w whose name is silent is what its JSON says.
-
-        Where a name speaks of an agent the JSON does not count: it often stands beside each file
-        of an examination.
-        """
-        names = self.contrasts.endings("bids")
-        native, enhanced = names["T1w"], names["ce-gad_T1w"]
-        if any(contrast == enhanced for contrast, _ in told):
-            return told
-        agents = {path for contrast, path in told if contrast == native and _agent_beside(path)}
-        for path in agents:
-            log.warning("%s is read as %s: its JSON names an agent", path.name, enhanced)
-        return [(enhanced if path in agents else contrast, path) for contrast, path in told]
 
     def _is_named(self, path: Path) -> bool:
         """Whether a mask says that it is of a lesion, or the user does."""
@@ -135,12 +125,9 @@ def _is_enhanced(entities: Mapping[str, str]) -> bool:
     return contrast_of_series(f"T1 {entities.get('acq', '')}") == "t1ce"
 
 
-def _agent_beside(path: Path) -> bool:
-    """Whether the JSON beside a file names an agent that its name does not deny."""
+def _denies_agent(path: Path) -> bool:
     entities = _entities(path)
-    if "ce" in entities or ("acq" in entities and says_native(entities["acq"])):
-        return False
-    return contrast_of_series("T1", agent_of(VolumeFile(path).described())) == "t1ce"
+    return "ce" in entities or ("acq" in entities and says_native(entities["acq"]))
 
 
 def _space(path: Path) -> str:

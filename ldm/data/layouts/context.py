@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 from ldm.data.layouts.base import Entry
-from ldm.data.layouts.series import agent_of, agent_said, contrast_of_series, says_native
+from ldm.data.layouts.series import agent_said, names_agent, says_native
 from ldm.data.layouts.spelling import contrast_spelt, is_stage, less_spm
-from ldm.data.volume_file import VolumeFile
 from ldm.letters import unaccented
 from ldm.study import LABELS, MASK_FILE, Contrasts
 
@@ -126,7 +125,7 @@ def in_context(
         for key, parts in groups.items()
         for entry in _resolved(list(parts.values()), key, root, remarks)
     ]
-    return list(_by_sidecar(resolved, remarks)), remarks.told(root)
+    return list(by_sidecar(resolved, remarks, _denies_agent)), remarks.told(root)
 
 
 class Remarks:
@@ -323,7 +322,9 @@ def _joined(parts: list[Part], subject: str, place: Path, remarks: Remarks) -> I
         yield entry._replace(subject=subject, owner=own)
 
 
-def _by_sidecar(entries: list[Entry], remarks: Remarks) -> Iterator[Entry]:
+def by_sidecar(
+    entries: list[Entry], remarks: Remarks, denies: Callable[[Path], bool]
+) -> Iterator[Entry]:
     """Yield entries of which a T1 is T1ce where its JSON names an agent, and no name denies it.
 
     Only of a patient without T1ce: the tag often stands beside each file of an examination.
@@ -331,17 +332,14 @@ def _by_sidecar(entries: list[Entry], remarks: Remarks) -> Iterator[Entry]:
     complete = {(e.subject, e.owner) for e in entries if e.contrast == "t1ce"}
     for entry in entries:
         is_open = entry.contrast == "t1" and (entry.subject, entry.owner) not in complete
-        if is_open and _agent_beside(entry.file):
+        if is_open and not denies(entry.file.path) and names_agent(entry.file.described()):
             remarks.add("is read as t1ce: its JSON names an agent", entry.file.path)
             entry = entry._replace(contrast="t1ce")
         yield entry
 
 
-def _agent_beside(file: VolumeFile) -> bool:
-    """Whether the JSON beside a T1 names an agent that neither its name nor its folder denies."""
-    if says_native(file.path.name) or says_native(file.path.parent.name):
-        return False
-    return contrast_of_series("T1", agent_of(file.described())) == "t1ce"
+def _denies_agent(path: Path) -> bool:
+    return says_native(path.name) or says_native(path.parent.name)
 
 
 def _read_as(part: Part, entry: Entry) -> str:

@@ -149,10 +149,10 @@ def read_series(description: str, agent: str = "") -> Series:
     return Series(contrast)
 
 
-def agent_of(sidecar: Mapping[str, Any]) -> str:
-    """Return the agent that the JSON beside a volume names, or an empty text."""
+def names_agent(sidecar: Mapping[str, Any]) -> bool:
+    """Return whether the JSON beside a volume names an agent."""
     told = (sidecar.get(key) for key in ("ContrastBolusAgent", "ContrastBolusIngredient"))
-    return str(next(filter(None, told), ""))
+    return _given(str(next(filter(None, told), ""))) is True
 
 
 def says_agent(name: str, before: bool = False) -> str | None:
