@@ -12,13 +12,13 @@ from ldm.errors import DsdiffError
 from ldm.hub import local_folder
 from ldm.inference.forms import form_named
 from ldm.inference.outputs import write_about
-from ldm.inference.parallel import SharedWriter, shared_among
+from ldm.inference.parallel import shared_among
 from ldm.inference.request import Request
 from ldm.inference.space import require_room
 from ldm.inference.synthesis import Synthesiser
 from ldm.inference.trained import chosen_subjects, load_for_inference
 from ldm.inference.volume_writer import VolumeWriter
-from ldm.inference.writing import FAILURES, Writer, Written
+from ldm.inference.writing import FAILURES, Written
 from ldm.progress import Progress, silent, unheard
 from ldm.storage import COST_FILE, write_json
 from ldm.typed import typed
@@ -54,10 +54,9 @@ def sample(
         model, device, trust: see :meth:`Synthesiser.load`.
         source: folder of subjects in any layout, or a CSV.
         output: folder for ``ID_TARGET.nii.gz``, its sidecar and ``cost.json``.
-        subjects, layout, watch, report: see :func:`ldm.inference.label_maps.segment`.
-        overwrite: replace other outputs of these names.
+        subjects, layout, overwrite, devices, watch, report: see
+            :func:`ldm.inference.label_maps.segment`.
         form: ``nifti``, ``bids`` or ``dicom``.
-        devices: processes among which the subjects are shared.
         timing: write no volume, but what one costs, sampled so often: ``cost.json``.
         say: told how far the first call of a network in another precision was from 32 bit.
         progress: wraps what is worked through.
@@ -83,23 +82,23 @@ def sample(
             return Written()
         require_room(synthesiser, chosen, own_layout, output, form)
         writer = VolumeWriter(synthesiser, output, overwrite, form)
-        with shared_among(writer, devices, device) as shared:
-            done = _write_all(shared, chosen, own_layout, writer, report or unheard)
+        done = _write_all(writer, (devices, device), chosen, own_layout, report or unheard)
     if writer.timings and synthesiser.first_call:
         say(str(synthesiser.first_call))
     return done
 
 
 def _write_all(
-    shared: Writer | SharedWriter,
+    writer: VolumeWriter,
+    among: tuple[int, str],
     subjects: Sequence[Subject],
     layout: Layout,
-    own: VolumeWriter,
     report: Callable[[DsdiffError], None],
 ) -> Written:
     """Write what is of the folder, then the volumes, then what failed and what it cost."""
-    write_about(own.output, own.form)
-    done = shared.write_all(subjects, layout, report)
-    done.write_failures(own.output)
-    own.write_cost()
+    write_about(writer.output, writer.form)
+    with shared_among(writer, *among) as shared:
+        done = shared.write_all(subjects, layout, report)
+    done.write_failures(writer.output)
+    writer.write_cost()
     return done
