@@ -17,7 +17,7 @@ same errors; their formulas stand in ``docs/metrics.md``.
 from __future__ import annotations
 
 from math import inf, nan, sqrt
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -63,8 +63,8 @@ def coverage(
     """
     from scipy.stats import norm
 
-    error, sd = _errors(prediction, reference, spread, mask, samples, mirrored)
-    return _within(error, sd, 2 * norm.cdf(sigmas) - 1, samples, mirrored)
+    error, sd, law = _errors(prediction, reference, spread, mask, samples, mirrored)
+    return _within(error, sd, law, 2 * norm.cdf(sigmas) - 1)
 
 
 def calibration_error(
@@ -81,8 +81,8 @@ def calibration_error(
     central intervals. 0 is calibrated, 0.5 the worst; NaN without voxels. Arguments and errors are
     those of :func:`coverage`.
     """
-    error, sd = _errors(prediction, reference, spread, mask, samples, mirrored)
-    shares = [_within(error, sd, p, samples, mirrored) for p in LEVELS]
+    error, sd, law = _errors(prediction, reference, spread, mask, samples, mirrored)
+    shares = [_within(error, sd, law, p) for p in LEVELS]
     return float(np.mean(np.abs(np.subtract(shares, LEVELS))))
 
 
@@ -100,7 +100,7 @@ def error_to_spread(
     NaN without spread and error, or without voxels. Arguments and errors are those of
     :func:`coverage`.
     """
-    error, sd = _errors(prediction, reference, spread, mask, samples, mirrored)
+    error, sd, _ = _errors(prediction, reference, spread, mask, samples, mirrored)
     if not error.size:
         return nan
     size, predicted = _rms(error), _rms(sd)
@@ -123,7 +123,7 @@ def reliability(
     uncertain, which flattens the curve. Empty groups are NaN. Arguments and errors are those of
     :func:`coverage`.
     """
-    error, sd = _errors(prediction, reference, spread, mask, samples, mirrored)
+    error, sd, _ = _errors(prediction, reference, spread, mask, samples, mirrored)
     groups = np.array_split(np.argsort(sd, kind="stable"), BINS)
     values = [[_rms(array[g]) if g.size else nan for g in groups] for array in (sd, error)]
     return Reliability(*map(np.array, values))
@@ -136,8 +136,10 @@ def _errors(
     mask: ArrayLike | None,
     samples: int | None,
     mirrored: bool,
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Absolute errors (N,) and the standard deviations (N,) that were predicted for them."""
+) -> tuple[NDArray[np.float64], NDArray[np.float64], Any]:
+    """Absolute errors (N,), the deviations (N,) predicted for them, and the law of their ratio."""
+    from scipy.stats import norm, t
+
     predicted, true, sd = (np.asarray(a, np.float64) for a in (prediction, reference, spread))
     inside = np.ones(true.shape, bool) if mask is None else np.asarray(mask) != 0
     same_shape(prediction=predicted, reference=true, spread=sd, mask=inside)
@@ -145,25 +147,19 @@ def _errors(
         raise DataError("DATA-RANGE", f"a spread of {samples} samples; expected two or more")
     if (sd < 0).any():
         raise DataError("DATA-RANGE", f"spread down to {sd.min():g}; expected >= 0")
-    variance = 0.0  # of the mean, as a part of that of a sample
+    variance, law = 0.0, norm  # of the mean, as a part of that of a sample
     if samples is not None:
         variance = samples % 2 / samples**2 if mirrored else 1 / samples
-    return np.abs(predicted - true)[inside], sd[inside] * sqrt(1 + variance)
+        law = t((samples + 1) // 2 if mirrored else samples - 1)
+    return np.abs(predicted - true)[inside], sd[inside] * sqrt(1 + variance), law
 
 
 def _within(
-    error: NDArray[np.float64],
-    sd: NDArray[np.float64],
-    probability: float,
-    samples: int | None,
-    mirrored: bool,
+    error: NDArray[np.float64], sd: NDArray[np.float64], law: Any, probability: float
 ) -> float:
     """Share of the errors inside the central interval of that probability."""
-    from scipy.stats import norm, t
-
     if not error.size or np.isnan(error + sd).any():
         return nan
-    law = norm if samples is None else t((samples + 1) // 2 if mirrored else samples - 1)
     return float(np.mean(error <= law.ppf((1 + probability) / 2) * sd))
 
 
