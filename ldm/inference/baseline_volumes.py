@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from ldm.data.prepare import load_subject, prepare_subject
 from ldm.inference.baselines import Baseline, fit_baseline
 from ldm.inference.outputs import SyntheticVolume
 from ldm.util import instantiate_from_config
+
+Made = tuple[np.ndarray, Geometry, dict[str, Any]]  # volume, where it lies, and its units
 
 
 def write_baseline(
@@ -39,54 +42,39 @@ def write_baseline(
     data = instantiate_from_config(config, where="data")
     subjects = data.find_subjects()
     with claim(output, "sample", inputs=stored_files(subjects.values())):
-        if name == "copy":
-            for subject in test:
-                _copy(subjects[subject], data, output)
-            return
-        model = fit_baseline(name, [data.decode(subjects[i]) for i in train])
-        for subject in test:
-            _predict(name, model, subjects[subject], data, output)
+        make = _copied
+        if name != "copy":
+            make = partial(
+                _predicted, fit_baseline(name, [data.decode(subjects[i]) for i in train])
+            )
+        for i in test:
+            volume, geometry, units = make(subjects[i], data)
+            inputs = {c: subjects[i].sha256(c) for c in data.conditions}
+            described = {"Synthetic": True, "request": {"baseline": name}, "inputs": inputs}
+            described |= units | data.study.sidecar()
+            target = str(data.target)
+            SyntheticVolume(i, target, geometry, volume, None, described).write(output)
 
 
-def _copy(subject: Subject, data: ContrastDataModule, output: Path) -> None:
-    """Write the source contrast as it is, in the brain: the row that ``dsdiff evaluate`` shows."""
-    source = data.study.source
-    mask = data.preparation.mask
+def _copied(subject: Subject, data: ContrastDataModule) -> Made:
+    """Return the source contrast as it is, in the brain: the row that ``dsdiff evaluate`` shows."""
+    source, mask = data.study.source, data.preparation.mask
     arrays, brain, rule, _, geometry = load_subject(
         subject, data.layout, data.conditions, None, mask
     )
     scale = RobustNormaliser().fit(arrays[source], brain, source, subject.id)
     volume = np.where(brain, arrays[source], 0).astype(np.float32)
     units = {"intensity": {"contrast": source, **scale.to_dict()}, "normaliser": None}
-    units["preparation"] = {"mask": rule}
-    _write(output, subject, data, "copy", volume, geometry, units)
+    return volume, geometry, {**units, "preparation": {"mask": rule}}
 
 
-def _predict(
-    name: str, model: Baseline, subject: Subject, data: ContrastDataModule, output: Path
-) -> None:
+def _predicted(model: Baseline, subject: Subject, data: ContrastDataModule) -> Made:
     prepared = prepare_subject(subject, data.layout, data.conditions, None, data.preparation)
     unit = data.conditions[0]
     scale = prepared.scales[unit]
-    volume = prepared.to_volume(scale.restore(model.predict(prepared)))
     units = {
         "intensity": {"contrast": unit, **scale.to_dict()},
         "normaliser": data.normaliser_config,
+        "preparation": prepared.to_dict(),
     }
-    units["preparation"] = prepared.to_dict()
-    _write(output, subject, data, name, volume, prepared.geometry, units)
-
-
-def _write(
-    output: Path,
-    subject: Subject,
-    data: ContrastDataModule,
-    name: str,
-    volume: np.ndarray,
-    geometry: Geometry,
-    units: dict[str, Any],
-) -> None:
-    inputs = {c: subject.sha256(c) for c in data.conditions}
-    described = {"Synthetic": True, "request": {"baseline": name}, "inputs": inputs, **units}
-    described |= data.study.sidecar()
-    SyntheticVolume(subject.id, str(data.target), geometry, volume, None, described).write(output)
+    return prepared.to_volume(scale.restore(model.predict(prepared))), prepared.geometry, units

@@ -200,12 +200,11 @@ def loss_figure(
 
 def _smooth(values: NDArray, window: float) -> NDArray:
     """Exponential moving average over about ``window`` values, without bias at the start."""
+    from scipy.signal import lfilter
+
     keep = 1 - 1 / max(window, 2)
-    smoothed, total, weight = np.empty_like(values), 0.0, 0.0
-    for index, value in enumerate(values):
-        total, weight = keep * total + value, keep * weight + 1
-        smoothed[index] = total / weight
-    return smoothed
+    total, weight = (lfilter([1], [1, -keep], v) for v in (values, np.ones_like(values)))
+    return total / weight
 
 
 def scatter_figure(
