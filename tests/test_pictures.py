@@ -282,7 +282,7 @@ def test_a_row_is_named_once_beside_its_point_or_in_the_legend(apart):
 def test_a_line_of_several_panels_is_named_once():
     both, alone = [(1.0, 20.0), (2.0, 21.0)], [(1.0, 0.5)]
     panels = {"dB": {"ddim": both}, "recovery": {"ddim": alone, "heun": alone}}
-    (legend,) = lines_figure(panels, "calls", "svg").canvas.legends
+    (legend,) = lines_figure(panels, "calls").canvas.legends
     assert [text.get_text() for text in legend.get_texts()] == ["ddim", "heun"]
 
 

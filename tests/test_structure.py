@@ -200,7 +200,7 @@ def test_picture_is_text_and_the_same_every_time():
     assert {"noisy", "T1", "output", "8 @ 16×16", "16 @ 8×8"} <= set(words)
     assert "down- or upsampling" in words and "attention or transformer" not in words
     assert b"<dc:date>" not in svg
-    assert draw(structure, file_format="png").startswith(b"\x89PNG")
+    assert draw(structure).to("png").startswith(b"\x89PNG")
 
 
 def test_runs_of_equal_blocks_are_one_box():

@@ -133,7 +133,7 @@ class Work:
         if self.say:
             self.say(f"{training.row}: a first step on noise")
         quiet = replace(self, is_quiet=True)
-        given = [config, "--dry-run", *trust(training)]
+        given = [config, "--dry-run", *trusting(training.targets)]
         code, reason = quiet._dsdiff(training.folder, None, "train", *given)
         remove(config)
         if code == ConfigError.exit_code:
@@ -204,7 +204,8 @@ class Work:
                 every = [t.folder for t in to_train(self.cells)]
                 place = f"{every.index(training.folder) + 1} of {len(every)}"
                 self._say(cell, f"{'resuming training' if begun else 'training'} {place}")
-                code, reason = self._dsdiff(training.folder, gpu, "train", *start, *trust(training))
+                trusted = trusting(training.targets)
+                code, reason = self._dsdiff(training.folder, gpu, "train", *start, *trusted)
                 if code:
                     self.failed[training.run] = reason
                     return reason
@@ -214,7 +215,7 @@ class Work:
     def _sample(self, cell: GridCell, gpu: str | None) -> str:
         """Sample the held-out patients and measure the time; return the reason of a failure."""
         options = [part for key, value in cell.sampling.items() for part in _option(key, value)]
-        options += trust(cell.training)
+        options += trusting(cell.training.targets)
         start = ["sample", cell.training.run, "--input", self.reference]
         start += ["--precision", "32"]  # on every machine, unless the row says otherwise
         if self.layout is not None:
@@ -417,14 +418,6 @@ def require_same_config(training: Training) -> None:
             f"{training.folder} was begun with another configuration: choose another --output, "
             "or remove the folder",
         )
-
-
-def trust(training: Training) -> list[str]:
-    """Return the arguments that let the verbs build the classes of a training.
-
-    They are named by the user's YAML, or have passed the trust gate when the plan was made.
-    """
-    return trusting(training.targets)
 
 
 def _option(key: str, value: Any) -> list[Any]:

@@ -9,7 +9,6 @@ from typing import Any
 from ldm.benchmark.plan import GridCell, Training
 from ldm.benchmark.results import RowCost
 from ldm.cost.network import count_flops, count_parameters, training_flops
-from ldm.curves import read_curves
 from ldm.storage import COST_FILE, read_json, write_json
 from ldm.study import build_model
 
@@ -65,8 +64,3 @@ def network_cost(training: Training) -> dict[str, int]:
         }
         write_json(path, known)
     return known
-
-
-def loss_curve(training: Training) -> tuple[list[int], list[float]] | None:
-    """Return the training loss of a run, if any was logged."""
-    return read_curves(training.run).get("train/loss")

@@ -50,7 +50,10 @@ class Training:
 
     @property
     def targets(self) -> list[str]:
-        """The classes that its configuration names, each once."""
+        """The classes that its configuration names, each once, which the verbs may build.
+
+        They are named by the user's YAML, or have passed the trust gate when the plan was made.
+        """
         return sorted(set(targets_in(self.config)))
 
     def label(self, several_spaces: bool) -> str:

@@ -26,7 +26,7 @@ from ldm.benchmark.cells import (
     run_cells,
 )
 from ldm.benchmark.checks import of_row, require_startable
-from ldm.benchmark.costs import cell_cost, loss_curve
+from ldm.benchmark.costs import cell_cost
 from ldm.benchmark.kept_scores import judge_once
 from ldm.benchmark.plan import OWN_KEYS, GridCell, Training, plan_cells, read_budget
 from ldm.benchmark.results import BenchmarkResult, mean_cost
@@ -34,6 +34,7 @@ from ldm.benchmark.tally import planned, tally, to_train, trainings_of
 from ldm.benchmark.waiting import waited_lock
 from ldm.claims import Claim, claim
 from ldm.config import TOP_LEVEL, Overrides, foreign_targets, merge_config, save_config
+from ldm.curves import read_curves
 from ldm.data.datamodule import ContrastDataModule
 from ldm.data.layouts import Layout, Subject
 from ldm.data.seen import (
@@ -51,8 +52,8 @@ from ldm.evaluation.scores import Evaluation
 from ldm.inference.segmentation import NetworkSegmenter
 from ldm.model_file import read_model
 from ldm.progress import Progress, silent
+from ldm.report.evaluation import check_columns
 from ldm.report.gallery import Gallery
-from ldm.report.score_tables import column_key
 from ldm.storage import MODEL_FILE, read_json
 from ldm.study import read_study
 from ldm.typed import typed
@@ -102,8 +103,7 @@ class Benchmark:
     ) -> None:
         self.described = merge_config(listed(plan), overrides, (*TOP_LEVEL, *OWN_KEYS))
         self.command, self.trusted, self.columns = command, trust, columns
-        for column in columns:  # a wrong one is refused before hours of work
-            column_key(Evaluation(DEFAULT), column)
+        check_columns(DEFAULT, columns)
         place = user_path(output)
         cells = plan_cells(self.described, place, trust)
         patients = self.patients = Patients()
@@ -309,7 +309,9 @@ class Benchmark:
         result = self._scores(done)
         timed = {row: c[0].training for row, c in done.items() if c[0].is_timed}
         several = len(self.described.get("spaces") or {}) > 1
-        curves = {t.label(several): loss_curve(t) for t in timed.values() if t}
+        curves = {
+            t.label(several): read_curves(t.run).get("train/loss") for t in timed.values() if t
+        }
         return BenchmarkResult(
             title=str(self.described.get("name", "Benchmark")),
             result=result,

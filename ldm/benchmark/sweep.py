@@ -15,7 +15,7 @@ from ldm.report.page import Figure, Report, shareable, write_report
 from ldm.report.score_tables import counted, mean_cell
 from ldm.report.tables import Cell as TableCell
 from ldm.report.tables import Table, write_table
-from ldm.storage import strict_json, write_file, write_json
+from ldm.storage import strict_json, write_json
 from ldm.util import how_many
 
 # What the table shows of each region, and what the plot shows.
@@ -116,8 +116,8 @@ class Sweep:
             "environment": environment(),
         }
         write_json(output / "sweep.json", strict_json(described))
-        for kind in ("svg", "png") if self.done else ():
-            write_file(output / f"sweep.{kind}", self.plot(kind))
+        for figure in self.figures():
+            figure.write(output, "sweep")
         write_report(self.report(), output / "report.html")
         return output / "report.html"
 
@@ -147,9 +147,10 @@ class Sweep:
         rows.append([self.baseline.row, None, 0, *copied, None])
         return Table("Steps", [*columns, "s a volume"], rows)
 
-    def plot(self, kind: str) -> bytes:
-        """Return quality against network calls as ``svg`` or ``png``, one line a sampler."""
-        done = self.done
+    def figures(self) -> list[Figure]:
+        """Return quality against network calls, one line a sampler; none where all failed."""
+        if not (done := self.done):
+            return []
         measured = [p for p in PANELS if any(p in cell.quality.found for cell in done)]
         panels = {
             f"{MEASURES[measure].title.replace(' dB', ', dB')} ({region})": {
@@ -161,20 +162,19 @@ class Sweep:
             for region, measure in measured
         }
         least = [LEAST_SPANS[measure] for _, measure in measured]
-        return lines_figure(panels, "network calls a slice", kind, least)
-
-    def report(self) -> Report:
-        """Return the page."""
+        image = lines_figure(panels, "network calls a slice", least)
         psnr = self.baseline.mean("brain", "psnr")
         caption = f"In the brain, {self.baseline.row} has {psnr:.2f} dB."
         title = "Quality against network calls"
-        alt = f"{title}, one line a sampler"
-        figures = [Figure(title, self.plot("svg"), caption, alt)] if self.done else []
+        return [Figure(title, image, caption, f"{title}, one line a sampler")]
+
+    def report(self) -> Report:
+        """Return the page."""
         return Report(
             title=f"{self.title}: quality against sampling steps",
             lead=f"{how_many(len(self.subjects), 'patient')}: {', '.join(self.subjects)}.",
             tables=[self.table()],
-            figures=figures,
+            figures=self.figures(),
             command=self.command,
             protocol=dict(self.protocol),
             environment=environment() | dict(self.settings),

@@ -339,16 +339,14 @@ def reliability_figure(
 def lines_figure(
     panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]],
     xlabel: str,
-    kind: str,
     least: Sequence[float] = (),
 ) -> bytes:
-    """Charts side by side, two a row, that share a logarithmic cost axis and one legend.
+    """Charts side by side, two a row, that share a logarithmic cost axis and one legend, as SVG.
 
     Args:
         panels: ``{name of the quantity: {line: [(cost, quality), ...]}}``. Points that are not
             finite are left out.
         xlabel: the cost.
-        kind: ``svg`` or ``png``.
         least: what the quality axis of each panel spans at least.
     """
     from matplotlib.figure import Figure as Canvas
@@ -377,7 +375,7 @@ def lines_figure(
     drawn = legend_entries(grid.flat)
     place = {"loc": "outside lower center", "ncols": 5}
     as_written(canvas.legend(drawn.values(), drawn, frameon=False, labelcolor=INK, **place))
-    return figure_bytes(canvas, kind)
+    return figure_bytes(canvas, "svg")
 
 
 def _chart(xlabel: str, ylabel: str) -> tuple[Canvas, Axes]:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ldm.plots.axes import INK
-from ldm.plots.figures import figure_bytes
+from ldm.plots.figures import Picture, figure_bytes
 from ldm.plots.structure import ATTENDING, INPUT, Structure
 from ldm.plots.structure_layout import FLAT, LEFT, LINE, TOP, WIDTH, Arrangement, Box, arrange
 
@@ -31,15 +31,14 @@ PALE = "#6b7280"
 SHADOWS = (4, 2)  # of a box that stands for several
 
 
-def draw(structure: Structure, inputs: Sequence[str] = (), file_format: str = "svg") -> bytes:
-    """Return a picture of ``structure``: depth to the right, resolution downwards, as in a U.
+def draw(structure: Structure, inputs: Sequence[str] = ()) -> Picture:
+    """Return an SVG of ``structure``: depth to the right, resolution downwards, as in a U.
 
     The width of a box hints at channels, its height at resolution; parallel streams stand below
     each other. The same structure gives the same bytes.
 
     Args:
         inputs: names of the channels of the input, such as ``("noisy", "T1")``.
-        file_format: ``svg``, with text as text, or ``png``.
     """
     from matplotlib.figure import Figure
 
@@ -56,7 +55,7 @@ def draw(structure: Structure, inputs: Sequence[str] = (), file_format: str = "s
     _draw_labels(pen, layout)
     axes.set_ylim(_draw_legend(pen, layout), 0)
     canvas.set_size_inches(WIDTH / 72, axes.get_ylim()[0] / 72)
-    return figure_bytes(canvas, file_format, {"svg.fonttype": "none"})
+    return figure_bytes(canvas, "svg", {"svg.fonttype": "none"})
 
 
 class _Pen:

@@ -123,14 +123,13 @@ def script_hash(script: str) -> str:
     return f"'sha256-{base64.b64encode(digest).decode()}'"
 
 
-def write_report(report: Report, path: Path | str) -> None:
+def write_report(report: Report, path: Path) -> None:
     """Write the page atomically.
 
     Raises:
         OutputError: OUT-IO when the system refuses to write.
     """
-    page = render(report)
-    write_file(Path(path), page)
+    write_file(path, render(report))
 
 
 def write_all(report: Report, folder: Path) -> None:
