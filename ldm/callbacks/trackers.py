@@ -26,7 +26,7 @@ from ldm.binding import PATIENTS, PLACES
 from ldm.curves import read_curves
 from ldm.extras import optional_module
 from ldm.storage import read_json, write_csv, write_json
-from ldm.util import without_params
+from ldm.util import trainer_options, without_params
 
 log = logging.getLogger(__name__)
 
@@ -271,7 +271,7 @@ class WideTable(Tracker):
 def told_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a tracker is told of a configuration: neither patients nor where they are."""
     data = without_params(config.get("data") or {}, (*PLACES, *PATIENTS))
-    trainer = (config.get("lightning") or {}).get("trainer")
+    trainer = trainer_options(config)
     told = {name: config.get(name) for name in ("name", "seed", "model")}
     return {**told, "data": data, "lightning": {"trainer": trainer}}
 

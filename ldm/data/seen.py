@@ -63,15 +63,12 @@ def subject_digests(subjects: Iterable[Subject], cache: Path | None = None) -> D
 def _kept_identity(subject: Subject, folder: Path) -> Mapping[str, str]:
     kept = folder / f"{state(subject)}-{FORMAT}.json"
     known = read_json(kept, torn=True)
-    if not (subject.files.keys() <= known.keys() and all(map(_is_text, known.values()))):
+    is_text = all(isinstance(value, str) for value in known.values())
+    if not (is_text and subject.files.keys() <= known.keys()):
         known = identity(subject)
         write_json(kept, known, replace=True)
     subject.require_digests(known)
     return {**known, PATIENT: subject.patient}
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
 
 
 def identity(subject: Subject) -> dict[str, str]:

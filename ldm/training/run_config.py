@@ -10,7 +10,7 @@ from ldm.checkpoint import read_run_config
 from ldm.config import Overrides, load_config
 from ldm.errors import ConfigError
 from ldm.storage import run_folder
-from ldm.util import listed, params_of, user_path, with_params, without_params
+from ldm.util import listed, params_of, trainer_options, user_path, with_params, without_params
 
 SPLIT = ("train", "val", "test")
 
@@ -47,7 +47,7 @@ def told_of_start(config: Mapping[str, Any], start: Path) -> str:
     """Return a line on what a run takes from the one that it starts from."""
     params = config["model"]["params"]
     rate = params_of(params.get("optimizer_config") or {}).get("lr")
-    steps = ((config.get("lightning") or {}).get("trainer") or {}).get("max_steps")
+    steps = trainer_options(config).get("max_steps")
     length = f"{steps} steps" if steps else "no number of steps"
     return (
         f"start     weights of {start}; learning rate {rate}, {length} "

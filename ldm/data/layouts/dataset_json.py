@@ -93,17 +93,19 @@ class Decathlon(Layout):
 
     def find(self, tree: Tree) -> Iterator[Entry]:  # noqa: D102
         for folder, paths in tree.folders.items():
-            images = [p for p in paths if _subject(p) and not NUMBERED.fullmatch(_subject(p))]
+            images = {
+                p: i for p in paths if (i := volume_stem(p.name)) and not NUMBERED.fullmatch(i)
+            }
             if folder.name not in IMAGES or not images:
                 continue
             named = channel_contrasts(folder.parent, self.contrasts)
             channels = dict(enumerate(DECATHLON)) if named is None else named
             self.scheme = label_scheme(folder.parent) or self.scheme
-            for path in images:
+            for path, subject in images.items():
                 for channel, contrast in channels.items():
-                    yield Entry(_subject(path), contrast, VolumeFile(path, channel), folder)
-            subjects = {_subject(path) for path in images}
-            yield from _labels(tree, folder, folder.parent / IMAGES[folder.name], subjects)
+                    yield Entry(subject, contrast, VolumeFile(path, channel), folder)
+            labels = folder.parent / IMAGES[folder.name]
+            yield from _labels(tree, folder, labels, {*images.values()})
 
 
 class NnUNet(Layout):
@@ -128,7 +130,7 @@ class NnUNet(Layout):
             DataError: DATA-LAYOUT, without a ``dataset.json``.
         """
         for folder, paths in tree.folders.items():
-            numbered = {p: NUMBERED.fullmatch(_subject(p) or "") for p in paths}
+            numbered = {p: NUMBERED.fullmatch(volume_stem(p.name) or "") for p in paths}
             images = {path: match.groups() for path, match in numbered.items() if match}
             if not images:
                 continue
@@ -152,11 +154,7 @@ class NnUNet(Layout):
             yield from _labels(tree, folder, labels, subjects)
 
 
-def _subject(path: Path) -> str | None:
-    return volume_stem(path.name)
-
-
 def _labels(tree: Tree, owner: Path, folder: Path, subjects: set[str]) -> Iterator[Entry]:
     for path in tree.folders.get(folder, ()):
-        if _subject(path) in subjects:
-            yield Entry(_subject(path), LABELS, VolumeFile(path), owner)
+        if (subject := volume_stem(path.name)) in subjects:
+            yield Entry(subject, LABELS, VolumeFile(path), owner)

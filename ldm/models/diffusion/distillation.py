@@ -148,9 +148,13 @@ class Distillation(LatentDiffusion):
     ) -> None:
         super().__init__(unet_config, **{**params, "mean_share": 0.0})  # it learns no mean
         if self.sampler != "ddim":
-            raise _bad_value(f"sampler is '{self.sampler}': a student makes steps of ddim")
+            raise bad_value(
+                f"model.params.sampler is '{self.sampler}': a student makes steps of ddim"
+            )
         if substeps < 1 or not 0 <= visited <= 1:
-            raise _bad_value(f"substeps is {substeps}, visited {visited}: give >= 1 and 0 to 1")
+            raise bad_value(
+                f"model.params.substeps is {substeps}, visited {visited}: give >= 1 and 0 to 1"
+            )
         step_path(self.schedule, self.sampling_steps, substeps, 0)  # refuses what has no grid
         self.substeps, self.visited = substeps, visited
         facts = ("conditions", "target", "image_size", "neighbours", "covariates")
@@ -258,7 +262,3 @@ def portable_teacher(config: Config) -> dict[str, Any]:
     """Return the model's configuration without the teacher that it may have had itself."""
     params = {k: v for k, v in params_of(config).items() if not k.startswith("teacher")}
     return {"target": config["target"], "params": params}
-
-
-def _bad_value(message: str) -> ConfigError:
-    return bad_value(f"model.params.{message}")
