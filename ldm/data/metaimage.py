@@ -8,7 +8,8 @@ Format: https://itk.org/Wiki/ITK/MetaIO/Documentation
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import nibabel as nib
@@ -33,6 +34,7 @@ TYPES = {
     "MET_FLOAT": "f4",
     "MET_DOUBLE": "f8",
 }
+Fields = Mapping[str, str]  # of a header, keys in lower case
 LAST = "elementdatafile"  # its line ends the header
 LPS = np.array([-1.0, -1, 1])
 
@@ -70,15 +72,16 @@ def read_metaimage(path: Path, most: int, most_of: int) -> tuple[nib.Nifti1Heade
     """
     require_regular(path)
     fields, begin = _header(path)
-    shape, stored = _shape(fields, path), _type(fields, path)
-    channels = _whole(fields, "elementnumberofchannels", path, 1)
+    shape, stored = _shape(path, fields), _type(path, fields)
+    channels = _whole(path, fields, "elementnumberofchannels", 1)
     if channels < 1:
         raise _refused(path, f"has {channels} channels")
     size = int(np.prod([*shape, channels], dtype=float)) * stored.itemsize
     source = path
     if fields[LAST].upper() != "LOCAL":
-        source = _beside(path, fields[LAST])
-        begin = _skipped(fields, source, size, path)
+        source, begin = _beside(path, fields[LAST]), _whole(path, fields, "headersize", 0)
+        if begin < 0:  # the voxels end the file
+            begin = max(0, source.stat().st_size - size)
     deflated = fields.get("compresseddata", "").lower() == "true"
     limit = min(most, max(1 << 27, require_regular(source).st_size * most_of))
     if size > limit:
@@ -96,7 +99,7 @@ def read_metaimage(path: Path, most: int, most_of: int) -> tuple[nib.Nifti1Heade
     if channels > 1:  # they lie side by side; NIfTI has volume after volume
         voxels = voxels.reshape(-1, channels).T
         shape = (*shape, channels)
-    return _nifti_header(shape, stored, _affine(fields, path)), voxels.tobytes()
+    return _nifti_header(shape, stored, _affine(path, fields)), voxels.tobytes()
 
 
 def _header(path: Path) -> tuple[dict[str, str], int]:
@@ -121,40 +124,38 @@ def _refused(path: Path, what: str) -> DataError:
 
 
 def _numbers(
-    fields: Mapping[str, str],
-    key: str,
-    count: int,
-    path: Path,
-    default: list[float] | None = None,
+    path: Path, fields: Fields, *keys: str, count: int, default: Sequence[float] = ()
 ) -> np.ndarray:
+    """Return the first numbers of the first key that there is, or a default."""
+    key = next((key for key in keys if key in fields), keys[0])
     try:
-        found = np.array([float(n) for n in fields[key].split()]) if key in fields else default
+        found = [float(n) for n in fields[key].split()] if key in fields else default
     except ValueError:
-        found = None
-    if found is None or len(found) < count:
+        found = ()
+    if len(found) < count:
         seen = fields.get(key, "nothing")
         raise _refused(path, f"has {key} '{seen}': expected {count} numbers")
-    return np.asarray(found)
+    return np.array(found[:count])
 
 
-def _whole(fields: Mapping[str, str], key: str, path: Path, default: int | None = None) -> int:
-    (number,) = _numbers(fields, key, 1, path, None if default is None else [default])[:1]
+def _whole(path: Path, fields: Fields, key: str, *default: int) -> int:
+    (number,) = _numbers(path, fields, key, count=1, default=default)
     if not abs(number) < 1 << 31 or number != int(number):
         raise _refused(path, f"has {key} {number:g}: expected a whole number")
     return int(number)
 
 
-def _shape(fields: Mapping[str, str], path: Path) -> tuple[int, ...]:
-    axes = _whole(fields, "ndims", path)
+def _shape(path: Path, fields: Fields) -> tuple[int, ...]:
+    axes = _whole(path, fields, "ndims")
     if axes not in (3, 4):
         raise DataError("DATA-NDIM", f"{path.name} has {axes} axes: expected three")
-    shape = _numbers(fields, "dimsize", axes, path)[:axes]
+    shape = _numbers(path, fields, "dimsize", count=axes)
     if not all(1 <= n < 1 << 15 and n == int(n) for n in shape):
         raise _refused(path, f"has DimSize {fields['dimsize']}: expected positive sizes")
     return tuple(int(n) for n in shape)
 
 
-def _type(fields: Mapping[str, str], path: Path) -> np.dtype:
+def _type(path: Path, fields: Fields) -> np.dtype:
     told = fields.get("elementtype", "nothing").upper()
     if told not in TYPES:
         raise _refused(path, f"has ElementType {told}: expected {', '.join(TYPES)}")
@@ -173,12 +174,6 @@ def _beside(path: Path, name: str) -> Path:
     return path.with_name(name)
 
 
-def _skipped(fields: Mapping[str, str], source: Path, size: int, path: Path) -> int:
-    """Return where voxels begin in a file of their own; -1 in the header: at its end less them."""
-    begin = _whole(fields, "headersize", path, 0)
-    return max(0, source.stat().st_size - size) if begin < 0 else begin
-
-
 def _inflated(content: bytes, size: int, path: Path) -> bytes:
     """Undo zlib or gzip, to no more than one byte beyond what is expected."""
     tool = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)
@@ -194,22 +189,17 @@ def _inflated(content: bytes, size: int, path: Path) -> bytes:
     return found
 
 
-def _affine(fields: Mapping[str, str], path: Path) -> np.ndarray:
+def _affine(path: Path, fields: Fields) -> np.ndarray:
     """Return voxels to mm, RAS+: of four axes the first three."""
     axes = int(fields["ndims"])
-
-    def first(*keys: str, count: int, default: list[float]) -> np.ndarray:
-        key = next((key for key in keys if key in fields), keys[0])
-        return _numbers(fields, key, count, path, default)
-
-    spacing = first("elementspacing", "elementsize", count=axes, default=[1.0] * axes)[:3]
-    corner = first("offset", "position", "origin", count=axes, default=[0.0] * axes)[:3]
-    straight = np.eye(axes).ravel().tolist()
-    keys = ("transformmatrix", "rotation", "orientation")
-    turned = first(*keys, count=axes * axes, default=straight)[: axes * axes]
+    first = partial(_numbers, path, fields)
+    spacing = first("elementspacing", "elementsize", count=axes, default=[1.0] * axes)
+    corner = first("offset", "position", "origin", count=axes, default=[0.0] * axes)
+    keys, straight = ("transformmatrix", "rotation", "orientation"), np.eye(axes).ravel()
+    turned = first(*keys, count=axes * axes, default=straight.tolist()).reshape(axes, axes)
     affine = np.eye(4)
-    affine[:3, :3] = turned.reshape(axes, axes)[:3, :3].T * spacing  # an axis after the other
-    affine[:3, 3] = corner
+    affine[:3, :3] = turned[:3, :3].T * spacing[:3]  # an axis after the other
+    affine[:3, 3] = corner[:3]
     affine[:3] *= LPS[:, None]
     return affine
 
