@@ -15,6 +15,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
+from ldm.data.nifti_header import MAX_DEFLATE_RATIO, require_backed
 from ldm.errors import DataError
 from ldm.storage import require_regular
 
@@ -59,12 +60,8 @@ def files_of(path: Path) -> tuple[Path, ...]:
         return (path,)
 
 
-def read_metaimage(path: Path, most: int, most_of: int) -> tuple[nib.Nifti1Header, bytes]:
+def read_metaimage(path: Path) -> tuple[nib.Nifti1Header, bytes]:
     """Return the header, as one of NIfTI, and exactly the voxel bytes, in the order of NIfTI.
-
-    Args:
-        most: bytes of voxels that are read at all.
-        most_of: voxel bytes that a deflated byte can hold.
 
     Raises:
         DataError: DATA-FORMAT, DATA-HEADER, DATA-TOO-LARGE, DATA-CORRUPT.
@@ -83,10 +80,7 @@ def read_metaimage(path: Path, most: int, most_of: int) -> tuple[nib.Nifti1Heade
         if begin < 0:  # the voxels end the file
             begin = max(0, source.stat().st_size - size)
     deflated = fields.get("compresseddata", "").lower() == "true"
-    limit = min(most, max(1 << 27, require_regular(source).st_size * most_of))
-    if size > limit:
-        told = f"{path.name} claims shape {shape}, {size} bytes; this file may hold {limit} at most"
-        raise DataError("DATA-TOO-LARGE", f"{told}: repair its header")
+    require_backed(path, shape, size, require_regular(source).st_size * MAX_DEFLATE_RATIO)
     with source.open("rb") as stream:
         stream.seek(begin)
         content = stream.read(size + (size // 100 + 1024 if deflated else 1))

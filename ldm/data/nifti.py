@@ -30,11 +30,15 @@ from nibabel.orientations import (
 from ldm.data import metaimage
 from ldm.data.nifti_header import (
     FORM_TOLERANCE,
+    MAX_DEFLATE_RATIO,
+    MAX_VOLUME_BYTES,
+    UNBACKED_BYTES,
     checked_affine,
     corner_distance,
     gap_of_forms,
     quiet_header,
     read_header,
+    require_backed,
     spatial_shape,
 )
 from ldm.data.synthetic import is_marked, mark, read_statement
@@ -43,9 +47,6 @@ from ldm.storage import CHUNK, atomic_path, require_regular, require_space
 
 log = logging.getLogger(__name__)
 
-MAX_VOLUME_BYTES = 2 << 30  # stored bytes of one volume; 512^3 float64 is 1 GiB
-UNBACKED_BYTES = 128 << 20  # above this, a claim must be possible for a file of that length
-MAX_DEFLATE_RATIO = 1032  # no deflate stream expands further
 SUFFIXES = (".nii.gz", ".nii", *metaimage.SUFFIXES)
 GZIP_START = b"\x1f"  # no NIfTI file starts so; the second byte of gzip may be what is damaged
 CANONICAL = axcodes2ornt("RAS")
@@ -286,7 +287,7 @@ def _read_bytes(path: Path) -> tuple[nib.Nifti1Header, bytes]:
     """Return the header and exactly the voxel bytes, reading on until the checksum is verified."""
     try:
         if metaimage.is_metaimage(path):
-            return metaimage.read_metaimage(path, MAX_VOLUME_BYTES, MAX_DEFLATE_RATIO)
+            return metaimage.read_metaimage(path)
         status = require_regular(path)
         with path.open("rb") as raw:
             if not (start := raw.read(1)):
@@ -297,9 +298,8 @@ def _read_bytes(path: Path) -> tuple[nib.Nifti1Header, bytes]:
                 raise DataError("DATA-FORMAT", f"{path.name} is {kind}: rename or repack it")
             raw.seek(0)
             most = status.st_size * (MAX_DEFLATE_RATIO if is_gzip else 1)
-            limit = min(MAX_VOLUME_BYTES, max(UNBACKED_BYTES, most))
             with gzip.GzipFile(fileobj=raw) if is_gzip else raw as stream:
-                return _parse(stream, limit, path)
+                return _parse(stream, most, path)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(
             "DATA-CORRUPT", f"{path.name} is truncated or damaged ({error}): copy it again"
@@ -310,10 +310,12 @@ def _read_bytes(path: Path) -> tuple[nib.Nifti1Header, bytes]:
         ) from error
 
 
-def _parse(stream: BinaryIO, limit: int, path: Path) -> tuple[nib.Nifti1Header, bytes]:
+def _parse(stream: BinaryIO, most: int, path: Path) -> tuple[nib.Nifti1Header, bytes]:
     try:
         header = read_header(stream, path)
-        size = _voxel_bytes(header, limit, path)
+        shape = header.get_data_shape()
+        size = int(np.prod(shape, dtype=float)) * header.get_data_dtype().itemsize
+        require_backed(path, shape, size, most)
     except DataError:  # a damaged stream explains a bad header: a failed checksum is raised instead
         for _ in range(UNBACKED_BYTES // CHUNK):
             if not stream.read(CHUNK):
@@ -332,18 +334,6 @@ def _parse(stream: BinaryIO, limit: int, path: Path) -> tuple[nib.Nifti1Header, 
             f"{path.name} {state}: its header states {size} voxel bytes; {cure}",
         )
     return header, payload
-
-
-def _voxel_bytes(header: nib.Nifti1Header, limit: int, path: Path) -> int:
-    shape = header.get_data_shape()
-    size = int(np.prod(shape, dtype=float)) * header.get_data_dtype().itemsize
-    if size > limit:
-        raise DataError(
-            "DATA-TOO-LARGE",
-            f"{path.name} claims shape {shape}, {size} bytes; this file may hold {limit} at most: "
-            "resample it, or repair its header",
-        )
-    return size
 
 
 def _scaled(stored: np.ndarray, header: nib.Nifti1Header, path: Path) -> np.ndarray:

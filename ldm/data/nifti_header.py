@@ -18,6 +18,9 @@ log = logging.getLogger(__name__)
 _unheard = threading.local()  # another thread may read a file of which there is something to say
 log.addFilter(lambda record: not getattr(_unheard, "here", False))
 
+MAX_VOLUME_BYTES = 2 << 30  # stored bytes of one volume; 512^3 float64 is 1 GiB
+UNBACKED_BYTES = 128 << 20  # above this, a claim must be possible for a file of that length
+MAX_DEFLATE_RATIO = 1032  # no deflate stream expands further
 MAX_OFFSET = 1 << 20  # header extensions are smaller
 READABLE = {np.dtype(t) for t in ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8")}
 FORM_TOLERANCE = 0.5  # mm between sform and qform
@@ -54,6 +57,23 @@ def read_header(stream: BinaryIO, path: Path) -> nib.Nifti1Header:
     pixdim[0] = -1 if pixdim[0] == -1 else 1
     pixdim[1:4] = np.abs(pixdim[1:4])
     return header
+
+
+def require_backed(
+    path: Path, shape: Sequence[int], size: int, most: int = MAX_VOLUME_BYTES
+) -> None:
+    """Refuse a claim of ``size`` bytes where a volume may not have, or its file not hold, so many.
+
+    Raises:
+        DataError: DATA-TOO-LARGE.
+    """
+    limit = min(MAX_VOLUME_BYTES, max(UNBACKED_BYTES, most))
+    if size > limit:
+        raise DataError(
+            "DATA-TOO-LARGE",
+            f"{path.name} claims shape {tuple(shape)}, {size} bytes; this file may hold {limit} at "
+            "most: resample it, or repair its header",
+        )
 
 
 def _check_header(header: nib.Nifti1Header, path: Path) -> None:

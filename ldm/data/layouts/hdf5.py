@@ -20,7 +20,8 @@ import nibabel as nib
 import numpy as np
 
 from ldm.data.layouts.base import Entry, Layout, Tree
-from ldm.data.nifti import MAX_VOLUME_BYTES, Geometry, Volume, finite_values
+from ldm.data.nifti import Geometry, Volume, finite_values
+from ldm.data.nifti_header import require_backed
 from ldm.data.volume_file import VolumeFile
 from ldm.errors import DataError, of_case
 from ldm.extras import optional_module
@@ -96,10 +97,7 @@ class HDF5Stack(VolumeFile):
                 "DATA-FORMAT",
                 f"{path.name} holds {', '.join(file) or 'nothing'}: expected image and mask",
             )
-        if data.nbytes > MAX_VOLUME_BYTES:
-            raise DataError(
-                "DATA-TOO-LARGE", f"{path.name} claims {data.shape}, {data.nbytes} bytes"
-            )
+        require_backed(path, data.shape, data.nbytes)
         labels = wanted == "mask"
         last = axes == 3  # (H, W, C) of a slice, (C, H, W, D) of a volume
         if labels and data.ndim == axes - 1:
