@@ -144,11 +144,11 @@ class SliceDataset(Dataset):
     def __len__(self) -> int:
         return len(self.places)
 
-    def glimpse(self, index: int, channel: int, side: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return a condition and the brain of an example, some ``side`` voxels across."""
+    def glimpse(self, index: int, channel: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return a condition and the brain of an example, some GLIMPSE voxels across."""
         number, place = self.places[index]
         cut = self._cut(self._maps(number), place)
-        step = max(1, min(cut["brain"].shape[-2:]) // side)
+        step = max(1, min(cut["brain"].shape[-2:]) // GLIMPSE)
         rows = (..., slice(None, None, step), slice(None, None, step))
         return cut["condition"][channel][rows].astype(np.float32), cut["brain"][0][rows] != 0
 
@@ -350,7 +350,7 @@ def abnormality_of(slices: SliceDataset, channel: int) -> np.ndarray:
     """
     sums = np.zeros(len(slices))
     for index in range(len(slices)):
-        image, brain = slices.glimpse(index, channel, GLIMPSE)
+        image, brain = slices.glimpse(index, channel)
         sums[index] = (bright(torch.from_numpy(image)) * torch.from_numpy(brain)).sum()
     return sums
 

@@ -13,6 +13,8 @@ from ldm.errors import ConfigError, bad_value
 # The two neighbours of a pixel in its 3 x 3 window (row by row) along a gradient of 0, 45, 90, 135
 # degrees, rows counted downwards.
 AHEAD, BEHIND = (5, 8, 7, 6), (3, 0, 1, 2)
+SIGMA = 1.0  # pixels, of the Gaussian that smooths before Canny's edges are looked for
+LOW, HIGH = 0.1, 0.2  # of the largest gradient of an image
 
 
 def check_kind(kind: str) -> None:
@@ -72,23 +74,20 @@ def laplacian(image: Tensor) -> Tensor:
     return _filter(image, [[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]])
 
 
-def canny(image: Tensor, sigma: float = 1.0, low: float = 0.1, high: float = 0.2) -> Tensor:
+def canny(image: Tensor) -> Tensor:
     """Thin connected edges, (N, 1, H, W) -> (N, 1, H, W) of 0 and 1 (Canny 1986).
 
-    Args:
-        sigma: of the Gaussian that smooths first, in pixels.
-        low, high: an edge is where the gradient exceeds ``low``, connected to where it exceeds
-            ``high``, both as fractions of the largest gradient of the image.
+    An edge is where the gradient exceeds LOW, connected to where it exceeds HIGH.
     """
-    taps = [math.exp(-0.5 * (offset / sigma) ** 2) for offset in range(-3, 4)]
+    taps = [math.exp(-0.5 * (offset / SIGMA) ** 2) for offset in range(-3, 4)]
     gaussian = [[a * b / sum(taps) ** 2 for b in taps] for a in taps]
     gradient = _gradient(_filter(image, gaussian))  # (N, 2, H, W)
     magnitude = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)  # (N, 1, H, W)
     largest = magnitude.amax(dim=(2, 3), keepdim=True)
     # Below a rounding error there is nothing to find: a constant image has no edge.
     ridge = _ridge(gradient, magnitude) & (magnitude > 1e-5)
-    candidates = (ridge & (magnitude > low * largest)).to(image)
-    edges = candidates * (magnitude > high * largest)
+    candidates = (ridge & (magnitude > LOW * largest)).to(image)
+    edges = candidates * (magnitude > HIGH * largest)
     while True:  # grow the strong edges along the candidates until nothing is added
         grown = candidates * F.max_pool2d(edges, 3, stride=1, padding=1)
         if torch.equal(grown, edges):

@@ -74,8 +74,8 @@ class Teacher:
         model: the model in eval mode, None before there are weights.
     """
 
-    def __init__(self, config: Config | None = None, facts: Config | None = None) -> None:
-        self.config, self.facts = config, facts or {}
+    def __init__(self, config: Config | None, facts: Config) -> None:
+        self.config, self.facts = config, facts
         self.model: LatentDiffusion | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Teacher:
