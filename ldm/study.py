@@ -19,6 +19,7 @@ from ldm.util import image_sides, instantiate_from_config, own_channels, taken
 
 LABELS = "seg"
 MASK_FILE = "brain"  # a mask of the brain that someone else made
+MASKS = (LABELS, MASK_FILE)  # beside the images
 ANY = "any"  # as a target: each of the contrasts in turn, made from the others
 MAPS = "maps"  # of a batch: what the prior of a model finds in whole volumes
 ASKED = "asked"  # of a batch: which contrast is to be made, and which are there
@@ -117,7 +118,7 @@ class Contrasts:
     @property
     def names(self) -> tuple[str, ...]:
         """The images: every contrast but labels and mask."""
-        return tuple(name for name in self.known if name not in (LABELS, MASK_FILE))
+        return tuple(name for name in self.known if name not in MASKS)
 
     @property
     def own(self) -> dict[str, list[str]]:
@@ -437,13 +438,10 @@ def build_model(config: Mapping[str, Any], study: Study | None = None) -> Any:
     given = dict(node.get("params") or {})
     read: dict[str, Callable[[Any], Any]] = {"conditions": list, "covariates": list}
     read["image_size"] = lambda size: list(image_sides(size))
-    repeated = [n for n in facts if n in given and read.get(n, _as_it_is)(given[n]) == facts[n]]
+    told = {name: read[name](value) if name in read else value for name, value in given.items()}
+    repeated = [name for name in facts if name in told and told[name] == facts[name]]
     node["params"] = {name: value for name, value in given.items() if name not in repeated}
     return instantiate_from_config(node, where="model", interface=facts)
-
-
-def _as_it_is(value: Any) -> Any:
-    return value
 
 
 def _bad(message: str) -> ConfigError:

@@ -29,7 +29,7 @@ from ldm.storage import (
     sha256,
     write_json,
 )
-from ldm.study import LABELS, MASK_FILE
+from ldm.study import LABELS, MASKS
 from ldm.util import plain_value
 
 log = logging.getLogger(__name__)
@@ -124,7 +124,7 @@ def _entry_key(
     preparation: Preparation,
     truth: Sequence[str],
 ) -> str:
-    used = [c for c in (*conditions, target, LABELS, MASK_FILE) if c in subject.files]
+    used = [c for c in (*conditions, target, *MASKS) if c in subject.files]
     described: dict[str, Any] = {
         "format": FORMAT,
         "files": {c: subject.files[c].state(subject.id) for c in used},

@@ -29,7 +29,7 @@ from ldm.data.resample import Resampling
 from ldm.data.synthetic import carried
 from ldm.errors import ConfigError, DataError, of_case, one_of
 from ldm.storage import read_json, write_json
-from ldm.study import LABELS, MASK_FILE
+from ldm.study import LABELS, MASK_FILE, MASKS
 
 TRANSFORMS = "transforms.json"
 BRAIN_TOOLS = ("hd-bet", "mri_synthstrip")  # both take -i IMAGE -o STRIPPED
@@ -100,7 +100,7 @@ class Registered:
 
     def beside(self, to: str) -> list[str]:
         """Return the contrasts other than ``to``, those without an alignment too."""
-        return [name for name in self.arrays if name not in (to, LABELS, MASK_FILE)]
+        return [name for name in self.arrays if name not in (to, *MASKS)]
 
     def to_dict(self) -> dict[str, Any]:
         """Return where every volume came from, as plain values; matrices are in mm, RAS+."""
@@ -128,9 +128,9 @@ def register_subject(subject: Subject, layout: Layout, wanted: Wanted) -> Regist
         DataError: DATA-MISSING without the contrast ``to``; what reading raises.
     """
     subject.require([wanted.to], layout)
-    known = [n for n in subject.files if n in (*wanted.contrasts, LABELS, MASK_FILE)]
+    known = [n for n in subject.files if n in (*wanted.contrasts, *MASKS)]
     volumes = {name: subject.files[name].read(subject.id) for name in known}
-    images = {n: v for n, v in volumes.items() if n not in (LABELS, MASK_FILE)}
+    images = {n: v for n, v in volumes.items() if n not in MASKS}
     fixed = images[wanted.to]
     with of_case(subject.id):
         head, _ = subject_brain([fixed.array], rule=wanted.mask)
@@ -143,7 +143,7 @@ def register_subject(subject: Subject, layout: Layout, wanted: Wanted) -> Regist
     arrays = {n: onto(v, grid, matrices[n]) for n, v in images.items()}
     for name in (n for n, found in alignments.items() if found.by_outline):
         strip_alike(arrays[name], arrays[wanted.to], grid)
-    for name in (n for n in (LABELS, MASK_FILE) if n in volumes):
+    for name in (n for n in MASKS if n in volumes):
         owner = _owner(volumes[name].geometry, images, wanted.to)
         matrices[name] = matrices[owner]
         moved = resampled(volumes[name], grid, matrices[owner], "nearest")

@@ -26,7 +26,7 @@ from ldm.errors import DataError
 from ldm.label_scheme import USUAL
 from ldm.progress import Progress, silent
 from ldm.storage import atomic_path
-from ldm.study import BRATS, LABELS, MASK_FILE, Study
+from ldm.study import BRATS, LABELS, MASKS, Study
 
 FACTS = ("shape", "spacing", "orientation", "brain_voxels", "likeness", "labels", "scheme", "state")
 
@@ -71,7 +71,7 @@ def files_in(rows: Iterable[Row]) -> list[str]:
     """Return the columns of the volumes: of BraTS, further contrasts, labels and mask."""
     told = {name for row in rows for name, value in row.items() if value}
     named = {name.removeprefix(DIGEST) for name in told if name.startswith(DIGEST)}
-    return [*BRATS, *sorted(named - {*BRATS, LABELS, MASK_FILE}), LABELS, MASK_FILE]
+    return [*BRATS, *sorted(named - {*BRATS, *MASKS}), *MASKS]
 
 
 def state(subject: Subject) -> str:

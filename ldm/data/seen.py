@@ -24,7 +24,7 @@ from ldm.data.volume_file import VolumeFile
 from ldm.errors import CheckpointError, DataError
 from ldm.progress import in_threads
 from ldm.storage import COST_FILE, cache_root, read_json, run_folder, write_json
-from ldm.study import KNOWN, LABELS, MASK_FILE, Study
+from ldm.study import KNOWN, MASKS, Study
 from ldm.util import listed, params_of
 
 SUBJECTS_FILE = "subjects.json"
@@ -316,7 +316,7 @@ def _patient(subject: str, known: Mapping[str, str]) -> str:
 
 def _images(known: Mapping[str, str]) -> set[str]:
     """Return the digests of the images: segmentations without a tumour are all alike."""
-    others = (LABELS, MASK_FILE, ANATOMY, PATIENT, SPACING)
+    others = (*MASKS, ANATOMY, PATIENT, SPACING)
     return {digest for name, digest in known.items() if name not in others}
 
 

@@ -32,7 +32,7 @@ from ldm.errors import DataError
 from ldm.evaluation.metrics.similarity import nmi
 from ldm.label_scheme import LabelScheme
 from ldm.losses.segmentation import positive_weight
-from ldm.study import BRATS, LABELS, MASK_FILE
+from ldm.study import BRATS, LABELS, MASK_FILE, MASKS
 
 if TYPE_CHECKING:
     from ldm.data.datamodule import ContrastDataModule
@@ -132,7 +132,7 @@ def examine_subject(
             message = f"{name} is missing: expected {expected}; there are {there}"
             report.add(ERROR, "missing", message, name)
     volumes = _readable(subject, data, report)
-    images = {name: v.array for name, v in volumes.items() if name not in (LABELS, MASK_FILE)}
+    images = {name: v.array for name, v in volumes.items() if name not in MASKS}
     if not images or not _on_one_grid(volumes, study.needed, report):
         return report
     prepared = _prepared(subject, volumes, data, report)
@@ -170,12 +170,12 @@ def _readable(
     Those beyond BraTS that are not required are left out: their grid may be their own.
     """
     volumes: dict[str, Volume] = {}
-    usual = (*BRATS, LABELS, MASK_FILE, *data.study.needed)
+    usual = (*BRATS, *MASKS, *data.study.needed)
     for name in (n for n in subject.files if n in usual):
         try:
             arrays, geometry = load_contrasts(subject, data.layout, [name])
         except DataError as error:
-            is_read = name in (*data.study.needed, LABELS, MASK_FILE)
+            is_read = name in (*data.study.needed, *MASKS)
             message = f"{name}: {error.reason}"
             report.add(ERROR if is_read else WARNING, "unreadable", message, name)
             continue
@@ -205,7 +205,7 @@ def _on_one_grid(
         try:
             own.require_same_grid(volume.geometry, (reference, name), report.id)
         except DataError as error:
-            is_read = name in (*needed, LABELS, MASK_FILE)
+            is_read = name in (*needed, *MASKS)
             agree = agree and not is_read
             codes = ["".join(aff2axcodes(g.affine)) for g in (own, volume.geometry)]
             stored = f" ({reference} is stored {codes[0]}, {name} {codes[1]})"

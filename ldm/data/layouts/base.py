@@ -24,7 +24,7 @@ from ldm.data.patients import is_examination, patient_of
 from ldm.data.volume_file import RefusedVolume, VolumeFile
 from ldm.errors import ConfigError, DataError, calling
 from ldm.label_scheme import USUAL, LabelScheme
-from ldm.study import KNOWN, LABELS, MASK_FILE, Contrasts
+from ldm.study import KNOWN, MASK_FILE, MASKS, Contrasts
 from ldm.util import nearest, user_path
 
 log = logging.getLogger(__name__)
@@ -205,7 +205,7 @@ class Subject:
     @property
     def images(self) -> list[str]:
         """The contrasts that exist: all but labels and mask."""
-        return [name for name in self.files if name not in (LABELS, MASK_FILE)]
+        return [name for name in self.files if name not in MASKS]
 
 
 def stored_files(subjects: Iterable[Subject]) -> set[Path]:

@@ -12,7 +12,7 @@ from ldm.data.layouts.context import Remarks, by_sidecar
 from ldm.data.layouts.series import contrast_of_series, says_native
 from ldm.data.nifti import volume_stem
 from ldm.data.volume_file import VolumeFile
-from ldm.study import LABELS, MASK_FILE
+from ldm.study import LABELS, MASK_FILE, MASKS
 
 LESION = re.compile(  # words of a label, desc or seg entity that name what a tumour mask holds
     r"lesion|tumou?r|glio(?!n)|gbm|metasta|mets?\b|edema|enhanc(?!ed)|necro|cavity|infarct|stroke|"
@@ -24,7 +24,6 @@ BY_HAND = re.compile(  # a folder of derivatives whose masks without a name are 
     re.IGNORECASE,
 )
 SYNTHETIC, SPREAD = "synth", "synthstd"  # `desc-` of what dsdiff sample --bids writes
-DERIVED = (LABELS, MASK_FILE)
 NOT_RAW = ("derivatives", "sourcedata", "code")
 NATIVE = ("", "T1w", "orig", "native", "individual", "scanner", "anat", "T1wnative")
 
@@ -72,10 +71,10 @@ class BIDS(Layout):
     def _entries(self, found: Mapping[str, list[tuple[str, Path]]], root: Path) -> Iterator[Entry]:
         """Yield what is of the data set, of the images of each subject and the masks on them."""
         for subject, files in found.items():
-            images = {_space(path) for contrast, path in files if contrast not in DERIVED}
+            images = {_space(path) for contrast, path in files if contrast not in MASKS}
             shown = {""} if "" in images else images or {_space(path) for _, path in files}
             told = [(c, path) for c, path in files if _space(path) in shown]
-            if any("desc" in _entities(path) for contrast, path in told if contrast not in DERIVED):
+            if any("desc" in _entities(path) for contrast, path in told if contrast not in MASKS):
                 told = [(c, path) for c, path in told if c != LABELS or self._is_named(path)]
             lesions = {path for c, path in told if c == LABELS and _names_lesion(path)}
             for contrast, path in told:
@@ -147,7 +146,7 @@ def _names_lesion(path: Path) -> bool:
 
 def _belongs(contrast: str, path: Path, above: tuple[str, ...]) -> bool:
     """Whether a file is of the data set by where it lies: ``above``, the folders from its root."""
-    if contrast not in DERIVED:
+    if contrast not in MASKS:
         return not set(above) & set(NOT_RAW)
     return contrast != LABELS or bool(_naming(_entities(path))) or _is_by_hand(above)
 

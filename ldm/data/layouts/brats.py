@@ -16,7 +16,7 @@ from ldm.data.layouts.spelling import contrast_spelt, is_processed, unprocessed
 from ldm.data.nifti import volume_stem
 from ldm.data.volume_file import VolumeFile
 from ldm.label_scheme import NOT_TOLD, SCHEMES, LabelScheme
-from ldm.study import LABELS, MASK_FILE
+from ldm.study import LABELS, MASK_FILE, MASKS
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,6 @@ VISIT = re.compile(  # behind the contrast; early and late may be said of an age
     r"follow[_-]?up|besuch|verlauf|zeitpunkt)[_-]?\d+|(?:19|20)\d\d([-_.]?)[01]\d\3[0-3]\d)",
     re.IGNORECASE,
 )
-MASKS = (LABELS, MASK_FILE)
 VSD = re.compile(r"VSD\.Brain[^.]*\..*?\.(?:MR_(?P<image>[^.]+)|OT)(?:\.|$)", re.IGNORECASE)
 NUMBERED = (  # ids that say by which scheme of BraTS labels are numbered, the first that fits
     (r"BraTS-PED", NOT_TOLD),  # numbered twice, under the same names

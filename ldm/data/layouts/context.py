@@ -18,13 +18,12 @@ from ldm.data.layouts.base import Entry
 from ldm.data.layouts.series import agent_said, names_agent, says_native
 from ldm.data.layouts.spelling import contrast_spelt, is_stage, less_spm
 from ldm.letters import unaccented
-from ldm.study import LABELS, MASK_FILE, Contrasts
+from ldm.study import LABELS, MASKS, Contrasts
 
 BEFORE = ("pre", "before", "vor", "avant", "prima")  # an agent, or an operation
 AFTER = ("post", "after", "nach", "apres", "dopo")
 SHELF = re.compile("anat|images?|mri?|nifti|nii|scans|structural")
 MASK_FOLDER = re.compile("masks?|segs|segmentations|labelmaps?")
-MASKS = {LABELS, MASK_FILE}
 IN_A_TABLE = "name the files in a CSV (columns id,t1,t1ce,...)"
 
 Key = tuple[str, tuple[str, ...]]  # an id, and the folders of whom it is
@@ -70,7 +69,7 @@ class Part:
     @property
     def images(self) -> set[str]:
         """The contrasts, less labels and mask."""
-        return {e.contrast for e in self.entries} - MASKS
+        return {e.contrast for e in self.entries} - {*MASKS}
 
     @property
     def given(self) -> bool:
@@ -198,7 +197,7 @@ def _of_folder(name: str, held: set[str], contrasts: Contrasts) -> Word:
     contrast = contrast_spelt(name, contrasts)
     if contrast == LABELS or MASK_FOLDER.fullmatch(name.lower()):
         return Word(is_masks=True)
-    images = held - MASKS
+    images = held - {*MASKS}
     is_own = images == {contrast} or (contrast == "t1ce" and images == {"t1"})
     return Word(given=contrast == "t1ce", contrast=contrast) if is_own else _said(name)
 

@@ -26,7 +26,7 @@ from ldm.data.volume_file import VolumeFile, is_drawn
 from ldm.errors import ConfigError, DataError, bad_value, calling, to_the_reader
 from ldm.label_scheme import LabelScheme
 from ldm.storage import require_subjects
-from ldm.study import BRATS, KNOWN, LABELS, MASK_FILE, Contrasts
+from ldm.study import BRATS, KNOWN, LABELS, MASKS, Contrasts
 from ldm.util import get_obj_from_str, how_many, instantiate_from_config, nearest
 
 SHOWN_FILES = 3  # of a folder in which nothing is recognised
@@ -304,7 +304,7 @@ def _paths(entries: Iterable[Entry]) -> set[Path]:
 def _weight(entries: Iterable[Entry]) -> tuple[int, int]:
     """Files of the contrasts that every naming has, then all: ``_dwi`` is of BIDS and of BraTS."""
     entries = list(entries)
-    usual = [e for e in entries if e.contrast in (*BRATS, LABELS, MASK_FILE)]
+    usual = [e for e in entries if e.contrast in (*BRATS, *MASKS)]
     return len(_paths(usual)), len(_paths(entries))
 
 

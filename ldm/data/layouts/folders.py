@@ -11,7 +11,7 @@ from ldm.data.layouts.series import says_agent
 from ldm.data.layouts.spelling import contrast_spelt
 from ldm.data.nifti import volume_stem
 from ldm.data.volume_file import VolumeFile
-from ldm.study import LABELS, MASK_FILE
+from ldm.study import MASKS
 
 TIME_POINTS = {"t1", "t2"}  # or contrasts, where there is no other
 Found = Mapping[str, list[tuple[str, Path]]]
@@ -55,5 +55,5 @@ class ContrastFolders(Layout):
 
 def _is_of_contrasts(files: Found) -> bool:
     """Whether a name comes in two folders of images, which are no time points."""
-    images = [{c for c, _ in volumes} - {LABELS, MASK_FILE} for volumes in files.values()]
+    images = [{c for c, _ in volumes} - {*MASKS} for volumes in files.values()]
     return any(len(own) > 1 for own in images) and bool(set().union(*images) - TIME_POINTS)

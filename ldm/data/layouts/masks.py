@@ -8,11 +8,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ldm.data.layouts.base import Entry, Tree
-from ldm.data.layouts.context import MASKS, Remarks
+from ldm.data.layouts.context import Remarks
 from ldm.data.layouts.spelling import contrast_spelt
 from ldm.data.nifti import volume_stem
 from ldm.data.volume_file import VolumeFile
-from ldm.study import LABELS, MASK_FILE, Contrasts
+from ldm.study import LABELS, MASK_FILE, MASKS, Contrasts
 
 MASK = ("mask", "msk")  # of the tumour, or of the brain
 BY_PROGRAMS = ("seg", "segm", "segmentation", *MASK)  # of tissue or of the brain too

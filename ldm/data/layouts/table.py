@@ -19,7 +19,7 @@ from ldm.data.volume_file import RefusedVolume, VolumeFile
 from ldm.errors import DataError
 from ldm.label_scheme import NOT_TOLD, LabelScheme, read_scheme
 from ldm.storage import require_regular
-from ldm.study import LABELS, MASK_FILE, Contrasts
+from ldm.study import MASKS, Contrasts
 from ldm.util import user_path
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ def volume_at(cell: str, folder: Path, contrast: str) -> VolumeFile:
         text = cell = text.replace("\\", "/")  # as Windows writes it
     path = folder / user_path(text)
     if text.lower().endswith(ENDINGS):
-        channel = channel or ("mask" if contrast in (LABELS, MASK_FILE) else None)
+        channel = channel or ("mask" if contrast in MASKS else None)
         if channel is None:
             raise _bad_channel(cell, contrast, f"{text}#0 for the first channel of its image")
         return HDF5Stack(path, channel if channel == "mask" else int(channel))
@@ -174,7 +174,7 @@ def _told(row: Mapping[str, str]) -> dict[str, str]:
 
 
 def _images(columns: Mapping[str, str], row: Mapping[str, str]) -> set[str]:
-    return {columns[column] for column in row if column in columns} - {LABELS, MASK_FILE}
+    return {columns[column] for column in row if column in columns} - {*MASKS}
 
 
 def _no_table(rows: list[dict[str, str]], path: Path, contrasts: Contrasts) -> DataError:
