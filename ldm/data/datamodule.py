@@ -120,11 +120,6 @@ class ContrastDataModule:
         self.progress: Progress = silent  # wraps subjects that are decoded
         self._loaders: list[DataLoader] = []
 
-    @property
-    def min_brain(self) -> float:
-        """Least share of a slice, or patch, that must be brain."""
-        return self.drawing.min_brain
-
     def find_subjects(self) -> dict[str, Subject]:
         """Return the subjects below the root; fill ``subjects``, ``layout``, ``found``, ``split``.
 
@@ -189,7 +184,7 @@ class ContrastDataModule:
             raise DataError(
                 "DATA-EMPTY",
                 f"no {'slice' if len(self.image_size) == 2 else 'patch'} has "
-                f"{self.min_brain:.0%} brain: lower data.params.min_brain",
+                f"{self.drawing.min_brain:.0%} brain: lower data.params.min_brain",
             )
 
     def rehearse(self) -> None:
@@ -321,7 +316,7 @@ class ContrastDataModule:
         return dataset(
             subjects,
             self.image_size,
-            self.min_brain,
+            self.drawing.min_brain,
             self.neighbours,
             self.drawing.condition_dropout,
             augmentation,

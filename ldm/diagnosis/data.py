@@ -207,7 +207,7 @@ def _sizes(reports: list[SubjectReport], data: ContrastDataModule) -> list[Findi
         )
     train = [r for r in reports if r.examples is not None and r.id in data.split["train"]]
     if train and not any(r.examples for r in train):
-        least = f"no slice has {data.min_brain:.0%} brain: lower data.params.min_brain"
+        least = f"no slice has {data.drawing.min_brain:.0%} brain: lower data.params.min_brain"
         findings.append(Finding(ERROR, "unfit", f"DATA-EMPTY: {least}"))
     return findings
 

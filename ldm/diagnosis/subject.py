@@ -246,7 +246,7 @@ def _examine_size(
     report.plane = brain.shape[1:]
     if len(size) == 2:
         report.cut = 1 - float(fit_size(brain, size, 0).sum() / brain.sum())
-        report.examples = int((brain.mean(axis=(1, 2)) >= max(data.min_brain, 1e-9)).sum())
+        report.examples = int((brain.mean(axis=(1, 2)) >= max(data.drawing.min_brain, 1e-9)).sum())
 
 
 def _examine_images(
