@@ -298,17 +298,18 @@ def test_tables_and_figures_are_files_of_this_report_only(tmp_path):
         figures = {f"figures/{name}" for name in ("cost-of-it.png", "cost-of-it.svg", "mine.png")}
         assert written == tables | figures
         assert (tmp_path / "figures/cost-of-it.png").read_bytes().startswith(PNG)
-        write_all(Report("Second", "", figures=[Figure("Raw", PNG, "", "")]), tmp_path)
-    assert {p.name for p in tmp_path.glob("*/*")} == {"raw.png", "mine.png"}
+        write_all(Report("Second", "", figures=[replace(drawn, title="Other")]), tmp_path)
+    assert {p.name for p in tmp_path.glob("*/*")} == {"other.png", "other.svg", "mine.png"}
 
 
 def test_every_patient_keeps_a_picture_of_their_own(tmp_path):
     """Where ids differ in signs that no file is named by, or have no other."""
     ids = ["P.01", "p_01", "P 01 2", "张伟", "王芳"]
-    figures = [Figure(f"Patient {i}", PNG + i.encode(), "", "") for i in ids]
+    strips = [strip_figure([{"T1": np.eye(n)}], ["slice"]) for n in range(8, 8 + len(ids))]
+    figures = [Figure(f"Patient {i}", s, "", "") for i, s in zip(ids, strips, strict=True)]
     tables = [replace(scores_table(), title=title) for title in ("One (a)", "One: a")]
     write_all(Report("Cohort", "", tables=tables, figures=figures), tmp_path)
-    written = {p.name: p.read_bytes() for p in (tmp_path / "figures").iterdir()}
+    written = {p.name: p.read_bytes() for p in (tmp_path / "figures").glob("*.png")}
     assert sorted(written.values()) == sorted(figure.image for figure in figures)
     assert {"patient-p-01.png", "patient-p-01-2.png", "patient.png"} <= written.keys()
     assert {p.name for p in (tmp_path / "tables").glob("*.csv")} == {"one-a.csv", "one-a-2.csv"}

@@ -43,7 +43,7 @@ def strip_figure(
     rows: Sequence[Mapping[str, NDArray]],
     row_titles: Sequence[str],
     legend: Mapping[str, str] | None = None,
-) -> bytes:
+) -> Picture:
     """Rows of labelled slices side by side, as PNG.
 
     Args:
@@ -107,7 +107,7 @@ def panes_figure(
     aspect: float = 1.0,
     row_titles: Sequence[str] = (),
     legend: Mapping[str, str] = MappingProxyType({}),
-) -> bytes:
+) -> Picture:
     """Lines of panes under each other, as PNG; a line with a colour map has its bar at the right.
 
     Args:
@@ -173,7 +173,7 @@ def _draw_pane(
 def loss_figure(
     curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
     styles: Mapping[str, Style] | None = None,
-) -> bytes:
+) -> Picture:
     """Loss against training step on a logarithmic scale, raw and smoothed, as SVG.
 
     Args:
@@ -214,7 +214,7 @@ def scatter_figure(
     ideal: float | None = None,
     styles: Mapping[str, Style] | None = None,
     least: float = 0.0,
-) -> bytes:
+) -> Picture:
     """Quality against cost, a point a backbone, named beside it or in the legend, as SVG.
 
     A grey line joins the points that no other beats in both (the Pareto front).
@@ -313,7 +313,7 @@ def _name_points(canvas: Canvas, ax: Axes, points: Sequence[tuple[str, float, fl
 def reliability_figure(
     curves: Mapping[str, Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]]],
     styles: Mapping[str, Style] | None = None,
-) -> bytes:
+) -> Picture:
     """Observed error over predicted spread with the diagonal of a calibrated one, as SVG.
 
     Args:
@@ -340,7 +340,7 @@ def lines_figure(
     panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]],
     xlabel: str,
     least: Sequence[float] = (),
-) -> bytes:
+) -> Picture:
     """Charts side by side, two a row, that share a logarithmic cost axis and one legend, as SVG.
 
     Args:

@@ -46,35 +46,27 @@ def shareable(command: str) -> str:
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture: the bytes of a PNG or an SVG file, and its words.
+    """A picture, and its words.
 
     ``wide`` pictures have a line of the page to themselves; two others share one.
     """
 
     title: str
-    image: bytes
+    image: Picture
     caption: str
     alt: str
     wide: bool = True
 
     def write(self, folder: Path, stem: str) -> list[Path]:
-        """Write it as PNG and SVG, or as it is where only its bytes are known; return the files."""
-        kinds = KINDS if isinstance(self.image, Picture) else (self.kind,)
-        written = []
-        for kind in kinds:
-            image = self.image.to(kind) if isinstance(self.image, Picture) else self.image
-            written.append(folder / f"{stem}.{kind}")
-            write_file(written[-1], image)
+        """Write it as PNG and SVG; return the files."""
+        written = [folder / f"{stem}.{kind}" for kind in KINDS]
+        for path, kind in zip(written, KINDS, strict=True):
+            write_file(path, self.image.to(kind))
         return written
-
-    @property
-    def kind(self) -> str:
-        """The format of the picture."""
-        return "png" if self.image.startswith(b"\x89PNG") else "svg"
 
     def data_uri(self) -> str:
         """The picture as a ``data:`` address, so that the page needs no second file."""
-        kind = {"png": "png", "svg": "svg+xml"}[self.kind]
+        kind = "png" if self.image.startswith(b"\x89PNG") else "svg+xml"
         return f"data:image/{kind};base64,{base64.b64encode(self.image).decode()}"
 
 
