@@ -143,16 +143,16 @@ class BenchmarkResult:
     """
 
     title: str
-    result: Evaluation
-    costs: Mapping[str, RowCost]
-    curves: Mapping[str, tuple[Sequence[int], Sequence[float]]]
+    result: Evaluation = field(repr=False)
+    costs: Mapping[str, RowCost] = field(repr=False)
+    curves: Mapping[str, tuple[Sequence[int], Sequence[float]]] = field(repr=False)
     failures: Mapping[str, str]
-    command: str
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    command: str = field(repr=False)
+    settings: Mapping[str, Any] = field(default_factory=dict, repr=False)
     rows: Sequence[str] = ()
     seeds: Mapping[str, tuple[int, int]] = field(default_factory=dict)
-    downstream: Evaluation | None = None
-    gallery: Gallery = field(default_factory=Gallery)
+    downstream: Evaluation | None = field(default=None, repr=False)
+    gallery: Gallery = field(default_factory=Gallery, repr=False)
     problems: Mapping[str, str] = field(default_factory=dict)
     cells: int = 0
 

@@ -115,6 +115,9 @@ class Benchmark:
         self.work = self._work(place, fixed, say, progress)
         self._refuse_leaks()
 
+    def __repr__(self) -> str:
+        return f"Benchmark({str(self.work.output)!r}: {planned(self.cells)})"
+
     def _work(
         self,
         output: Path,

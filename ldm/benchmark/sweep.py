@@ -32,8 +32,8 @@ class Quality:
     """Scores of one row: (region, measure) -> statistics over patients."""
 
     row: str
-    found: Mapping[tuple[str, str], SummaryRow]
-    counted: TableCell
+    found: Mapping[tuple[str, str], SummaryRow] = field(repr=False)
+    counted: TableCell = field(repr=False)
 
     @classmethod
     def of(cls, result: Evaluation) -> Quality:
@@ -90,11 +90,11 @@ class Sweep:
 
     title: str  # name of the model
     cells: Sequence[Cell]  # one a sampler and number of steps
-    baseline: Quality  # the source contrast copied as the target
-    subjects: Sequence[str]  # patients
-    protocol: Mapping[str, Any]  # of the metrics
-    command: str  # what the user typed
-    settings: Mapping[str, Any] = field(default_factory=dict)  # what held for all cells
+    baseline: Quality = field(repr=False)  # the source contrast copied as the target
+    subjects: Sequence[str] = field(repr=False)  # patients
+    protocol: Mapping[str, Any] = field(repr=False)  # of the metrics
+    command: str = field(repr=False)  # what the user typed
+    settings: Mapping[str, Any] = field(default_factory=dict, repr=False)  # held for all cells
 
     @property
     def done(self) -> list[Cell]:

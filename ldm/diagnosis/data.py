@@ -50,9 +50,9 @@ class DataDiagnosis:
     root: Path
     layout: Layout
     files: Mapping[str, Subject] = field(repr=False)
-    subjects: list[SubjectReport]
+    subjects: list[SubjectReport] = field(repr=False)
     findings: list[Finding] = field(default_factory=list)
-    split: Mapping[str, list[str]] = field(default_factory=dict)
+    split: Mapping[str, list[str]] = field(default_factory=dict, repr=False)
     mask_fit: MaskFit | None = None
 
     @property

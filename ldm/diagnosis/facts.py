@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -59,9 +59,9 @@ class RunFacts:
     """
 
     folder: Path
-    config: Mapping[str, Any]
-    curves: Mapping[str, Curve]
-    data: DataDiagnosis | None = None
+    config: Mapping[str, Any] = field(repr=False)
+    curves: Mapping[str, Curve] = field(repr=False)
+    data: DataDiagnosis | None = field(default=None, repr=False)
     train_subjects: int = 0
     parameters: int = 0
     weight_size: float = 0.0

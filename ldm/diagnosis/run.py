@@ -26,7 +26,7 @@ CLASSES = ("layout", "normaliser_config", "augmentation_config")  # may name wha
 class RunDiagnosis:
     """The causes of trouble of a run, most likely first."""
 
-    facts: RunFacts
+    facts: RunFacts = field(repr=False)
     causes: list[Cause] = field(default_factory=list)
     data_error: str | None = None
 

@@ -83,19 +83,19 @@ class Evaluation:
         study: which contrast was judged, and from which it was made.
     """
 
-    protocol: BaseProtocol
+    protocol: BaseProtocol = field(repr=False)
     rows: list[str] = field(default_factory=list)
-    subjects: list[str] = field(default_factory=list)
-    scores: list[Score] = field(default_factory=list)
+    subjects: list[str] = field(default_factory=list, repr=False)
+    scores: list[Score] = field(default_factory=list, repr=False)
     failures: dict[str, dict[str, str]] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
-    reliability: dict[tuple[str, int, str], Reliability] = field(default_factory=dict)
+    reliability: dict[tuple[str, int, str], Reliability] = field(default_factory=dict, repr=False)
     labels: dict[str, dict[str, int]] = field(default_factory=dict)
     untold: list[str] = field(default_factory=list)
     units: dict[str, float] = field(default_factory=dict)
     same: list[str] = field(default_factory=list)
     others: dict[str, Evaluation] = field(default_factory=dict)
-    study: Study = Study()
+    study: Study = field(default=Study(), repr=False)
     _index: dict[str, dict[tuple[str, str], dict[str, dict[int, float]]]] = field(
         default_factory=dict, repr=False
     )

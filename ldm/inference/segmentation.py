@@ -91,6 +91,9 @@ class NetworkSegmenter:
         """Return the segmenter of a run folder; options are those of the class."""
         return cls(path, **options)
 
+    def __repr__(self) -> str:
+        return f"Segmenter({self.trained})"
+
     @typed
     def __call__(self, *, subject: str = "subject", **contrasts: VolumeLike) -> nib.Nifti1Image:
         """Return the label map of one subject, on the grid of its inputs.

@@ -126,6 +126,9 @@ class Synthesiser:
         """
         return cls(load_for_inference(path, trust, device), Request().changed(**options), progress)
 
+    def __repr__(self) -> str:
+        return f"Synthesiser({self.trained})"
+
     def at(self, **options: Any) -> Synthesiser:
         """Return this synthesiser with other options of :class:`Request`; one model for both.
 
@@ -232,10 +235,8 @@ class Synthesiser:
         if failures and len(failures) == len(subjects):
             raise failures[0]
         if failures:
-            raise PartialError(
-                "PARTIAL",
-                f"{len(failures)} of {len(subjects)} subjects failed; first: {failures[0]}",
-            )
+            told = f"{len(failures)} of {len(subjects)} subjects failed; first: {failures[0]}"
+            raise PartialError("PARTIAL", told)
 
     def inputs_of(self, subject: Subject) -> tuple[Subject, str]:
         """Return a subject without the contrast that is to be made of it, and this contrast.

@@ -65,6 +65,10 @@ class TrainedModel:
     # of its samples; None: their deviation is all that is known
     error_model: ErrorModel | None = None
 
+    def __repr__(self) -> str:
+        made, given = self.study.target or "labels", ", ".join(self.study.conditions)
+        return f"{str(self.path)!r}, {made} from {given}, {self.device}"
+
     @property
     def folder(self) -> Path:
         """The run folder."""

@@ -26,7 +26,7 @@ class Written:
     new: int = 0
     old: int = 0
     failures: list[DsdiffError] = field(default_factory=list)
-    tried: set[str] = field(default_factory=set)  # ids
+    tried: set[str] = field(default_factory=set, repr=False)  # ids
 
     def count(
         self, outcome: bool | DsdiffError | None, report: Callable[[DsdiffError], None]

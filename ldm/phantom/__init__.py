@@ -9,7 +9,7 @@ predictable from T1, T2 and FLAIR.
 from __future__ import annotations
 
 import gzip
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import nibabel as nib
@@ -45,10 +45,10 @@ class Patient:
         protocol: sequence settings.
     """
 
-    contrasts: dict[str, np.ndarray]
-    seg: np.ndarray
-    affine: np.ndarray
-    anatomy: Anatomy
+    contrasts: dict[str, np.ndarray] = field(repr=False)
+    seg: np.ndarray = field(repr=False)
+    affine: np.ndarray = field(repr=False)
+    anatomy: Anatomy = field(repr=False)
     protocol: Protocol
 
 

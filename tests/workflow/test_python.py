@@ -16,6 +16,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from workflow.conftest import TINY
 
 import ldm
@@ -28,6 +29,7 @@ from ldm.storage import sha256
 REPO = Path(__file__).parents[2]
 BLOCK = re.compile(r"^```(python|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 ID = "Phantom_0003"
+TENSORS = torch.nn.Module, tuple  # which show what they hold, as torch does
 
 
 def session(page: str) -> list[tuple[str, str]]:
@@ -42,13 +44,19 @@ def session(page: str) -> list[tuple[str, str]]:
 
 
 def run_session(page: str) -> None:
-    """Run the blocks in one namespace: each prints what the page shows, and nothing else."""
+    """Run the blocks in one namespace: each prints what the page shows, and nothing else.
+
+    What a notebook shows of each object that a call returned is a few lines that say something.
+    """
     namespace: dict = {}
     for code, shown in session(page):
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
             exec(compile(code, "session", "exec"), namespace)  # noqa: S102
         assert printed.getvalue() == shown, code
+        for made in namespace.values():
+            if type(made).__module__.startswith("ldm.") and not isinstance(made, TENSORS):
+                assert len(repr(made)) < 600 and " object at 0x" not in repr(made), code
 
 
 @pytest.fixture
@@ -365,7 +373,7 @@ def test_training_leaves_the_signals_of_the_program_alone(tmp_path, patients, in
 
 
 def test_the_door_is_cheap_until_it_is_used():
-    told = "import sys, ldm; print('torch' in sys.modules, 'Synthesiser' in dir(ldm))"
+    told = "import sys, ldm; print('torch' in sys.modules, dir(ldm) == sorted(ldm.__all__))"
     done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
     assert done.stdout == "False True\n"
     with pytest.raises(AttributeError, match="no attribute 'Synthesizer'"):

@@ -256,6 +256,9 @@ class Layout:
     remarks: Sequence[str] = ()
     ambiguous = "remove one, or name the files in a CSV"  # what to do about two files
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
     def parse(self, path: Path) -> tuple[str, str] | None:
         """Return (subject id, contrast) of a NIfTI file, or None if it is not of this layout."""
         raise NotImplementedError

@@ -132,6 +132,9 @@ class GaussianProcess:
         self.error = POINTWISE_LOSSES[loss_type]
         self.loss_weight, self.mean_share = loss_weight, float(mean_share)
 
+    def __repr__(self) -> str:
+        return f"GaussianProcess({self.parameterization}, {len(self.schedule)} timesteps)"
+
     def noisy(self, x_0: Tensor, t: Tensor, eps: Tensor) -> Noised:
         """Return x_0 at timesteps t with the noise eps."""
         return Noised(x_0, eps, t, q_sample(x_0, t, eps, self.schedule))
