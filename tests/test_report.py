@@ -477,6 +477,11 @@ def test_a_column_of_decibels_has_one_number_of_decimals():
     result.subjects.append("3")  # a third, whom only one row has
     result.add("b", "3", {"brain": {"psnr": 25.0, "ssim": 0.25}})
     assert "3 patients (a: 2), in the brain" in paper_table(result, ["psnr"]).note
+    result.add("b", "3", {"enhancing": {"recovery": 0.5}})  # who alone has such a tumour
+    told = paper_table(result, ["psnr", "recovery"]).note
+    assert "3 patients (a: 2, Recovery: 1), in the brain" in told and "seeds" not in told
+    result.add("b", "3", {"brain": {"psnr": 25.2}}, seed=1)
+    assert "patients, each the mean of 2 training seeds." in paper_table(result, ["psnr"]).note
 
 
 def test_a_protocol_of_a_challenge_has_a_table_of_its_own_measures():

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
-from statistics import median
+from statistics import median, median_low
 from typing import Any
 
 from ldm.benchmark.plan import SEPARATOR
@@ -85,7 +85,7 @@ class RowCost:
     flops: int | None = None  # of one network call at batch 1 and training size
     calls: int | None = None  # network calls a slice, or a window of a volume
     # of the whole training, validation included
-    train_steps: float | None = None
+    train_steps: int | None = None
     train_seconds: float | None = None
     train_flops: float | None = None  # 3 x `flops` x images, see ldm.cost.network.training_flops
     # of sampling, at the stated batch size
@@ -115,10 +115,11 @@ def mean_cost(seeds: Sequence[RowCost]) -> RowCost:
         found = [value for cost in seeds if (value := getattr(cost, name)) is not None]
         return reduce(found) if found else None
 
-    medians = ("train_steps", "train_seconds", "train_flops", "train_joules")
+    medians = ("train_seconds", "train_flops", "train_joules")
     medians += ("slice_seconds", "volume_seconds", "volume_joules")
     changed = {name: over(name, median) for name in medians}
     changed |= {name: over(name, max) for name in ("train_memory", "sample_memory")}
+    changed["train_steps"] = over("train_steps", median_low)  # a whole number
     return replace(seeds[0], **changed)
 
 

@@ -290,25 +290,32 @@ def paper_table(result: Evaluation, columns: Sequence[str] = ()) -> Table:
         MEASURES[m].title + ("" if r == main or m in OWN_REGION else f", {region_title(r)}")
         for r, m in keys
     ]
-    better = {
-        title: BETTER[MEASURES[m].title]
-        for title, (_, m) in zip(titles, keys, strict=True)
-        if MEASURES[m].title in BETTER
-    }
-    counts = {
-        row: max((own[k].n for k in keys if k in own), default=0) for row, own in found.items()
-    }
-    fewer = [f"{row}: {n}" for row, n in counts.items() if n < len(result.subjects)]
-    told = f" ({', '.join(fewer)})" if fewer else ""
-    note = (
-        f"{how_many(len(result.subjects), 'patient')}{told}, in the {main} where no other "
-        "region is named: mean ± standard deviation over patients."
-    )
-    if any(MEASURES[m].typical == "median" for _, m in keys):
-        note += " Recovery: median."
+    shown = dict(zip(titles, keys, strict=True))
+    better = {c: BETTER[t] for c, (_, m) in shown.items() if (t := MEASURES[m].title) in BETTER}
     best = best_cells(result, list(found), keys)
     title = titled(result, f"Synthetic {result.target}")
-    return Table(title, ["", *titles], body, note, better, best)
+    return Table(title, ["", *titles], body, _paper_note(result, found, shown), better, best)
+
+
+def _paper_note(
+    result: Evaluation, found: Mapping[str, Summaries], columns: Mapping[str, tuple[str, str]]
+) -> str:
+    """Return what the numbers are over; rows and columns of fewer patients by name."""
+    patients, seeds = len(result.subjects), max(len(result.seeds(row)) for row in found)
+    ns = {(row, c): own[k].n for row, own in found.items() for c, k in columns.items() if k in own}
+    of_row, of_column = (
+        {name: max((n for of, n in ns.items() if of[place] == name), default=0) for name in names}
+        for place, names in enumerate((found, columns))
+    )
+    fewer = [f"{row}: {n}" for row, n in of_row.items() if n < patients]
+    fewer += [f"{c}: {n}" for c, n in of_column.items() if n < max(of_row.values())]
+    told = how_many(patients, "patient") + f" ({', '.join(fewer)})" * bool(fewer)
+    each = f", each the mean of {seeds} training seeds" if seeds > 1 else ""
+    median = any(MEASURES[measure].typical == "median" for _, measure in columns.values())
+    return (
+        f"{told}, in the {result.main_region()} where no other region "
+        f"is named: mean ± standard deviation over patients{each}.{' Recovery: median.' * median}"
+    )
 
 
 def best_cells(
