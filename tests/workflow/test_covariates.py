@@ -49,8 +49,15 @@ def test_age_is_a_condition_by_yaml(tmp_path, patients, train):
 
 
 def test_a_folder_does_not_tell_the_age(tmp_path, patients, train, capsys):
-    assert train(tmp_path / "run", *OF_AGE) == 3
-    assert "DATA-MISSING" in capsys.readouterr().err
+    """To train and to sample: what is said next holds for both."""
+    ages, run = {f"Phantom_000{n}": 45 for n in (1, 2, 3)}, tmp_path / "run"
+    root = table(tmp_path / "p.csv", patients, ages)
+    assert train(run, *OF_AGE, f"data.params.root={root}") == 0
+    capsys.readouterr()
+    assert train(tmp_path / "other", *OF_AGE) == 3
+    assert main(["sample", str(run), "--input", str(patients), "--output", f"{tmp_path}/out"]) == 3
+    told = "no age: data.params.covariates are columns of a CSV of subjects; give one that has it"
+    assert capsys.readouterr().err.count(told) >= 2
 
 
 def test_how_the_target_is_acquired_is_a_condition_that_need_not_be_told(tmp_path, patients, train):

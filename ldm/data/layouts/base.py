@@ -118,7 +118,7 @@ class Subject:
             raise DataError(
                 "DATA-MISSING",
                 f"no {name}{nearest(name, row)}: data.params.covariates are columns of a CSV of "
-                "subjects; give one as data.params.root",
+                "subjects; give one that has it in place of the folder",
                 self.id,
             )
         try:
