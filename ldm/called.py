@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ldm.errors import ConfigError, calling
+from ldm.errors import DIVISOR, ConfigError, calling
 from ldm.util import instantiate_from_config
 
 PAGE = "docs/add-a-backbone.md"
@@ -78,6 +78,8 @@ def require_tensor(call: Callable, made: Any, shape: Sequence[int | None], given
     is_double = is_real and any(sizes[1:2] == (2 * n,) for n in shape[1:2] if n)
     how = "give it this shape" if is_real else "return that alone"
     how = "where it has learn_sigma, set it to false" if is_double else how
+    is_resized = is_real and len(sizes) == len(shape) and tuple(sizes[:2]) == tuple(shape[:2])
+    how = f"{how}; {DIVISOR}" if is_resized else how
     of = f" for {tuple(given.shape)}" if isinstance(given, Tensor) else ""
     expected = ", ".join("*" if size is None else str(size) for size in shape)
     raise ConfigError(

@@ -25,13 +25,16 @@ NO_MEMORY = ("DefaultCPUAllocator", "can't start new thread", "std::bad_alloc")
 FAMILIES = ("guided_diffusion", "UNet_DS_Diff")  # packages of this project beside ``ldm``
 OWN = ("ldm", *FAMILIES, "scripts")
 CALL = r"TypeError: \w+\.forward\(\) (takes|missing|got)"
+DIVISOR = (
+    "where a number must divide the size of images, a network says so by its attribute "
+    "size_divisor, ForeignBackbone is told by its argument"
+)
 HINTS = {  # what an error of a class of the user is often of
     CALL: "a backbone is called as forward(x, timesteps, context=None, y=None), all else as "
     "docs/add-a-backbone.md says",
     r"to have \d+ channels, but got": "a constructor is told in_channels by this name, or "
     "by one that its attribute interface gives",
-    r"[Ss]izes? of tensor": "where a number must divide the size of images, a network says so by "
-    "its attribute size_divisor",
+    r"[Ss]izes? of tensor": DIVISOR,
 }
 PEERS = ("gloo", "NCCL", "onnection closed by peer", "onnection reset by peer")
 

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from ldm.callbacks.ema import EMA
+from ldm.called import require_tensor
 from ldm.errors import ConfigError
 from ldm.losses.prediction import PredictedBatch
 from ldm.models.diffusion.ddpm import LatentDiffusion
@@ -278,6 +279,14 @@ def test_an_output_of_another_shape_is_refused():
     wrapper = DiffusionWrapper(probe(channel=0), {"in_channels": 5, "out_channels": 2})
     with pytest.raises(ConfigError, match=r"Probe returned \(1, 1, 8, 8\).*expected one tensor"):
         wrapper(torch.zeros(1, 2, 8, 8), torch.zeros(1), torch.zeros(1, 3, 8, 8))
+
+
+@pytest.mark.parametrize(("shape", "told"), [((1, 2, 8, 8), True), ((1, 2, 10), False)])
+def test_an_output_of_another_size_says_what_a_size_must_be_divided_by(shape, told):
+    """Halved and doubled, 10 is 8."""
+    with pytest.raises(ConfigError, match="CONFIG-SHAPE") as raised:
+        require_tensor(probe, torch.zeros(shape), (1, 2, 10, 10), torch.zeros(1, 2, 10, 10))
+    assert ("attribute size_divisor" in str(raised.value)) == told
 
 
 # ---- processes -----------------------------------------------------------------------------------

@@ -168,6 +168,7 @@ def test_a_missing_contrast_is_a_mask(tmp_path):
     assert (prepared.slices[:, 2] == -1).all()
     assert "flair" not in prepared.scales
     assert "DATA-MISSING case=p0: no flair: expected p0_flair.nii.gz" in refusal(tmp_path)
+    assert "add it, or leave the subject out" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize("target", ["t1ce", None])

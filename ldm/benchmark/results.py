@@ -218,7 +218,7 @@ class BenchmarkResult:
             best |= best_cells(self.downstream, self.rows, dice, first=len(titles) + 2)
         return Table(
             "Summary",
-            ["backbone", *titles, "n", *further, *SUMMARY_COSTS],
+            ["row", *titles, "n", *further, *SUMMARY_COSTS],
             rows,
             self._note(further),
             BETTER | dict.fromkeys(list(further)[: len(dice)], "higher"),
@@ -295,7 +295,7 @@ class BenchmarkResult:
         reasons = sorted({c.no_joules for c in self.costs.values() if c.no_joules})
         if reasons:
             note += f" No energy: {'; '.join(reasons)}."
-        return Table("Cost", ["backbone", *ALL_COSTS], rows, note)
+        return Table("Cost", ["row", *ALL_COSTS], rows, note)
 
     def seed_spread(self, row: str) -> float | None:
         """Return the standard deviation over seeds of the mean PSNR in the brain."""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ldm.benchmark.run import Benchmark
 
 SHOWN = {"say": partial(print, flush=True), "progress": show_progress}
-SHORT = ("backbone", "PSNR dB", "Recovery", "AUC tumour", "SSIM", "n")
+SHORT = ("row", "PSNR dB", "Recovery", "AUC tumour", "SSIM", "n")
 SHOWS = "every region, quality against enhancement and cost, seeds, the patients worst first"
 EPILOG = """\
 rows x spaces x seeds are trainings; each is sampled with every sampler and number of steps: a \

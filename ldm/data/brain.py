@@ -20,6 +20,7 @@ MASKS = ("auto", "nonzero", "head")
 DARK = 0.1  # of the 99th percentile: air, in every contrast, is darker
 STANDARDISED = 0.05  # of the range: noise and interpolation go less far below 0
 ALIKE = 0.85  # of the voxels that another contrast shows: one with fewer is of something else
+INVERTED = 0.99  # of a brain that is darker than what surrounds it: air is the darkest of MRI
 AIR_SHARE = 0.2  # of the voxels that are not 0: from here on they are a whole head in noisy air
 
 
@@ -84,6 +85,19 @@ def uneven(inputs: Mapping[str, np.ndarray]) -> str:
         f"{least} shows {shown[least] / shown[most]:.0%} of what {most} does: is one of them "
         "stripped and the other a whole head, or cut off?"
     )
+
+
+def inverted(contrasts: Mapping[str, np.ndarray], brain: np.ndarray) -> str:
+    """Return in words which contrasts are darker in the brain than around it; "" where none is."""
+    dark = []
+    for name, array in contrasts.items():
+        air = background(array)
+        inside = array[brain & (array != air)] if air is not None else np.empty(0)
+        dark += [name] if inside.size and (inside < air).mean() > INVERTED else []
+    if not dark:
+        return ""
+    told = f"{', '.join(dark)}: the brain is darker than the background"
+    return f"{told}, as in no MRI: is it inverted, or was a number subtracted? check the file"
 
 
 def _shown(array: np.ndarray) -> np.ndarray:

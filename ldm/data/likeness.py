@@ -20,5 +20,10 @@ def likeness(slices: np.ndarray, brain: np.ndarray, study: Study) -> float | Non
         return None
     inside = np.asarray(brain, bool)
     channels = (study.conditions.index(study.native), -1)
-    pair = [slices[:, channel][inside].astype(np.float64) for channel in channels]
-    return float(np.corrcoef(pair)[0, 1]) if all(np.ptp(values) for values in pair) else None
+    return correlation(*(slices[:, channel][inside] for channel in channels))
+
+
+def correlation(first: np.ndarray, second: np.ndarray) -> float | None:
+    """Return Pearson's correlation of values (N,); None where one of the two is constant."""
+    pair = [values.astype(np.float64) for values in (first, second)]
+    return float(np.corrcoef(pair)[0, 1]) if all(v.size and np.ptp(v) for v in pair) else None

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from nibabel.orientations import aff2axcodes
 
-from ldm.data.brain import MASKS, bounding_box, subject_brain, uneven
+from ldm.data.brain import MASKS, bounding_box, inverted, subject_brain, uneven
 from ldm.data.contrasts import labels_inside, load_contrasts
 from ldm.data.layouts import Layout, Subject
 from ldm.data.nifti import Geometry
@@ -262,7 +262,8 @@ def load_subject(
     inputs = {c: arrays[c] for c in conditions if c in arrays}
     with of_case(subject.id):
         brain, rule = subject_brain(list(inputs.values()), mask_file, mask)
-    if rule == "nonzero" and (said := uneven(inputs)):
+    odd = [uneven(inputs) if rule == "nonzero" else "", inverted(arrays, brain)]
+    for said in filter(None, odd):
         log.warning("%s: %s", subject.id, said)
     labels = None if seg is None else labels_inside(seg, subject)
     return LoadedSubject(arrays, brain, rule, labels, geometry)

@@ -245,13 +245,15 @@ def _duplicates(
         for other, copy in others:
             if other != first:
                 equal.setdefault((first, other), []).append(copy.name)
+    origin: dict[str, str] = {}
     for (first, other), copies in equal.items():
+        origin.setdefault(other, origin.get(first, first))
         more = f" and {len(copies) - 1} more" if len(copies) > 1 else ""
         findings.append(finding(first, other, f"same as files of {first}: {copies[0]}{more}"))
     for contrast in sorted({r.anatomy[0] for r in reports}):
         known = {r.id: r.anatomy[1] for r in reports if r.anatomy[0] == contrast}
         for first, second, share in alike(known):
-            if (first, second) not in equal and (second, first) not in equal:
+            if origin.get(first, first) != origin.get(second, second):  # else said already
                 message = f"{contrast} looks like that of {first} ({share:.1%} of its bits differ)"
                 findings.append(finding(first, second, message))
     return findings

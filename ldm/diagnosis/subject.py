@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from nibabel.orientations import aff2axcodes
 
-from ldm.data.brain import uneven
+from ldm.data.brain import inverted, uneven
 from ldm.data.contrasts import load_contrasts, scheme_of
 from ldm.data.fingerprint import fingerprint
 from ldm.data.layouts import Subject
@@ -277,6 +277,8 @@ def _examine_images(
                 "brain: cut there, or a scan that ends early",
                 name,
             )
+    if said := inverted(images, brain):
+        report.add(WARNING, "background", said)
     if brain.mean() > WHOLE_VOLUME:
         report.add(
             WARNING,

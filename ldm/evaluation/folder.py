@@ -21,6 +21,7 @@ from ldm.data.layouts import (
     find_predictions,
     select_subjects,
 )
+from ldm.data.likeness import correlation
 from ldm.errors import DataError, bad_value, one_of
 from ldm.evaluation.case import (
     Case,
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
 Place = str | Path
 Folders = Mapping[str, Place | Sequence[Place]]
 Watch = Callable[[Evaluation, Case, Mapping[str, Prediction]], None]
+SAME = 0.9999  # correlation in the brain: no model comes that near, but a copy that was rescaled
 APART = 4.0  # times: further apart lie no two medians of one contrast in the same units
 NETWORK = ("lpips", "frechet")  # measures that need weights on disk
 
@@ -261,9 +263,7 @@ class _Work:
                         result.check_seen(row, subject.id, file, self.allow_seen)
                     volume = read_prediction(own, layout, case, self.trust)
                     self._check_units(row, case, volume, file)
-                    same = self.results[0].same
-                    if file.paths == subject.files[self.target].paths and row not in same:
-                        same.append(row)
+                    self._check_same(row, case, volume)
                     self._score(row, seed, case, volume)
                 except DataError as error:
                     told = f"seed {seed}: " if len(found) > 1 else ""
@@ -301,6 +301,12 @@ class _Work:
         own, real = (float(np.median(v[case.brain])) for v in (volume.volume, case.reference))
         if real > 0 and (volume.is_stray or not 1 / APART < own / real < APART):
             self.results[0].units.setdefault(row, own / real)
+
+    def _check_same(self, row: str, case: Case, volume: Prediction) -> None:
+        """Note a row that holds the real images: the very files, copies, or copies rescaled."""
+        alike = correlation(volume.volume[case.brain], case.reference[case.brain])
+        if alike and alike > SAME and row not in self.results[0].same:
+            self.results[0].same.append(row)
 
     def _score(self, row: str, seed: int, case: Case, predicted: Prediction) -> None:
         """Add the scores of one prediction: of all protocols, or of none.

@@ -30,7 +30,7 @@ from ldm.storage import strict_json, write_csv, write_json
 from ldm.study import Study
 
 ROW = "prediction"  # of a folder without a name
-PREDICTIONS = "--prediction takes the folder of the predictions"  # where there is none
+PREDICTIONS = "give the folder of the predictions"  # where there is none
 FORMAT = 3  # of the files; 2 without labels; 1 with nested mappings
 INFINITE = {"inf": float("inf"), "-inf": float("-inf"), None: nan}
 
@@ -78,7 +78,7 @@ class Evaluation:
         untold: rows whose models do not say whom they were trained on.
         units: row of predictions without sidecars -> their median in the brain, in that of the
             reference, of the first patient where their units must differ.
-        same: rows of which a prediction is the file of the reference itself.
+        same: rows of which a prediction is the real image itself, or a copy that was rescaled.
         others: name -> the same predictions under a further protocol.
         study: which contrast was judged, and from which it was made.
     """
@@ -163,7 +163,8 @@ class Evaluation:
         ]
         if self.same:
             said.append(
-                f"The real images themselves, so nothing is predicted: {', '.join(self.same)}."
+                "The real images themselves, or rescaled copies, so nothing is predicted: "
+                f"{', '.join(self.same)}."
             )
         judged: dict[str, set[str]] = {}
         for score in self.scores:

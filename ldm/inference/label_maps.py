@@ -107,7 +107,7 @@ class LabelWriter(Writer):
         """Return what is to be written of a subject.
 
         Raises:
-            NonFiniteError: the network returned NaN.
+            NonFiniteError: the network returned NaN or infinity.
         """
         prepared, layout, described = read
         masks = self.segmenter.masks(prepared)

@@ -138,9 +138,8 @@ class NetworkSegmenter:
         hold_volumes = self.windows.hold_volumes
         probability = probability[0] if hold_volumes else probability.swapaxes(0, 1)
         if not np.isfinite(probability).all():
-            raise NonFiniteError(
-                "NONFINITE-SAMPLE", "the network returned NaN: train it again", prepared.id
-            )
+            told = "the network returned NaN or infinity: train it again"
+            raise NonFiniteError("NONFINITE-SAMPLE", told, prepared.id)
         inside = (probability > self.model.threshold) & prepared.brain  # (R, S, H, W)
         return dict(zip(self.regions, inside, strict=True))
 

@@ -268,7 +268,6 @@ class Synthesiser:
         described = self.described(subject)
         prepared = self.prepare(subject, layout)
         described |= self.trained.said_of(subject)
-        self.trained.warn_of_spacing(prepared)
         return Read(
             prepared, target, described, subject.paths(self.study.making(target).conditions)
         )
@@ -385,7 +384,8 @@ class Synthesiser:
 
         mean, deviation = mean_and_deviation(images(), mirrored=paired == 2)
         if not np.isfinite(mean).all():
-            told = "the network returned NaN or infinity; try --precision=32"
+            cure = "train it again" if self.request.precision == "32" else "try --precision=32"
+            told = f"the network returned NaN or infinity: {cure}"
             raise NonFiniteError("NONFINITE-SAMPLE", told, prepared.id)
         deviation = deviation_of_error(self.trained, self.request, prepared, deviation)
         seconds = time.perf_counter() - started

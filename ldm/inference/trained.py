@@ -137,19 +137,16 @@ class TrainedModel:
         Raises:
             DataError: a contrast is missing, or cannot be used.
         """
-        return prepare_subject(
-            subject,
-            layout,
-            self.study.conditions,
-            None,
-            self.preparation,
-            allow_missing,
-            nonfinite,
-        )
+        told = (self.study.conditions, None, self.preparation, allow_missing, nonfinite)
+        prepared = prepare_subject(subject, layout, *told)
+        self._warn_of_spacing(prepared)
+        return prepared
 
-    def warn_of_spacing(self, prepared: PreparedSubject) -> None:
+    def _warn_of_spacing(self, prepared: PreparedSubject) -> None:
         """Say that voxels are of another size than any that the model was trained on."""
-        if self.preparation.spacing is None and (
+        if odd := prepared.geometry.unusual_spacing:  # a wrong unit, which no resampling mends
+            log.warning("%s has %s", prepared.id, odd)
+        elif self.preparation.spacing is None and (
             seen := other_spacing(prepared.geometry.spacing, self.seen)
         ):
             log.warning(

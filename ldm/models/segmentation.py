@@ -227,6 +227,8 @@ class Segmentation(RunModule):
     def probabilities(self, condition: Tensor, presence: Tensor, batch_size: int) -> Tensor:
         """Return the probability (B, R, *S) of each region, in windows where S is larger than one.
 
+        It is NaN where the network returns infinity, which is no probability of 0 or 1.
+
         Args:
             condition: (B, N*M, *S), each side at least that of a window.
             presence: (M,) which contrasts there are.
@@ -236,7 +238,8 @@ class Segmentation(RunModule):
 
         def predict(windows: Tensor) -> Tensor:
             present = presence.expand(len(windows), -1)
-            return self.logits(windows, present)[0].float().sigmoid()
+            logits = self.logits(windows, present)[0].float()
+            return torch.where(logits.isfinite(), logits, torch.nan).sigmoid()
 
         return sliding_window_inference(
             condition, self.window, batch_size, predict, self.overlap, mode="gaussian"

@@ -111,7 +111,7 @@ def test_a_result_says_what_labels_were_read_as(tmp_path, head):
     result = ldm.evaluate(tmp_path / "made", tmp_path / "data", baseline=False)
     read = "necrosis 1, oedema 2, enhancing 4 (BraTS 2017-2021)"
     assert result.to_dict()["labels"] == {"reference": {read: 2}}
-    assert result.remarks() == [f"Labels of the reference: {read}."]
+    assert result.remarks()[0] == f"Labels of the reference: {read}."
     told = ldm.evaluate(tmp_path / "made", tmp_path / "data", baseline=False, labels="decathlon")
     assert list(told.labels["reference"]) == ["oedema 1, nonenhancing 2, enhancing 3 (labels)"]
 

@@ -66,7 +66,14 @@ def test_what_spm_writes_is_of_the_image_that_it_names(letters, start):
     assert read(plain[0], *done[1:], other)["P1"]["t2"] is None
 
 
-@pytest.mark.parametrize("subject", ["mABC1", "rX7", "wM01", "mri_3", "wr01"])
+@pytest.mark.parametrize("letters", ["s", "sw", "ws", "swrm", "rs"])
+def test_an_s_before_every_image_is_read_before_every_one(letters):
+    """Smoothed, or structural: sT1ce was read, sT1 was not. An id may begin with it too."""
+    names = [f"P1/{letters}{c}" for c in ("T1", "T1ce", "T2", "FLAIR")]
+    assert read(*names) == {"P1": dict(zip(FOUR, names, strict=True))}
+
+
+@pytest.mark.parametrize("subject", ["s01", "sAB1", "mABC1", "rX7", "wM01", "mri_3", "wr01"])
 def test_an_id_may_begin_so(subject):
     names = [f"{i}/{i}_{c}" for i in (subject, "Q2") for c in ("T1", "T2")]
     assert set(read(*names)) == {subject, "Q2"}

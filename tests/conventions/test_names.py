@@ -118,6 +118,25 @@ def test_t1_flair_is_no_flair(tmp_path):
     assert set(found(tmp_path / "one", "Q_T1_FLAIR.nii.gz")) == {"Q_T1"}
 
 
+@pytest.mark.parametrize("place", ["", "train/{p}/{v}/", "{p}/"])
+@pytest.mark.parametrize("contrasts", [("T1", "T2", "FLAIR"), ("FLAIR",)])
+def test_time_points_that_are_called_as_contrasts(tmp_path, contrasts, place, caplog):
+    """MSLesSeg: P1/T2/P1_T2_FLAIR is the FLAIR of time point 2, no T2-FLAIR of P1."""
+    points = [(p, v) for p in ("P1", "P2") for v in ("T1", "T2", "T3")]
+    names = (f"{place.format(p=p, v=v)}{p}_{v}_{c}" for p, v in points for c in contrasts)
+    files = found(tmp_path, *(f"{name}.nii.gz" for name in names))
+    assert files == {
+        f"{p}_{v}": {c.lower(): f"{p}_{v}_{c}.nii.gz" for c in contrasts} for p, v in points
+    }
+    assert not caplog.records
+
+
+def test_a_mask_of_mslesseg_is_named(tmp_path, caplog):
+    """It does not say of what; T1 is a time point, and its folder not that of one contrast."""
+    found(tmp_path, *(f"P1/T1/P1_T1_{c}.nii.gz" for c in ("T1", "T2", "FLAIR", "MASK")))
+    assert "P1/T1/P1_T1_MASK.nii.gz may be of tumour, brain or tissue" in caplog.text
+
+
 def test_meningioma_before_radiotherapy_has_one_image_and_one_target(tmp_path):
     i = "BraTS-MEN-RT-0002-1"
     files = found(tmp_path, f"{i}/{i}_t1c.nii.gz", f"{i}/{i}_gtv.nii.gz")

@@ -171,6 +171,20 @@ def test_di_09_a_spacing_that_no_patient_of_the_training_had_is_told(
     assert written.header.get_zooms() == source.header.get_zooms()
 
 
+def test_di_09_a_wrong_unit_is_told_as_such_and_not_as_another_spacing(
+    dsdiff, tmp_path, cohort, run_folder, caplog
+):
+    """Metres under a header of millimetres: no resampling mends that."""
+    for path in (cohort / P1).glob("*.nii.gz"):
+        image = nib.load(path)
+        metres = image.affine @ np.diag([1e-3, 1e-3, 1e-3, 1])
+        nib.save(nib.Nifti1Image(np.asarray(image.dataobj), metres), path)
+    given = ("--input", cohort, "--subjects", P1, "--output", tmp_path / "out", *QUICK)
+    assert dsdiff("sample", run_folder, *given) == (0, "")
+    assert f"{P1} has voxels of" in caplog.text and "check xyzt_units" in caplog.text
+    assert "resample it" not in caplog.text
+
+
 def test_di_20_which_form_of_the_header_won_is_recorded(dsdiff, tmp_path, cohort, run_folder):
     for path in (cohort / P1).glob("*.nii.gz"):
         image = nib.load(path)

@@ -64,7 +64,10 @@ def test_sa_08_a_network_that_returns_nan_writes_nothing(
 
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")
-@pytest.mark.parametrize("options", [[], ["--temperature", "1"], ["--samples", "3"]])
+@pytest.mark.parametrize(
+    "options",
+    [["--precision", "32"], ["--precision", "bf16"], ["--temperature", "1"], ["--samples", "3"]],
+)
 def test_sa_08_a_voxel_that_overflows_in_the_network_is_not_clipped_to_white(
     dsdiff, tmp_path, run_folder, patients, monkeypatch, options
 ):
@@ -80,6 +83,7 @@ def test_sa_08_a_voxel_that_overflows_in_the_network_is_not_clipped_to_white(
     given = ("--input", patients, "--subjects", P1, "--output", tmp_path / "out", *QUICK)
     code, line = dsdiff("sample", run_folder, *given, *options)
     assert (code, "returned NaN or infinity" in line) == (6, True), line
+    assert ("--precision=32" in line) == ("bf16" in options)
     assert volumes(tmp_path / "out") == {}
 
 

@@ -211,7 +211,7 @@ def test_a_benchmark_judges_every_row(chain, plan, tmp_path, monkeypatch):
     monkeypatch.setattr(BenchmarkResult, "figures", lambda self: [])
     assert main(["benchmark", *plan, "--output", str(tmp_path / "b")]) == 0
     with (tmp_path / "b/benchmark.csv").open(encoding="utf-8") as file:
-        rows = {row["backbone"]: row for row in csv.DictReader(file)}
+        rows = {row["row"]: row for row in csv.DictReader(file)}
     assert list(rows) == ["unet", chain.copied, "linear"]
     assert all(row["n"] == row["n of"] == "1" for row in rows.values())
     assert all(float(row["PSNR dB"]) > 5 for row in rows.values())

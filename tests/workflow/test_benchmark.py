@@ -32,7 +32,7 @@ from ldm.errors import BusyError, ConfigError
 from ldm.progress import PART_OF
 from ldm.training.run import TrainedRun
 
-QUALITY = ("backbone", "PSNR dB", "NRMSE", "SSIM", "MS-SSIM", "n")
+QUALITY = ("row", "PSNR dB", "NRMSE", "SSIM", "MS-SSIM", "n")
 PSNR = ("cell", "Phantom_0003", "brain", "psnr")
 FITTED = ["copy T1", "linear", "quadratic", "nearest patient"]
 
@@ -134,7 +134,7 @@ def benchmark(plan, output, *more):
 
 def table(output, name="benchmark"):
     with (output / f"{name}.csv").open() as file:
-        return {row["backbone"]: row for row in csv.DictReader(file)}
+        return {row["row"]: row for row in csv.DictReader(file)}
 
 
 def kept(output, row="unet", seed=0, sampled="ddim-2"):

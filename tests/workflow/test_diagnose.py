@@ -277,6 +277,27 @@ def test_copies_and_near_copies_are_named_and_leak_across_a_split(folder):
     assert leaks == {IDS[0], IDS[1]}
 
 
+def test_each_further_copy_of_a_patient_is_told_once(folder):
+    """Three that are one: which files are equal says all, and no pair also looks alike."""
+    copies = ["Copy", "Further", "Last"]
+    for name in copies:
+        copy_subject(folder, IDS[0], name)
+    findings = diagnose_data(folder, {"val": 0}).of_kind("duplicate")
+    assert sorted(f.subject for f in findings) == sorted([*copies[1:], IDS[0]])
+    assert all(f.message.startswith("same as files of Copy") for f in findings)
+
+
+def test_a_contrast_that_is_darker_than_its_background_is_named(folder, caplog):
+    """Inverted, or less a number: in a preparation too, which samples, trains and segments."""
+    edit(folder, IDS[0], "t2", lambda a: -a.astype("f4"))
+    edit(folder, IDS[1], "flair", lambda a: np.where(a, a - 1e4, 0).astype("f4"))
+    edit(folder, IDS[2], "t1", lambda a: np.where(a, a - np.median(a[a > 0]), 0).astype("f4"))
+    told = {f.subject: f.message for f in diagnose_data(folder).of_kind("background")}
+    assert set(told) == set(IDS[:2])
+    assert told[IDS[0]].startswith("t2: the brain is darker than the background")
+    assert f"{IDS[1]}: flair: the brain is darker" in caplog.text
+
+
 def test_ids_that_may_count_examinations_are_asked_about(folder):
     """No convention tells the second scan of a patient from the second patient of a site."""
     for number in (1, 2):

@@ -50,8 +50,34 @@ def test_the_reference_as_its_own_prediction_is_named(truth, patients):
     """A folder that was mistaken for that of the predictions must not look like a perfect model."""
     result = evaluate({"ours": patients, "truth": truth}, patients, subjects=["Phantom_0001"])
     assert [said for said in result.remarks() if "real images themselves" in said] == [
-        "The real images themselves, so nothing is predicted: ours."
+        "The real images themselves, or rescaled copies, so nothing is predicted: ours, truth."
     ]
+
+
+@pytest.mark.parametrize(("gain", "offset", "noise"), [(3, 0, 0), (0.01, 7, 0), (1, 0, 0.03)])
+def test_a_rescaled_reference_is_named_and_a_very_good_prediction_is_not(
+    gain, offset, noise, truth, patients
+):
+    path = truth / "Phantom_0001_t1ce.nii.gz"
+    image = nib.load(path)
+    real = image.get_fdata(dtype=np.float32)
+    error = noise * real.std() * np.random.default_rng(0).normal(size=real.shape)
+    made = np.where(real, gain * real + offset + error, 0).astype(np.float32)
+    nib.save(nib.Nifti1Image(made, image.affine), path)
+    result = evaluate({"ours": truth}, patients, subjects=["Phantom_0001"])
+    assert result.same == ([] if noise else ["ours"])
+
+
+def test_what_is_unclear_of_names_is_said_once(truth, patients, tmp_path, capfd):
+    reference = tmp_path / "reference"
+    for subject in ("Phantom_0001", "Phantom_0002"):
+        shutil.copytree(patients / subject, reference / subject)
+        seg = reference / subject / f"{subject}_seg.nii.gz"
+        seg.rename(seg.with_name(f"{subject}_mask.nii.gz"))
+    given = ["--prediction", str(truth), "--reference", str(reference)]
+    assert main(["evaluate", *given]) == 0
+    said = capfd.readouterr().err
+    assert said.count("may be of tumour, brain or tissue") == said.count("2 subjects") == 1
 
 
 @pytest.mark.parametrize(
@@ -403,13 +429,14 @@ def test_inputs_are_read_as_they_were_sampled_from(of_two_inputs):
 def test_of_two_folders_the_one_that_is_not_there_is_named(verb, tmp_path, patients, capsys):
     """Before the other is read; in Python too."""
     no = tmp_path / "no"
-    for missing, given in (("--prediction", (no, patients)), ("--reference", (patients, no))):
+    cures = ("give the folder of the predictions", "--reference takes the folder")
+    for cure, given in zip(cures, [(no, patients), (patients, no)], strict=True):
         folders = ["--prediction", str(given[0]), "--reference", str(given[1])]
         assert main([*verb, *folders]) == 3
         (line,) = capsys.readouterr().err.splitlines()
-        assert f"DATA-MISSING: there is no folder {no}: {missing} takes" in line
+        assert f"DATA-MISSING: there is no folder {no}: {cure}" in line
     for predictions in (no, {"a": patients, "b": [no]}):
-        with pytest.raises(DataError, match=f"no folder {no}: prediction takes"):
+        with pytest.raises(DataError, match=f"no folder {no}: give the folder of the predictions"):
             evaluate(predictions, patients)
 
 

@@ -20,6 +20,7 @@ from ldm.data.layouts import detect_layout
 from ldm.errors import ConfigError, DataError, OutputError
 from ldm.inference.segmentation import CommandSegmenter, NetworkSegmenter, Segmented
 from ldm.model_file import read_model
+from ldm.models.segmentation import Segmentation
 from ldm.report.segmentation import evaluate_segmentations
 from ldm.storage import MODEL_FILE
 
@@ -193,6 +194,25 @@ def test_a_map_made_with_nan_set_to_zero_is_none_of_a_strict_run(
     assert "OUT-EXISTS" in capsys.readouterr().err
     assert main(predict(segmenter_run, source, labels, "--overwrite")) == 3
     assert "DATA-NONFINITE" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("wrong", [np.inf, -np.inf, np.nan])
+def test_a_network_that_overflows_paints_no_label(
+    tmp_path, segmenter_run, patients, capsys, monkeypatch, wrong
+):
+    """The sigmoid of infinity is 1, a label as good as any."""
+    plain = Segmentation.logits
+
+    def overflows(self, *args):
+        first, *others = plain(self, *args)
+        first[..., 0, 0] = wrong
+        return [first, *others]
+
+    monkeypatch.setattr(Segmentation, "logits", overflows)
+    given = predict(segmenter_run, patients, tmp_path / "out", "--subjects", "Phantom_0001")
+    assert main(given) == 6
+    assert "NONFINITE-SAMPLE" in capsys.readouterr().err
+    assert not list((tmp_path / "out").glob("*.nii*"))
 
 
 def test_models_of_another_kind_are_refused(tmp_path, segmenter_run, run_folder, patients, capsys):

@@ -30,6 +30,7 @@ from ldm.util import nearest, user_path
 log = logging.getLogger(__name__)
 
 DIGEST = "sha256_"  # and a contrast: column of a table that states the digest of the file
+CURE = "add it, or leave the subject out; dsdiff diagnose data lists whatever is missing"
 MAX_ID_BYTES = 200  # leaves room for an ending within the 255 bytes of a file name
 SHOWN_ID = 32  # characters of an id that is no use
 
@@ -182,8 +183,9 @@ class Subject:
                     raise file.refusal(self.id)
             if contrast in layout.contrasts.known:
                 expected = f"expected {layout.told_file(self.id, contrast)} ({layout.name})"
-                if beside := self._beside():
-                    expected += f"; not recognised there: {beside}; name the file in a CSV"
+                beside = self._beside()
+                cure = f"not recognised there: {beside}; name the file in a CSV" if beside else CURE
+                expected += f"; {cure}"
             else:
                 known = ", ".join(layout.contrasts.names)
                 expected = f"it is none of the known contrasts, {known}; name it in data.params"

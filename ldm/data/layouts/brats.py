@@ -94,15 +94,30 @@ class SuffixLayout(NumberedLayout):
             for entry in words
             if (entry.subject, entry.contrast) not in told or CORRECTED.search(entry.file.path.name)
         ]
-        known: dict[str, set[str]] = defaultdict(set)
-        for entry in (*exact, *words):
-            known[entry.subject].add(entry.contrast)
+        seen = _contrasts_of(exact, words)
+        words = [self._at_visit(entry, seen) for entry in words]
+        known = _contrasts_of(exact, words)
         parts = ([e for e in p if not self._is_silent(e, known)] for p in (exact, words))
         placed = _gathered(*([self._placed(e, known) for e in part] for part in parts))
         resolved, remarks = in_context(placed, tree.root, self.contrasts)
         labels, unclear = labels_beside(resolved, tree, self.contrasts)
         self.remarks = [*remarks, *unclear]
         yield from (*resolved, *labels)
+
+    def _at_visit(self, entry: Entry, known: Mapping[str, set[str]]) -> Entry:
+        """Return an entry of the time point that its name says, as MSLesSeg has them.
+
+        ``P_T2_FLAIR`` is of P_T2 where that has a T1 or T2, or where P_T1, as P, has nothing but
+        such a FLAIR.
+        """
+        stem, end = volume_stem(entry.file.path.name) or "", f"{self.separator}flair"
+        visit = stem[: -len(end)]
+        base, _, point = visit.rpartition(self.separator)
+        if not stem.lower().endswith(end) or (base, point.lower()) != (entry.subject, "t2"):
+            return entry
+        of_first, alone = known.get(f"{visit[:-1]}1", set()), {"flair"}
+        is_visit = known.get(visit, set()) & {"t1", "t2"} or of_first == known[base] == alone
+        return entry._replace(subject=visit) if is_visit else entry
 
     def _is_silent(self, entry: Entry, known: Mapping[str, set[str]]) -> bool:
         """Whether what is before the contrast is no id.
@@ -227,6 +242,15 @@ class BraTS2023(SuffixLayout):
     scheme = SCHEMES["brats2024"]
     separator, separators = "-", ("-",)
     naming = "brats2023"
+
+
+def _contrasts_of(*parts: Iterable[Entry]) -> Mapping[str, set[str]]:
+    """Return subject -> the contrasts that it has."""
+    known: dict[str, set[str]] = defaultdict(set)
+    for part in parts:
+        for entry in part:
+            known[entry.subject].add(entry.contrast)
+    return known
 
 
 def _is_processed(entry: Entry) -> bool:

@@ -8,6 +8,7 @@ import reprlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -150,10 +151,15 @@ def detect_layout(
     if not any(found.values()):
         raise _nothing_found(tree, chosen)
     best = max(found, key=lambda candidate: _weight(found[candidate]))
-    _report_others(found, best)
-    for remark in best.remarks:
-        log.warning("%s", remark)
+    for remark in (*_of_others(found, best), *best.remarks):
+        _tell(tree.root, remark)
     return best, best.subjects(found[best])
+
+
+@lru_cache(maxsize=1024)
+def _tell(root: Path, remark: str) -> None:
+    """Say something of a folder, once: an evaluation lists it again for its pictures."""
+    log.warning("%s", remark)
 
 
 def _nothing_found(tree: Tree, chosen: Layout | None) -> DataError:
@@ -308,21 +314,17 @@ def _weight(entries: Iterable[Entry]) -> tuple[int, int]:
     return len(_paths(usual)), len(_paths(entries))
 
 
-def _report_others(found: Mapping[Layout, list[Entry]], best: Layout) -> None:
+def _of_others(found: Mapping[Layout, list[Entry]], best: Layout) -> Iterator[str]:
+    """Yield, a line each, which files other layouts recognise."""
     own = _paths(found[best])
     for layout, entries in found.items():
         if layout is best or all(entry.contrast == LABELS for entry in entries):
             continue
         other = _paths(entries)
         if shared := len(other & own):
-            log.warning(
-                to_the_reader(
-                    "files that %s recognises too: %d; read as %s. To choose: --layout or "
-                    "data.params.layout"
-                ),
-                layout.name,
-                shared,
-                best.name,
+            yield to_the_reader(
+                f"files that {layout.name} recognises too: {shared}; read as {best.name}. To "
+                "choose: --layout or data.params.layout"
             )
         if left := len(other - own):
-            log.warning("files left out, because they are of %s: %d", layout.name, left)
+            yield f"files left out, because they are of {layout.name}: {left}"

@@ -43,9 +43,9 @@ def labels_beside(
     remarks, found = Remarks(), defaultdict(list)
     for path in tree.volumes:
         of = owners.get(path.parent, set())
-        if path in read or len(of) != 1 or of & labelled:
+        if path in read or len({subject for subject, _ in of}) != 1 or of & labelled:
             continue
-        ((subject, owner),) = of
+        subject, owner = max(of, key=lambda told: len(told[1].parts))  # above T1/ID_T1.nii.gz
         has_brain = (subject, owner) in brains
         is_sure = _is_of_tumour(path, subject, has_brain, contrasts)
         if is_sure:

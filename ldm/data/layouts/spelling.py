@@ -24,7 +24,8 @@ STAGE = re.compile(  # a folder of one state of the images, of which a patient m
 
 
 SPM = "w?r?m?|[mrw]{2}|wmr"  # warped, resliced, bias-corrected: what SPM writes before a name
-SPM_IMAGE = re.compile(f"(?:{SPM})(?=(?:T[12]|FLAIR|Flair)[^ ]*$)")
+# and s before that of an image, smoothed or structural; an id may begin with it (s01)
+SPM_IMAGE = re.compile(f"s?(?:{SPM})s?(?=(?:T[12]|FLAIR|Flair)[^ ]*$)")
 
 
 def unprocessed(stem: str) -> str:
