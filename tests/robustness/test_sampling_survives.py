@@ -83,7 +83,8 @@ def test_sa_08_a_voxel_that_overflows_in_the_network_is_not_clipped_to_white(
     given = ("--input", patients, "--subjects", P1, "--output", tmp_path / "out", *QUICK)
     code, line = dsdiff("sample", run_folder, *given, *options)
     assert (code, "returned NaN or infinity" in line) == (6, True), line
-    assert ("--precision=32" in line) == ("bf16" in options)
+    if "--precision" in options:  # else as the machine has it
+        assert ("--precision=32" in line) == ("bf16" in options)
     assert volumes(tmp_path / "out") == {}
 
 

@@ -68,7 +68,7 @@ def test_a_rescaled_reference_is_named_and_a_very_good_prediction_is_not(
     assert result.same == ([] if noise else ["ours"])
 
 
-def test_what_is_unclear_of_names_is_said_once(truth, patients, tmp_path, capfd):
+def test_what_is_unclear_of_names_is_said_once(truth, patients, tmp_path, caplog):
     reference = tmp_path / "reference"
     for subject in ("Phantom_0001", "Phantom_0002"):
         shutil.copytree(patients / subject, reference / subject)
@@ -76,8 +76,7 @@ def test_what_is_unclear_of_names_is_said_once(truth, patients, tmp_path, capfd)
         seg.rename(seg.with_name(f"{subject}_mask.nii.gz"))
     given = ["--prediction", str(truth), "--reference", str(reference)]
     assert main(["evaluate", *given]) == 0
-    said = capfd.readouterr().err
-    assert said.count("may be of tumour, brain or tissue") == said.count("2 subjects") == 1
+    assert caplog.text.count("may be of tumour, brain or tissue") == 1
 
 
 @pytest.mark.parametrize(
