@@ -304,8 +304,10 @@ class _Work:
 
     def _check_same(self, row: str, case: Case, volume: Prediction) -> None:
         """Note a row that holds the real images: the very files, copies, or copies rescaled."""
+        if row in self.results[0].same:
+            return
         alike = correlation(volume.volume[case.brain], case.reference[case.brain])
-        if alike and alike > SAME and row not in self.results[0].same:
+        if alike and alike > SAME:
             self.results[0].same.append(row)
 
     def _score(self, row: str, seed: int, case: Case, predicted: Prediction) -> None:

@@ -139,7 +139,9 @@ def panes_figure(
             place = (margin / 2 / width, (bottom + size / 2) / height)
             look = {"color": "white", "fontsize": 8, "rotation": 90, "ha": "center", "va": "center"}
             canvas.text(*place, row_titles[number - 1], parse_math=False, **look)
-        for column, pane in ((column, pane) for column, pane in enumerate(line) if pane):
+        for column, pane in enumerate(line):
+            if pane is None:
+                continue
             left = margin + STRIP_CELL * column
             box = (left / width, bottom / height, (STRIP_CELL - gap) / width, size / height)
             drawn = _draw_pane(canvas, pane, box, limits, aspect, font)
